@@ -1,0 +1,76 @@
+"""Static batching on contiguous caches: the plainest decoding with a KV cache.
+
+All prompts are prefilled in one flat batch, then every step feeds each unfinished sequence its own last token. The
+batch only shrinks: no sequence may join, and a slot whose text has ended idles until the last one is done. (Continuous
+batching mends that.) Against `naive.py` two lines differ: what is fed, and who answers `attend`.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from inference_opt.kv.contiguous import ContiguousCache
+from inference_opt.model.tokenizer import Tokenizer
+from inference_opt.model.transformer import Transformer
+from inference_opt.sampling import SamplingParams, StopCheck, sample
+
+
+# [static]
+@torch.inference_mode()
+def stream(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams | Sequence[SamplingParams],
+    tokenizer: Tokenizer | None = None,
+) -> Iterator[dict[int, int]]:
+    """Yield, step by step, the new token of each unfinished sequence: {index of the prompt: token}.
+
+    `params`: one for all, or one a prompt. Raises ValueError for a prompt the model cannot continue.
+    """
+    config = model.config
+    texts = [config.check_prompt(prompt) for prompt in prompts]
+    each = [params] * len(texts) if isinstance(params, SamplingParams) else list(params)
+    if not texts or len(each) != len(texts):
+        raise ValueError(f"expected at least one prompt and as many params, got {len(texts)} prompts, {len(each)} params")
+    rooms = [config.max_context - len(ids) + 1 for ids in texts]
+    checks = [
+        StopCheck(p, config.eos_token_ids, room, tokenizer.stream() if tokenizer else None)
+        for p, room in zip(each, rooms)
+    ]
+    # The last token of a text is never fed: a cache of prompt + new − 1 tokens is full when the text ends.
+    capacity = [len(ids) + check.left - 1 for ids, check in zip(texts, checks)]
+    cache = ContiguousCache(config.depth, config.kv_heads, config.head_dim, capacity, model.dtype, model.device)
+    fed = [0] * len(texts)  # tokens of each text that the cache holds
+    running = set(range(len(texts)))
+    while running:
+        new = [ids[n:] if i in running else [] for i, (ids, n) in enumerate(zip(texts, fed))]  # prompt, then one token
+        counts = [len(ids) for ids in new]
+        positions = cache.extend(counts)
+        tokens = torch.tensor([t for ids in new for t in ids], device=model.device)
+        last = torch.tensor(counts, device=model.device).cumsum(0)[sorted(running)] - 1  # each sequence's last row
+        logits = model(tokens, positions, cache, rows=last)  # [running, vocab]
+        emitted = {}
+        for row, i in enumerate(sorted(running)):
+            emitted[i] = sample(logits[row], each[i], position=len(texts[i]))
+            fed[i] = len(texts[i])
+            texts[i].append(emitted[i])
+            if checks[i].after(emitted[i]) is not None:
+                running.remove(i)
+        yield emitted
+
+
+def generate(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams | Sequence[SamplingParams],
+    tokenizer: Tokenizer | None = None,
+) -> list[list[int]]:
+    """The new tokens of every prompt."""
+    texts: list[list[int]] = [[] for _ in prompts]
+    for emitted in stream(model, prompts, params, tokenizer):
+        for i, token in emitted.items():
+            texts[i].append(token)
+    return texts
+
+
+# [/static]

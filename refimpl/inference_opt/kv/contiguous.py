@@ -1,0 +1,96 @@
+"""The contiguous KV cache: every sequence's keys and values, in one row of memory each.
+
+A token's key and value in a layer depend on the tokens before it and on nothing after it (the mask is causal), so once
+computed they never change. Keep them, and a step computes q, k, v for the new tokens only:
+
+    sequence 0   k k k k k k k · · · · · · · · ·      capacity reserved, · not yet used
+    sequence 1   k k k · · · · · · · · · · · · ·
+                       ↑ new tokens are written at [length, length + count)
+
+Invariant: rows [0, lengths[i]) of sequence i hold the keys and values of its first lengths[i] tokens, in order. What
+lies beyond is never read. The price is the reservation: memory for the longest text that might come (pages mend that).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from inference_opt.model.attention import causal_attention
+
+
+class ContiguousCache:
+    """Keys and values of `len(capacity)` sequences, `capacity[i]` tokens at the most each."""
+
+    def __init__(
+        self,
+        depth: int,
+        kv_heads: int,
+        head_dim: int,
+        capacity: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        if not capacity or min(capacity) < 1:
+            raise ValueError(f"every sequence needs room for at least one token, got capacities {list(capacity)}")
+        # keys[i][layer], values[i][layer]: [capacity[i], kv_heads, d_h]
+        self.keys, self.values = (
+            [list(torch.empty(depth, tokens, kv_heads, head_dim, dtype=dtype, device=device)) for tokens in capacity]
+            for _ in range(2)
+        )
+        self.capacity = list(capacity)
+        self.lengths = [0] * len(capacity)
+        self.counts = [0] * len(capacity)
+        self.device = device
+
+    # [extend]
+    def extend(self, counts: Sequence[int]) -> Int[Tensor, "tokens"]:
+        """Announce the next batch, `counts[i]` new tokens of sequence i (0: it sits out), and return their positions.
+
+        ValueError, and no change, where one would outgrow its capacity.
+        """
+        if len(counts) != len(self.lengths) or min(counts) < 0:
+            raise ValueError(f"expected {len(self.lengths)} counts of new tokens, none negative, got {list(counts)}")
+        for i, (length, count) in enumerate(zip(self.lengths, counts)):
+            if length + count > self.capacity[i]:
+                raise ValueError(f"sequence {i} holds {length} of {self.capacity[i]} tokens: no room for {count} more")
+        positions = [torch.arange(n, n + c, device=self.device) for n, c in zip(self.lengths, counts)]
+        self.counts = list(counts)
+        self.lengths = [n + c for n, c in zip(self.lengths, counts)]
+        return torch.cat(positions)
+
+    # [/extend]
+
+    # [attend]
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "tokens heads head_dim"],
+        k: Float[Tensor, "tokens kv_heads head_dim"],
+        v: Float[Tensor, "tokens kv_heads head_dim"],
+        scale: float,
+    ) -> Float[Tensor, "tokens heads head_dim"]:
+        """Write the new keys and values behind the old ones, then let each new token attend to all of them."""
+        outputs, start = [], 0
+        for i, (length, count) in enumerate(zip(self.lengths, self.counts)):
+            if count == 0:
+                continue
+            keys, values = self.keys[i][layer], self.values[i][layer]
+            new = slice(start, start + count)
+            keys[length - count : length], values[length - count : length] = k[new], v[new]
+            outputs.append(causal_attention(q[new], keys[:length], values[:length], scale))
+            start += count
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    # [/attend]
+
+    def rewind(self, sequence: int, length: int) -> None:
+        """Forget a sequence's tokens from `length` on. ValueError where it is not that long."""
+        if not 0 <= length <= self.lengths[sequence]:
+            raise ValueError(f"cannot rewind sequence {sequence} of {self.lengths[sequence]} tokens to {length}")
+        self.lengths[sequence] = length
+
+    def bytes_per_token(self) -> int:
+        """Bytes one token takes, read off the tensors."""
+        return sum(t[0].numel() * t.element_size() for t in (*self.keys[0], *self.values[0]))

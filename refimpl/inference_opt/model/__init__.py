@@ -1,0 +1,1 @@
+"""The model: configuration, transformer, attention, checkpoints, tokenizer. It never hears of caches or engines."""

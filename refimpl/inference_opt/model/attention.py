@@ -1,0 +1,122 @@
+"""Grouped-query attention, and the seam behind which every cache hides.
+
+    softmax(q kᵀ · scale + causal mask) v                          (Vaswani et al. 2017, 1706.03762, Eq. 1)
+
+Grouped-query attention (Ainslie et al. 2023, 2305.13245) shares one key and value head among heads/kv_heads query
+heads: multi-head attention and multi-query attention are its two ends.
+
+The model never sees a cache. A layer computes q, k, v for a flat batch of tokens (sequences laid end to end, no
+padding) and asks `kv.attend(layer, q, k, v, scale)`. What attends, and over what, is the answer's own business.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from inference_opt.model.config import ModelConfig
+from inference_opt.model.linear import Linear
+from inference_opt.model.rope import rotate
+
+QUERY_BLOCK = 128  # queries scored at once: bounds the mask at QUERY_BLOCK · group · keys elements
+
+
+class KV(Protocol):
+    """Whoever answers for keys and values."""
+
+    # [attend]
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "tokens heads head_dim"],
+        k: Float[Tensor, "tokens kv_heads head_dim"],
+        v: Float[Tensor, "tokens kv_heads head_dim"],
+        scale: float,
+    ) -> Float[Tensor, "tokens heads head_dim"]:
+        """Attention of each new token over its own sequence's past, itself included."""
+        ...
+
+    # [/attend]
+
+
+# [attention]
+def causal_attention(
+    q: Float[Tensor, "queries heads head_dim"],
+    k: Float[Tensor, "keys kv_heads head_dim"],
+    v: Float[Tensor, "keys kv_heads head_dim"],
+    scale: float,
+) -> Float[Tensor, "queries heads head_dim"]:
+    """One sequence: the queries are its last tokens, so query i stands at position keys − queries + i.
+
+    The query heads that share a key head are laid out as further rows of it, so that each key is read once a group
+    and not once a head.
+    """
+    (queries, heads, dim), (keys, kv_heads, _) = q.shape, k.shape
+    if queries > QUERY_BLOCK:  # a block of queries at a time, over the keys that its last one may see
+        starts = range(0, queries, QUERY_BLOCK)
+        seen = [keys - max(queries - start - QUERY_BLOCK, 0) for start in starts]
+        blocks = zip(q.split(QUERY_BLOCK), seen, strict=True)
+        return torch.cat([causal_attention(block, k[:n], v[:n], scale) for block, n in blocks])
+    mask = None  # a single query is the last token: it sees every key
+    if queries > 1:
+        position = torch.arange(keys - queries, keys, device=q.device).repeat_interleave(heads // kv_heads)
+        mask = torch.arange(keys, device=q.device) <= position[:, None]  # [queries · group, keys]
+    rows = q.view(queries, kv_heads, -1, dim).transpose(0, 1).reshape(1, kv_heads, -1, dim)
+    out = nn.functional.scaled_dot_product_attention(
+        rows, k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0), attn_mask=mask, scale=scale
+    )  # [1, kv_heads, queries · group, d]
+    return out.view(kv_heads, queries, -1, dim).transpose(0, 1).reshape(queries, heads, dim)
+
+
+# [/attention]
+
+
+class NoCache:
+    """The first answer to `attend`: nothing is remembered, the batch holds every sequence from its first token."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths = list(lengths)  # tokens of each sequence, laid end to end
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "tokens heads head_dim"],
+        k: Float[Tensor, "tokens kv_heads head_dim"],
+        v: Float[Tensor, "tokens kv_heads head_dim"],
+        scale: float,
+    ) -> Float[Tensor, "tokens heads head_dim"]:
+        """Each sequence over itself."""
+        parts = zip(*(x.split(self.lengths) for x in (q, k, v)), strict=True)
+        return torch.cat([causal_attention(*part, scale) for part in parts])
+
+
+class GroupedQueryAttention(nn.Module):
+    """q, k, v projections (one product), optional norms of q and k heads, RoPE, `attend`, output projection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        width = (config.heads + 2 * config.kv_heads) * config.head_dim
+        self.qkv = Linear(config.dim, width, bias=config.qkv_bias)  # rows: all q heads, all k heads, all v heads
+        self.out = Linear(config.heads * config.head_dim, config.dim, bias=config.out_bias)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+
+    def forward(
+        self,
+        x: Float[Tensor, "tokens dim"],
+        rope: tuple[Float[Tensor, "tokens 1 head_dim"], Float[Tensor, "tokens 1 head_dim"]],
+        layer: int,
+        kv: KV,
+    ) -> Float[Tensor, "tokens dim"]:
+        """One layer's attention of the flat batch."""
+        heads = self.qkv(x).view(len(x), -1, self.head_dim)  # [tokens, heads + 2 kv_heads, d_h]
+        qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk.split((self.heads, self.kv_heads), dim=1)
+            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
+        q, k = rotate(qk, *rope).split((self.heads, self.kv_heads), dim=1)
+        mixed = kv.attend(layer, q, k, v, scale=self.head_dim**-0.5)
+        return self.out(mixed.flatten(1))

@@ -1,0 +1,155 @@
+"""Weights from files: a folder of safetensors, or one GGUF file. Never a pickle.
+
+Both kinds are read through one question, `tensor(name)`, with Hugging Face's names; `_SOURCES` says which of those make
+up each of our parameters. Parameters are filled one at a time and packed at once, so that loading peaks at the model's
+own size and one tensor more.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gguf
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from inference_opt.model.config import ModelConfig, config_from_gguf, config_from_hf
+from inference_opt.model.linear import Linear
+from inference_opt.model.transformer import Transformer
+
+TensorReader = Callable[[str], Tensor]
+
+# Ours → Hugging Face's, within a layer; several are stacked along the output dimension.
+_LAYER_SOURCES = {
+    "attention_norm": ("input_layernorm",),
+    "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention.out": ("self_attn.o_proj",),
+    "attention.q_norm": ("self_attn.q_norm",),
+    "attention.k_norm": ("self_attn.k_norm",),
+    "mlp_norm": ("post_attention_layernorm",),
+    "mlp.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "mlp.down": ("mlp.down_proj",),
+}
+_SOURCES = {"embed": ("model.embed_tokens",), "norm": ("model.norm",), "head": ("lm_head",)}
+
+
+def _sources(module: str) -> list[str]:
+    """The checkpoint's modules that make up one of ours."""
+    if not module.startswith("layers."):
+        return list(_SOURCES[module])
+    _, index, rest = module.split(".", 2)
+    return [f"model.layers.{index}.{name}" for name in _LAYER_SOURCES[rest]]
+
+
+def build(
+    config: ModelConfig, tensor: TensorReader, dtype: torch.dtype, device: torch.device, pack: bool = True
+) -> Transformer:
+    """A transformer with every parameter taken from `tensor(name)`. ValueError names one missing or misshapen."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    for module_name, module in model.named_modules():
+        for name, slot in list(module.named_parameters(recurse=False)):
+            if module_name == "head" and config.tied_embeddings:
+                continue
+            parts = [tensor(f"{source}.{name}") for source in _sources(module_name)]
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+            if whole.shape != slot.shape:
+                raise ValueError(
+                    f"{' + '.join(_sources(module_name))}.{name}: the configuration asks for shape "
+                    f"{tuple(slot.shape)}, the file holds {tuple(whole.shape)}"
+                )
+            setattr(module, name, nn.Parameter(whole.to(device=device, dtype=dtype), requires_grad=False))
+        if pack and isinstance(module, Linear) and module is not model.head:
+            module.pack()
+    if config.tied_embeddings:
+        model.head.weight = model.embed.weight
+    if pack:
+        model.head.pack()
+    return model.eval()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+
+
+def load_safetensors(folder: Path, dtype: torch.dtype, device: torch.device) -> Transformer:
+    """A folder with `config.json` and one or more `*.safetensors`, as `save_pretrained` writes it."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json: expected a folder of config.json and *.safetensors files")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = [p.name for p in folder.glob("*.bin")]
+        hint = f" ({pickles[0]} is a pickle, which can run code: convert it to safetensors)" if pickles else ""
+        raise ValueError(f"{folder} holds no *.safetensors file{hint}")
+    generation = folder / "generation_config.json"
+    eos = _read_json(generation).get("eos_token_id") or () if generation.is_file() else ()
+    config = config_from_hf(_read_json(folder / "config.json"), (eos,) if isinstance(eos, int) else eos)
+    try:
+        handles = [safe_open(file, framework="pt") for file in files]
+    except SafetensorError as error:
+        raise ValueError(f"{folder}: a safetensors file is damaged: {error}") from error
+    where = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118 (not a dict)
+
+    def tensor(name: str) -> Tensor:
+        if name not in where:
+            raise ValueError(f"{folder}: the tensor {name!r} is missing")
+        return where[name].get_tensor(name)
+
+    return build(config, tensor, dtype, device)
+
+
+class GGUFFile:
+    """An opened GGUF file: `fields` (its metadata, as plain values) and `tensor(name)` with Hugging Face's names."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            reader = gguf.GGUFReader(path)
+        except (ValueError, IndexError, KeyError, OSError) as error:
+            raise ValueError(f"{path} is not a whole GGUF file: {error}") from error
+        self.fields: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
+        self._tensors = {t.name: t for t in reader.tensors}
+
+    def config(self) -> ModelConfig:
+        """The model's shape."""
+        factors = self._tensors.get("rope_freqs.weight")
+        return config_from_gguf(
+            self.fields,
+            rope_factors=() if factors is None else [float(f) for f in factors.data],
+            tied="output.weight" not in self._tensors,
+        )
+
+    def reader(self, config: ModelConfig) -> TensorReader:
+        """Tensors by Hugging Face's names, dequantised to float32, in our order of rows."""
+        arch = self.fields["general.architecture"]
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config.depth)
+
+        def tensor(name: str) -> Tensor:
+            stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+            if stored not in self._tensors:
+                raise ValueError(f"{self.path}: the tensor {stored or name!r} is missing")
+            t = self._tensors[stored]
+            values = torch.from_numpy(gguf.quants.dequantize(t.data, t.tensor_type).copy())
+            if arch == "llama" and ".q_proj" in name:
+                return _neighbours_to_halves(values, config.heads)
+            if arch == "llama" and ".k_proj" in name:
+                return _neighbours_to_halves(values, config.kv_heads)
+            return values
+
+        return tensor
+
+
+def _neighbours_to_halves(rows: Tensor, heads: int) -> Tensor:
+    """Reorder the rows of a Llama projection from GGUF: rotary pairs there are neighbours, here half a head apart."""
+    return rows.view(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
+
+
+def load_gguf(file: GGUFFile, dtype: torch.dtype, device: torch.device) -> Transformer:
+    """A transformer from an opened GGUF file."""
+    config = file.config()
+    return build(config, file.reader(config), dtype, device)

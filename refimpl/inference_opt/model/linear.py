@@ -1,0 +1,53 @@
+"""Matrix products with weights stored the way the processor wants to read them.
+
+Decoding one token multiplies every weight by one number: a step takes as long as reading the weights takes. On a CPU
+`torch.nn.functional.linear` reads rows of W as they lie in memory and reaches a third of the memory's bandwidth or
+less; oneDNN, which ships with torch, reorders W once into blocks that fit the vector registers and then reads at full
+bandwidth, for 1 row and, at nearly the same price, for 8. That second fact is what makes speculative decoding pay.
+
+    W [out, in]  --pack()-->  the same numbers in blocks (a tensor of layout torch._mkldnn)  --unpack()-->  W [out, in]
+
+Packing is exact: only the order in memory changes. It is for inference; training uses the dense layout.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+# The product with a packed weight, as torch's own compiler calls it: (x, packed, bias, "none", [], "") → x Wᵀ + b.
+_packed_linear = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mkldnn.is_available() else None
+
+
+def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether oneDNN has a packed product for this dtype on this machine (float32 always, bfloat16 if the CPU has)."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
+
+
+class Linear(nn.Module):
+    """y = x Wᵀ + b."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
+
+    def forward(self, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens out_features"]:
+        """One product, whichever way the weight is stored."""
+        if self.weight.is_mkldnn:
+            return _packed_linear(x, self.weight, self.bias, "none", [], "")
+        return nn.functional.linear(x, self.weight, self.bias)
+
+    def pack(self) -> None:
+        """Store the weight in oneDNN's order where there is one; the dense copy is freed."""
+        if not self.weight.is_mkldnn and can_pack(self.weight.dtype, self.weight.device):
+            packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
+            self.weight = nn.Parameter(packed, requires_grad=False)
+
+    def unpack(self) -> None:
+        """Store the weight densely again, as training and conversion need it."""
+        if self.weight.is_mkldnn:
+            self.weight = nn.Parameter(self.weight.detach().to_dense())

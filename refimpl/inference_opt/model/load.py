@@ -1,0 +1,65 @@
+"""`load_model`: from a name, a path or a hub id to a model and its tokenizer. Every technique starts here."""
+
+import contextlib
+from pathlib import Path
+
+import torch
+
+from inference_opt.model.checkpoint import GGUFFile, load_gguf, load_safetensors
+from inference_opt.model.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
+from inference_opt.model.transformer import Transformer
+from inference_opt.model.weights import MODELS, fetch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """One of float32, bfloat16, float64, by name or as torch has it; ValueError for any other."""
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return DTYPES[dtype]
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
+
+
+def load_model(
+    source: str | Path = "smollm2-135m",
+    dtype: torch.dtype | str = torch.float32,
+    device: torch.device | str = "cpu",
+) -> tuple[Transformer, Tokenizer]:
+    """A model ready for inference, and its tokenizer.
+
+    source: "smollm2-135m" (fetched once, about 93 MB), a GGUF file, a folder of `config.json`, `tokenizer.json` and
+    safetensors, or a Hugging Face hub id such as "Qwen/Qwen3-0.6B". Llama, Qwen2 and Qwen3 architectures.
+    Raises ValueError for what is not there or not computed exactly here, ConnectionError where a fetch has no network.
+    """
+    kind, where = parse_dtype(dtype), torch.device(device)
+    if str(source) in MODELS:
+        path = fetch(str(source))
+    elif Path(source).exists():
+        path = Path(source)
+    else:
+        path = _from_hub(str(source))
+    if path.is_dir():
+        return load_safetensors(path, kind, where), tokenizer_from_folder(path)
+    file = GGUFFile(path)
+    return load_gguf(file, kind, where), tokenizer_from_gguf(file.fields)
+
+
+def _from_hub(name: str) -> Path:
+    """The hub's folder for a model id, from the hub's own cache where it is there."""
+    import huggingface_hub
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    expected = f"expected one of {', '.join(MODELS)}, a path, or a hub id (owner/name)"
+    if name.count("/") != 1:
+        raise ValueError(f"there is no model {name!r}: {expected}")
+    wanted = ["*.safetensors", "*.json", "*.jinja"]
+    try:
+        with contextlib.suppress(LocalEntryNotFoundError):
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ValueError(f"there is no model {name!r} on the hub: {expected}") from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise ConnectionError(f"could not reach the hub for {name!r}; is there a network? {expected}") from error

@@ -1,0 +1,69 @@
+"""Rotary position embeddings (Su et al. 2021, 2104.09864).
+
+Each head is cut into d/2 pairs. Pair i of the token at position m is turned by the angle m·ω_i, ω_i = θ^(−2i/d):
+
+    [x1]    [cos mω  −sin mω] [x1]
+    [x2] ↦  [sin mω   cos mω] [x2]
+
+so that a query at m and a key at n meet in a product that depends on m − n alone. Here the pair is (x_i, x_{i + d/2}),
+"half-split", as in Llama's Hugging Face weights and in Qwen. (The paper, and GGUF files of Llama, pair neighbours:
+`checkpoint.py` puts those rows in our order.)
+
+Angles are computed in float32, as every implementation does: the weights were trained with exactly these.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from inference_opt.model.config import ModelConfig, RopeScaling
+
+
+def frequencies(config: ModelConfig) -> Float[Tensor, "half"]:
+    """ω_i for every pair of a head, in radians a token, scaled for long contexts where the model says so."""
+    pair = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float()
+    omega = 1.0 / (config.rope_theta ** (pair / config.head_dim))
+    return _scaled(omega, config.rope_scaling) if config.rope_scaling else omega
+
+
+def _scaled(omega: Float[Tensor, "half"], scaling: RopeScaling) -> Float[Tensor, "half"]:
+    if scaling.kind == "linear":
+        return omega / scaling.factor
+    if scaling.kind == "factors":
+        return omega / torch.tensor(scaling.factors, dtype=torch.float32, device="cpu")
+    wavelength = 2 * math.pi / omega
+    # 1 where a pair turns at least high_freq_factor times within the original context, 0 where at most low_freq_factor.
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    keep = ((scaling.original_context / wavelength - low) / (high - low)).clamp(0, 1)
+    return (1 - keep) * omega / scaling.factor + keep * omega
+
+
+class RopeTable:
+    """cos and sin of every angle the model can meet, computed once.
+
+    A table, not a computation a step: the same position then has the same bits in every batch. `sin` carries the
+    sign of the rotation matrix's upper right corner in its first half, so that applying it takes three operations.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+        angle = torch.outer(torch.arange(config.max_context, device="cpu").float(), frequencies(config))  # m·ω_i
+        cos, sin = angle.cos(), angle.sin()  # [max_context, d/2]
+        self.cos = torch.cat((cos, cos), dim=-1).to(device=device, dtype=dtype)  # [max_context, d]
+        self.sin = torch.cat((-sin, sin), dim=-1).to(device=device, dtype=dtype)
+
+    def at(
+        self, positions: Int[Tensor, "tokens"]
+    ) -> tuple[Float[Tensor, "tokens 1 head_dim"], Float[Tensor, "tokens 1 head_dim"]]:
+        """The rows of some positions, ready to broadcast over heads."""
+        return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+
+
+def rotate(
+    x: Float[Tensor, "tokens heads head_dim"],
+    cos: Float[Tensor, "tokens 1 head_dim"],
+    sin: Float[Tensor, "tokens 1 head_dim"],
+) -> Float[Tensor, "tokens heads head_dim"]:
+    """[x1, x2] ↦ [x1 cos − x2 sin, x2 cos + x1 sin]: rolling by half a head brings each pair's other member."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)

@@ -1,0 +1,174 @@
+"""From logits to the next token: one probability function for all who sample, and draws that can be repeated.
+
+Whoever samples, target or drafter, naive or batched, calls the same two functions:
+
+    p = probabilities(logits, params)              the law, after temperature, top-k, top-p and min-p
+    token = draw(p, uniform(seed, position))       the token, from a number that depends on nothing else
+
+Greedy decoding is the limit of temperature 0: all of p on the largest logit. The uniform number is a function of the
+request's seed and the token's position in its text (a counter-based generator: Salmon et al. 2011, "Parallel random
+numbers: as easy as 1, 2, 3"), so a request's text does not depend on what else is in its batch or on how often it was
+interrupted.
+"""
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How one request samples and when it stops. ValueError for values outside their range.
+
+    The filters apply in this order, each to what the one before left: temperature, `top_k` (0: off), `top_p` (1: off),
+    `min_p` (0: off). Without a `seed`, one is drawn at construction, and can be read to repeat the text.
+    Text stops at an end-of-sequence token (unless `ignore_eos`), at the first of the `stop` strings, after
+    `max_new_tokens`, or at the end of the model's context.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = field(default_factory=lambda: secrets.randbits(63))
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        def require(holds: bool, name: str, expected: str) -> None:
+            if not holds:
+                raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
+
+        require(isinstance(self.max_new_tokens, int) and self.max_new_tokens >= 1, "max_new_tokens", "an integer ≥ 1")
+        require(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "a finite number ≥ 0")
+        require(isinstance(self.top_k, int) and self.top_k >= 0, "top_k", "an integer ≥ 0 (0: off)")
+        require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
+        require(0 <= self.min_p <= 1, "min_p", "in [0, 1]")
+        require(isinstance(self.seed, int) and 0 <= self.seed < 2**64, "seed", "an integer in [0, 2⁶⁴)")
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        require(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
+        object.__setattr__(self, "stop", tuple(self.stop))
+
+
+# [probabilities]
+def probabilities(logits: Float[Tensor, "*rows vocab"], params: SamplingParams) -> Float[Tensor, "*rows vocab"]:
+    """The law that the next token is drawn from, in float64, row by row; each row sums to one.
+
+    Raises ValueError where a row holds NaN or +∞, or nothing above −∞: a broken model is not sampled from.
+    """
+    x = logits.double()
+    top = x.amax(dim=-1, keepdim=True)
+    _check_top(top)
+    if params.temperature == 0:
+        # Ties go to the lowest token id, so that greedy decoding is a function.
+        return torch.zeros_like(x).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    # Subtracting the maximum first keeps any positive temperature from overflowing.
+    p = torch.softmax((x - top) / params.temperature, dim=-1)
+    if 0 < params.top_k < p.shape[-1]:
+        kth = p.topk(params.top_k, dim=-1).values[..., -1:]
+        p = _keep(p, p >= kth)  # ties with the k-th stay
+    if params.top_p < 1:
+        # Nucleus (Holtzman et al. 2019): the fewest most probable tokens that hold at least top_p of the mass,
+        # that is each token for which the mass of those before it is still below top_p.
+        ordered, order = p.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(dim=-1) - ordered
+        p = _keep(p, torch.zeros_like(p, dtype=torch.bool).scatter(-1, order, before < params.top_p))
+    if params.min_p > 0:
+        p = _keep(p, p >= params.min_p * p.amax(dim=-1, keepdim=True))
+    return p
+
+
+def _check_top(top: Tensor) -> None:
+    """A row's largest logit is NaN if any is, +∞ if any is, and −∞ if all are."""
+    if not torch.isfinite(top).all():
+        raise ValueError("the logits hold NaN or infinity: the model's output is broken, there is no law to sample")
+
+
+def _keep(p: Float[Tensor, "*rows vocab"], mask: Tensor) -> Float[Tensor, "*rows vocab"]:
+    """The law given that the token is one of the mask's."""
+    p = p * mask
+    return p / p.sum(dim=-1, keepdim=True)
+
+
+# [/probabilities]
+
+
+# [draw]
+def uniform(seed: int, position: int) -> float:
+    """The number in [0, 1) that decides the token at `position` of a text with this seed."""
+    return float(np.random.Generator(np.random.Philox(key=[seed, position])).random())
+
+
+def draw(p: Float[Tensor, "vocab"], u: float) -> int:
+    """Inverse of the cumulative law: the first token whose cumulative probability exceeds u.
+
+    The comparison is strict: a token of probability zero adds nothing to the sum and is never drawn, u = 0 included.
+    """
+    cumulative = p.cumsum(dim=-1)
+    return int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
+
+
+def sample(logits: Float[Tensor, "vocab"], params: SamplingParams, position: int) -> int:
+    """The token at `position` (counted from the start of prompt and text) of a request with these parameters."""
+    if params.temperature == 0:  # the whole law is on the largest logit: no need to write it down
+        top, token = logits.max(dim=-1)  # of equals the first
+        _check_top(top)
+        return int(token)
+    return draw(probabilities(logits, params), uniform(params.seed, position))
+
+
+# [/draw]
+
+
+class TextStream(Protocol):
+    """What stop strings are looked for in: text that grows by tokens (`model.tokenizer.TextStream`)."""
+
+    text: str
+
+    def add(self, token: int) -> str:
+        """Take one token; return the text that it completes."""
+        ...
+
+
+FinishReason = Literal["eos", "stop", "length"]
+
+
+class StopCheck:
+    """Says after every token whether a text ends there. Whoever emits several tokens a step asks for each in turn."""
+
+    def __init__(
+        self, params: SamplingParams, eos_token_ids: Sequence[int], room: int, stream: TextStream | None = None
+    ) -> None:
+        """`room`: tokens that the model's context has left. ValueError for stop strings without a `stream`."""
+        if params.stop and stream is None:
+            raise ValueError("stop strings need a tokenizer to look for them in: pass tokenizer=")
+        self.left = min(params.max_new_tokens, room)
+        self.eos = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
+        self.stop, self.stream = params.stop, stream
+
+    def after(self, token: int) -> FinishReason | None:
+        """The reason to stop right after this token, if there is one."""
+        self.left -= 1
+        if token in self.eos:
+            return "eos"
+        if self.stop and self.stream is not None:
+            new = self.stream.add(token)
+            # Only a match that ends in the new text is new.
+            recent = self.stream.text[-(len(new) + max(map(len, self.stop)) - 1) :] if new else ""
+            if any(s in recent for s in self.stop):
+                return "stop"
+        return "length" if self.left <= 0 else None
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the first stop string in it."""
+    return text[: min((i for s in stop if (i := text.find(s)) >= 0), default=len(text))]
