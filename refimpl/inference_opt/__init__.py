@@ -1,10 +1,11 @@
 """inference-opt: how fast language-model inference works, exactly.
 
-    model, tokenizer = load_model("smollm2-135m")
-    naive.generate(model, tokenizer.chat("Why is the sky blue?"), SamplingParams(max_new_tokens=32))
+model, tokenizer = load_model("smollm2-135m")
+naive.generate(model, tokenizer.chat("Why is the sky blue?"), SamplingParams(max_new_tokens=32))
 """
 
 from inference_opt.model.load import load_model
+from inference_opt.optimizations import TransformerWithOptimizations
 from inference_opt.sampling import SamplingParams
 
-__all__ = ["SamplingParams", "load_model"]
+__all__ = ["SamplingParams", "TransformerWithOptimizations", "load_model"]

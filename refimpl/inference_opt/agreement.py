@@ -1,0 +1,57 @@
+"""Is a fast way of decoding exact? Compare its tokens with the oracle's, and explain the first that differs.
+
+In float64 nothing short of the same tokens will do. In float32 and bfloat16 two correct computations of one logit
+differ by rounding (sums are taken in another order), and where the two largest logits are closer than that, either is
+as right as the other. Such a tie is no error of logic; it is reported with its numbers, never passed over.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from inference_opt.model.attention import NoCache
+from inference_opt.model.transformer import Transformer
+
+# Two logits are tied when they are closer than this many units of eps · max |logit|. On SmolLM2 logits lie up to 42
+# units from their float64 values in float32 and 6 in bfloat16 (`tests/test_agreement.py` measures both).
+_TIE_UNITS = {torch.float64: 64, torch.float32: 64, torch.bfloat16: 2}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What came of a comparison. `exact`: the same tokens, or a tie at the first difference."""
+
+    identical: bool
+    position: int | None = None  # of the first token that differs, counted in the new tokens
+    gap: float = 0.0  # the oracle's logit of its own token less that of the other's
+    tie: float = 0.0  # gaps up to this are rounding
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing but rounding separates the two."""
+        return self.identical or (self.position is not None and self.gap <= self.tie)
+
+    def __str__(self) -> str:
+        if self.identical:
+            return "identical"
+        if self.position is None:
+            return "DIFFERENT: one stops where the other goes on"
+        verdict = "tie" if self.exact else "DIFFERENT"
+        return f"{verdict} at token {self.position}: logits {self.gap:.2g} apart, rounding is {self.tie:.2g}"
+
+
+@torch.inference_mode()
+def compare(model: Transformer, prompt_ids: Sequence[int], oracle: Sequence[int], other: Sequence[int]) -> Agreement:
+    """Hold another decoder's greedy tokens against the oracle's, for one prompt on one model."""
+    if list(oracle) == list(other):
+        return Agreement(identical=True)
+    position = next((i for i, (a, b) in enumerate(zip(oracle, other)) if a != b), None)
+    if position is None:
+        return Agreement(identical=False)
+    ids = torch.tensor([*prompt_ids, *oracle[:position]], device=model.device)
+    last = torch.tensor([len(ids) - 1], device=model.device)
+    logits = model(ids, torch.arange(len(ids), device=model.device), NoCache([len(ids)]), rows=last)[0].double()
+    gap = float(logits[oracle[position]] - logits[other[position]])
+    tie = _TIE_UNITS[model.dtype] * torch.finfo(model.dtype).eps * float(logits.abs().max())
+    return Agreement(identical=False, position=position, gap=gap, tie=tie)

@@ -1,0 +1,112 @@
+"""`inference-opt bench decode`: plain decoding beside `transformers`, and beside the limit that memory sets.
+
+One decoding step reads every weight once, whoever does it. So no decoder of one request can be faster than
+
+    tokens a second ≤ read bandwidth / bytes of weights
+
+and a batch of b requests shares the reading: b times that. Each case is measured with both decoders in turn, several
+times over, in one process, on the same weights and prompts; the figures are medians, the spread is printed.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from inference_opt.bench.machine import command_line, describe, read_bandwidth
+from inference_opt.engine import static
+from inference_opt.model.load import load_model
+from inference_opt.model.tokenizer import Tokenizer
+from inference_opt.model.transformer import Transformer
+from inference_opt.model.weights import MODELS, fetch
+from inference_opt.prompts import load_prompts
+from inference_opt.sampling import SamplingParams
+
+Decoder = Callable[[list[list[int]], int], float]  # prompts, new tokens → seconds
+
+
+def _ours(model: Transformer) -> Decoder:
+    def decode(prompts: list[list[int]], new: int) -> float:
+        start = time.perf_counter()
+        static.generate(model, prompts, SamplingParams(max_new_tokens=new, ignore_eos=True))
+        return time.perf_counter() - start
+
+    return decode
+
+
+def transformers_decoder(source: str, dtype: torch.dtype) -> Decoder:
+    """`transformers`' own reading of the same file, and its `generate`; prompts are padded on the left."""
+    try:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+    except ImportError as error:
+        raise ValueError("--peer needs transformers: pip install 'inference-opt[test]', or say --no-peer") from error
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    path = fetch(source) if source in MODELS else Path(source)
+    where = {"gguf_file": path.name} if path.is_file() else {}
+    folder = path.parent if path.is_file() else path
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where).eval()
+    # Every new token is wanted: an end-of-sequence token must not end a timed run.
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+
+    def decode(prompts: list[list[int]], new: int) -> float:
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        start = time.perf_counter()
+        out = model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0)
+        seconds = time.perf_counter() - start
+        assert out.shape[1] == width + new
+        return seconds
+
+    return decode
+
+
+def _prompts(tokenizer: Tokenizer, batch: int) -> list[list[int]]:
+    ids = [p.ids(tokenizer) for p in load_prompts() if p.name != "chat: summary"]
+    return [ids[i % len(ids)] for i in range(batch)]
+
+
+def bench_decode(
+    source: str, dtypes: list[str], batches: list[int], new: int, repeats: int, peer: bool, progress: Progress
+) -> dict[str, Any]:
+    """Tokens a second in decode (prefill apart) by precision and batch, ours and the peer's, and the limit."""
+    task = progress.add_task("bench decode", total=len(dtypes) * len(batches) * repeats * (1 + peer))
+    results = []
+    for dtype in dtypes:
+        model, tokenizer = load_model(source, dtype=dtype)
+        decoders = {"inference-opt": _ours(model)}
+        if peer:
+            decoders["transformers"] = transformers_decoder(source, model.dtype)
+        for batch in batches:
+            prompts = _prompts(tokenizer, batch)
+            rates: dict[str, list[float]] = {name: [] for name in decoders}
+            prefill: dict[str, list[float]] = {name: [] for name in decoders}
+            bandwidth = []
+            for decode in decoders.values():
+                decode(prompts, 4)  # warm up
+            for _ in range(repeats):
+                bandwidth.append(read_bandwidth(repeats=3))
+                for name, decode in decoders.items():
+                    first = decode(prompts, 1)  # prefill and one token
+                    whole = decode(prompts, new + 1)
+                    prefill[name].append(first)
+                    rates[name].append(batch * new / (whole - first))
+                    progress.advance(task)
+            limit = batch * median(bandwidth) / model.weight_bytes()
+            row: dict[str, Any] = {"dtype": dtype, "batch": batch, "limit": limit, "bandwidth": median(bandwidth)}
+            for name in decoders:
+                spread = [min(rates[name]), max(rates[name])]
+                row[name] = {"decode": median(rates[name]), "spread": spread, "prefill_seconds": median(prefill[name])}
+            row["of_limit"] = row["inference-opt"]["decode"] / limit
+            if peer:
+                pairs = zip(rates["inference-opt"], rates["transformers"])
+                row["over_transformers"] = median(a / b for a, b in pairs)
+            results.append(row)
+    head = {"command": command_line(), "machine": describe(), "model": source, "new_tokens": new, "repeats": repeats}
+    return head | {"results": results}

@@ -1,0 +1,160 @@
+"""The command line: tour, generate, bench, fetch."""
+
+import json
+import os
+import secrets
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks: ratios against a peer and a limit, in one run.")
+app.add_typer(bench_app, name="bench")
+
+
+class Dtype(StrEnum):
+    """Precisions that models are loaded in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float64 = "float64"
+
+
+Model = Annotated[str, typer.Option(help="smollm2-135m, a GGUF file, a folder of safetensors, or a hub id.")]
+DType = Annotated[Dtype, typer.Option(help="Precision of weights and activations.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.", dir_okay=False)]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Stop after this many tokens.")]
+
+
+def write_json(path: Path | None, figures: dict[str, Any]) -> None:
+    """Write figures whole or not at all."""
+    if path is None:
+        return
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+@app.command()
+def fetch(model: Annotated[str, typer.Argument(help="Name of the model.")] = "smollm2-135m") -> None:
+    """Download a model's weights once, check them by SHA-256, and print where they are."""
+    from inference_opt.model import weights
+
+    print(weights.fetch(model))
+
+
+@app.command()
+def tour(
+    model: Model = "smollm2-135m",
+    max_new_tokens: MaxNewTokens = 96,
+    dtype: DType = Dtype.float32,
+    json_file: Json = None,
+    report: Annotated[Path, typer.Option(help="Where the HTML report goes.", dir_okay=False)] = Path(
+        "tour.report.html"
+    ),
+) -> None:
+    """Generate the same text by every technique in turn, and compare: tokens, speed, memory."""
+    from inference_opt.model.load import load_model
+    from inference_opt.tour import run_tour, table, write_report
+
+    console = Console()
+    with console.status(f"loading {model}"):
+        loaded, tokenizer = load_model(model, dtype=dtype.value)
+    result = run_tour(loaded, tokenizer, model, max_new_tokens, console)
+    console.print(table(result))
+    console.print(f"[dim]{result.command}[/]", highlight=False)
+    write_report(result, report)
+    write_json(json_file, result.as_json())
+    console.print(f"report: {report.resolve()}", highlight=False, soft_wrap=True)
+    if not result.exact:
+        raise ValueError("a stage did not give the naive stage's tokens, beyond what rounding explains")
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; standard input if none is given.")] = None,
+    model: Model = "smollm2-135m",
+    chat: Annotated[bool, typer.Option("--chat/--raw", help="A user's message, or text to continue as it is.")] = True,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample among the k most probable tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample among the fewest tokens that hold this much probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens below this fraction of the most probable one.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.", show_default="random")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this string; may be given several times.")] = None,
+    dtype: DType = Dtype.float32,
+    json_file: Json = None,
+) -> None:
+    """Continue a prompt, showing the text as it is generated."""
+    from inference_opt.generate import generate_text
+    from inference_opt.sampling import SamplingParams
+
+    params = SamplingParams(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=secrets.randbits(63) if seed is None else seed,
+        stop=tuple(stop or ()),
+    )
+    if prompt is None:
+        if sys.stdin.isatty():
+            print("prompt (end with Ctrl-D):", file=sys.stderr)
+        prompt = sys.stdin.read()
+    write_json(json_file, generate_text(model, dtype.value, prompt, chat, params))
+
+
+@bench_app.command()
+def decode(
+    model: Model = "smollm2-135m",
+    dtype: Annotated[list[Dtype] | None, typer.Option(help="May be given several times.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="May be given several times.")] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Timed tokens a request.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 5,
+    peer: Annotated[bool, typer.Option(help="Run transformers beside.")] = True,
+    json_file: Json = None,
+) -> None:
+    """Plain decoding with a KV cache, beside transformers and beside the limit that memory bandwidth sets."""
+    from inference_opt.bench.decode import bench_decode
+
+    dtypes = [d.value for d in dtype or (Dtype.float32, Dtype.bfloat16)]
+    console = Console()
+    with Progress(console=Console(stderr=True)) as progress:
+        figures = bench_decode(model, dtypes, batch or [1, 8], new_tokens, repeats, peer, progress)
+    table = Table(title="tokens a second in decode (median, least to most)", title_style="bold")
+    for heading in ("dtype", "batch", "inference-opt", "transformers", "ratio", "limit", "of limit"):
+        table.add_column(heading, justify="left" if heading == "dtype" else "right")
+    for row in figures["results"]:
+        cells = [_rates(row[name]) if name in row else "–" for name in ("inference-opt", "transformers")]
+        ratio = f"{row['over_transformers']:.2f}×" if "over_transformers" in row else "–"
+        table.add_row(row["dtype"], str(row["batch"]), *cells, ratio, f"{row['limit']:.0f}", f"{row['of_limit']:.0%}")
+    console.print(table)
+    console.print(f"[dim]{figures['command']}[/]", highlight=False)
+    write_json(json_file, figures)
+
+
+def _rates(case: dict[str, Any]) -> str:
+    least, most = case["spread"]
+    return f"{case['decode']:.1f} ({least:.1f} to {most:.1f})"
+
+
+def main() -> None:
+    """Run a command; whatever is the user's to mend is said in one line, without a traceback."""
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except (ValueError, OSError, NotImplementedError) as error:
+        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)

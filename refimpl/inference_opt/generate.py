@@ -1,0 +1,45 @@
+"""Text in, text out: what `inference-opt generate` does, streaming to standard output."""
+
+import sys
+import time
+from typing import Any
+
+from inference_opt.bench.machine import command_line
+from inference_opt.engine import static
+from inference_opt.model.load import load_model
+from inference_opt.sampling import SamplingParams, cut_at_stop
+
+
+def generate_text(model_name: str, dtype: str, prompt: str, chat: bool, params: SamplingParams) -> dict[str, Any]:
+    """Print the continuation as it grows; return it with its figures. What was printed before Ctrl-C stays printed.
+
+    Text that may be the beginning of a stop string is held back until it is known not to be.
+    """
+    model, tokenizer = load_model(model_name, dtype=dtype)
+    ids = tokenizer.chat(prompt) if chat else tokenizer.encode(prompt)
+    stream, tokens, printed = tokenizer.stream(), [], 0
+    start, first = time.perf_counter(), 0.0
+    try:
+        for emitted in static.stream(model, [ids], params, tokenizer):
+            first = first or time.perf_counter() - start
+            tokens.append(emitted[0])
+            stream.add(emitted[0])
+            safe = cut_at_stop(stream.text, params.stop)
+            safe = safe[: len(safe) - _held_back(safe, params.stop)]
+            printed += sys.stdout.write(safe[printed:])
+            sys.stdout.flush()
+        stream.finish()
+    finally:
+        text = cut_at_stop(stream.text, params.stop)
+        sys.stdout.write(text[printed:] + "\n" * bool(tokens))
+        sys.stdout.flush()
+    seconds = time.perf_counter() - start
+    figures = {"prompt_tokens": len(ids), "new_tokens": len(tokens), "first_token_seconds": first, "seconds": seconds}
+    return {"command": command_line(), "model": model_name, "dtype": dtype, "seed": params.seed, "text": text} | figures
+
+
+def _held_back(text: str, stop: tuple[str, ...]) -> int:
+    """Characters at the end of the text that a stop string might begin with."""
+    longest = max(map(len, stop), default=0)
+    tails = range(min(longest - 1, len(text)), 0, -1)
+    return next((n for n in tails if any(s.startswith(text[-n:]) for s in stop)), 0)

@@ -1,0 +1,105 @@
+"""One class with a switch a technique: the shortest way to try them, alone and together."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from inference_opt.engine import static
+from inference_opt.model.attention import NoCache
+from inference_opt.model.config import ModelConfig
+from inference_opt.model.load import load_model, parse_dtype
+from inference_opt.model.tokenizer import Tokenizer
+from inference_opt.model.transformer import Transformer
+from inference_opt.sampling import SamplingParams
+
+_SWITCHES = {
+    "use_radix_attention": "RadixAttention",
+    "use_mla": "Multi-head Latent Attention",
+    "use_speculative_decoding": "speculative decoding",
+}
+
+
+class TransformerWithOptimizations(nn.Module):
+    """A transformer and the techniques that generate with it.
+
+    Built from sizes, its weights are random (drawn from `seed`); `from_pretrained` takes real ones. `kv_heads`
+    defaults to `heads` (multi-head attention) and `ffn_dim` to 8/3 · dim, rounded up to a multiple of 64, as in Llama.
+    Raises ValueError for impossible sizes and NotImplementedError for a switch whose technique is not in this version.
+    """
+
+    def __init__(
+        self,
+        dim: int = 512,
+        depth: int = 6,
+        heads: int = 8,
+        use_radix_attention: bool = False,
+        use_mla: bool = False,
+        use_speculative_decoding: bool = False,
+        mla_latent_dim: int | None = None,
+        speculative_model: Any = None,
+        *,
+        vocab_size: int = 32_000,
+        kv_heads: int | None = None,
+        ffn_dim: int | None = None,
+        max_context: int = 2048,
+        seed: int = 0,
+        dtype: torch.dtype | str = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        for name, on in zip(_SWITCHES, (use_radix_attention, use_mla, use_speculative_decoding)):
+            if on:
+                raise NotImplementedError(f"{name}=True: {_SWITCHES[name]} is not in this version yet")
+        for name, given in (("mla_latent_dim", mla_latent_dim), ("speculative_model", speculative_model)):
+            if given is not None:
+                raise ValueError(f"{name} has no effect: the switch it belongs to is off")
+        if heads < 1 or dim % heads:
+            raise ValueError(f"dim ({dim}) must be a multiple of heads ({heads})")
+        config = ModelConfig(
+            vocab_size=vocab_size,
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            kv_heads=heads if kv_heads is None else kv_heads,
+            head_dim=dim // heads,
+            ffn_dim=-(-8 * dim // 3 // 64) * 64 if ffn_dim is None else ffn_dim,
+            max_context=max_context,
+        )
+        self.model = Transformer(config).init_weights(seed).to(device=device, dtype=parse_dtype(dtype)).pack()
+        self.tokenizer: Tokenizer | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, dtype: torch.dtype | str = torch.float32, device: str = "cpu", **switches: Any
+    ) -> "TransformerWithOptimizations":
+        """The same switches on real weights: `source` as in `load_model`."""
+        self = cls(dim=2, depth=1, heads=1, vocab_size=1, **switches)  # checks the switches; its weights are dropped
+        self.model, self.tokenizer = load_model(source, dtype=dtype, device=device)
+        return self
+
+    def forward(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length vocab"]:
+        """Logits after every token, without a cache: what training and measuring perplexity need."""
+        batch, length = input_ids.shape
+        positions = torch.arange(length, device=input_ids.device).repeat(batch)
+        return self.model(input_ids.flatten(), positions, NoCache([length] * batch)).unflatten(0, (batch, length))
+
+    def generate(self, input_ids: Int[Tensor, "batch length"], max_length: int, **sampling: Any) -> Tensor:
+        """Continue every row up to `max_length` tokens in all, prompt included: [batch, ≤ max_length].
+
+        `sampling`: fields of `SamplingParams` (greedy unless told otherwise). A row that ends early is filled with its
+        end-of-sequence token. Raises ValueError for rows the model cannot continue and for lengths that leave no room.
+        """
+        if input_ids.ndim != 2 or input_ids.is_floating_point():
+            got = f"{input_ids.dtype} {tuple(input_ids.shape)}"
+            raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {got}")
+        if max_length <= input_ids.shape[1]:
+            raise ValueError(f"max_length ({max_length}) must exceed the prompt's {input_ids.shape[1]} tokens")
+        params = SamplingParams(max_new_tokens=max_length - input_ids.shape[1], **sampling)
+        prompts = input_ids.tolist()
+        texts = static.generate(self.model, prompts, params, self.tokenizer)
+        longest = max(map(len, texts))
+        rows = [prompt + text + text[-1:] * (longest - len(text)) for prompt, text in zip(prompts, texts)]
+        return torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)
