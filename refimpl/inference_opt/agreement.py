@@ -13,9 +13,10 @@ import torch
 from inference_opt.model.attention import NoCache
 from inference_opt.model.transformer import Transformer
 
-# Two logits are tied when they are closer than this many units of eps · max |logit|. On SmolLM2 logits lie up to 42
-# units from their float64 values in float32 and 6 in bfloat16 (`tests/test_agreement.py` measures both).
-_TIE_UNITS = {torch.float64: 64, torch.float32: 64, torch.bfloat16: 2}
+# Two logits are tied when they are closer than this many units of eps · max |logit|. Measured on SmolLM2 against
+# float64 (`tests/test_agreement.py`): single logits are off by up to 47 units in float32 and 7 in bfloat16; where
+# bfloat16 prefers another token than float64 does, the two logits are less than 2 units apart.
+_TIE_UNITS = {torch.float64: 48, torch.float32: 48, torch.bfloat16: 4}
 
 
 @dataclass(frozen=True)

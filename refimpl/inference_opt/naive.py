@@ -19,7 +19,6 @@ from inference_opt.sampling import SamplingParams, StopCheck, sample
 
 
 # [naive]
-@torch.inference_mode()
 def stream(
     model: Transformer, prompt_ids: Sequence[int], params: SamplingParams, tokenizer: Tokenizer | None = None
 ) -> Iterator[int]:
@@ -36,7 +35,8 @@ def stream(
         tokens = torch.tensor(ids, device=model.device)  # [n]: the whole text, every time
         positions = torch.arange(len(ids), device=model.device)
         last = torch.tensor([len(ids) - 1], device=model.device)
-        logits = model(tokens, positions, NoCache([len(ids)]), rows=last)[0]  # [vocab]: what follows the text
+        with torch.inference_mode():
+            logits = model(tokens, positions, NoCache([len(ids)]), rows=last)[0]  # [vocab]: what follows the text
         token = sample(logits, params, position=len(ids))
         ids.append(token)
         reason = check.after(token)

@@ -15,7 +15,7 @@ import math
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int = field(default_factory=lambda: secrets.randbits(63))
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()  # one string is taken as one, not as its letters
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
@@ -129,6 +129,7 @@ def sample(logits: Float[Tensor, "vocab"], params: SamplingParams, position: int
 # [/draw]
 
 
+@runtime_checkable
 class TextStream(Protocol):
     """What stop strings are looked for in: text that grows by tokens (`model.tokenizer.TextStream`)."""
 

@@ -16,7 +16,6 @@ from inference_opt.sampling import SamplingParams, StopCheck, sample
 
 
 # [static]
-@torch.inference_mode()
 def stream(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
@@ -48,7 +47,8 @@ def stream(
         positions = cache.extend(counts)
         tokens = torch.tensor([t for ids in new for t in ids], device=model.device)
         last = torch.tensor(counts, device=model.device).cumsum(0)[sorted(running)] - 1  # each sequence's last row
-        logits = model(tokens, positions, cache, rows=last)  # [running, vocab]
+        with torch.inference_mode():
+            logits = model(tokens, positions, cache, rows=last)  # [running, vocab]
         emitted = {}
         for row, i in enumerate(sorted(running)):
             emitted[i] = sample(logits[row], each[i], position=len(texts[i]))

@@ -36,7 +36,10 @@ class ContiguousCache:
             raise ValueError(f"every sequence needs room for at least one token, got capacities {list(capacity)}")
         # keys[i][layer], values[i][layer]: [capacity[i], kv_heads, d_h]
         self.keys, self.values = (
-            [list(torch.empty(depth, tokens, kv_heads, head_dim, dtype=dtype, device=device)) for tokens in capacity]
+            [
+                [torch.empty(tokens, kv_heads, head_dim, dtype=dtype, device=device) for _ in range(depth)]
+                for tokens in capacity
+            ]
             for _ in range(2)
         )
         self.capacity = list(capacity)

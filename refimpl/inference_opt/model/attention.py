@@ -10,7 +10,7 @@ padding) and asks `kv.attend(layer, q, k, v, scale)`. What attends, and over wha
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from inference_opt.model.rope import rotate
 QUERY_BLOCK = 128  # queries scored at once: bounds the mask at QUERY_BLOCK · group · keys elements
 
 
+@runtime_checkable
 class KV(Protocol):
     """Whoever answers for keys and values."""
 

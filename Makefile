@@ -1,0 +1,45 @@
+# Every target sets up what it needs in a virtual environment, once; a second call installs nothing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: tour test test-long lab notebooks bench check figures clean
+
+tour: $(VENV)/.installed-base
+	$(BIN)/inference-opt tour
+
+test: $(VENV)/.installed-test
+	$(BIN)/pytest
+
+test-long: $(VENV)/.installed-test
+	HYPOTHESIS_PROFILE=long $(BIN)/pytest
+
+lab: $(VENV)/.installed-lab
+	$(BIN)/jupyter lab notebooks
+
+# Executes every notebook; a cell that raises, an assertion that fails, fails the target. Outputs on disk stay as they are.
+notebooks: $(VENV)/.installed-test
+	$(BIN)/pytest --nbmake --nbmake-timeout=300 notebooks
+
+bench: $(VENV)/.installed-test
+	$(BIN)/inference-opt bench decode
+
+check: $(VENV)/.installed-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+figures: $(VENV)/.installed-base
+	$(BIN)/python docs/figures.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info refimpl/*.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": say make PYTHON=python3.11, for example")'
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp a set of dependencies: base, test, lab, check.
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e $(if $(filter base,$*),.,'.[$*]')
+	touch $@

@@ -1,0 +1,93 @@
+"""The one-class front: the user's own example, equality with the oracle, and what it refuses."""
+
+import pytest
+import torch
+from inference_opt import TransformerWithOptimizations, naive
+from inference_opt.sampling import SamplingParams
+
+
+def test_the_example_of_the_readme():
+    model = TransformerWithOptimizations(dim=512, depth=6, heads=8)
+    input_ids = torch.tensor([[1, 2, 3, 4]])
+    output = model.generate(input_ids, max_length=100)
+    assert output.shape == (1, 100)
+    assert torch.equal(output[:, :4], input_ids)
+
+
+def test_rows_are_the_oracle_s_tokens_greedy_and_seeded():
+    model = TransformerWithOptimizations(
+        dim=32, depth=2, heads=4, kv_heads=2, vocab_size=50, max_context=64, dtype="float64", seed=3
+    )
+    ids = torch.tensor([[1, 2, 3], [9, 8, 7]])
+    for sampling in ({}, {"temperature": 1.2, "seed": 5, "top_p": 0.9}):
+        out = model.generate(ids, max_length=20, **sampling)
+        for prompt, row in zip(ids.tolist(), out.tolist()):
+            params = SamplingParams(max_new_tokens=17, **sampling)
+            assert row == prompt + naive.generate(model.model, prompt, params)
+
+
+def test_forward_predicts_what_generate_emits():
+    model = TransformerWithOptimizations(dim=32, depth=1, heads=2, vocab_size=50, dtype="float64")
+    ids = torch.tensor([[4, 5, 6], [6, 5, 4]])
+    logits = model(ids)
+    assert logits.shape == (2, 3, 50)
+    assert torch.equal(logits[:, -1].argmax(-1), model.generate(ids, max_length=4)[:, -1])
+
+
+def test_pretrained_rows_that_end_early_are_filled_with_their_end(smollm2_path):
+    model = TransformerWithOptimizations.from_pretrained(smollm2_path)
+    prompts = [model.tokenizer.chat(m)[-40:] for m in ("Say only the word yes.", "Count from one to ten in words.")]
+    width = min(map(len, prompts))
+    out = model.generate(torch.tensor([p[-width:] for p in prompts]), max_length=width + 48)
+    ends = [(row == 2).nonzero().flatten().tolist() for row in out[:, width:]]
+    assert any(end and end == list(range(end[0], out.shape[1] - width)) for end in ends)
+
+
+@pytest.mark.parametrize("switch", ["use_radix_attention", "use_mla", "use_speculative_decoding"])
+def test_a_switch_without_its_technique_says_so(switch):
+    for make in (TransformerWithOptimizations, lambda **k: TransformerWithOptimizations.from_pretrained("x", **k)):
+        with pytest.raises(NotImplementedError, match=switch):
+            make(**{switch: True})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dim": 30, "heads": 4}, "multiple"),
+        ({"dim": 0}, "dim"),
+        ({"depth": 0}, "depth"),
+        ({"heads": 0}, "heads"),
+        ({"kv_heads": 3}, "kv_heads"),
+        ({"dim": 6, "heads": 2}, "even"),
+        ({"dtype": "float16"}, "dtype"),
+        ({"mla_latent_dim": 64}, "mla_latent_dim"),
+        ({"speculative_model": "x"}, "speculative_model"),
+    ],
+)
+def test_impossible_sizes(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TransformerWithOptimizations(**arguments)
+
+
+def test_an_unknown_option_is_an_error():
+    with pytest.raises(TypeError, match="use_magic"):
+        TransformerWithOptimizations(use_magic=True)
+
+
+@pytest.mark.parametrize(
+    ("ids", "length", "sampling", "message"),
+    [
+        ([[1, 2]], 2, {}, "max_length"),
+        ([[1, 2]], 0, {}, "max_length"),
+        ([[1, 2]], -5, {}, "max_length"),
+        ([[1, 99]], 9, {}, "vocabulary"),
+        ([[]], 9, {}, "empty"),
+        ([[1]], 9, {"temperature": float("nan")}, "temperature"),
+        ([[1]], 9, {"top_p": 0.0}, "top_p"),
+        ([[1] * 70], 99, {}, "context"),
+    ],
+)
+def test_what_cannot_be_continued(ids, length, sampling, message):
+    model = TransformerWithOptimizations(dim=8, depth=1, heads=2, vocab_size=50, max_context=64)
+    with pytest.raises(ValueError, match=message):
+        model.generate(torch.tensor(ids, dtype=torch.long), max_length=length, **sampling)
