@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+
 from inference_opt import load_model
 from inference_opt.agreement import _TIE_UNITS, compare
 from inference_opt.model.attention import NoCache
 from inference_opt.prompts import load_prompts
-
 from tests.toys import toy
 
 

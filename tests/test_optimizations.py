@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from inference_opt import TransformerWithOptimizations, naive
 from inference_opt.sampling import SamplingParams
 

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from inference_opt.sampling import SamplingParams, StopCheck, cut_at_stop, draw, probabilities, sample, uniform
 from transformers.generation import logits_process as hf
+
+from inference_opt.sampling import SamplingParams, StopCheck, cut_at_stop, draw, probabilities, sample, uniform
 
 LOGITS = arrays(np.float64, st.integers(1, 12), elements=st.floats(-30, 30, width=32)).map(torch.from_numpy)
 

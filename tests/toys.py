@@ -2,6 +2,7 @@
 
 import torch
 from hypothesis import strategies as st
+
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams

@@ -55,13 +55,12 @@ def tour(
     max_new_tokens: MaxNewTokens = 96,
     dtype: DType = Dtype.float32,
     json_file: Json = None,
-    report: Annotated[Path, typer.Option(help="Where the HTML report goes.", dir_okay=False)] = Path(
-        "tour.report.html"
-    ),
+    report: Annotated[Path, typer.Option(help="Where to put the HTML report.", dir_okay=False)] = Path("tour.html"),
+    figure: Annotated[Path | None, typer.Option(help="Save the figure alone (svg, png, pdf).", dir_okay=False)] = None,
 ) -> None:
     """Generate the same text by every technique in turn, and compare: tokens, speed, memory."""
     from inference_opt.model.load import load_model
-    from inference_opt.tour import run_tour, table, write_report
+    from inference_opt.tour import latency_figure, run_tour, table, write_report
 
     console = Console()
     with console.status(f"loading {model}"):
@@ -70,6 +69,8 @@ def tour(
     console.print(table(result))
     console.print(f"[dim]{result.command}[/]", highlight=False)
     write_report(result, report)
+    if figure is not None:
+        latency_figure(result).savefig(figure)
     write_json(json_file, result.as_json())
     console.print(f"report: {report.resolve()}", highlight=False, soft_wrap=True)
     if not result.exact:
@@ -149,12 +150,13 @@ def main() -> None:
     """Run a command; whatever is the user's to mend is said in one line, without a traceback."""
     try:
         app(standalone_mode=True)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except (ValueError, OSError, NotImplementedError) as error:
         Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,15 +4,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
 from inference_opt import naive
 from inference_opt.agreement import compare
 from inference_opt.engine import static
 from inference_opt.model.attention import NoCache
 from inference_opt.prompts import load_prompts
 from inference_opt.sampling import SamplingParams, probabilities, sample
-from transformers import AutoModelForCausalLM
-
-from tests.toys import SHAPES, PARAMS, PROMPTS, toy
+from tests.toys import PARAMS, PROMPTS, SHAPES, toy
 
 
 @given(SHAPES, st.lists(st.tuples(PROMPTS, PARAMS), min_size=1, max_size=4))

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from inference_opt.kv.contiguous import ContiguousCache
 from inference_opt.model.attention import QUERY_BLOCK, NoCache, causal_attention
-
 from tests.toys import SHAPES, toy
 
 

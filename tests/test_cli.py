@@ -1,0 +1,172 @@
+"""The command line as a user meets it: figures, files, errors in one line, interruption."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from inference_opt import cli
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command in this process; return (exit status, standard output, standard error)."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["inference-opt", *map(str, arguments)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        return status or 0, out, err
+
+    return call
+
+
+def test_generate_continues_a_prompt_and_writes_its_figures(run, tmp_path, smollm2_path):
+    file = tmp_path / "figures.json"
+    status, out, _ = run("generate", "Name a colour.", "--max-new-tokens", 8, "--json", file, "--seed", 4)
+    figures = json.loads(file.read_text())
+    assert status == 0
+    assert figures["text"] == out.rstrip("\n") != ""
+    assert figures["seed"] == 4
+    assert figures["new_tokens"] <= 8
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_generate_reads_standard_input_and_repeats_a_seed(run, monkeypatch, smollm2_path):
+    import io
+
+    texts = []
+    for _ in range(2):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("def add(a, b):"))
+        texts.append(run("generate", "--raw", "--max-new-tokens", 12, "--temperature", 0.9, "--seed", 7)[1])
+    assert texts[0] == texts[1]
+
+
+def test_a_stop_string_is_not_printed_not_even_its_beginning(run, smollm2_path):
+    whole = run("generate", "Count from one to ten.", "--max-new-tokens", 24)[1].rstrip("\n")
+    stop = whole[12:17]
+    cut = run("generate", "Count from one to ten.", "--max-new-tokens", 24, "--stop", stop)[1]
+    assert cut.rstrip("\n") == whole[: whole.index(stop)]
+
+
+def test_tour_reports_tables_figures_and_agreement(run, tmp_path, smollm2_path):
+    file, report, figure = tmp_path / "tour.json", tmp_path / "tour.html", tmp_path / "tour.svg"
+    status, out, _ = run(
+        "tour", "--max-new-tokens", 3, "--json", file, "--report", report, "--figure", figure, "--dtype", "bfloat16"
+    )
+    figures = json.loads(file.read_text())
+    assert status == 0
+    assert figures["exact"] is True
+    assert [s["stage"] for s in figures["stages"]] == ["naive", "KV cache"]
+    # Two numbers of 2 bytes for each of 3 KV heads of 64 in 30 layers, read off the cache's own tensors.
+    assert [s["kv_bytes_per_token"] for s in figures["stages"]] == [0, 2 * 2 * 3 * 64 * 30]
+    for run_, prompt in zip(figures["runs"]["KV cache"], figures["prompts"]):
+        assert len(run_["tokens"]) == len(run_["seconds"]) == 3
+        assert prompt["source"]
+        assert prompt["licence"]
+    page = report.read_text()
+    assert not re.search(
+        r"""(src|href)=["']?(https?:)?//|url\(["']?http|@import|<script|<link""", page
+    )  # self-contained
+    assert "<svg" in page
+    assert figure.read_text().startswith("<?xml")
+    assert "tokens/s" in out
+
+
+def test_tour_fails_loudly_where_a_stage_differs(run, tmp_path, monkeypatch, smollm2_path):
+    from inference_opt import tour
+
+    def wrong(model, ids, params):
+        return ((token + 1) % 100 for token in tour.naive.stream(model, ids, params))
+
+    broken = tour.Stage("KV cache", "a broken one", wrong, lambda model: 0)
+    monkeypatch.setattr(tour, "STAGES", (tour.STAGES[0], broken))
+    status, out, err = run("tour", "--max-new-tokens", 2, "--report", tmp_path / "tour.html")
+    assert status == 2
+    assert "DIFFERENT" in out
+    assert "did not give" in err
+
+
+def test_bench_decode_without_the_peer(run, tmp_path, smollm2_path):
+    file = tmp_path / "bench.json"
+    options = ("--dtype", "bfloat16", "--batch", 1, "--batch", 2, "--repeats", 1, "--new-tokens", 3, "--no-peer")
+    status, out, _ = run("bench", "decode", *options, "--json", file)
+    figures = json.loads(file.read_text())
+    assert status == 0
+    assert [(r["dtype"], r["batch"]) for r in figures["results"]] == [("bfloat16", 1), ("bfloat16", 2)]
+    for row in figures["results"]:
+        assert row["inference-opt"]["decode"] > 0
+        assert row["of_limit"] == pytest.approx(row["inference-opt"]["decode"] / row["limit"])
+    assert "inference-opt bench decode" in out
+    assert {"processor", "torch", "date"} <= figures["machine"].keys()
+
+
+def test_fetch_prints_where_the_weights_are(run, smollm2_path):
+    assert run("fetch")[1].strip() == str(smollm2_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("generate", "hi", "--temperature", "nan"), "temperature"),
+        (("generate", "hi", "--top-p", "0"), "top_p"),
+        (("generate", "hi", "--max-new-tokens", "0"), "max-new-tokens"),
+        (("generate", "hi", "--max-new-tokens", "-4"), "max-new-tokens"),
+        (("generate", "", "--raw"), "empty"),
+        (("generate", "hi", "--model", "nonsense"), "nonsense"),
+        (("generate", "hi", "--dtype", "float8"), "dtype"),
+        (("generate", "x " * 9000, "--raw"), "context"),
+        (("generate", "hi", "--stop", ""), "stop"),
+        (("tour", "--model", "nonsense"), "nonsense"),
+        (("tour", "--json", "/"), "json"),
+        (("bench", "decode", "--batch", "0"), "batch"),
+        (("fetch", "nonsense"), "nonsense"),
+        (("nonsense",), "nonsense"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(run, arguments, message, smollm2_path):
+    status, _, err = run(*arguments)
+    assert status == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_every_command_has_help(run):
+    for command in ((), ("tour",), ("generate",), ("fetch",), ("bench",), ("bench", "decode")):
+        status, out, _ = run(*command, "--help")
+        assert status == 0
+        assert "Usage" in out
+
+
+def test_ctrl_c_keeps_what_was_generated_and_leaves_no_traceback(smollm2_path):
+    # A real process, interrupted after it has begun to print.
+    command = [
+        sys.executable,
+        "-m",
+        "inference_opt.cli",
+        "generate",
+        "Count to a thousand.",
+        "--max-new-tokens",
+        "4000",
+    ]
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        first = process.stdout.read(8)
+        process.send_signal(signal.SIGINT)
+        begun = time.monotonic()
+        rest, err = process.communicate(timeout=60)
+    assert time.monotonic() - begun < 30
+    assert process.returncode == 130
+    assert (first + rest).endswith("\n")
+    assert "Traceback" not in err
