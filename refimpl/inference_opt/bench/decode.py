@@ -8,6 +8,8 @@ and a batch of b requests shares the reading: b times that. Each case is measure
 times over, in one process, on the same weights and prompts; the figures are medians, the spread is printed.
 """
 
+import contextlib
+import io
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -50,7 +52,8 @@ def transformers_decoder(source: str, dtype: torch.dtype) -> Decoder:
     path = fetch(source) if source in MODELS else Path(source)
     where = {"gguf_file": path.name} if path.is_file() else {}
     folder = path.parent if path.is_file() else path
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where).eval()
+    with contextlib.redirect_stderr(io.StringIO()):  # its own progress bars
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where).eval()
     # Every new token is wanted: an end-of-sequence token must not end a timed run.
     model.generation_config.eos_token_id = model.config.eos_token_id = None
 
