@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
@@ -103,13 +104,26 @@ def load_safetensors(folder: Path, dtype: torch.dtype, device: torch.device) -> 
     return build(config, tensor, dtype, device)
 
 
+class _PlainReader(gguf.GGUFReader):
+    """The library's reader over a plain array: it makes half a million slices, and numpy's memmap makes each dear."""
+
+    @property
+    def data(self) -> np.ndarray:  # type: ignore[override]
+        """The file's bytes, still mapped."""
+        return self._bytes
+
+    @data.setter
+    def data(self, mapped: np.ndarray) -> None:
+        self._bytes = np.asarray(mapped)
+
+
 class GGUFFile:
     """An opened GGUF file: `fields` (its metadata, as plain values) and `tensor(name)` with Hugging Face's names."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            reader = gguf.GGUFReader(path)
+            reader = _PlainReader(path)
         except (ValueError, IndexError, KeyError, OSError) as error:
             raise ValueError(f"{path} is not a whole GGUF file: {error}") from error
         self.fields: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
@@ -134,7 +148,8 @@ class GGUFFile:
             if stored not in self._tensors:
                 raise ValueError(f"{self.path}: the tensor {stored or name!r} is missing")
             t = self._tensors[stored]
-            values = torch.from_numpy(gguf.quants.dequantize(t.data, t.tensor_type).copy())
+            # A tensor stored as float32 comes back as a read-only view of the file: "W" copies those and no others.
+            values = torch.from_numpy(np.require(gguf.quants.dequantize(t.data, t.tensor_type), requirements="W"))
             if arch == "llama" and ".q_proj" in name:
                 return _neighbours_to_halves(values, config.heads)
             if arch == "llama" and ".k_proj" in name:
