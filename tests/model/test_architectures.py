@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from inference_opt.kv.contiguous import ContiguousCache
 from inference_opt.model.attention import NoCache
-from inference_opt.model.checkpoint import GGUFFile, load_gguf, load_safetensors
+from inference_opt.model.checkpoint import GGUFFile, load_safetensors
 from inference_opt.model.linear import Linear, can_pack
 from tests.model.checkpoints import CONTEXT, KINDS, build_theirs, in_float64, theirs, write_gguf
 
@@ -61,7 +61,7 @@ def test_gguf_holds_the_same_model(arch, data, seed):
     reference = build_theirs(arch, config, seed)
     with TemporaryDirectory() as folder:
         write_gguf(reference, arch, Path(folder) / "model.gguf")
-        model = load_gguf(GGUFFile(Path(folder) / "model.gguf"), torch.float64, CPU)
+        model = GGUFFile(Path(folder) / "model.gguf").load(torch.float64, CPU)
         tokens = tokens_of(model, seed)
         # The file stores one divisor a frequency in float32: frequencies may differ in their last bit.
         bound = 1e-5 if config["rope_parameters"]["rope_type"] == "llama3" else 1e-10

@@ -96,19 +96,30 @@ def load_safetensors(folder: Path, dtype: torch.dtype, device: torch.device) -> 
         raise ValueError(f"{folder}: a safetensors file is damaged: {error}") from error
     where = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118 (not a dict)
 
+    used = {"lm_head.weight"} if config.tied_embeddings else set()
+
     def tensor(name: str) -> Tensor:
         if name not in where:
             raise ValueError(f"{folder}: the tensor {name!r} is missing")
+        used.add(name)
         return where[name].get_tensor(name)
 
-    return build(config, tensor, dtype, device)
+    model = build(config, tensor, dtype, device)
+    _refuse_unused(folder, {name for name in where if not name.endswith("rotary_emb.inv_freq")} - used)
+    return model
+
+
+def _refuse_unused(path: Path, names: set[str]) -> None:
+    """A tensor that the model does not use, a bias say, means that it is not the model that the file holds."""
+    if names:
+        raise ValueError(f"{path}: the tensor {min(names)!r} has no place in the configured architecture")
 
 
 class _PlainReader(gguf.GGUFReader):
     """The library's reader over a plain array: it makes half a million slices, and numpy's memmap makes each dear."""
 
-    @property
-    def data(self) -> np.ndarray:  # type: ignore[override]
+    @property  # type: ignore[override]
+    def data(self) -> np.ndarray:
         """The file's bytes, still mapped."""
         return self._bytes
 
@@ -118,7 +129,7 @@ class _PlainReader(gguf.GGUFReader):
 
 
 class GGUFFile:
-    """An opened GGUF file: `fields` (its metadata, as plain values) and `tensor(name)` with Hugging Face's names."""
+    """An opened GGUF file: `fields` (its metadata, as plain values), `config()` and `load()`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -138,7 +149,15 @@ class GGUFFile:
             tied="output.weight" not in self._tensors,
         )
 
-    def reader(self, config: ModelConfig) -> TensorReader:
+    def load(self, dtype: torch.dtype, device: torch.device) -> Transformer:
+        """The model. ValueError for a tensor that is missing, misshapen or has no place in it."""
+        config = self.config()
+        used = {"rope_freqs.weight"}
+        model = build(config, self._reader(config, used), dtype, device)
+        _refuse_unused(self.path, self._tensors.keys() - used)
+        return model
+
+    def _reader(self, config: ModelConfig, used: set[str]) -> TensorReader:
         """Tensors by Hugging Face's names, dequantised to float32, in our order of rows."""
         arch = self.fields["general.architecture"]
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config.depth)
@@ -147,6 +166,7 @@ class GGUFFile:
             stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
             if stored not in self._tensors:
                 raise ValueError(f"{self.path}: the tensor {stored or name!r} is missing")
+            used.add(stored)
             t = self._tensors[stored]
             # A tensor stored as float32 comes back as a read-only view of the file: "W" copies those and no others.
             values = torch.from_numpy(np.require(gguf.quants.dequantize(t.data, t.tensor_type), requirements="W"))
@@ -162,9 +182,3 @@ class GGUFFile:
 def _neighbours_to_halves(rows: Tensor, heads: int) -> Tensor:
     """Reorder the rows of a Llama projection from GGUF: rotary pairs there are neighbours, here half a head apart."""
     return rows.view(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
-
-
-def load_gguf(file: GGUFFile, dtype: torch.dtype, device: torch.device) -> Transformer:
-    """A transformer from an opened GGUF file."""
-    config = file.config()
-    return build(config, file.reader(config), dtype, device)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from inference_opt.model.checkpoint import GGUFFile, load_gguf, load_safetensors
+from inference_opt.model.checkpoint import GGUFFile, load_safetensors
 from inference_opt.model.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 from inference_opt.model.transformer import Transformer
 from inference_opt.model.weights import MODELS, fetch
@@ -43,7 +43,7 @@ def load_model(
     if path.is_dir():
         return load_safetensors(path, kind, where), tokenizer_from_folder(path)
     file = GGUFFile(path)
-    return load_gguf(file, kind, where), tokenizer_from_gguf(file.fields)
+    return file.load(kind, where), tokenizer_from_gguf(file.fields)
 
 
 def _from_hub(name: str) -> Path:
