@@ -1,202 +1,265 @@
-"""A checkpoint that is damaged, or that this code would compute wrongly, is refused by name."""
+"""A checkpoint that is damaged, or would be computed wrongly, is a ValueError whose message names the culprit."""
 
 import json
-import shutil
+from unittest.mock import Mock
 
+import gguf
 import huggingface_hub
 import pytest
+import tokenizers
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors.torch import load_file, save_file
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
 
-from inference_opt import load_model, naive
 from inference_opt.model.checkpoint import GGUFFile, load_safetensors
-from inference_opt.sampling import SamplingParams
-from tests.model.checkpoints import build_theirs, write_gguf
+from inference_opt.model.load import load_model
 
+CPU = torch.device("cpu")
 CONFIG = {
-    "vocab_size": 11,
+    "model_type": "llama",
+    "vocab_size": 7,
     "hidden_size": 8,
-    "intermediate_size": 12,
+    "intermediate_size": 6,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
     "head_dim": 4,
-    "max_position_embeddings": 16,
-    "tie_word_embeddings": False,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-    "eos_token_id": 1,
-    "bos_token_id": 0,
-    "pad_token_id": None,
+}
+LAYER = "model.layers.0."
+SHAPES = {
+    "model.embed_tokens.weight": (7, 8),
+    "model.norm.weight": (8,),
+    "lm_head.weight": (7, 8),
+    f"{LAYER}input_layernorm.weight": (8,),
+    f"{LAYER}self_attn.q_proj.weight": (8, 8),
+    f"{LAYER}self_attn.k_proj.weight": (4, 8),
+    f"{LAYER}self_attn.v_proj.weight": (4, 8),
+    f"{LAYER}self_attn.o_proj.weight": (8, 8),
+    f"{LAYER}post_attention_layernorm.weight": (8,),
+    f"{LAYER}mlp.gate_proj.weight": (6, 8),
+    f"{LAYER}mlp.up_proj.weight": (6, 8),
+    f"{LAYER}mlp.down_proj.weight": (8, 6),
 }
 
 
-@pytest.fixture
-def folder(tmp_path):
-    build_theirs("llama", CONFIG).save_pretrained(tmp_path)
-    return tmp_path
+def write_folder(folder, changes=(), shapes=SHAPES):
+    (folder / "config.json").write_text(json.dumps(CONFIG | dict(changes)))
+    save_file({name: torch.ones(shape) for name, shape in shapes.items()}, folder / "model.safetensors")
+    return folder
 
 
-def load(folder):
-    return load_safetensors(folder, torch.float32, torch.device("cpu"))
+def write_gguf(path, arch="llama", fields=(), left_out=()):
+    numbers = {
+        "vocab_size": 7,
+        "embedding_length": 8,
+        "block_count": 1,
+        "feed_forward_length": 6,
+        "context_length": 16,
+        "attention.head_count": 2,
+        "attention.head_count_kv": 1,
+        "attention.key_length": 4,
+    }
+    writer = gguf.GGUFWriter(path, arch)
+    for name, value in (numbers | dict(fields)).items():
+        if name not in left_out:
+            (writer.add_string if isinstance(value, str) else writer.add_uint32)(f"{arch}.{name}", value)
+    writer.add_layer_norm_rms_eps(1e-5)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 1)
+    for name, shape in SHAPES.items():
+        if name not in left_out:
+            writer.add_tensor(names.get_name(name, (".weight",)), torch.ones(shape).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
-def edit_config(folder, **changes):
-    path = folder / "config.json"
-    fields = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({k: v for k, v in fields.items() if v != "remove"}))
+def load_folder(folder):
+    return load_safetensors(folder, torch.float64, CPU)
+
+
+def load_file(path):
+    return GGUFFile(path).load(torch.float64, CPU)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(GGUF file, bytes of the safetensors, bytes of the GGUF): what the tests below damage does load."""
+    folder = write_folder(tmp_path_factory.mktemp("whole"))
+    path = write_gguf(folder / "model.gguf")
+    assert load_folder(folder).config.dim == load_file(path).config.dim == 8
+    return path, (folder / "model.safetensors").read_bytes(), path.read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "culprit"),
     [
-        ({"model_type": "gpt2"}, "gpt2"),
-        ({"model_type": "remove"}, "model_type"),
-        ({"hidden_act": "gelu"}, "gelu"),
-        ({"use_sliding_window": True}, "sliding"),
+        ({"model_type": "gpt2"}, "unknown architecture 'gpt2'"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "'yarn'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "'yarn'"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"hidden_act": "gelu"}, "'gelu'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, "yarn"),
-        ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
-        ({"num_hidden_layers": "remove"}, "num_hidden_layers"),
-        ({"vocab_size": 0}, "vocab_size"),
-        ({"head_dim": 3}, "even"),
-        ({"num_attention_heads": 3, "num_key_value_heads": 2}, "multiple"),
-        ({"vocab_size": 12}, r"model\.embed_tokens.*\(12, 8\).*\(11, 8\)"),
-        ({"intermediate_size": 13}, r"gate_proj.*26.*24"),
-        ({"num_hidden_layers": 2}, r"model\.layers\.1\.\S*.*missing"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ({"head_dim": 5}, "head_dim must be even for rotary embeddings, got 5"),
+        ({"num_attention_heads": 3, "num_key_value_heads": 2}, r"heads \(3\) must be a multiple of kv_heads \(2\)"),
+        ({"vocab_size": -7}, "vocab_size must be a positive integer, got -7"),
+        ({"num_hidden_layers": 2}, r"'model\.layers\.1\.input_layernorm\.weight' is missing"),
+        ({"intermediate_size": 9}, r"mlp\.gate_proj\.weight.*\(9, 8\).*\(6, 8\)"),
+        ({"attention_bias": True}, r"'model\.layers\.0\.self_attn\.q_proj\.bias' is missing"),
+        ({"model_type": "qwen3"}, r"'model\.layers\.0\.self_attn\.q_norm\.weight' is missing"),
     ],
 )
-def test_a_configuration_that_is_not_computed_here(folder, changes, message):
-    edit_config(folder, **changes)
-    with pytest.raises(ValueError, match=message):
-        load(folder)
+def test_a_configuration_not_computed_here(tmp_path, changes, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        load_folder(write_folder(tmp_path, changes))
 
 
-def test_a_missing_tensor(folder):
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["model.layers.0.self_attn.k_proj.weight"]
-    save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"model\.layers\.0\.self_attn\.k_proj\.weight"):
-        load(folder)
+@pytest.mark.parametrize("key", sorted(set(CONFIG) - {"num_key_value_heads", "head_dim"}))  # these two have defaults
+@pytest.mark.parametrize("without", ["key", "value"])
+def test_a_missing_configuration_key(tmp_path, key, without):
+    write_folder(tmp_path)
+    fields = {k: v for k, v in CONFIG.items() if k != key} | ({} if without == "key" else {key: None})
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=f"lacks '{key}'"):
+        load_folder(tmp_path)
 
 
-def test_a_tensor_that_would_be_ignored(folder, tmp_path_factory):
-    # A bias in the file that the configuration does not speak of: leaving it out would be another model.
-    tensors = load_file(folder / "model.safetensors")
-    save_file(tensors | {"model.layers.0.self_attn.q_proj.bias": torch.ones(8)}, folder / "model.safetensors")
-    with pytest.raises(ValueError, match=r"q_proj\.bias.*no place"):
-        load(folder)
-    biased = build_theirs("llama", CONFIG | {"attention_bias": True})
-    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
-    write_gguf(biased, "llama", path)
-    with pytest.raises(ValueError, match=r"attn_k\.bias.*no place"):
-        GGUFFile(path).load(torch.float32, torch.device("cpu"))
+@given(name=st.sampled_from(sorted(SHAPES)))
+def test_a_missing_tensor(tmp_path_factory, name):
+    folder = write_folder(tmp_path_factory.mktemp("f"), shapes={n: s for n, s in SHAPES.items() if n != name})
+    with pytest.raises(ValueError, match=f"'{name}' is missing"):
+        load_folder(folder)
 
 
-def test_a_truncated_safetensors_file(folder):
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="damaged"):
-        load(folder)
+@given(name=st.sampled_from(sorted(SHAPES)), more=st.integers(1, 3))
+def test_a_tensor_of_another_shape(tmp_path_factory, name, more):
+    rows, *rest = SHAPES[name]
+    folder = write_folder(tmp_path_factory.mktemp("f"), shapes=SHAPES | {name: (rows + more, *rest)})
+    with pytest.raises(ValueError, match=rf"{name.removesuffix('.weight')}.*\.weight: .* asks for shape"):
+        load_folder(folder)
 
 
-def test_folders_that_are_no_models(folder, tmp_path_factory):
-    (folder / "config.json").write_text("{ not json")
-    with pytest.raises(ValueError, match="JSON"):
-        load(folder)
-    (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match=r"config\.json"):
-        load(folder)
+@pytest.mark.parametrize("content", [b"{", b"", b"not json", b"\xff\xfe{}"])
+def test_a_config_that_is_not_json(tmp_path, content):
+    write_folder(tmp_path)
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+        load_folder(tmp_path)
 
 
-def test_a_pickle_is_never_opened(folder):
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match=r"pytorch_model\.bin is a pickle"):
-        load(folder)
+def test_a_folder_without_config(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=rf"{tmp_path.name} holds no config\.json"):
+        load_folder(tmp_path)
 
 
-@pytest.mark.parametrize("keep", [0, 3, 40, 2000, -500])
-def test_a_gguf_file_that_is_not_whole(tmp_path, keep):
-    path = tmp_path / "model.gguf"
-    write_gguf(build_theirs("llama", CONFIG), "llama", path)
-    path.write_bytes(path.read_bytes()[:keep])
+@pytest.mark.parametrize(
+    ("pickles", "hint"), [((), "file$"), (("pytorch_model.bin",), r"pytorch_model\.bin is a pick")]
+)
+def test_a_folder_without_safetensors(tmp_path, pickles, hint):
+    (write_folder(tmp_path) / "model.safetensors").unlink()
+    for name in pickles:
+        torch.save({}, tmp_path / name)
+    with pytest.raises(ValueError, match=rf"holds no \*\.safetensors.*{hint}"):
+        load_folder(tmp_path)
+
+
+@given(data=st.data())
+def test_safetensors_cut_short(tmp_path_factory, whole, data):
+    content = whole[1]
+    folder = write_folder(tmp_path_factory.mktemp("cut"))
+    (folder / "model.safetensors").write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+    with pytest.raises(ValueError, match=f"{folder.name}.* damaged"):
+        load_folder(folder)
+
+
+@given(data=st.data())
+def test_gguf_cut_short(tmp_path_factory, whole, data):
+    content = whole[2]
+    path = tmp_path_factory.mktemp("cut") / "model.gguf"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
     with pytest.raises(ValueError, match=r"model\.gguf is not a whole GGUF file"):
-        GGUFFile(path)
+        load_file(path)
 
 
-def test_something_else_under_the_name_of_gguf(tmp_path):
-    path = tmp_path / "model.gguf"
-    path.write_bytes(b"PK" + bytes(4000))
-    with pytest.raises(ValueError, match=r"model\.gguf"):
+@given(st.binary(max_size=200).filter(lambda b: not b.startswith(b"GGUF")))
+def test_a_file_that_is_no_gguf(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("other") / "readme.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"readme\.txt is not a whole GGUF file"):
         load_model(path)
 
 
-@pytest.mark.parametrize(("dtype", "source"), [("float16", "x"), (torch.int8, "x"), ("nonsense", "x")])
-def test_precisions_that_are_not_computed(dtype, source):
-    with pytest.raises(ValueError, match="float32, bfloat16, float64"):
-        load_model(source, dtype=dtype)
+@pytest.mark.parametrize(
+    ("how", "culprit"),
+    [
+        ({"arch": "gpt2"}, "unknown architecture 'gpt2'"),
+        ({"fields": {"rope.scaling.type": "yarn"}}, "'yarn'"),
+        ({"fields": {"rope.scaling.type": "linear"}}, r"llama\.rope\.scaling\.factor"),
+        ({"fields": {"rope.dimension_count": 2}}, r"rope\.dimension_count"),
+        ({"fields": {"attention.head_count": 3, "attention.head_count_kv": 2}}, r"heads \(3\)"),
+        ({"left_out": ["context_length"]}, r"lacks 'llama\.context_length'"),
+        ({"left_out": [f"{LAYER}mlp.up_proj.weight"]}, r"'blk\.0\.ffn_up\.weight' is missing"),
+    ],
+)
+def test_a_gguf_file_not_computed_here(tmp_path, how, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        load_file(write_gguf(tmp_path / "model.gguf", **how))
 
 
-@pytest.mark.parametrize("name", ["nonsense", "a/b/c", "", "smollm3"])
-def test_a_name_that_is_no_model(name):
-    with pytest.raises(ValueError, match=r"no model|no config\.json"):
+@pytest.mark.parametrize("dtype", ["float16", torch.float16, torch.int8, ""])
+def test_a_dtype_not_computed_here(whole, dtype):
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float64"):
+        load_model(whole[0], dtype=dtype)
+
+
+@pytest.mark.parametrize("name", ["nonsense", "a/b/c", "two words/and: more"])
+def test_a_model_that_nobody_knows(name):
+    with pytest.raises(ValueError, match=f"no model '{name}'.*smollm2-135m, a path, or a hub id"):
         load_model(name)
 
 
-def tiny_tokenizer(folder):
-    from tokenizers import Tokenizer, models
-
-    Tokenizer(models.WordLevel({chr(97 + i): i for i in range(11)}, unk_token="a")).save(str(folder / "tokenizer.json"))
-
-
-def test_a_hub_id_is_fetched_once_and_loaded(folder, monkeypatch):
-    tiny_tokenizer(folder)
-    calls = []
-
-    def snapshot(name, allow_patterns, local_files_only=False):
-        calls.append(local_files_only)
-        assert not any("bin" in p for p in allow_patterns)
-        if local_files_only:
-            raise LocalEntryNotFoundError("not here yet")
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    model, tokenizer = load_model("owner/name", dtype="float64")
-    assert calls == [True, False]
-    assert len(naive.generate(model, tokenizer.encode("b"), SamplingParams(max_new_tokens=3, ignore_eos=True))) == 3
+def missing_repository():
+    return RepositoryNotFoundError("404", response=Mock())
 
 
 @pytest.mark.parametrize(
-    ("problem", "kind", "message"),
+    ("online", "expected", "message"),
     [
-        (OSError("no route"), ConnectionError, "network"),
-        (LocalEntryNotFoundError("offline"), ConnectionError, "network"),
-        ("missing", ValueError, "no model 'owner/name'"),
+        (LocalEntryNotFoundError("no network"), ConnectionError, "could not reach the hub for 'owner/name'"),
+        (OSError("no route to host"), ConnectionError, "is there a network"),
+        (missing_repository(), ValueError, "no model 'owner/name' on the hub"),
     ],
 )
-def test_a_hub_that_does_not_answer(monkeypatch, problem, kind, message):
-    def snapshot(name, allow_patterns, local_files_only=False):
-        if local_files_only:
-            raise LocalEntryNotFoundError("not here")
-        if problem == "missing":
-            raise RepositoryNotFoundError("404", response=httpx_response())
-        raise problem
+def test_a_hub_that_does_not_give_the_model(monkeypatch, online, expected, message):
+    def snapshot_download(name, allow_patterns, local_files_only=False):
+        raise LocalEntryNotFoundError("not in the cache") if local_files_only else online
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    with pytest.raises(kind, match=message):
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with pytest.raises(expected, match=message):
         load_model("owner/name")
 
 
-def httpx_response():
-    import httpx
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_hub_id_loads_from_the_cache_or_else_from_the_hub(monkeypatch, tmp_path, cached):
+    calls = []
 
-    return httpx.Response(404, request=httpx.Request("GET", "https://example.org"))
+    def snapshot_download(name, allow_patterns, local_files_only=False):
+        calls.append((name, local_files_only))
+        assert not any(pattern in ("*", "*.bin", "*.py") for pattern in allow_patterns)  # nothing that runs
+        if local_files_only and not cached:
+            raise LocalEntryNotFoundError("not in the cache")
+        return str(write_folder(tmp_path))
 
-
-def test_a_folder_without_its_tokenizer(folder):
-    with pytest.raises(ValueError, match=r"tokenizer\.json"):
-        load_model(folder)
-    (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match="not a tokenizer"):
-        load_model(folder)
-    shutil.rmtree(folder)
+    vocabulary = {letter: i for i, letter in enumerate("abcdefg")}
+    tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [])).save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    model, tokenizer = load_model("owner/name")
+    assert model.config.vocab_size == 7
+    assert tokenizer.encode("gab") == [6, 0, 1]
+    assert calls == [("owner/name", True)] + [("owner/name", False)] * (not cached)

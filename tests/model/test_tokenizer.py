@@ -1,40 +1,61 @@
-"""SmolLM2's tokenizer against `transformers`; streaming against decoding all at once; other files' tokenizers."""
+"""SmolLM2's tokenizer against that of `transformers`, the other pre-tokenizers against published regular expressions.
 
+A stream of tokens against the text that they make at once.
+"""
+
+import inspect
 import re
 import unicodedata
 
 import pytest
+import regex
+import tokenizers
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers.convert_slow_tokenizer import TikTokenConverter
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from inference_opt.model.checkpoint import GGUFFile
-from inference_opt.model.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
+from inference_opt.model.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 
-PIECES = [
+VOCABULARY = 49152
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>", "<jupyter_code>"]
+FRAGMENTS = [
+    *SPECIAL,
+    "<|im_end",
+    "|>",
+    " ",
     "  ",
     "\n",
+    "\n    ",
     "\t",
-    " the",
-    "Hello",
-    "n't",
-    "'s",
-    "12",
-    "3.14",
-    "    x = 5",
-    "é",
-    "日本語",
-    "👩‍🚀",
-    "ß",
+    "\r\n",
+    "\u3000",
+    "\u00a0",
+    "12345",
+    " 3.14",
     "½",
-    "٣",
 ]
-PIECES += ["👩‍🚀", "<|im_end|>", "<|endoftext|>", "<|im_start|>user\n", "def f(a):", "...", "—", "\u0301", "\r\n"]
-TEXTS = st.one_of(
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
-    st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=12).map("".join).filter(str.isprintable)
-    | st.lists(st.sampled_from(PIECES), max_size=12).map("".join),
-)
+FRAGMENTS += [
+    "'s",
+    "'LL",
+    "don't",
+    "’re",
+    " the",
+    "def f(x):\n    return x[0]",
+    "{}();",
+    "--",
+    "🙂",
+    "👩‍👩‍👧",
+    "é",
+    "e\u0301",
+]
+# Unassigned code points (Cn) stay out: Python and the library know different versions of Unicode.
+TEXT = st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=8)
+TEXTS = st.lists(st.one_of(TEXT, st.sampled_from(FRAGMENTS)), max_size=10).map("".join)
+IDS = st.lists(st.integers(0, VOCABULARY - 1) | st.integers(0, 300), max_size=20)  # the first 300: special, then bytes
+MESSAGES = st.lists(TEXTS, min_size=1, max_size=5)
 
 
 @pytest.fixture(scope="module")
@@ -49,116 +70,213 @@ def ours(fields):
 
 @pytest.fixture(scope="module")
 def theirs(smollm2_path):
-    return AutoTokenizer.from_pretrained(smollm2_path.parent, gguf_file=smollm2_path.name)
+    return transformers.AutoTokenizer.from_pretrained(smollm2_path.parent, gguf_file=smollm2_path.name)
 
 
-def digits_apart(theirs, text):
-    """`transformers`, with the file's own rule put before it.
+@pytest.fixture(scope="module")
+def special(fields):
+    """Splits at the control tokens, and keeps them."""
+    named = zip(fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"])
+    return re.compile("(" + "|".join(re.escape(token) for token, kind in named if kind == 3) + ")")
 
-    The file names the pre-tokenizer "smollm": every numeric character is isolated before anything else.
-    `transformers` does not read that line of a GGUF file, so the rule is applied here, after the special tokens.
+
+def pieces(text, special):
+    """`transformers` does not read the file's pre-tokenizer "smollm", which isolates every digit before all else.
+
+    So it is given one piece at a time: a special token, a numeric character, or the text between.
     """
-    ids = []
-    for part in re.split(r"(<\|[a-z_]+\|>|<[a-z_]+>)", text):
-        if part in theirs.all_special_tokens or part in theirs.added_tokens_encoder:
-            ids.append(theirs.convert_tokens_to_ids(part))
+    for part in special.split(text):
+        if special.fullmatch(part):
+            yield part
             continue
-        runs = [""]
-        for c in part:
-            number = unicodedata.category(c).startswith("N")
-            runs += [c, ""] if number else []
-            runs[-1] += "" if number else c
-        ids += [i for run in runs if run for i in theirs(run, add_special_tokens=False).input_ids]
-    return ids
+        start = 0
+        for i, c in enumerate(part):
+            if unicodedata.category(c).startswith("N"):
+                yield from (part[start:i], c)
+                start = i + 1
+        yield part[start:]
+
+
+def expected_ids(theirs, special, text):
+    parts = [part for part in pieces(text, special) if part]
+    return [i for ids in (theirs(parts)["input_ids"] if parts else []) for i in ids]
 
 
 @settings(max_examples=3000)
-@given(text=TEXTS)
-def test_tokens_are_those_of_transformers(ours, theirs, text):
+@given(TEXTS)
+def test_text_has_the_ids_of_transformers(ours, theirs, special, text):
     ids = ours.encode(text)
-    assert ids == digits_apart(theirs, text)
-    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert ids == expected_ids(theirs, special, text)
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
 
-def test_the_rule_that_transformers_leaves_out(ours, theirs):
+def test_digits_stand_alone_where_transformers_overlooks_it(ours, theirs, special):
     text = "x\n    3"
-    assert ours.encode(text) == digits_apart(theirs, text) != theirs(text).input_ids
+    assert ours.encode(text) == expected_ids(theirs, special, text) != theirs.encode(text)
 
 
-@given(
-    st.booleans(),
-    st.lists(
-        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<|"), max_size=9), min_size=1, max_size=5
-    ),
-)
-def test_conversations_are_those_of_transformers(ours, theirs, system, turns):
-    roles = ["user", "assistant"] * len(turns)
-    messages = [{"role": "system", "content": "Be brief."}] if system else []
-    messages += [{"role": role, "content": text} for role, text in zip(roles, turns)]
-    rendered = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert ours.chat(messages) == ours.encode(rendered)
+@given(IDS)
+def test_ids_have_the_text_of_transformers(ours, theirs, ids):
+    assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
 
-def streamed(tokenizer, ids):
-    stream = tokenizer.stream()
-    return [stream.add(i) for i in ids], stream
+def conversation(texts, system):
+    roles = ["system"] * system + ["user", "assistant"] * 3
+    return [{"role": role, "content": text} for role, text in zip(roles, texts)]
 
 
+@given(MESSAGES, st.booleans())
+def test_a_conversation_has_the_ids_of_transformers(ours, theirs, special, texts, system):
+    messages = conversation(texts, system)
+    text = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert ours.chat(messages) == expected_ids(theirs, special, text)
+
+
+@given(TEXTS)
+def test_a_string_is_one_user_message(ours, text):
+    assert ours.chat(text) == ours.chat([{"role": "user", "content": text}])
+
+
+@given(TEXTS | IDS)
+def test_a_stream_shows_what_stands_and_in_the_end_all(ours, text_or_ids):
+    """For any ids, even those whose bytes are no valid text: what was shown is never taken back."""
+    ids = ours.encode(text_or_ids) if isinstance(text_or_ids, str) else text_or_ids
+    whole, stream, shown = ours.decode(ids), ours.stream(), ""
+    for n, token in enumerate(ids, 1):
+        shown += stream.add(token)
+        assert shown == stream.text
+        assert whole.startswith(shown)  # a half character would show as U+FFFD here, and not there
+        assert shown == ours.decode(ids[:n]) or ours.decode(ids[:n]).endswith("\ufffd")  # held back only where it must
+    assert shown + stream.finish() == whole
+
+
+def test_a_character_of_several_tokens_is_shown_whole(ours):
+    ids = ours.encode("👩‍👩‍👧")
+    stream = ours.stream()
+    shown = [stream.add(token) for token in ids]
+    assert "" in shown  # some token holds a part only
+    assert set("".join(shown)) == set("👩‍👧")
+
+
+@pytest.fixture(scope="module")
+def folder(theirs, tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved")
+    theirs.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder_tokenizer(folder):
+    return tokenizer_from_folder(folder)
+
+
+@given(TEXTS, MESSAGES)
+def test_a_folder_has_the_ids_of_transformers(theirs, folder_tokenizer, text, texts):
+    messages = conversation(texts, system=True)
+    assert folder_tokenizer.encode(text) == theirs.encode(text)
+    assert folder_tokenizer.chat(messages) == theirs.apply_chat_template(messages, add_generation_prompt=True).input_ids
+    assert folder_tokenizer.names == {"bos_token": theirs.bos_token, "eos_token": theirs.eos_token}
+
+
+def test_a_chat_template_may_stand_in_the_configuration(tmp_path, folder, folder_tokenizer):
+    assert folder_tokenizer.chat_template == (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    (tmp_path / "tokenizer.json").symlink_to(folder / "tokenizer.json")
+    config = '{"chat_template": "{{ bos_token }}{{ messages[0].content }}", "bos_token": {"content": "<repo_name>"}}'
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    read = tokenizer_from_folder(tmp_path)
+    assert read.chat("a") == read.encode("<repo_name>a")
+
+
+def test_a_folder_without_tokenizer(tmp_path):
+    with pytest.raises(ValueError, match=rf"{tmp_path.name} holds no tokenizer\.json"):
+        tokenizer_from_folder(tmp_path)
+
+
+@given(st.data())
+def test_a_damaged_tokenizer(tmp_path_factory, folder, data):
+    content, path = (folder / "tokenizer.json").read_bytes(), tmp_path_factory.mktemp("damaged") / "tokenizer.json"
+    path.write_bytes(content[: data.draw(st.integers(0, 2000))])
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not a tokenizer"):
+        tokenizer_from_folder(path.parent)
+
+
+def test_no_chat_template(ours):
+    with pytest.raises(ValueError, match="no chat template"):
+        Tokenizer(ours.backend).chat("hello")
+
+
+@pytest.mark.parametrize("template", ["{{ raise_exception('only users may speak') }}", "{% if %}"])
+def test_a_chat_template_that_refuses(ours, template):
+    with pytest.raises(ValueError, match=r"refuses these messages: (only users may speak|Expected an expression)"):
+        Tokenizer(ours.backend, template).chat("hello")
+
+
+@given(TEXTS, st.characters(categories=["Cs"]), TEXTS)
+def test_a_lone_surrogate_is_no_text(ours, before, surrogate, after):
+    with pytest.raises(ValueError, match="not valid Unicode"):
+        ours.encode(before + surrogate + after)
+
+
+def small(cut, kind="gpt2", added=()):
+    """A tokenizer of single bytes, and `added` tokens: {text: GGUF's type}."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    return tokenizer_from_gguf(
+        {
+            "tokenizer.ggml.model": kind,
+            "tokenizer.ggml.pre": cut,
+            "tokenizer.ggml.tokens": [*alphabet, *dict(added)],
+            "tokenizer.ggml.token_type": [1] * len(alphabet) + list(dict(added).values()),
+            "tokenizer.ggml.merges": [],
+        }
+    )
+
+
+PUBLISHED = {
+    "qwen2": PRETOKENIZE_REGEX,
+    "llama-bpe": inspect.signature(TikTokenConverter).parameters["pattern"].default,
+}
+TOKENIZERS = {cut: small(cut) for cut in PUBLISHED}
+
+
+def cuts(cut, text):
+    """Back from the byte-level alphabet to text."""
+    parts = TOKENIZERS[cut].backend.pre_tokenizer.pre_tokenize_str(text)
+    return [tokenizers.decoders.ByteLevel().decode([part]) for part, _ in parts]
+
+
+@pytest.mark.parametrize("cut", PUBLISHED)
 @settings(max_examples=300)
 @given(text=TEXTS)
-def test_streamed_text_never_shows_half_a_character(ours, text):
-    ids = ours.encode(text)
-    whole = ours.decode(ids)
-    pieces, stream = streamed(ours, ids)
-    for n in range(len(pieces) + 1):
-        assert whole.startswith("".join(pieces[:n]))
-    assert "".join(pieces) + stream.finish() == whole == stream.text
-
-
-@settings(max_examples=300)
-@given(ids=st.lists(st.integers(17, 300) | st.integers(0, 49151), max_size=15))
-def test_any_tokens_at_all_stream_to_their_text(ours, ids):
-    # Tokens 17 to 272 are single bytes: most such lists are no valid UTF-8.
-    pieces, stream = streamed(ours, ids)
-    assert "".join(pieces) + stream.finish() == ours.decode(ids)
-
-
-def test_text_that_is_not_unicode(ours):
-    with pytest.raises(ValueError, match="Unicode"):
-        ours.encode("a\ud800b")
-
-
-def test_a_folder_s_tokenizer_is_the_same(ours, theirs, tmp_path):
-    ours.backend.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match="chat template"):
-        tokenizer_from_folder(tmp_path).chat("Hi")
-    (tmp_path / "chat_template.jinja").write_text(ours.chat_template)
-    again = tokenizer_from_folder(tmp_path)
-    text = "Numbers 123 and <|im_end|> tokens"
-    assert again.encode(text) == ours.encode(text)
-    assert again.chat("Hi") == ours.chat("Hi")
-    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('no system messages') }}")
-    with pytest.raises(ValueError, match="no system messages"):
-        tokenizer_from_folder(tmp_path).chat("Hi")
+def test_text_is_cut_as_the_published_expression_cuts_it(cut, text):
+    assert cuts(cut, text) == regex.findall(PUBLISHED[cut], text)
 
 
 @pytest.mark.parametrize(
-    ("cut", "text", "pieces"),
+    ("cut", "text", "expected"),
     [
-        ("qwen2", "a 12345b's", ["a", " ", "1", "2", "3", "4", "5", "b", "'s"]),
-        ("llama-bpe", "a 12345b's", ["a", " ", "123", "45", "b", "'s"]),
-        ("llama-bpe", "x  y\n\n z", ["x", " ", " y", "\n\n", " z"]),
-        ("gpt-2", "a 12345b's", ["a", " 12345", "b", "'s"]),
-        ("smollm", "a 12345b's", ["a", " ", "1", "2", "3", "4", "5", "b", "'s"]),
+        ("qwen2", "12345", ["1", "2", "3", "4", "5"]),
+        ("llama-bpe", "12345", ["123", "45"]),
+        ("llama-bpe", "It's  1234, ok?\n\n", ["It", "'s", " ", " ", "123", "4", ",", " ok", "?\n\n"]),
+        ("qwen2", "I'LL go\n  now", ["I", "'LL", " go", "\n", " ", " now"]),
     ],
 )
-def test_texts_are_cut_as_the_file_says(fields, cut, text, pieces):
-    backend = tokenizer_from_gguf(fields | {"tokenizer.ggml.pre": cut}).backend
-    spans = [span for _, span in backend.pre_tokenizer.pre_tokenize_str(text)]
-    assert [text[a:b] for a, b in spans] == pieces
+def test_text_is_cut_like_this(cut, text, expected):
+    assert cuts(cut, text) == expected
 
 
-@pytest.mark.parametrize("change", [{"tokenizer.ggml.model": "llama"}, {"tokenizer.ggml.pre": "unheard-of"}])
-def test_tokenizers_that_are_not_built_here(fields, change):
-    with pytest.raises(ValueError, match=next(iter(change.values()))):
-        tokenizer_from_gguf(fields | change)
+def test_qwen_composes_characters_and_llama_leaves_them():
+    assert len(small("qwen2").encode("e\u0301")) == 2  # é: two bytes
+    assert len(small("llama-bpe").encode("e\u0301")) == 3
+
+
+def test_tokens_of_the_user_are_shown_and_control_tokens_are_not():
+    read = small("gpt-2", added={"<end>": 3, "<think>": 4})
+    ids = read.encode("<think>a<end>b")
+    assert len(ids) == 4
+    assert read.decode(ids) == "<think>ab"
+
+
+@pytest.mark.parametrize(("kind", "cut"), [("llama", "default"), ("gpt2", "falcon"), ("gpt2", "deepseek-llm")])
+def test_a_tokenizer_not_built_here(kind, cut):
+    with pytest.raises(ValueError, match=f"tokenizer '{kind}' with pre-tokenizer '{cut}' is not built here"):
+        small(cut, kind)

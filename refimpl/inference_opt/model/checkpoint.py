@@ -5,7 +5,6 @@ up each of our parameters. Parameters are filled one at a time and packed at onc
 own size and one tensor more.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from inference_opt.model.config import ModelConfig, config_from_gguf, config_from_hf
+from inference_opt.model.config import ModelConfig, config_from_gguf, config_from_hf, read_json
 from inference_opt.model.linear import Linear
 from inference_opt.model.transformer import Transformer
 
@@ -44,6 +43,21 @@ def _sources(module: str) -> list[str]:
     return [f"model.layers.{index}.{name}" for name in _LAYER_SOURCES[rest]]
 
 
+def _rows(config: ModelConfig, module: str) -> tuple[int, ...]:
+    """Rows of each of the parts that are stacked to make up a module; () where there is one part."""
+    if module.endswith("attention.qkv"):
+        return tuple(n * config.head_dim for n in (config.heads, config.kv_heads, config.kv_heads))
+    return (config.ffn_dim, config.ffn_dim) if module.endswith("mlp.gate_up") else ()
+
+
+def _checked(part: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
+    if not part.is_floating_point():
+        raise ValueError(f"{name} holds {part.dtype}: quantised safetensors are not read here")
+    if tuple(part.shape) != shape:
+        raise ValueError(f"{name}: the configuration asks for shape {shape}, the file holds {tuple(part.shape)}")
+    return part
+
+
 def build(
     config: ModelConfig, tensor: TensorReader, dtype: torch.dtype, device: torch.device, pack: bool = True
 ) -> Transformer:
@@ -54,13 +68,10 @@ def build(
         for name, slot in list(module.named_parameters(recurse=False)):
             if module_name == "head" and config.tied_embeddings:
                 continue
-            parts = [tensor(f"{source}.{name}") for source in _sources(module_name)]
+            sources = [f"{source}.{name}" for source in _sources(module_name)]
+            rows = _rows(config, module_name) or (slot.shape[0],)
+            parts = [_checked(tensor(s), s, (n, *slot.shape[1:])) for s, n in zip(sources, rows, strict=True)]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-            if whole.shape != slot.shape:
-                raise ValueError(
-                    f"{' + '.join(_sources(module_name))}.{name}: the configuration asks for shape "
-                    f"{tuple(slot.shape)}, the file holds {tuple(whole.shape)}"
-                )
             setattr(module, name, nn.Parameter(whole.to(device=device, dtype=dtype), requires_grad=False))
         if pack and isinstance(module, Linear) and module is not model.head:
             module.pack()
@@ -69,13 +80,6 @@ def build(
     if pack:
         model.head.pack()
     return model.eval()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
 
 
 def load_safetensors(folder: Path, dtype: torch.dtype, device: torch.device) -> Transformer:
@@ -88,8 +92,8 @@ def load_safetensors(folder: Path, dtype: torch.dtype, device: torch.device) -> 
         hint = f" ({pickles[0]} is a pickle, which can run code: convert it to safetensors)" if pickles else ""
         raise ValueError(f"{folder} holds no *.safetensors file{hint}")
     generation = folder / "generation_config.json"
-    eos = _read_json(generation).get("eos_token_id") or () if generation.is_file() else ()
-    config = config_from_hf(_read_json(folder / "config.json"), (eos,) if isinstance(eos, int) else eos)
+    eos = read_json(generation).get("eos_token_id") or () if generation.is_file() else ()
+    config = config_from_hf(read_json(folder / "config.json"), (eos,) if isinstance(eos, int) else eos)
     try:
         handles = [safe_open(file, framework="pt") for file in files]
     except SafetensorError as error:
@@ -170,10 +174,9 @@ class GGUFFile:
             t = self._tensors[stored]
             # A tensor stored as float32 comes back as a read-only view of the file: "W" copies those and no others.
             values = torch.from_numpy(np.require(gguf.quants.dequantize(t.data, t.tensor_type), requirements="W"))
-            if arch == "llama" and ".q_proj" in name:
-                return _neighbours_to_halves(values, config.heads)
-            if arch == "llama" and ".k_proj" in name:
-                return _neighbours_to_halves(values, config.kv_heads)
+            for part, heads in ((".q_proj", config.heads), (".k_proj", config.kv_heads)):
+                if arch == "llama" and part in name and len(values) == heads * config.head_dim:
+                    return _neighbours_to_halves(values, heads)
             return values
 
         return tensor

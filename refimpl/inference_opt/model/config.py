@@ -5,8 +5,10 @@ metadata of a GGUF file (llama.cpp's names). Both become one `ModelConfig`. What
 refused here, by name: a model that loads is a model that is computed exactly.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -83,6 +85,17 @@ class ModelConfig:
         return ids
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; ValueError names the file that holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
 def _need(fields: Mapping[str, Any], name: str) -> Any:
     if fields.get(name) is None:
         raise ValueError(f"the checkpoint's configuration lacks {name!r}")
@@ -96,6 +109,8 @@ def config_from_hf(fields: Mapping[str, Any], eos_token_ids: Sequence[int] = ())
         raise ValueError(f"unknown architecture {arch!r}: this code computes {', '.join(ARCHITECTURES)}")
     if (act := fields.get("hidden_act", "silu")) != "silu":
         raise ValueError(f"activation {act!r} is not computed here, only 'silu' (SwiGLU)")
+    if fields.get("quantization_config"):
+        raise ValueError("quantised safetensors (quantization_config) are not read here: take the unquantised model")
     if fields.get("use_sliding_window"):
         raise ValueError("sliding-window attention (use_sliding_window) is not computed here")
     heads = _need(fields, "num_attention_heads")
@@ -112,10 +127,10 @@ def config_from_hf(fields: Mapping[str, Any], eos_token_ids: Sequence[int] = ())
         depth=_need(fields, "num_hidden_layers"),
         heads=heads,
         kv_heads=fields.get("num_key_value_heads") or heads,
-        head_dim=fields.get("head_dim") or _need(fields, "hidden_size") // heads,
+        head_dim=fields.get("head_dim") or _need(fields, "hidden_size") // max(heads, 1),
         ffn_dim=_need(fields, "intermediate_size"),
         max_context=fields.get("max_position_embeddings") or 2048,
-        norm_eps=fields.get("rms_norm_eps", 1e-6),
+        norm_eps=float(fields.get("rms_norm_eps") or 1e-6),
         rope_theta=float(rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0),
         rope_scaling=_rope_scaling_from_hf(rope),
         tied_embeddings=bool(fields.get("tie_word_embeddings", False)),
@@ -132,14 +147,14 @@ def _rope_scaling_from_hf(rope: Mapping[str, Any]) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind == "linear":
-        return RopeScaling("linear", factor=float(rope["factor"]))
+        return RopeScaling("linear", factor=float(_need(rope, "factor")))
     if kind == "llama3":
         return RopeScaling(
             "llama3",
-            factor=float(rope["factor"]),
-            low_freq_factor=float(rope["low_freq_factor"]),
-            high_freq_factor=float(rope["high_freq_factor"]),
-            original_context=int(rope["original_max_position_embeddings"]),
+            factor=float(_need(rope, "factor")),
+            low_freq_factor=float(_need(rope, "low_freq_factor")),
+            high_freq_factor=float(_need(rope, "high_freq_factor")),
+            original_context=int(_need(rope, "original_max_position_embeddings")),
         )
     raise ValueError(f"RoPE scaling {kind!r} is not computed here, only 'linear' and 'llama3'")
 
@@ -162,12 +177,18 @@ def config_from_gguf(fields: Mapping[str, Any], rope_factors: Sequence[float] = 
     head_dim = get("attention.key_length", dim // heads)
     if get("rope.dimension_count", head_dim) != head_dim:
         raise ValueError("partial rotary embeddings (rope.dimension_count) are not computed here")
+    for unknown in ("expert_count", "attention.sliding_window"):
+        if get(unknown, 0):
+            raise ValueError(f"{arch}.{unknown} is set: mixtures of experts and sliding windows are not computed here")
     scaling: RopeScaling | None = None
     if (kind := get("rope.scaling.type", "none")) == "linear":
         scaling = RopeScaling("linear", factor=float(get("rope.scaling.factor")))
     elif kind != "none":
         raise ValueError(f"RoPE scaling {kind!r} is not computed here, only 'linear' and stored factors")
     if rope_factors:
+        if scaling or len(rope_factors) != head_dim // 2:
+            raise ValueError(f"rope_freqs.weight holds {len(rope_factors)} factors for {head_dim // 2} frequencies, or "
+                             "stands beside another scaling")  # fmt: skip
         scaling = RopeScaling("factors", factors=tuple(rope_factors))
     tokens = fields.get("tokenizer.ggml.tokens", [])
     eos = {fields["tokenizer.ggml.eos_token_id"]} if "tokenizer.ggml.eos_token_id" in fields else set()

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from inference_opt.model.checkpoint import GGUFFile, load_safetensors
+from inference_opt.model.config import read_json
 from inference_opt.model.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 from inference_opt.model.transformer import Transformer
 from inference_opt.model.weights import MODELS, fetch
@@ -22,6 +23,17 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
     raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype}")
 
 
+def parse_device(device: torch.device | str) -> torch.device:
+    """A device that is there; ValueError for any other."""
+    try:
+        parsed = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {device!r}: expected cpu or cuda") from error
+    if parsed.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for, and torch finds no CUDA device here")
+    return parsed
+
+
 def load_model(
     source: str | Path = "smollm2-135m",
     dtype: torch.dtype | str = torch.float32,
@@ -33,7 +45,7 @@ def load_model(
     safetensors, or a Hugging Face hub id such as "Qwen/Qwen3-0.6B". Llama, Qwen2 and Qwen3 architectures.
     Raises ValueError for what is not there or not computed exactly here, ConnectionError where a fetch has no network.
     """
-    kind, where = parse_dtype(dtype), torch.device(device)
+    kind, where = parse_dtype(dtype), parse_device(device)
     if str(source) in MODELS:
         path = fetch(str(source))
     elif Path(source).exists():
@@ -57,9 +69,18 @@ def _from_hub(name: str) -> Path:
     wanted = ["*.safetensors", "*.json", "*.jinja"]
     try:
         with contextlib.suppress(LocalEntryNotFoundError):
-            return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+            cached = Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, local_files_only=True))
+            if _is_whole(cached):
+                return cached
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ValueError(f"there is no model {name!r} on the hub: {expected}") from error
     except (LocalEntryNotFoundError, OSError) as error:
         raise ConnectionError(f"could not reach the hub for {name!r}; is there a network? {expected}") from error
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a cached folder has all that loading needs: the hub's cache keeps parts of a model, too."""
+    index = folder / "model.safetensors.index.json"
+    shards = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    return all((folder / name).is_file() for name in {"config.json", "tokenizer.json", *shards})

@@ -4,7 +4,6 @@ The library does the work; this file reads what a checkpoint says (a `tokenizer.
 merges and name of the pre-tokenizer) and adds what generation needs: a stream that never shows half a character.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import Any
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
+
+from inference_opt.model.config import read_json
 
 # How text is cut before merging, by the name a GGUF file gives it. The byte-level step follows in every case.
 _QWEN_LLAMA3 = (
@@ -38,10 +39,13 @@ class Tokenizer:
         self.chat_template = chat_template
         self.names = dict(names)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text. Raises ValueError for text that is not valid Unicode (a lone surrogate)."""
+    def encode(self, text: str, begin: bool = True) -> list[int]:
+        """Token ids of a text; `begin`: with the token that texts begin with, where this tokenizer has one.
+
+        Raises ValueError for text that is not valid Unicode (a lone surrogate).
+        """
         try:
-            return self.backend.encode(text).ids
+            return self.backend.encode(text, add_special_tokens=begin).ids
         except (UnicodeEncodeError, TypeError) as error:
             raise ValueError(f"the text is not valid Unicode: {error}") from error
 
@@ -63,9 +67,10 @@ class Tokenizer:
         environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
         try:
             template = environment.from_string(self.chat_template)
-            return self.encode(template.render(messages=messages, add_generation_prompt=True, **self.names))
-        except jinja2.TemplateError as error:
+            text = template.render(messages=messages, add_generation_prompt=True, **self.names)
+        except Exception as error:  # a template is the checkpoint's own program: it may fail in any way
             raise ValueError(f"the chat template refuses these messages: {error}") from error
+        return self.encode(text, begin=False)  # templates write the beginning themselves
 
 
 def _raise(message: str) -> None:
@@ -120,7 +125,9 @@ def tokenizer_from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
         )
     tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
-    backend = Backend(models.BPE(vocab={t: i for i, t in enumerate(tokens)}, merges=merges))
+    vocabulary = {t: i for i, t in enumerate(tokens)}
+    # Llama 3 takes a piece that is a token as a whole, whatever its merges would make of it.
+    backend = Backend(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=cut == "llama-bpe"))
     if cut == "qwen2":
         backend.normalizer = normalizers.NFC()
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=cut not in _OWN_REGEX)
@@ -131,6 +138,11 @@ def tokenizer_from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
     backend.add_tokens([AddedToken(t, normalized=False) for t, k in typed if k == _USER_DEFINED])
     ids = {f"{n}_token": fields.get(f"tokenizer.ggml.{n}_token_id") for n in ("bos", "eos")}
     names = {name: tokens[i] for name, i in ids.items() if i is not None}
+    if fields.get("tokenizer.ggml.add_bos_token", cut == "llama-bpe") and "bos_token" in names:
+        begin = names["bos_token"]
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{begin} $A", special_tokens=[(begin, vocabulary[begin])]
+        )
     return Tokenizer(backend, fields.get("tokenizer.chat_template"), names)
 
 
@@ -144,8 +156,10 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{path} is not a tokenizer: {error}") from error
     config_path, template_path = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+    config = read_json(config_path) if config_path.is_file() else {}
     template = template_path.read_text(encoding="utf-8") if template_path.is_file() else config.get("chat_template")
+    if template is not None and not isinstance(template, str):
+        raise ValueError(f"{config_path}: chat_template is a {type(template).__name__}, expected one template's text")
     named = {name: config.get(name) for name in ("bos_token", "eos_token")}
     names = {name: t["content"] if isinstance(t, dict) else t for name, t in named.items() if t}
     return Tokenizer(backend, template, names)

