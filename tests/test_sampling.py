@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from transformers.generation import logits_process as hf
@@ -131,11 +131,12 @@ class Letters:
 @settings(max_examples=200)
 @given(
     st.lists(st.sampled_from([0, 1, 0, 1, 0, 1, 2]), min_size=1, max_size=12),
-    st.lists(st.text("ab", min_size=1, max_size=3), max_size=2),
-    st.integers(1, 12),
-    st.integers(1, 12),
+    st.lists(st.sampled_from(["b", "ab", "ba", "aab", "bbb"]), max_size=2),
+    st.integers(1, 14),
+    st.integers(1, 14),
     st.booleans(),
 )
+@example(tokens=[0, 1, 0], stop=["ab"], max_new=9, room=9, ignore_eos=False)  # a stop string of two tokens
 def test_stop_check_against_a_search_of_the_whole_text(tokens, stop, max_new, room, ignore_eos):
     params = SamplingParams(max_new_tokens=max_new, stop=tuple(stop), ignore_eos=ignore_eos)
     check = StopCheck(params, eos_token_ids=[2], room=room, stream=Letters())
