@@ -30,7 +30,8 @@ def test_a_tie_and_a_mistake_are_told_apart():
     assert not compare(model, prompt, [best], [best, second]).exact  # one text stops short: no rounding does that
 
 
-@pytest.mark.parametrize(("dtype", "units"), [("float32", 47), ("bfloat16", 7)])
+# Measured here: 46 and 6.6. Other processors add in another order, so the bounds leave them a third more.
+@pytest.mark.parametrize(("dtype", "units"), [("float32", 62), ("bfloat16", 9)])
 @torch.inference_mode()
 def test_logits_of_the_real_model_are_off_by_this_much(smollm2_path, dtype, units):
     exact, tokenizer = load_model(smollm2_path, dtype="float64")
