@@ -83,6 +83,7 @@ def test_draws_are_uniform_independent_and_fixed():
     assert abs(np.corrcoef(numbers[:-1].ravel(), numbers[1:].ravel())[0, 1]) < 0.05
     assert len(np.unique(numbers)) == numbers.size
     assert uniform(7, 11) == uniform(7, 11)
+    assert len({uniform(2**64 - n, 3) for n in range(1, 50)}) == 49  # seeds keep all their 64 bits
 
 
 @given(LOGITS, st.integers(0, 2**64 - 1), st.integers(0, 1000))

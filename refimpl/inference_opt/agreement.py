@@ -15,7 +15,7 @@ from inference_opt.model.transformer import Transformer
 
 # Two logits are tied when they are closer than this many units of eps · max |logit|. Measured on SmolLM2 against
 # float64, over the ten built-in prompts: single logits are off by up to 46 units in float32 and 6.6 in bfloat16; where
-# bfloat16 prefers another token than float64 does, the two logits are up to 1.8 units apart (`tests/test_agreement.py`).
+# bfloat16 prefers another token than float64 does, the two are up to 1.8 units apart (`tests/test_agreement.py`).
 _TIE_UNITS = {torch.float64: 48, torch.float32: 48, torch.bfloat16: 4}
 
 

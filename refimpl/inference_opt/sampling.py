@@ -105,7 +105,8 @@ def _keep(p: Float[Tensor, "*rows vocab"], mask: Tensor) -> Float[Tensor, "*rows
 # [draw]
 def uniform(seed: int, position: int) -> float:
     """The number in [0, 1) that decides the token at `position` of a text with this seed."""
-    return float(np.random.Generator(np.random.Philox(key=[seed, position])).random())
+    key = np.array([seed, position], dtype=np.uint64)  # a list would pass through floats, and large seeds would meet
+    return float(np.random.Generator(np.random.Philox(key=key)).random())
 
 
 def draw(p: Float[Tensor, "vocab"], u: float) -> int:

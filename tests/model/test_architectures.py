@@ -136,7 +136,8 @@ def test_the_cache_fed_in_chunks_gives_the_logits_of_transformers(data):
 
 @given(st.data())
 def test_float32_stays_near_float64(data):
-    model = data.draw(models())
+    # Normalising one or two numbers is all but taking their sign: there a last bit decides, in any float32 program.
+    model = data.draw(models().filter(lambda model: model.config.hidden_size >= 8))
     prompt = data.draw(prompts(model))
     ours = load_saved(model, torch.float32)
     assert {m.weight.is_mkldnn for m in ours.modules() if isinstance(m, Linear)} == {can_pack(torch.float32, CPU)}
