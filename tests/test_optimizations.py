@@ -61,6 +61,7 @@ def test_a_switch_without_its_technique_says_so(switch):
         ({"kv_heads": 3}, "kv_heads"),
         ({"dim": 6, "heads": 2}, "even"),
         ({"dtype": "float16"}, "dtype"),
+        ({"device": "abacus"}, "device"),
         ({"mla_latent_dim": 64}, "mla_latent_dim"),
         ({"speculative_model": "x"}, "speculative_model"),
     ],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from inference_opt.engine import static
 from inference_opt.model.attention import NoCache
 from inference_opt.model.config import ModelConfig
-from inference_opt.model.load import load_model, parse_dtype
+from inference_opt.model.load import load_model, parse_device, parse_dtype
 from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
@@ -68,7 +68,9 @@ class TransformerWithOptimizations(nn.Module):
             ffn_dim=-(-8 * dim // 3 // 64) * 64 if ffn_dim is None else ffn_dim,
             max_context=max_context,
         )
-        self.model = Transformer(config).init_weights(seed).to(device=device, dtype=parse_dtype(dtype)).pack()
+        self.model = (
+            Transformer(config).init_weights(seed).to(device=parse_device(device), dtype=parse_dtype(dtype)).pack()
+        )
         self.tokenizer: Tokenizer | None = None
 
     @classmethod

@@ -39,10 +39,11 @@ def stream(
     # The last token of a text is never fed: a cache of prompt + new − 1 tokens is full when the text ends.
     capacity = [len(ids) + check.left - 1 for ids, check in zip(texts, checks)]
     cache = ContiguousCache(config.depth, config.kv_heads, config.head_dim, capacity, model.dtype, model.device)
-    fed = [0] * len(texts)  # tokens of each text that the cache holds
     running = set(range(len(texts)))
     while running:
-        new = [ids[n:] if i in running else [] for i, (ids, n) in enumerate(zip(texts, fed))]  # prompt, then one token
+        new = [
+            ids[n:] if i in running else [] for i, (ids, n) in enumerate(zip(texts, cache.lengths))
+        ]  # prompt, then one
         counts = [len(ids) for ids in new]
         positions = cache.extend(counts)
         tokens = torch.tensor([t for ids in new for t in ids], device=model.device)
@@ -52,7 +53,6 @@ def stream(
         emitted = {}
         for row, i in enumerate(sorted(running)):
             emitted[i] = sample(logits[row], each[i], position=len(texts[i]))
-            fed[i] = len(texts[i])
             texts[i].append(emitted[i])
             if checks[i].after(emitted[i]) is not None:
                 running.remove(i)

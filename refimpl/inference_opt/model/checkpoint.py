@@ -58,9 +58,7 @@ def _checked(part: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
     return part
 
 
-def build(
-    config: ModelConfig, tensor: TensorReader, dtype: torch.dtype, device: torch.device, pack: bool = True
-) -> Transformer:
+def build(config: ModelConfig, tensor: TensorReader, dtype: torch.dtype, device: torch.device) -> Transformer:
     """A transformer with every parameter taken from `tensor(name)`. ValueError names one missing or misshapen."""
     with torch.device("meta"):
         model = Transformer(config)
@@ -73,12 +71,11 @@ def build(
             parts = [_checked(tensor(s), s, (n, *slot.shape[1:])) for s, n in zip(sources, rows, strict=True)]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts)
             setattr(module, name, nn.Parameter(whole.to(device=device, dtype=dtype), requires_grad=False))
-        if pack and isinstance(module, Linear) and module is not model.head:
+        if isinstance(module, Linear) and module is not model.head:
             module.pack()
     if config.tied_embeddings:
         model.head.weight = model.embed.weight
-    if pack:
-        model.head.pack()
+    model.head.pack()
     return model.eval()
 
 
