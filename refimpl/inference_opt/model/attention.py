@@ -46,9 +46,9 @@ class KV(Protocol):
 def causal_attention(
     q: Float[Tensor, "queries heads head_dim"],
     k: Float[Tensor, "keys kv_heads head_dim"],
-    v: Float[Tensor, "keys kv_heads head_dim"],
+    v: Float[Tensor, "keys kv_heads value_dim"],
     scale: float,
-) -> Float[Tensor, "queries heads head_dim"]:
+) -> Float[Tensor, "queries heads value_dim"]:
     """One sequence: the queries are its last tokens, so query i stands at position keys − queries + i.
 
     The query heads that share a key head are laid out as further rows of it, so that each key is read once a group
@@ -67,8 +67,8 @@ def causal_attention(
     rows = q.view(queries, kv_heads, -1, dim).transpose(0, 1).reshape(1, kv_heads, -1, dim)
     out = nn.functional.scaled_dot_product_attention(
         rows, k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0), attn_mask=mask, scale=scale
-    )  # [1, kv_heads, queries · group, d]
-    return out.view(kv_heads, queries, -1, dim).transpose(0, 1).reshape(queries, heads, dim)
+    )  # [1, kv_heads, queries · group, value_dim]
+    return out.view(kv_heads, queries, -1, v.shape[-1]).transpose(0, 1).reshape(queries, heads, dim)
 
 
 # [/attention]

@@ -1,0 +1,83 @@
+"""A request: one prompt on its way through the engine, and what was observed of it.
+
+    tokens      p p p p p p p p p g g g        prompt, then what was generated
+    computed    └─────────────────┘            keys and values of these lie in pages; the rest is the next steps' work
+    table       [ 7 ][ 3 ][ 4 ][ 9 ]           pages, in order; the first `shared` of them are the tree's, the others
+    shared      └────────┘                     this request's alone
+
+Between steps a running request has one token that is not computed, the one sampled last (decode), or more (prefill).
+"""
+
+from array import array
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from inference_opt.kv.radix import Node
+from inference_opt.sampling import FinishReason, SamplingParams, StopCheck
+
+
+@dataclass
+class Metrics:
+    """What was observed of one request. Steps are counted by the engine, seconds by `time.perf_counter`."""
+
+    arrived_step: int
+    arrived: float
+    admitted_step: int | None = None  # when it first ran
+    admitted: float | None = None
+    first_token: float | None = None
+    finished: float | None = None
+    cached_tokens: int = 0  # found in the tree instead of computed
+    prefill_tokens: int = 0  # computed as known tokens, those recomputed after a preemption included
+    prefill_steps: int = 0
+    decode_steps: int = 0
+    preemptions: int = 0
+    overtaken: int = 0  # times a later arrival was admitted while this one waited
+
+    @property
+    def queue_seconds(self) -> float | None:
+        """From arrival to the first step it was part of."""
+        return None if self.admitted is None else self.admitted - self.arrived
+
+    @property
+    def queue_steps(self) -> int | None:
+        """Steps that began without it while it waited at first."""
+        return None if self.admitted_step is None else self.admitted_step - self.arrived_step
+
+
+@dataclass(eq=False)
+class Request:
+    """One prompt being continued; the caller's handle to its result."""
+
+    id: Hashable
+    prompt: list[int]
+    params: SamplingParams
+    check: StopCheck
+    arrival: int  # 0, 1, 2, …: the order in which requests came
+    metrics: Metrics
+    namespace: Hashable = None
+    tokens: array = field(init=False)  # four bytes each, as the radix tree takes them
+    computed: int = 0
+    table: list[int] = field(default_factory=list)
+    shared: int = 0
+    node: Node | None = None  # the tree's node that it has locked; None while it is not running
+    finish_reason: FinishReason | Literal["abort"] | None = None
+
+    def __post_init__(self) -> None:
+        self.tokens = array("i", self.prompt)
+        self.most = len(self.prompt) + self.check.left - 1  # tokens to compute: the last one sampled is never fed
+
+    @property
+    def output(self) -> list[int]:
+        """The new tokens so far."""
+        return self.tokens[len(self.prompt) :].tolist()
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will come."""
+        return self.finish_reason is not None
+
+    @property
+    def remaining(self) -> int:
+        """Known tokens that are not computed: 1 in decode, more in prefill."""
+        return len(self.tokens) - self.computed

@@ -1,0 +1,181 @@
+"""The scheduler: which requests run in the next step, and how many tokens of each (continuous batching).
+
+Static batching waits for the slowest text of a batch. Here the batch is put together anew for every step (Yu et al.
+2022, Orca, OSDI §3.2, "iteration-level scheduling"): a request leaves with its last token and another joins at once.
+
+    step        1    2    3    4    5    6
+    request A   PPPP PP D D    D    ·    ·        P: a token of the prompt, computed (prefill)
+    request B        PP PPP    D    D    D        D: a token sampled before, fed back (decode)
+    request C                       PPPP D        `token_budget` 4 a step: long prompts are cut into chunks
+                                                  (Agrawal et al. 2023, Sarathi, 2308.16369), so that decodes go on
+
+Within a step:
+  1. Every request in decode gets its token, then those in prefill get what is left of the budget, each in the order of
+     arrival.
+  2. Where pages run out, the latest arrival that is not part of the step yet is *preempted*: it gives up its pages and
+     will be recomputed, but for what the tree still has of it by then.
+  3. Waiting requests join while there is budget, longest cached prefix first: the order of a depth-first walk of the
+     tree, which reuses most (2312.07104, Theorem 3.1). So that nothing starves, a request that was overtaken
+     `patience` times goes before all that were not, and blocks the door until it fits.
+
+Progress: the request processed first can preempt all others or, if it is the last arrival, leaves its pages to them;
+in either case one request has what it needs, since no request is admitted that could not run alone in the pool.
+"""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from inference_opt.engine.memory import Memory
+from inference_opt.engine.request import Request
+
+LOOKAHEAD = 64  # waiting requests, the oldest first, whose cached prefixes are compared
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A request's part of a step: `count` of its tokens from `start` on."""
+
+    request: Request
+    start: int
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the chunk reaches the last known token, so that the next one can be sampled."""
+        return self.start + self.count == len(self.request.tokens)
+
+
+class Scheduler:
+    """Waiting and running requests. `running` is in the order of arrival."""
+
+    def __init__(self, memory: Memory, token_budget: int, max_running: int, patience: int) -> None:
+        for name, value, least in (
+            ("token_budget", token_budget, 1),
+            ("max_running", max_running, 1),
+            ("patience", patience, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.memory, self.token_budget, self.patience = memory, token_budget, patience
+        self.max_running = min(max_running, token_budget)  # each needs a token a step
+        self.waiting: dict[Hashable, Request] = {}  # by id, in the order of arrival
+        self.running: list[Request] = []
+        self.preemptions = 0
+
+    # [schedule]
+    def schedule(self) -> list[Chunk]:
+        """The next step's work. Every chunk has its pages; prefixes to be computed are in the tree already."""
+        chunks: list[Chunk] = []
+        budget = self.token_budget
+        # Decode first: a short text must not wait for a long prompt.
+        todo = sorted(self.running, key=lambda request: (request.remaining > 1, request.arrival))
+        preempted = False
+        while todo and budget:
+            request = todo.pop(0)
+            if request.remaining > 1:
+                request.metrics.cached_tokens += self.memory.attach(request)
+            count = min(request.remaining, budget)
+            while not self.memory.reserve(request, request.computed + count):
+                victim = max([request, *todo], key=lambda each: each.arrival)
+                self._preempt(victim)
+                preempted = True
+                if victim is request:
+                    break
+                todo.remove(victim)
+            else:
+                chunks.append(self._chunk(request, count))
+                budget -= count
+        while budget and self.waiting and not preempted and len(self.running) < self.max_running:
+            request = self._next()
+            if not self._admit(request):
+                break
+            count = min(request.remaining, budget)
+            self.memory.reserve(request, request.computed + count)
+            chunks.append(self._chunk(request, count))
+            budget -= count
+        return chunks
+
+    def _chunk(self, request: Request, count: int) -> Chunk:
+        if request.remaining > 1 or request.computed < len(request.prompt):
+            # All but the last known token: whoever finds a prompt whole computes its last page again, in its own copy.
+            self.memory.publish(request, min(request.computed + count, len(request.tokens) - 1))
+        return Chunk(request, request.computed, count)
+
+    # [/schedule]
+
+    # [admit]
+    def _next(self) -> Request:
+        """Who is first at the door: the patient ones by arrival, then the longest cached prefix."""
+        door = [request for request, _ in zip(self.waiting.values(), range(LOOKAHEAD))]
+
+        def place(request: Request) -> tuple[bool, int, int]:
+            starved = request.metrics.overtaken >= self.patience
+            cached = 0 if starved else self.memory.tree.cached(request.tokens[:-1], request.namespace)
+            return not starved, -cached, request.arrival
+
+        return min(door, key=place)
+
+    def _admit(self, request: Request) -> bool:
+        """Let a request in if the pages for all of its known tokens can be had besides what the running ones need."""
+        memory, pages_for = self.memory, self.memory.pool.pages_for
+        owed = sum(pages_for(len(each.tokens)) - len(each.table) for each in self.running)
+        saved = memory.attach(request)
+        if pages_for(len(request.tokens)) - len(request.table) + owed > memory.available:
+            self._release(request)
+            return False
+        request.metrics.cached_tokens += saved
+        del self.waiting[request.id]
+        self.running.append(request)
+        self.running.sort(key=lambda each: each.arrival)
+        for other in self.waiting.values():
+            other.metrics.overtaken += other.arrival < request.arrival
+        return True
+
+    # [/admit]
+
+    # [preempt]
+    def _preempt(self, request: Request) -> None:
+        """Take a request's pages; it waits again, at the place of its arrival."""
+        self._release(request)
+        self.running.remove(request)
+        self._wait(request)
+        request.metrics.preemptions += 1
+        self.preemptions += 1
+
+    def _release(self, request: Request) -> None:
+        self.memory.release(request)
+        request.computed = 0
+
+    def _wait(self, request: Request) -> None:
+        ordered = sorted([*self.waiting.values(), request], key=lambda each: each.arrival)
+        self.waiting = {each.id: each for each in ordered}
+
+    # [/preempt]
+
+    def add(self, request: Request) -> None:
+        """A request arrives. ValueError where it could never run, though it had the pool to itself."""
+        pool = self.memory.pool
+        need = pool.pages_for(request.most)
+        if need > pool.num_pages:
+            raise ValueError(
+                f"request {request.id!r} can never fit: {request.most} tokens need {need} pages of {pool.page_size}, "
+                f"the pool has {pool.num_pages}; shorten it, lower max_new_tokens, or give the engine more num_pages"
+            )
+        self.waiting[request.id] = request
+
+    def remove(self, request: Request) -> None:
+        """A request leaves, done or aborted, wherever it is."""
+        if request.id in self.waiting:
+            del self.waiting[request.id]
+        else:
+            self.running.remove(request)
+            self.memory.publish(request, request.computed)  # what it computed stays as long as there is room
+            self.memory.release(request)
+
+    def restart(self) -> None:
+        """A step failed: whoever ran waits again, and nothing that was computed is trusted."""
+        for request in self.running:
+            self._release(request)
+            self._wait(request)
+        self.running.clear()
+        self.memory.forget()

@@ -1,0 +1,68 @@
+"""The page pool: memory for keys and values, cut into pages of equal size that are handed out one by one.
+
+A contiguous cache reserves room for the longest text that might come. Pages are taken when they are needed, from
+anywhere, and a request's *page table* lists them in the order of its tokens (Kwon et al. 2023, PagedAttention,
+2309.06180, §4.1, where a page is called a block):
+
+    pool           0  1  2  3  4  5  6  7        page_size = 4
+    request A      ·  a  ·  a  ·  ·  a  ·        page_table [3, 1, 6]: its tokens 0–3 lie in page 3, 4–7 in 1, 8– in 6
+    request B      b  ·  b  ·  ·  ·  ·  ·        page_table [2, 0]
+
+Token t of a request lies in page page_table[t // page_size] at offset t % page_size, its *slot* being
+page · page_size + offset. At most page_size − 1 slots a request are wasted.
+
+Invariant: a page is free, or has exactly one owner: a request, whose alone it is, or the radix tree, which lends it to
+any number of requests (the tree's locks count them: one count a node stands for all the pages on its edge).
+"""
+
+from collections.abc import Iterable
+
+
+class PagePool:
+    """Which of `num_pages` pages are free. It holds no tensors: those are `PagedCache`'s."""
+
+    def __init__(self, num_pages: int, page_size: int) -> None:
+        if num_pages < 1 or page_size < 1:
+            raise ValueError(
+                f"a pool needs at least one page of at least one token, got {num_pages} pages of {page_size}"
+            )
+        self.num_pages, self.page_size = num_pages, page_size
+        self._free = list(range(num_pages - 1, -1, -1))  # a stack: page 0 is on top
+        self._is_free = bytearray([1]) * num_pages
+
+    @property
+    def free(self) -> int:
+        """How many pages are free."""
+        return len(self._free)
+
+    def is_free(self, page: int) -> bool:
+        """Whether no one owns the page."""
+        return bool(self._is_free[page])
+
+    def pages_for(self, tokens: int) -> int:
+        """Pages that hold this many tokens."""
+        return -(-tokens // self.page_size)
+
+    # [pool]
+    def allocate(self, count: int) -> list[int]:
+        """Take `count` free pages; they are the caller's from now on. ValueError, and no change, if there are fewer."""
+        if not 0 <= count <= len(self._free):
+            raise ValueError(f"cannot allocate {count} pages: {len(self._free)} of {self.num_pages} are free")
+        pages = [self._free.pop() for _ in range(count)]
+        for page in pages:
+            self._is_free[page] = 0
+        return pages
+
+    def release(self, pages: Iterable[int]) -> None:
+        """Give pages back. ValueError, and no change, where one is free already or is no page of this pool."""
+        pages = list(pages)
+        if len(set(pages)) < len(pages):
+            raise ValueError(f"cannot release a page twice: {pages}")
+        for page in pages:
+            if not 0 <= page < self.num_pages or self._is_free[page]:
+                raise ValueError(f"cannot release page {page}: not an allocated page of this pool")
+        for page in pages:
+            self._is_free[page] = 1
+        self._free.extend(pages)
+
+    # [/pool]

@@ -1,0 +1,318 @@
+"""RadixAttention's tree: which pages hold the keys and values of which prefix (SGLang, 2312.07104, §3).
+
+A key or value depends on its token and on all tokens before it, so pages may be reused by whoever's text *begins* with
+the same tokens. A radix tree finds them: a path from the root spells a prefix, an edge carries a run of tokens and the
+pages that hold them, and a node has its edge as its own:
+
+    insert [1 2 3 4 5 6], pages [10 11 12]          insert [1 2 3 4 8 9], pages [10 11 13]: the edge is split
+
+    root ── 1 2 3 4 5 6 / 10 11 12                  root ── 1 2 3 4 / 10 11 ──┬── 5 6 / 12
+                                                                              └── 8 9 / 13        (page_size = 2)
+
+Edges are whole pages long, and the children of a node differ within their first page, by which they are looked up: a
+page that begins alike and ends differently belongs to one text only. Tokens are kept as bytes, four each: an edge is
+compared where it stands in the question, by memcmp, and no token is copied on the way down.
+
+Invariants, after every call:
+  · every page in the tree is there once; the tree owns it until `evict` returns it;
+  · no node but a root has an empty edge; a node that is not locked has no locked descendant;
+  · `locks` of a node counts the locks held on it and below it; `evictable` is the number of pages on unlocked nodes,
+    and `evict` can return every one of them, since leaves are evicted first and uncover their parents.
+"""
+
+import heapq
+import itertools
+from array import array
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import NamedTuple
+
+from inference_opt.kv.policies import LRU, Policy
+
+WIDTH = array("i").itemsize  # bytes of a token
+assert WIDTH == 4
+
+
+class Node:
+    """A run of whole pages behind its parent's. A handle to a node means the prefix that ends where its edge ends."""
+
+    __slots__ = ("edge", "pages", "parent", "children", "locks", "users", "born", "used", "hits", "queued", "note")  # noqa: RUF023
+
+    def __init__(self, edge: bytes, pages: list[int], parent: "Node | None", now: int) -> None:
+        self.edge, self.pages, self.parent = edge, pages, parent  # the edge's tokens, and the pages that hold them
+        self.children: dict[bytes, Node] = {}  # by the first page of the child's edge
+        self.locks = 0  # requests that need this edge: those that locked this node or one below
+        self.users = 0  # those that locked this very node
+        self.born = self.used = now  # the tree's clock at insertion, and at the last use
+        self.hits = 0  # matches that went through this edge
+        self.queued = False  # whether the eviction heap holds it
+        self.note: float = 0.0  # the policy's own
+
+    @property
+    def tokens(self) -> list[int]:
+        """The edge's tokens."""
+        return array("i", self.edge).tolist()
+
+
+class Match(NamedTuple):
+    """The pages of a prefix, in order, and the node at its end (what `lock` takes)."""
+
+    pages: list[int]
+    node: Node
+
+
+class Stored(NamedTuple):
+    """Log entry: `pages` came to hold `tokens`, behind page `after` (None: they begin a text of `namespace`)."""
+
+    namespace: Hashable
+    after: int | None
+    tokens: tuple[int, ...]
+    pages: tuple[int, ...]
+
+
+class Removed(NamedTuple):
+    """Log entry: the pages are no longer the tree's."""
+
+    pages: tuple[int, ...]
+
+
+class RadixTree:
+    """Prefixes to pages. A `namespace` (of a model, an adapter, a tenant) shares nothing with another.
+
+    `log`, if given, is called with every change of content, in order: replayed from nothing they give the tree's
+    present content. Splitting an edge is no change of content.
+    """
+
+    def __init__(
+        self,
+        page_size: int,
+        policy: Policy | None = None,
+        log: Callable[[Stored | Removed], None] | None = None,
+    ) -> None:
+        if page_size < 1:
+            raise ValueError(f"page_size must be at least 1, got {page_size}")
+        self.page_size, self.policy, self.log = page_size, policy or LRU(), log
+        self._step = page_size * WIDTH  # bytes of a page of tokens
+        self.roots: dict[Hashable, Node] = {}
+        self.evictable = 0  # pages on unlocked nodes
+        self.inserted = self.evicted = 0  # pages, since the beginning
+        self.clock = 0  # counts uses
+        self._owned: set[int] = set()
+        self._heap: list[tuple[float, int, Node]] = []  # leaves by their policy's key when pushed
+        self._order = itertools.count()
+
+    def __len__(self) -> int:
+        """Pages that the tree owns."""
+        return len(self._owned)
+
+    # [match]
+    def _walk(self, text: bytes, namespace: Hashable) -> tuple[Node, int, int]:
+        """Follow `text` down: (the last node reached, bytes matched of its edge, bytes matched in all)."""
+        step = self._step
+        node, depth = self.roots.get(namespace, _NOTHING), 0
+        while (child := node.children.get(text[depth : depth + step])) is not None:
+            node = child
+            edge = node.edge
+            if not text.startswith(edge, depth):  # the match ends within this edge, behind one whole page at least
+                within = _common(edge, text, depth) // step * step
+                return node, within, depth + within
+            depth += len(edge)
+        return node, len(node.edge), depth
+
+    def cached(self, tokens: Sequence[int], namespace: Hashable = None) -> int:
+        """How many tokens a match would find. Changes nothing, so a scheduler may ask about requests that wait."""
+        return self._walk(_as_bytes(tokens), namespace)[2] // WIDTH
+
+    def match(self, tokens: Sequence[int], namespace: Hashable = None) -> Match:
+        """The longest cached prefix, in whole pages, and a use of it.
+
+        The edge that it ends within is split, so that the node returned ends where the match does. Before the next
+        `evict`, lock the node or let go of the pages.
+        """
+        self._root(namespace)
+        node, within, _ = self._walk(_as_bytes(tokens), namespace)
+        node = self._split(node, within)
+        return Match(self._use(node, hit=True), node)
+
+    # [/match]
+
+    # [insert]
+    def insert(self, tokens: Sequence[int], pages: Sequence[int], namespace: Hashable = None) -> Match:
+        """Let the tree own `pages`, which hold `tokens`; return the tree's own pages for them, and the node at the end.
+
+        Of a prefix that is there already the tree keeps its own pages: where the pages returned differ from those
+        given, the ones given are still the caller's. ValueError, and no change, for tokens that are not whole pages
+        or for a page that the tree owns in another place.
+        """
+        text, pages = _as_bytes(tokens), list(pages)
+        if len(text) != len(pages) * self._step:
+            expected = len(pages) * self.page_size
+            raise ValueError(f"{len(pages)} pages of {self.page_size} hold {expected} tokens, got {len(tokens)}")
+        node, within, depth = self._walk(text, namespace)
+        new = pages[depth // self._step :]
+        if not self._owned.isdisjoint(new) or len(set(new)) < len(new):
+            twice = {page for page in new if page in self._owned or new.count(page) > 1}
+            raise ValueError(f"cannot insert pages {sorted(twice)}: the tree owns each page once")
+        if node is _NOTHING:
+            node = self._root(namespace)
+        node = self._split(node, within)
+        if new:
+            leaf = Node(text[depth:], new, node, self.clock + 1)
+            if self.log:
+                self.log(Stored(namespace, node.pages[-1] if node.pages else None, tuple(leaf.tokens), tuple(new)))
+            node.children[leaf.edge[: self._step]] = leaf
+            self._owned.update(new)
+            self.inserted += len(new)
+            self.evictable += len(new)
+            node = leaf
+        own = self._use(node, hit=False)
+        self._enqueue(node)
+        return Match(own, node)
+
+    # [/insert]
+
+    # [split]
+    def _split(self, node: Node, within: int) -> Node:
+        """The node that ends after `within` bytes of the edge: the node itself, or a new one put above its rest."""
+        if within == len(node.edge):
+            return node
+        parent, step = node.parent, self._step
+        assert parent is not None
+        count = within // step
+        head = Node(node.edge[:within], node.pages[:count], parent, node.born)
+        # Whoever needs the rest needs the head; handles keep meaning the end of the rest, so none is the head's.
+        head.used, head.hits, head.locks, head.note = node.used, node.hits, node.locks, node.note
+        parent.children[head.edge[:step]] = head
+        node.edge, node.pages, node.parent = node.edge[within:], node.pages[count:], head
+        head.children[node.edge[:step]] = node  # looked up by the first page of its own edge, which begins here
+        return head
+
+    # [/split]
+
+    # [lock]
+    def lock(self, node: Node) -> None:
+        """Keep the node's prefix, that is its edge and all above it, until as many `unlock`s."""
+        self._check(node)
+        node.users += 1
+        for above in _upwards(node):
+            if above.locks == 0:
+                self.evictable -= len(above.pages)
+            above.locks += 1
+
+    def unlock(self, node: Node) -> None:
+        """Take one lock back. ValueError, and no change, where none is held on this very node."""
+        self._check(node)
+        if node.users == 0:
+            raise ValueError("cannot unlock a node that is not locked")
+        node.users -= 1
+        for above in _upwards(node):
+            above.locks -= 1
+            if above.locks == 0:
+                self.evictable += len(above.pages)
+        self._enqueue(node)
+
+    # [/lock]
+
+    # [evict]
+    def evict(self, count: int) -> list[int]:
+        """Remove `count` pages (fewer, if fewer are evictable) and return them: they are the caller's.
+
+        The leaf that the policy values least goes first, from its end, page by page; then it may be its parent's turn.
+        Only what is needed is removed. O(log n) a leaf.
+        """
+        if count < 0:
+            raise ValueError(f"cannot evict {count} pages")
+        gone: list[int] = []
+        while len(gone) < count and self._heap:
+            key, _, node = heapq.heappop(self._heap)
+            node.queued = False
+            if node.parent is None or node.children or node.locks:
+                continue  # no longer a free leaf: queued again when it becomes one
+            if self.policy.key(node) > key:
+                self._enqueue(node)  # used since it was pushed: keys only rise, so this is its turn or too early
+                continue
+            keep = max(len(node.pages) - (count - len(gone)), 0)
+            removed = node.pages[keep:]
+            gone += reversed(removed)
+            self.evicted += len(removed)
+            self._owned.difference_update(removed)
+            self.evictable -= len(removed)
+            if self.log:
+                self.log(Removed(tuple(removed)))
+            if keep:
+                del node.pages[keep:]
+                node.edge = node.edge[: keep * self._step]
+                self._enqueue(node)
+            else:
+                parent, node.parent, node.locks = node.parent, None, -1
+                del parent.children[node.edge[: self._step]]
+                self.policy.evicted(node)
+                self._enqueue(parent)
+        return gone
+
+    def _enqueue(self, node: Node) -> None:
+        """Put a leaf that no one needs in the heap, once."""
+        if not (node.queued or node.children or node.locks or node.parent is None):
+            node.queued = True
+            heapq.heappush(self._heap, (self.policy.key(node), next(self._order), node))
+
+    # [/evict]
+
+    def _use(self, node: Node, hit: bool) -> list[int]:
+        """Tell the policy of a use of the whole path, and collect its pages."""
+        self.clock += 1
+        path = list(_upwards(node))[-2::-1]  # from the top, without the root
+        pages: list[int] = []
+        for each in path:
+            pages += each.pages
+            each.used = self.clock
+            each.hits += hit
+        self.policy.touch(path, hit)
+        return pages
+
+    def _root(self, namespace: Hashable) -> Node:
+        return self.roots.setdefault(namespace, Node(b"", [], None, self.clock))
+
+    def _check(self, node: Node) -> None:
+        if node.locks < 0:
+            raise ValueError("this node was evicted from the tree")
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node, parents before children, roots left out."""
+        stack = [child for root in self.roots.values() for child in root.children.values()]
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(node.children.values())
+
+
+_NOTHING = Node(b"", [], None, 0)  # the root of every namespace that nothing was inserted in
+
+
+def _upwards(node: Node) -> Iterator[Node]:
+    """The node, its parent, and so on up to the root."""
+    above: Node | None = node
+    while above is not None:
+        yield above
+        above = above.parent
+
+
+def _as_bytes(tokens: Sequence[int]) -> bytes:
+    """Four bytes a token; an array("i") is taken as it is, anything else is converted number by number."""
+    if not (isinstance(tokens, array) and tokens.typecode == "i"):
+        try:
+            tokens = array("i", tokens)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(f"tokens must be integers that fit 32 bits: {error}") from None
+    return tokens.tobytes()
+
+
+def _common(edge: bytes, text: bytes, start: int) -> int:
+    """Length of the longest common prefix of `edge` and `text[start:]`, by bisection over equal parts."""
+    low, high = 0, min(len(edge), len(text) - start)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if text.startswith(edge[low:middle], start + low):
+            low = middle
+        else:
+            high = middle - 1
+    return low
