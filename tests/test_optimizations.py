@@ -44,7 +44,7 @@ def test_pretrained_rows_that_end_early_are_filled_with_their_end(smollm2_path):
     assert any(end and end == list(range(end[0], out.shape[1] - width)) for end in ends)
 
 
-@pytest.mark.parametrize("switch", ["use_radix_attention", "use_mla", "use_speculative_decoding"])
+@pytest.mark.parametrize("switch", ["use_mla", "use_speculative_decoding"])
 def test_a_switch_without_its_technique_says_so(switch):
     for make in (TransformerWithOptimizations, lambda **k: TransformerWithOptimizations.from_pretrained("x", **k)):
         with pytest.raises(NotImplementedError, match=switch):

@@ -141,6 +141,44 @@ def decode(
     write_json(json_file, figures)
 
 
+@bench_app.command()
+def prefix(
+    model: Model = "smollm2-135m",
+    dtype: DType = Dtype.float32,
+    requests: Annotated[int, typer.Option(min=1, help="How many arrive together.")] = 16,
+    stem: Annotated[int, typer.Option(min=1, help="Tokens that their prompts share.")] = 1000,
+    new_tokens: Annotated[int, typer.Option(min=1, help="New tokens a request.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 3,
+    peer: Annotated[bool, typer.Option(help="Run transformers beside.")] = True,
+    json_file: Json = None,
+) -> None:
+    """Requests that share a long beginning, with its keys and values reused and without, beside transformers."""
+    from inference_opt.bench.prefix import bench_prefix
+
+    console = Console()
+    with Progress(console=Console(stderr=True)) as progress:
+        figures = bench_prefix(model, dtype.value, requests, stem, new_tokens, repeats, peer, progress)
+    title = f"{requests} requests on a stem of {stem} tokens, {new_tokens} new tokens each, {dtype.value}"
+    table = Table(title=title, title_style="bold")
+    for heading in ("engine", "seconds", "new tokens/s", "time of it", "prompt computed", "scheduler", "same tokens"):
+        table.add_column(heading, justify="left" if heading in ("engine", "same tokens") else "right")
+    for row in figures["results"]:
+        table.add_row(
+            row["name"],
+            f"{row['seconds']:.2f} ({row['spread'][0]:.2f} to {row['spread'][1]:.2f})",
+            f"{row['tokens_per_second']:.1f}",
+            f"{row['ratio']:.1f}×",
+            f"{row['prefill_tokens']:,}",
+            f"{row['overhead']:.1%}" if "overhead" in row else "–",
+            row["agreement"],
+        )
+    console.print(table)
+    console.print(f"[dim]{figures['command']}[/]", highlight=False)
+    write_json(json_file, figures)
+    if not figures["exact"]:
+        raise ValueError("not every engine gave the same tokens, beyond what rounding explains")
+
+
 def _rates(case: dict[str, Any]) -> str:
     least, most = case["spread"]
     return f"{case['decode']:.1f} ({least:.1f} to {most:.1f})"

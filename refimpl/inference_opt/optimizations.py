@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from inference_opt.engine import static
+from inference_opt.engine.engine import Engine
 from inference_opt.model.attention import NoCache
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.load import load_model, parse_device, parse_dtype
@@ -15,8 +16,7 @@ from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
 
-_SWITCHES = {
-    "use_radix_attention": "RadixAttention",
+_MISSING = {
     "use_mla": "Multi-head Latent Attention",
     "use_speculative_decoding": "speculative decoding",
 }
@@ -27,6 +27,8 @@ class TransformerWithOptimizations(nn.Module):
 
     Built from sizes, its weights are random (drawn from `seed`); `from_pretrained` takes real ones. `kv_heads`
     defaults to `heads` (multi-head attention) and `ffn_dim` to 8/3 · dim, rounded up to a multiple of 64, as in Llama.
+    With `use_radix_attention`, `generate` runs on an `Engine` (kept in `self.engine`, with `page_size` and `num_pages`
+    as there) that remembers the prefixes of earlier calls, until a weight changes.
     Raises ValueError for impossible sizes and NotImplementedError for a switch whose technique is not in this version.
     """
 
@@ -45,14 +47,16 @@ class TransformerWithOptimizations(nn.Module):
         kv_heads: int | None = None,
         ffn_dim: int | None = None,
         max_context: int = 2048,
+        page_size: int = 16,
+        num_pages: int | None = None,
         seed: int = 0,
         dtype: torch.dtype | str = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        for name, on in zip(_SWITCHES, (use_radix_attention, use_mla, use_speculative_decoding)):
+        for name, on in zip(_MISSING, (use_mla, use_speculative_decoding)):
             if on:
-                raise NotImplementedError(f"{name}=True: {_SWITCHES[name]} is not in this version yet")
+                raise NotImplementedError(f"{name}=True: {_MISSING[name]} is not in this version yet")
         for name, given in (("mla_latent_dim", mla_latent_dim), ("speculative_model", speculative_model)):
             if given is not None:
                 raise ValueError(f"{name} has no effect: the switch it belongs to is off")
@@ -72,6 +76,9 @@ class TransformerWithOptimizations(nn.Module):
             Transformer(config).init_weights(seed).to(device=parse_device(device), dtype=parse_dtype(dtype)).pack()
         )
         self.tokenizer: Tokenizer | None = None
+        self.use_radix_attention, self.page_size, self.num_pages = use_radix_attention, page_size, num_pages
+        self.engine: Engine | None = None  # made at the first call of `generate`
+        self._made_for: object = None
 
     @classmethod
     def from_pretrained(
@@ -101,7 +108,20 @@ class TransformerWithOptimizations(nn.Module):
             raise ValueError(f"max_length ({max_length}) must exceed the prompt's {input_ids.shape[1]} tokens")
         params = SamplingParams(max_new_tokens=max_length - input_ids.shape[1], **sampling)
         prompts = input_ids.tolist()
-        texts = static.generate(self.model, prompts, params, self.tokenizer)
+        if self.use_radix_attention:
+            texts = self._prepared().generate(prompts, params)
+        else:
+            texts = static.generate(self.model, prompts, params, self.tokenizer)
         longest = max(map(len, texts))
         rows = [prompt + text + text[-1:] * (longest - len(text)) for prompt, text in zip(prompts, texts)]
         return torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)
+
+    def _prepared(self) -> Engine:
+        """The engine, with nothing remembered that other weights computed (torch counts changes of a tensor)."""
+        weights = [(id(p), p._version, p.dtype, p.device) for p in self.model.parameters()]
+        if self.engine is None or weights != self._made_for:
+            self.engine = Engine(
+                self.model, page_size=self.page_size, num_pages=self.num_pages, tokenizer=self.tokenizer
+            )
+            self._made_for = weights
+        return self.engine

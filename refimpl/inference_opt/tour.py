@@ -8,6 +8,7 @@ import io
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from statistics import median
@@ -22,6 +23,7 @@ from inference_opt import naive
 from inference_opt.agreement import Agreement, compare
 from inference_opt.bench.machine import command_line, describe
 from inference_opt.engine import static
+from inference_opt.engine.engine import Engine
 from inference_opt.kv.contiguous import ContiguousCache
 from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
@@ -30,31 +32,50 @@ from inference_opt.sampling import SamplingParams
 
 PROMPTS = ("chat: rainbow", "code: has_close_elements", "chat: summary")  # short, middling, long
 
-TokenStream = Callable[[Transformer, list[int], SamplingParams], Iterator[int]]
+# Prompts, parameters → step by step, the new token of each prompt that has one.
+Decode = Callable[[list[list[int]], SamplingParams], Iterator[dict[int, int]]]
+
+
+@dataclass(frozen=True)
+class Session:
+    """One stage at work on one model: it may remember from prompt to prompt."""
+
+    decode: Decode
+    kv_bytes: int = 0  # stored for a token
+    reused: Callable[[], int] = lambda: 0  # prompt tokens so far that were found and not computed
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One way to decode: `stream` yields the new tokens of one prompt; `kv_bytes` is what it stores for a token."""
+    """One way to decode. `together`: all prompts are handed over at once, not one after the other."""
 
     name: str
     what: str
-    stream: TokenStream
-    kv_bytes: Callable[[Transformer], int]
+    start: Callable[[Transformer], Session]
+    together: bool = False
 
 
-def _cached(model: Transformer, ids: list[int], params: SamplingParams) -> Iterator[int]:
-    return (emitted[0] for emitted in static.stream(model, [ids], params))
+def _naive(model: Transformer) -> Session:
+    return Session(lambda prompts, params: ({0: token} for token in naive.stream(model, prompts[0], params)))
 
 
-def _contiguous_bytes(model: Transformer) -> int:
+def _contiguous(model: Transformer) -> Session:
     c = model.config
-    return ContiguousCache(c.depth, c.kv_heads, c.head_dim, [1], model.dtype, model.device).bytes_per_token()
+    one = ContiguousCache(c.depth, c.kv_heads, c.head_dim, [1], model.dtype, model.device)
+    return Session(lambda prompts, params: static.stream(model, prompts, params), one.bytes_per_token())
+
+
+def _engine(model: Transformer, radix: bool) -> Session:
+    engine = Engine(model, radix=radix)
+    return Session(engine.stream, engine.cache.bytes_per_token(), lambda: engine.stats.cached_tokens)
 
 
 STAGES = (
-    Stage("naive", "recompute everything for every token", naive.stream, lambda model: 0),
-    Stage("KV cache", "keep keys and values, compute the new token only", _cached, _contiguous_bytes),
+    Stage("naive", "recompute everything for every token", _naive),
+    Stage("KV cache", "keep keys and values, compute the new token only", _contiguous),
+    Stage("paged", "keep them in pages that are taken when needed", partial(_engine, radix=False)),
+    Stage("radix", "find the pages of earlier prompts that begin alike", partial(_engine, radix=True)),
+    Stage("continuous batching", "all prompts at once, a new batch every step", partial(_engine, radix=True), True),
 )
 
 
@@ -79,6 +100,8 @@ class Tour:
     prompt_tokens: list[int]
     kv_bytes: dict[str, int]
     runs: dict[str, list[Run]]
+    wall: dict[str, float] = field(default_factory=dict)  # seconds of each stage, all prompts
+    reused: dict[str, int] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=describe)
     command: str = field(default_factory=command_line)
 
@@ -89,20 +112,20 @@ class Tour:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a stage: totals over the prompts."""
-        first = next(iter(self.runs.values()))
-        baseline = sum(sum(run.seconds) for run in first) / sum(len(run.tokens) for run in first)
+        rates = {name: sum(len(run.tokens) for run in runs) / self.wall[name] for name, runs in self.runs.items()}
+        baseline = next(iter(rates.values()))
         rows = []
         for name, runs in self.runs.items():
-            seconds, tokens = sum(sum(run.seconds) for run in runs), sum(len(run.tokens) for run in runs)
             verdicts = [run.agreement for run in runs if run.agreement is not None]
             differing = [str(v) for v in verdicts if not v.identical]
             rows.append(
                 {
                     "stage": name,
-                    "tokens_per_second": tokens / seconds,
+                    "tokens_per_second": rates[name],
                     "first_token_seconds": median(run.seconds[0] for run in runs),
                     "kv_bytes_per_token": self.kv_bytes[name],
-                    "speedup_over_naive": baseline * tokens / seconds,
+                    "prompt_tokens_reused": self.reused[name],
+                    "speedup_over_naive": rates[name] / baseline,
                     "identical_to_naive": "; ".join(differing) or ("identical" if verdicts else "the oracle"),
                 }
             )
@@ -130,49 +153,67 @@ def run_tour(model: Transformer, tokenizer: Tokenizer, name: str, max_new_tokens
     params = SamplingParams(max_new_tokens=max_new_tokens)
     prompts = [p for wanted in PROMPTS for p in load_prompts() if p.name == wanted]
     ids = [p.ids(tokenizer) for p in prompts]
-    kv_bytes = {stage.name: stage.kv_bytes(model) for stage in STAGES}
     dtype = str(model.dtype).removeprefix("torch.")
-    tour = Tour(name, dtype, max_new_tokens, prompts, list(map(len, ids)), kv_bytes, {s.name: [] for s in STAGES})
+    tour = Tour(name, dtype, max_new_tokens, prompts, list(map(len, ids)), {}, {})
     for stage in STAGES:
         console.rule(f"[bold]{stage.name}[/]: {stage.what}")
-        list(stage.stream(model, ids[0], SamplingParams(max_new_tokens=2)))  # warm up
-        for index, (prompt, prompt_ids) in enumerate(zip(prompts, ids)):
-            console.print(f"[cyan]{prompt.name}[/] ({len(prompt_ids)} tokens)", highlight=False)
-            run = _timed(stage.stream(model, prompt_ids, params), tokenizer, console)
-            rate = len(run.tokens) / sum(run.seconds)
-            note = f"{len(run.tokens)} tokens in {sum(run.seconds):.1f} s, {rate:.1f} tokens/s"
+        list(stage.start(model).decode(ids[:1], SamplingParams(max_new_tokens=2)))  # warm up, and forget
+        session = stage.start(model)
+        tour.kv_bytes[stage.name] = session.kv_bytes
+        runs = tour.runs[stage.name] = [Run() for _ in prompts]
+        together = list(range(len(prompts)))
+        for group in [together] if stage.together else [[i] for i in together]:
+            console.print("[cyan]" + ", ".join(f"{prompts[i].name} ({len(ids[i])} tokens)" for i in group))
+            steps = session.decode([ids[i] for i in group], params)
+            seconds = _timed(steps, [runs[i] for i in group], tokenizer, console)
+            tour.wall[stage.name] = tour.wall.get(stage.name, 0.0) + seconds
+            new = sum(len(runs[i].tokens) for i in group)
+            note = f"{new} tokens in {seconds:.1f} s, {new / seconds:.1f} tokens/s"
             if stage is not STAGES[0]:
-                run.agreement = compare(model, prompt_ids, tour.runs[STAGES[0].name][index].tokens, run.tokens)
-                note += f", {run.agreement}"
+                for i in group:
+                    oracle = tour.runs[STAGES[0].name][i].tokens
+                    runs[i].agreement = compare(model, ids[i], oracle, runs[i].tokens)
+                note += "".join(f", {runs[i].agreement}" for i in group)
             console.print(f"\n[dim]{note}[/]\n", highlight=False)
-            tour.runs[stage.name].append(run)
+        tour.reused[stage.name] = session.reused()
     return tour
 
 
-def _timed(tokens: Iterator[int], tokenizer: Tokenizer, console: Console) -> Run:
-    run, stream = Run(), tokenizer.stream()
+def _timed(steps: Iterator[dict[int, int]], runs: list[Run], tokenizer: Tokenizer, console: Console) -> float:
+    """Fill the runs, showing the first one's text as it grows; return the seconds spent decoding."""
+    streams = [tokenizer.stream() for _ in runs]
+    show = partial(console.print, end="", markup=False, highlight=False, soft_wrap=True)
+    total, before = 0.0, [0.0] * len(runs)  # the decoding time at which each run got its last token
     last = time.perf_counter()
-    for token in tokens:
-        now = time.perf_counter()
-        run.tokens.append(token)
-        run.seconds.append(now - last)
-        console.print(stream.add(token), end="", markup=False, highlight=False, soft_wrap=True)
+    for emitted in steps:
+        total += time.perf_counter() - last
+        for i, token in emitted.items():
+            runs[i].tokens.append(token)
+            runs[i].seconds.append(total - before[i])
+            before[i] = total
+            text = streams[i].add(token)
+            if i == 0:
+                show(text)
         last = time.perf_counter()  # printing is not decoding
-    console.print(stream.finish(), end="", markup=False, highlight=False, soft_wrap=True)
-    run.text = stream.text
-    return run
+    for i, (run, stream) in enumerate(zip(runs, streams)):
+        rest = stream.finish()
+        run.text = stream.text
+        show(rest if i == 0 else f"\n\n{run.text}")
+    return total
 
 
 def table(tour: Tour) -> Table:
     """The stages side by side."""
     result = Table(title=f"{tour.model}, {tour.dtype}, greedy, {len(tour.prompts)} prompts", title_style="bold")
-    for heading in ("stage", "tokens/s", "KV bytes a token", "speed-up over naive", "identical to naive"):
+    headings = ("stage", "tokens/s", "KV bytes a token", "prompt tokens reused", "speed-up over naive")
+    for heading in (*headings, "identical to naive"):
         result.add_column(heading, justify="left" if heading in ("stage", "identical to naive") else "right")
     for row in tour.rows():
         result.add_row(
             row["stage"],
             f"{row['tokens_per_second']:.1f}",
             f"{row['kv_bytes_per_token']:,}",
+            f"{row['prompt_tokens_reused']} of {sum(tour.prompt_tokens)}",
             f"{row['speedup_over_naive']:.1f}×",
             row["identical_to_naive"],
         )
@@ -183,7 +224,8 @@ def latency_figure(tour: Tour) -> Figure:
     """Milliseconds for each new token against how long the text is by then: what a cache changes, in one picture."""
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     axes = figure.subplots()
-    for (name, runs), marker, colour in zip(tour.runs.items(), "os^Dvp", ("#c44e52", "#4c72b0", "#55a868", "#8172b2")):
+    colours = ("#c44e52", "#4c72b0", "#55a868", "#8172b2", "#dd8452")
+    for (name, runs), marker, colour in zip(tour.runs.items(), "os^Dv", colours):
         for index, (run, start) in enumerate(zip(runs, tour.prompt_tokens)):
             lengths = range(start + 1, start + len(run.seconds))  # the first token's time is the prefill's
             milliseconds = [1000 * s for s in run.seconds[1:]]

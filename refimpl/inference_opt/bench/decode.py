@@ -28,14 +28,14 @@ from inference_opt.model.weights import MODELS, fetch
 from inference_opt.prompts import load_prompts
 from inference_opt.sampling import SamplingParams
 
-Decoder = Callable[[list[list[int]], int], float]  # prompts, new tokens → seconds
+Decoder = Callable[[list[list[int]], int], tuple[float, list[list[int]]]]  # prompts, new tokens → seconds, texts
 
 
 def _ours(model: Transformer) -> Decoder:
-    def decode(prompts: list[list[int]], new: int) -> float:
+    def decode(prompts: list[list[int]], new: int) -> tuple[float, list[list[int]]]:
         start = time.perf_counter()
-        static.generate(model, prompts, SamplingParams(max_new_tokens=new, ignore_eos=True))
-        return time.perf_counter() - start
+        texts = static.generate(model, prompts, SamplingParams(max_new_tokens=new, ignore_eos=True))
+        return time.perf_counter() - start, texts
 
     return decode
 
@@ -57,7 +57,7 @@ def transformers_decoder(source: str, dtype: torch.dtype) -> Decoder:
     # Every new token is wanted: an end-of-sequence token must not end a timed run.
     model.generation_config.eos_token_id = model.config.eos_token_id = None
 
-    def decode(prompts: list[list[int]], new: int) -> float:
+    def decode(prompts: list[list[int]], new: int) -> tuple[float, list[list[int]]]:
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
@@ -65,7 +65,7 @@ def transformers_decoder(source: str, dtype: torch.dtype) -> Decoder:
         out = model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0)
         seconds = time.perf_counter() - start
         assert out.shape[1] == width + new
-        return seconds
+        return seconds, out[:, width:].tolist()
 
     return decode
 
@@ -96,8 +96,8 @@ def bench_decode(
             for _ in range(repeats):
                 bandwidth.append(read_bandwidth(repeats=3))
                 for name, decode in decoders.items():
-                    first = decode(prompts, 1)  # prefill and one token
-                    whole = decode(prompts, new + 1)
+                    first, _ = decode(prompts, 1)  # prefill and one token
+                    whole, _ = decode(prompts, new + 1)
                     prefill[name].append(first)
                     rates[name].append(batch * new / (whole - first))
                     progress.advance(task)

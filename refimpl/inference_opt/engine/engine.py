@@ -11,7 +11,7 @@ computed, and written, by the next step, which feeds it. So the last token of a 
 import itertools
 import time
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -47,6 +47,8 @@ class Stats:
     prefill_tokens: int = 0
     decode_tokens: int = 0
     cached_tokens: int = 0
+    run_seconds: float = 0.0  # the model and sampling
+    schedule_seconds: float = 0.0  # everything else of a step: scheduler, tree, pool, commit
     preemptions: int = 0
     evicted_pages: int = 0
     pages: int = 0  # in the pool
@@ -106,16 +108,21 @@ class Engine:
     # [step]
     def step(self) -> list[Output]:
         """One step: schedule, run, commit. Where the run fails, every request waits again, and the error is raised."""
+        began = time.perf_counter()
         chunks = self.scheduler.schedule()
         if not chunks:
             return []
-        now = time.perf_counter()
+        scheduled = time.perf_counter()
         try:
             tokens = self._sample(chunks, self._run(chunks))
         except BaseException:
             self.scheduler.restart()
             raise
-        return self._commit(chunks, tokens, now)
+        ran = time.perf_counter()
+        outputs = self._commit(chunks, tokens, began)
+        self._totals.run_seconds += ran - scheduled
+        self._totals.schedule_seconds += time.perf_counter() - ran + scheduled - began
+        return outputs
 
     def _run(self, chunks: list[Chunk]) -> Tensor:
         """The model over all chunks laid end to end; logits behind the last token of each that samples."""
@@ -259,16 +266,12 @@ class Engine:
     @property
     def stats(self) -> Stats:
         """Totals so far and the pool as it stands."""
-        totals, private = self._totals, self.pool.num_pages - self.pool.free - len(self.tree)
         live = sum(request.metrics.cached_tokens for request in self.requests.values())
-        return Stats(
-            steps=totals.steps,
-            prefill_tokens=totals.prefill_tokens,
-            decode_tokens=totals.decode_tokens,
-            cached_tokens=totals.cached_tokens + live,
+        return replace(
+            self._totals,
+            cached_tokens=self._totals.cached_tokens + live,
             preemptions=self.scheduler.preemptions,
             evicted_pages=self.tree.evicted,
-            pages=totals.pages,
             pages_cached=len(self.tree),
-            pages_private=private,
+            pages_private=self.pool.num_pages - self.pool.free - len(self.tree),
         )
