@@ -179,6 +179,62 @@ def prefix(
         raise ValueError("not every engine gave the same tokens, beyond what rounding explains")
 
 
+@bench_app.command()
+def radix(
+    trace: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A Mooncake trace, such as conversation_trace.jsonl of github.com/kvcache-ai/Mooncake "
+            "(FAST25-release/traces, Apache-2.0). Without one, generated traffic only.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    capacity: Annotated[list[int] | None, typer.Option(min=1, help="Pages; may be given several times.")] = None,
+    sglang: Annotated[
+        Path | None, typer.Option(help="Wheel of sglang 0.5.23: run its tree beside.", exists=True, dir_okay=False)
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats of the timings.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the generated traffic.")] = 0,
+    figure: Annotated[
+        Path | None, typer.Option(help="Save hit rate by capacity (svg, png, pdf).", dir_okay=False)
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """The radix tree alone: hit rate by policy and capacity beside Belady's bound, and operations a second."""
+    from inference_opt.bench.radix import bench_radix, hit_rate_figure
+    from inference_opt.bench.workloads import TRACE_URL
+
+    console = Console()
+    if trace is None:
+        console.print(f"no trace given: its part is skipped (published at {TRACE_URL})", highlight=False)
+    capacities = sorted(capacity or [1_000, 5_000, 10_000, 30_000, 100_000])
+    with Progress(console=Console(stderr=True)) as progress:
+        figures = bench_radix(trace, capacities, sglang, repeats, seed, progress)
+    for workload, rows in figures["hit_rates"].items():
+        table = Table(title=f"{workload}: hit rate by capacity in blocks", title_style="bold")
+        for heading in ("policy", *(f"{c:,}" for c in capacities), "µs a prompt"):
+            table.add_column(heading, justify="left" if heading == "policy" else "right")
+        for row in rows:
+            table.add_row(row["policy"], *(f"{r:.3f}" for r in row["hit_rate"]), f"{max(row['microseconds']):.0f}")
+        console.print(table)
+    speed = figures["speed"]
+    table = Table(title=f"operations a second, {speed['workload']}, unbounded", title_style="bold")
+    for heading in ("tree", "match", "insert", "ours / its match", "ours / its insert"):
+        table.add_column(heading, justify="left" if heading == "tree" else "right")
+    for name in ("inference-opt", "dictionary", *(["SGLang"] if sglang else [])):
+        case = speed[name]
+        ratios = [f"{case[f'ours_over_{operation}']:.1f}×" for operation in ("match", "insert")]
+        table.add_row(name, f"{case['match']:,.0f}", f"{case['insert']:,.0f}", *ratios)
+    console.print(table)
+    sizes = ", ".join(f"{row['sequences']:,} sequences {row['microseconds']:.1f} µs" for row in figures["scaling"])
+    console.print(f"a match of 1,024 tokens among {sizes}", highlight=False)
+    console.print(f"[dim]{figures['command']}[/]", highlight=False)
+    if figure is not None:
+        hit_rate_figure(figures, next(iter(figures["hit_rates"]))).savefig(figure)
+    write_json(json_file, figures)
+
+
 def _rates(case: dict[str, Any]) -> str:
     least, most = case["spread"]
     return f"{case['decode']:.1f} ({least:.1f} to {most:.1f})"

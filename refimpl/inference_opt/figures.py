@@ -80,6 +80,8 @@ def draw_pool(axes: Axes, pool: PagePool, tree: RadixTree, requests: Mapping[str
             axes.add_patch(Rectangle((i, y), 0.9, 0.8, facecolor=face, edgecolor=colour, alpha=0.7 if own else 1))
             axes.text(i + 0.45, y + 0.4, str(page), ha="center", va="center", fontsize=8)
         held = f"{request.computed} tokens computed, {request.shared} of {len(request.table)} pages shared"
+        if request.finished:
+            held = f"finished after {len(request.output)} new tokens, pages given back"
         axes.text(len(request.table) + 0.2, y + 0.4, held, va="center", fontsize=8)
     axes.text(-0.2, 0.45, "pool", ha="right", va="center", fontsize=9)
     axes.set(xlim=(-2.2, max(pool.num_pages, 10) + 0.3), ylim=(-1.2 * len(requests) - 0.3, 1.1))
@@ -95,15 +97,8 @@ def draw_schedule(axes: Axes, steps: Sequence[Sequence[Output]], names: Mapping[
             y, colour = -rows[out.request], COLOURS[rows[out.request] % len(COLOURS)]
             decode = out.start >= len(out.request.prompt)
             axes.add_patch(Rectangle((step + 0.04, y), 0.92, 0.8, facecolor=colour, alpha=0.35 if decode else 1.0))
-            axes.text(
-                step + 0.5,
-                y + 0.4,
-                "·" if decode else str(out.count),
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="black" if decode else "white",
-            )
+            if len(steps) <= 30 and not decode:
+                axes.text(step + 0.5, y + 0.4, str(out.count), ha="center", va="center", fontsize=8, color="white")
     for request, row in rows.items():
         axes.text(-0.2, -row + 0.4, names[request], ha="right", va="center", fontsize=9)
     axes.set(xlim=(0, len(steps)), ylim=(-len(rows) + 0.8, 1), xlabel="step", yticks=[])

@@ -1,28 +1,92 @@
-"""Eviction policies: which leaf of the radix tree to forget when pages run out."""
+"""Eviction policies: which leaf of the radix tree to forget when pages run out.
 
-from typing import TYPE_CHECKING
+A policy gives every node a key, and the free leaf of the least key goes first. Keys may change when a node is used, and
+then only, so that leaves can wait in a heap: O(log n) for an eviction, whatever the policy. These three need nothing
+but what every node carries; `learned.py` has two that learn.
+"""
+
+from collections.abc import Hashable, Sequence
+from math import inf
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inference_opt.kv.radix import Node
 
 
 class Policy:
-    """The smallest key is evicted first. A node's key never falls between its insertion and its eviction."""
+    """What a tree asks."""
 
-    def key(self, node: "Node") -> float:
-        """What the node is worth now."""
+    def key(self, node: "Node") -> Any:
+        """What the node is worth. Any type that compares."""
         raise NotImplementedError
 
-    def touch(self, path: "list[Node]", hit: bool) -> None:
-        """A use of all of the path, from the top: found there (`hit`), or inserted."""
+    def cuts(self, text: bytes, namespace: Hashable) -> Sequence[int]:
+        """Before `text` is inserted: depths in pages, rising, at which what it is worth changes within the text."""
+        return ()
 
-    def evicted(self, node: "Node") -> None:
-        """The node is gone."""
+    def touch(self, path: "list[Node]", text: bytes, namespace: Hashable, hit: bool) -> None:
+        """A use: `path` (from the top) was found for `text` (`hit`; it may go on behind the path), or inserted."""
 
 
 class LRU(Policy):
-    """Least recently used."""
+    """Least recently used first."""
 
-    def key(self, node: "Node") -> float:
+    def key(self, node: "Node") -> int:
         """When it was used last."""
         return node.used
+
+
+class FIFO(Policy):
+    """First inserted, first out."""
+
+    def key(self, node: "Node") -> int:
+        """When it came."""
+        return node.born
+
+
+class LFU(Policy):
+    """Least frequently used first, and of equals the least recently used."""
+
+    def key(self, node: "Node") -> tuple[int, int]:
+        """How often it was found, and when last."""
+        return node.hits, node.used
+
+
+class Belady(Policy):
+    """The bound that no policy can pass: farthest next use first (Belady 1966), which needs the future.
+
+    For a replay of `texts`, in order, each matched and then inserted. Every page gets a node of its own, since the
+    pages of one request may be used again at different times.
+    """
+
+    def __init__(self, texts: Sequence[bytes], page_size: int) -> None:
+        step = 4 * page_size  # bytes a page
+        names: dict[tuple[int, bytes], int] = {}  # a prefix, by the name of the one a page shorter and its last page
+        prefixes: list[list[int]] = []
+        for text in texts:
+            prefixes.append([])
+            name = -1
+            for start in range(0, len(text) - step + 1, step):
+                name = names.setdefault((name, text[start : start + step]), len(names))
+                prefixes[-1].append(name)
+        next_use: dict[int, float] = {}
+        self._next: list[list[float]] = []  # [request][page]: the request that uses it next
+        for request in range(len(texts) - 1, -1, -1):
+            self._next.append([next_use.get(name, inf) for name in prefixes[request]])
+            next_use.update(dict.fromkeys(prefixes[request], request))
+        self._next.reverse()
+        self._request = -1
+
+    def key(self, node: "Node") -> float:
+        """Minus the time of its next use."""
+        return node.note
+
+    def cuts(self, text: bytes, namespace: Hashable) -> Sequence[int]:
+        """After every page."""
+        return range(1, len(self._next[self._request]))
+
+    def touch(self, path: "list[Node]", text: bytes, namespace: Hashable, hit: bool) -> None:
+        """Note when each page of the path will be used next."""
+        self._request += hit
+        for node, request in zip(path, self._next[self._request]):
+            node.note = -request

@@ -24,7 +24,7 @@ import heapq
 import itertools
 from array import array
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from inference_opt.kv.policies import LRU, Policy
 
@@ -44,8 +44,8 @@ class Node:
         self.users = 0  # those that locked this very node
         self.born = self.used = now  # the tree's clock at insertion, and at the last use
         self.hits = 0  # matches that went through this edge
-        self.queued = False  # whether the eviction heap holds it
-        self.note: float = 0.0  # the policy's own
+        self.queued: float | None = None  # its key in the eviction heap, if it is there
+        self.note: Any = None  # the policy's own
 
     @property
     def tokens(self) -> list[int]:
@@ -128,10 +128,11 @@ class RadixTree:
         The edge that it ends within is split, so that the node returned ends where the match does. Before the next
         `evict`, lock the node or let go of the pages.
         """
+        text = _as_bytes(tokens)
         self._root(namespace)
-        node, within, _ = self._walk(_as_bytes(tokens), namespace)
+        node, within, _ = self._walk(text, namespace)
         node = self._split(node, within)
-        return Match(self._use(node, hit=True), node)
+        return Match(self._use(node, text, namespace, hit=True), node)
 
     # [/match]
 
@@ -164,9 +165,11 @@ class RadixTree:
             self.inserted += len(new)
             self.evictable += len(new)
             node = leaf
-        own = self._use(node, hit=False)
-        self._enqueue(node)
-        return Match(own, node)
+            for cut in self.policy.cuts(text, namespace):
+                if cut * self._step > depth:
+                    self._split(leaf, cut * self._step - depth)
+                    depth = cut * self._step
+        return Match(self._use(node, text, namespace, hit=False), node)
 
     # [/insert]
 
@@ -193,7 +196,7 @@ class RadixTree:
         """Keep the node's prefix, that is its edge and all above it, until as many `unlock`s."""
         self._check(node)
         node.users += 1
-        for above in _upwards(node):
+        for above in upwards(node):
             if above.locks == 0:
                 self.evictable -= len(above.pages)
             above.locks += 1
@@ -204,7 +207,7 @@ class RadixTree:
         if node.users == 0:
             raise ValueError("cannot unlock a node that is not locked")
         node.users -= 1
-        for above in _upwards(node):
+        for above in upwards(node):
             above.locks -= 1
             if above.locks == 0:
                 self.evictable += len(above.pages)
@@ -224,11 +227,13 @@ class RadixTree:
         gone: list[int] = []
         while len(gone) < count and self._heap:
             key, _, node = heapq.heappop(self._heap)
-            node.queued = False
+            if key != node.queued:
+                continue  # its key fell since, and it was pushed again
+            node.queued = None
             if node.parent is None or node.children or node.locks:
                 continue  # no longer a free leaf: queued again when it becomes one
             if self.policy.key(node) > key:
-                self._enqueue(node)  # used since it was pushed: keys only rise, so this is its turn or too early
+                self._enqueue(node)  # its key rose since: not its turn yet
                 continue
             keep = max(len(node.pages) - (count - len(gone)), 0)
             removed = node.pages[keep:]
@@ -245,28 +250,30 @@ class RadixTree:
             else:
                 parent, node.parent, node.locks = node.parent, None, -1
                 del parent.children[node.edge[: self._step]]
-                self.policy.evicted(node)
                 self._enqueue(parent)
         return gone
 
     def _enqueue(self, node: Node) -> None:
-        """Put a leaf that no one needs in the heap, once."""
-        if not (node.queued or node.children or node.locks or node.parent is None):
-            node.queued = True
-            heapq.heappush(self._heap, (self.policy.key(node), next(self._order), node))
+        """Put a leaf that no one needs in the heap. A key that rose since is noticed when it is popped."""
+        if not (node.children or node.locks or node.parent is None):
+            key = self.policy.key(node)
+            if node.queued is None or key < node.queued:
+                node.queued = key
+                heapq.heappush(self._heap, (key, next(self._order), node))
 
     # [/evict]
 
-    def _use(self, node: Node, hit: bool) -> list[int]:
+    def _use(self, node: Node, text: bytes, namespace: Hashable, hit: bool) -> list[int]:
         """Tell the policy of a use of the whole path, and collect its pages."""
         self.clock += 1
-        path = list(_upwards(node))[-2::-1]  # from the top, without the root
+        path = list(upwards(node))[-2::-1]  # from the top, without the root
         pages: list[int] = []
         for each in path:
             pages += each.pages
             each.used = self.clock
             each.hits += hit
-        self.policy.touch(path, hit)
+        self.policy.touch(path, text, namespace, hit)
+        self._enqueue(node)
         return pages
 
     def _root(self, namespace: Hashable) -> Node:
@@ -288,7 +295,7 @@ class RadixTree:
 _NOTHING = Node(b"", [], None, 0)  # the root of every namespace that nothing was inserted in
 
 
-def _upwards(node: Node) -> Iterator[Node]:
+def upwards(node: Node) -> Iterator[Node]:
     """The node, its parent, and so on up to the root."""
     above: Node | None = node
     while above is not None:

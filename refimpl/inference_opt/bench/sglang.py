@@ -1,0 +1,68 @@
+"""SGLang's own `RadixCache`, unmodified, out of its wheel, for a run beside ours (nothing of it is contained here).
+
+Its module imports others that need packages which the tree itself has no use for. Those are stubbed; a stub that is
+called raises, so nothing that is measured is a stub. Found to work with sglang 0.5.23.
+"""
+
+import importlib
+import sys
+import types
+from array import array
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_STUBS = (
+    "sglang.srt.disaggregation.kv_events",
+    "sglang.kernels.ops.kvcache.mla_buffer",
+    "sglang.srt.mem_cache.allocator",
+    "sglang.srt.mem_cache.memory_pool",
+    "sglang.srt.observability.metrics_collector",
+    "sglang.srt.runtime_context",
+    "sglang.srt.utils.common",
+)
+
+
+class _Stub(types.ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise RuntimeError(f"{self.__name__}.{name} is a stub")
+
+        return type(name, (), {"__new__": refuse})
+
+
+class SGLangTree:
+    """Its match and insert, with keys and values in the types that it wants."""
+
+    def __init__(self, wheel: Path, page_size: int) -> None:
+        if not wheel.is_file():
+            raise ValueError(f"{wheel} is no file: download the wheel with pip download sglang==0.5.23 --no-deps")
+        if "sglang" not in sys.modules:
+            package = types.ModuleType("sglang")  # without running its __init__
+            package.__path__ = [f"{wheel}/sglang"]
+            sys.modules["sglang"] = package
+            sys.modules.update({name: _Stub(name) for name in _STUBS})
+        try:
+            tree = importlib.import_module("sglang.srt.mem_cache.radix_cache")
+            base = importlib.import_module("sglang.srt.mem_cache.base_prefix_cache")
+        except ImportError as error:
+            raise ValueError(f"{wheel} could not be imported ({error}); sglang 0.5.23 is known to work") from None
+        self._cache = tree.RadixCache(tree.CacheInitParams(False, None, None, page_size, eviction_policy="lru"))
+        self._key, self._match, self._insert = tree.RadixKey, base.MatchPrefixParams, base.InsertParams
+
+    def prepare(self, tokens: array) -> Any:
+        """A key, made of what its scheduler holds: an array of 64-bit integers."""
+        return self._key(array("q", tokens))
+
+    def match(self, key: Any) -> torch.Tensor:
+        """The slots of the longest cached prefix."""
+        found = self._cache.match_prefix(self._match(key))
+        return self._cache.path_device_indices(found.last_device_node)
+
+    def insert(self, key: Any, slots: torch.Tensor) -> None:
+        """Store `slots` (64-bit, one a token) for the key."""
+        self._cache.insert(self._insert(key, slots))

@@ -1,0 +1,82 @@
+"""Requests to replay: a published trace of real chats, and generated traffic of other kinds.
+
+A workload is a list of prompts, each an array("i") of *blocks*: a number names a block of tokens together with all that
+comes before it, so that equal numbers mean equal prefixes. Replayed with page_size 1, a page is a block.
+"""
+
+import json
+import random
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable
+from itertools import accumulate, count
+from pathlib import Path
+
+Workload = list[array]
+
+TRACE_URL = "https://github.com/kvcache-ai/Mooncake, FAST25-release/traces/conversation_trace.jsonl"
+
+
+def read_trace(path: Path) -> Workload:
+    """A Mooncake trace: a JSON object a line, its `hash_ids` one number a block of 512 tokens. ValueError if not."""
+    prompts = []
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                prompts.append(array("i", json.loads(line)["hash_ids"]))
+            except (ValueError, KeyError, TypeError, OverflowError) as error:
+                expected = 'a JSON object a line with a list of integers "hash_ids"'
+                raise ValueError(f"{path}, line {number}: expected {expected} ({error!r})") from None
+    if not prompts:
+        raise ValueError(f"{path} is empty")
+    return prompts
+
+
+def agents(seed: int, requests: int = 8000) -> Workload:
+    """Agents and few-shot prompts: 400 long stems of Zipf popularity, a tail of its own for each request.
+
+    Fashions change: every 400 requests the 20 most popular stems give way to new ones.
+    """
+    rng, names = random.Random(seed), count()
+    popularity = list(accumulate(1 / (rank + 1) ** 0.9 for rank in range(400)))
+    stems: dict[int, list[int]] = {}
+    prompts = []
+    for i in range(requests):
+        stem = bisect_left(popularity, rng.random() * popularity[-1]) + 20 * (i // 400)
+        if stem not in stems:
+            stems[stem] = [next(names) for _ in range(rng.randint(8, 60))]
+        prompts.append(array("i", stems[stem] + [next(names) for _ in range(rng.randint(1, 20))]))
+    return prompts
+
+
+def sessions(seed: int, users: int = 3000) -> Workload:
+    """Conversations: one begins each second; 3 of 5 end after their first turn, the others go on at random.
+
+    A turn adds up to 6 blocks, and a last, partial one that no other turn shares. Users think for half a minute to five
+    minutes on average, each at a pace of their own, exponentially distributed.
+    """
+    rng, names, turns = random.Random(seed), count(), []
+    start = 0.0
+    for _ in range(users):
+        start += rng.expovariate(1.0)
+        goes_on = 0.0 if rng.random() < 0.6 else rng.uniform(0.5, 0.9)
+        pace = rng.uniform(30, 300)
+        text = [next(names) for _ in range(min(200, max(1, int(rng.lognormvariate(2.5, 1)))))]
+        time = start
+        while True:
+            turns.append((time, [*text, next(names)]))
+            if rng.random() > goes_on:
+                break
+            time += rng.expovariate(1 / pace)
+            text = text + [next(names) for _ in range(rng.randint(0, 6))]
+    return [array("i", text) for _, text in sorted(turns)]
+
+
+def loop(seed: int, documents: int = 400, rounds: int = 12) -> Workload:
+    """Questions about 400 documents of 40 blocks, one document after the other and round again: LRU's worst case."""
+    names = count()
+    texts = [[next(names) for _ in range(40)] for _ in range(documents)]
+    return [array("i", [*text, next(names)]) for _ in range(rounds) for text in texts]
+
+
+GENERATED: dict[str, Callable[[int], Workload]] = {"agents": agents, "sessions": sessions, "loop": loop}
