@@ -33,7 +33,7 @@ from typing import NamedTuple
 from inference_opt.kv.policies import Policy
 from inference_opt.kv.radix import WIDTH, Node, RadixTree, upwards
 
-HISTORY = 8  # pages remembered for each page of capacity
+HISTORY = 5  # pages remembered for each page of capacity: its own, and four that were evicted
 FORGET = 10  # uses of pages for each page of capacity, after which counts are halved
 
 
@@ -65,13 +65,13 @@ class FadingFrequency(Policy):
 
     def worth(self, past: Past) -> float:
         """w in the equation above."""
-        return 1 + past.returns
+        return 1.0 + past.returns
 
     # [touch]
     def touch(self, path: list[Node], text: bytes, namespace: Hashable, hit: bool) -> None:
         """Recognise what was seen before, remember the rest, and note each node's key."""
-        pace = self._ages / self._returns if self._returns else 0.0
         known = iter(self._recall(text, namespace, hit))
+        pace = self._ages / self._returns if self._returns else 0.0
         depth = end = 0
         past = Past(0, (0, 0), 0)
         for node in path:  # no node of the path spans two of the history's, see `cuts`

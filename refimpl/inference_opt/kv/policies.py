@@ -89,4 +89,4 @@ class Belady(Policy):
         """Note when each page of the path will be used next."""
         self._request += hit
         for node, request in zip(path, self._next[self._request]):
-            node.note = -request
+            node.note = -float(request)

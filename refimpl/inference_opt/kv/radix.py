@@ -44,7 +44,7 @@ class Node:
         self.users = 0  # those that locked this very node
         self.born = self.used = now  # the tree's clock at insertion, and at the last use
         self.hits = 0  # matches that went through this edge
-        self.queued: float | None = None  # its key in the eviction heap, if it is there
+        self.queued: Any = None  # its key in the eviction heap, if it is there
         self.note: Any = None  # the policy's own
 
     @property
@@ -97,7 +97,7 @@ class RadixTree:
         self.inserted = self.evicted = 0  # pages, since the beginning
         self.clock = 0  # counts uses
         self._owned: set[int] = set()
-        self._heap: list[tuple[float, int, Node]] = []  # leaves by their policy's key when pushed
+        self._heap: list[tuple[Any, int, Node]] = []  # leaves by their policy's key when pushed
         self._order = itertools.count()
 
     def __len__(self) -> int:

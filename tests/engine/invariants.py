@@ -1,0 +1,202 @@
+"""What must hold of an engine between any two calls, and a model whose tokens tell whether its pages were right."""
+
+from collections import Counter
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from inference_opt.kv.radix import WIDTH, upwards
+from inference_opt.model.config import ModelConfig
+from inference_opt.model.transformer import Transformer
+from inference_opt.sampling import StopCheck, sample
+
+PRIME, VOCAB = 65521, 6
+
+
+def assert_sound_tree(tree):
+    """Structure, counters and the eviction heap of a radix tree; returns the pages of the path to each node."""
+    step = tree.page_size * WIDTH
+    paths = {root: [] for root in tree.roots.values()}
+    for root in paths:
+        assert not root.edge
+        assert not root.pages
+        assert root.parent is None
+    nodes = list(tree.nodes())
+    for node in nodes:
+        paths[node] = paths[node.parent] + node.pages
+        assert node.edge, "empty edge"
+        assert len(node.edge) == len(node.pages) * step, "an edge is whole pages"
+    for node in paths:
+        for key, child in node.children.items():
+            assert child.parent is node
+            assert key == child.edge[:step], "children are looked up by the first page of their edge"
+        assert node.users >= 0
+        assert node.locks == node.users + sum(child.locks for child in node.children.values()), "locks"
+    pages = [page for node in nodes for page in node.pages]
+    assert len(set(pages)) == len(pages), "a page is there once"
+    assert set(pages) == tree._owned
+    assert tree.evictable == sum(len(node.pages) for node in nodes if node.locks == 0), "evictable"
+    assert len(tree) == tree.inserted - tree.evicted == len(pages)
+    queued = Counter(node for key, _, node in tree._heap if key == node.queued)
+    for node in nodes:
+        if not node.children and not node.locks:
+            assert queued[node] == 1, "a free leaf is queued once"
+            assert node.queued <= tree.policy.key(node), "it would be evicted late"
+    return paths
+
+
+def content(tree):
+    """{page: (namespace, the page before it, its tokens)}, read off the tree."""
+    table = {}
+    for namespace, root in tree.roots.items():
+        stack = [(child, None) for child in root.children.values()]
+        while stack:
+            node, before = stack.pop()
+            tokens = node.tokens
+            for i, page in enumerate(node.pages):
+                table[page] = (namespace, before, tuple(tokens[i * tree.page_size : (i + 1) * tree.page_size]))
+                before = page
+            stack.extend((child, before) for child in node.children.values())
+    return table
+
+
+def replay(log, table):
+    """Apply the tree's log to a table like `content`'s."""
+    for entry in log:
+        if hasattr(entry, "tokens"):
+            before, size = entry.after, len(entry.tokens) // len(entry.pages)
+            for i, page in enumerate(entry.pages):
+                assert page not in table
+                table[page] = (entry.namespace, before, entry.tokens[i * size : (i + 1) * size])
+                before = page
+        else:
+            for page in entry.pages:
+                del table[page]
+
+
+def spelled(node):
+    """The tokens of the path to a node."""
+    return [token for above in list(upwards(node))[::-1] for token in above.tokens]
+
+
+def assert_sound(engine):
+    """Pages have one owner each, locks count the running requests, and no table names a page that is free."""
+    pool, tree, scheduler = engine.pool, engine.tree, engine.scheduler
+    paths = assert_sound_tree(tree)
+    running, waiting = scheduler.running, list(scheduler.waiting.values())
+    users = Counter(request.node for request in running)
+    assert all(node.users == users[node] for node in paths), "one use a running request"
+    assert set(users) <= set(paths), "a running request holds a node of the tree"
+
+    private = [page for request in running for page in request.table[request.shared :]]
+    owned = [page for path in {node: node.pages for node in paths}.values() for page in path]
+    assert len(pool._free) == len(set(pool._free)) == sum(pool._is_free)
+    assert all(pool.is_free(page) for page in pool._free)
+    parts = sorted([*pool._free, *owned, *private])
+    assert parts == list(range(pool.num_pages)), "free, the tree's and private pages partition the pool"
+    for request in running:
+        assert not any(pool.is_free(page) for page in request.table), "a live table names a free page"
+        assert request.table[: request.shared] == paths[request.node]
+        known = request.tokens[: request.shared * pool.page_size].tolist()
+        assert spelled(request.node) == known, "the pages hold another text"
+        assert request.computed <= len(request.table) * pool.page_size
+        assert request.computed < len(request.tokens) <= request.most
+    for request in waiting:
+        assert (request.node, request.table, request.shared, request.computed) == (None, [], 0, 0)
+        assert not request.finished
+    for queue in (running, waiting):
+        arrivals = [request.arrival for request in queue]
+        assert arrivals == sorted(set(arrivals)), "in the order of arrival"
+    assert len(running) <= scheduler.max_running
+    assert {request.id: request for request in (*running, *waiting)} == engine.requests
+    for request in engine.requests.values():
+        assert request.metrics.overtaken <= scheduler.patience, "overtaken too often"
+    stats = engine.stats
+    assert (stats.pages_private, stats.pages_cached) == (len(private), len(owned))
+    assert stats.pages_private + stats.pages_cached + pool.free == stats.pages
+
+
+def dump(engine):
+    """All there is to compare before and after a call that must change nothing."""
+    tree, scheduler = engine.tree, engine.scheduler
+    nodes = [(id(n), n.edge, tuple(n.pages), id(n.parent), n.locks, n.users, n.used, n.hits) for n in tree.nodes()]
+    requests = [
+        (r.id, r.tokens.tolist(), r.computed, list(r.table), r.shared, id(r.node), r.finish_reason)
+        for r in (*scheduler.running, *scheduler.waiting.values())
+    ]
+    counters = (tree.clock, tree.evictable, tree.inserted, tree.evicted, len(tree._heap), len(engine.requests))
+    return sorted(nodes), requests, counters, list(engine.pool._free), engine.stats
+
+
+class Echo(Transformer):
+    """Two layers whose every number is an integer that depends on the whole text before it, and on nothing else.
+
+    Queries are zero, so attention is the mean over all keys in sight: times their number, the exact sum of the values.
+    A key or value that is missing, stale, or another text's changes the next token. Keys are (token, position).
+    """
+
+    dtype, device = torch.float64, torch.device("cpu")
+
+    def __init__(self, max_context=24, eos=(0,)):
+        nn.Module.__init__(self)
+        self.config = ModelConfig(VOCAB, 2, 2, 1, 1, 2, 2, max_context, eos_token_ids=eos)
+        self.fault = None  # "before", "between" or "nan": what goes wrong in the next forward
+
+    def forward(self, tokens, positions, kv, rows=None):
+        fault, self.fault = self.fault, None
+        if fault == "before":
+            raise RuntimeError("broken model")
+        key = torch.stack((tokens, positions), dim=1)[:, None].double()
+        zero, seen = torch.zeros_like(key), (positions + 1)[:, None]
+        sums = (tokens * 31 + positions * 17 + 7) ** 3 % PRIME
+        for layer in range(2):
+            if layer == 1:
+                if fault == "between":
+                    raise RuntimeError("broken model")
+                sums = (sums + 17 * positions) ** 2 % PRIME
+            value = sums[:, None, None].double().expand(-1, 1, 2).contiguous()
+            mean = kv.attend(layer, zero, key, value, 1.0)[:, 0]
+            sums = (mean * seen).round().long()[:, 0] % PRIME
+        logits = _logits(sums if rows is None else sums[rows])
+        return logits * torch.nan if fault == "nan" else logits
+
+
+def _logits(sums):
+    return ((sums[:, None] + 101 * torch.arange(VOCAB)) ** 2 % PRIME).double() / 10_000
+
+
+@lru_cache(maxsize=100_000)
+def _sums(text):
+    """Both layers' sums behind a text, number by number."""
+    if not text:
+        return 0, 0
+    first, second = _sums(text[:-1])
+    position = len(text) - 1
+    first = first + (text[-1] * 31 + position * 17 + 7) ** 3 % PRIME
+    return first, second + (first % PRIME + 17 * position) ** 2 % PRIME
+
+
+def expected(prompt, params, max_context=24, eos=(0,)):
+    """The tokens that Echo gives, without Echo, caches or batches."""
+    text, check, reason = list(prompt), StopCheck(params, eos, max_context - len(prompt) + 1), None
+    while reason is None:
+        logits = _logits(torch.tensor([_sums(tuple(text))[1] % PRIME]))[0]
+        text.append(sample(logits, params, position=len(text)))
+        reason = check.after(text[-1])
+    return text[len(prompt) :]
+
+
+def assert_pages_hold_their_texts(engine):
+    """The tensors, too: each page that someone may read holds that text's tokens at their positions."""
+    keys = engine.cache.keys[0][:, :, 0].long().tolist()
+    for node in engine.tree.nodes():
+        end = len(spelled(node))
+        start = end - len(node.pages) * engine.tree.page_size
+        held = [tuple(slot) for page in node.pages for slot in keys[page]]
+        assert held == list(zip(node.tokens, range(start, end), strict=True)), "a cached page holds another text"
+    for request in engine.scheduler.running:
+        held = [tuple(slot) for page in request.table for slot in keys[page]][: request.computed]
+        assert held == [(t, i) for i, t in enumerate(request.tokens[: request.computed])], "a private page differs"
+
+

@@ -1,0 +1,188 @@
+"""Any sequence of calls keeps the engine sound, and every text is the one its prompt gives alone.
+
+`make test-long` runs this machine and the tree's own (`tests/kv/test_radix.py`) for more than 200,000 steps.
+"""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from inference_opt.engine.engine import Engine
+from inference_opt.sampling import SamplingParams
+from tests.engine.invariants import Echo, assert_pages_hold_their_texts, assert_sound, content, dump, expected, replay
+
+LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
+ECHO = Echo()
+STEMS = [(1, 2, 1, 2, 1, 2, 1, 2, 1, 2), (1, 2, 1, 1, 3, 3, 3, 1, 2, 2), (4, 4, 4, 4, 4, 4, 4, 4, 4, 4)]
+PROMPT = st.builds(
+    lambda stem, cut, tail: [*STEMS[stem][:cut], *tail],
+    st.integers(0, 2),
+    st.integers(0, 10),
+    st.lists(st.integers(1, 3), min_size=1, max_size=3),
+)
+NAMESPACE = st.sampled_from([None, None, "a", "b"])
+PARAMS = st.builds(
+    SamplingParams,
+    max_new_tokens=st.integers(1, 8),
+    temperature=st.sampled_from([0.0, 0.0, 1.0]),
+    seed=st.integers(0, 2),
+    ignore_eos=st.booleans(),
+)
+
+
+class EngineMachine(RuleBasedStateMachine):
+    steps = 0  # of all runs
+
+    @initialize(
+        page_size=st.integers(1, 4),
+        slack=st.integers(0, 14),
+        token_budget=st.sampled_from([1, 2, 3, 5, 8, 64]),
+        max_running=st.sampled_from([1, 2, 3, 8]),
+        patience=st.sampled_from([0, 1, 2, 16]),
+        radix=st.sampled_from([True, True, True, False]),
+    )
+    def start(self, page_size, slack, token_budget, max_running, patience, radix):
+        pages = -(-6 // page_size) + slack
+        limits = {"token_budget": token_budget, "max_running": max_running, "patience": patience}
+        self.engine = Engine(ECHO, radix, page_size=page_size, num_pages=pages, **limits)
+        self.log, self.replayed = [], {}
+        self.engine.tree.log = self.log.append
+        self.texts = {}  # id: (request, the tokens it must give)
+        ECHO.fault = None
+
+    def refused(self, message, call, *args, **kwargs):
+        before = dump(self.engine)
+        with pytest.raises(ValueError, match=message):
+            call(*args, **kwargs)
+        assert dump(self.engine) == before, "an error changed something"
+
+    @rule(prompt=PROMPT, params=PARAMS, namespace=NAMESPACE)
+    def add(self, prompt, params, namespace):
+        engine, name = self.engine, len(self.texts)
+        if engine.pool.pages_for(len(prompt) + params.max_new_tokens - 1) > engine.pool.num_pages:
+            self.refused("never fit", engine.add, prompt, params, namespace=namespace)
+        else:
+            request = engine.add(prompt, params, name, namespace)
+            self.texts[name] = request, expected(prompt, params)
+
+    @rule(prompts=st.lists(PROMPT, min_size=2, max_size=5), params=PARAMS, namespace=NAMESPACE)
+    def add_several(self, prompts, params, namespace):
+        for prompt in prompts:
+            self.add(prompt, params, namespace)
+
+    def advance(self):
+        busy = bool(self.engine.requests)
+        outputs = self.engine.step()
+        assert bool(outputs) == busy, "a step of an engine with requests does something"
+        assert sum(o.count for o in outputs) <= self.engine.scheduler.token_budget
+        for o in outputs:
+            if o.request.finished:
+                request, text = self.texts[o.request.id]
+                assert request.output == text
+                assert request.metrics.cached_tokens + request.metrics.prefill_tokens >= len(request.prompt)
+
+    @rule()
+    def step(self):
+        self.advance()
+
+    @rule()
+    def step_again(self):
+        self.advance()
+
+    @precondition(lambda self: self.engine.requests)
+    @rule(fault=st.sampled_from(["before", "between", "nan"]))
+    def step_that_fails(self, fault):
+        ECHO.fault = fault
+        try:
+            self.engine.step()
+        except (RuntimeError, ValueError) as error:
+            assert "broken" in str(error)  # noqa: PT017
+            assert not self.engine.scheduler.running
+            assert len(self.engine.tree) == 0
+        else:
+            assert fault == "nan", "nothing was sampled in this step"
+
+    @precondition(lambda self: self.engine.requests)
+    @rule(data=st.data())
+    def abort(self, data):
+        name = data.draw(st.sampled_from(sorted(self.engine.requests)))
+        assert self.engine.abort(name).finish_reason == "abort"
+
+    @precondition(lambda self: self.engine.requests)
+    @rule(prompt=PROMPT, params=PARAMS, data=st.data())
+    def add_a_duplicate(self, prompt, params, data):
+        name = data.draw(st.sampled_from(sorted(self.engine.requests)))
+        self.refused("taken", self.engine.add, prompt, params, name)
+
+    @rule()
+    def abort_of_none(self):
+        self.refused("no unfinished", self.engine.abort, "nobody")
+
+    @precondition(lambda self: self.free_nodes())
+    @rule(data=st.data())
+    def unlock_without_lock(self, data):
+        self.refused("not locked", self.engine.tree.unlock, data.draw(st.sampled_from(self.free_nodes())))
+
+    def free_nodes(self):
+        return [node for node in self.engine.tree.nodes() if node.users == 0]
+
+    @precondition(lambda self: len(self.engine.tree))
+    @rule(data=st.data())
+    def insert_what_is_owned(self, data):
+        page = data.draw(st.sampled_from(sorted(self.engine.tree._owned)))
+        self.refused("owns each page once", self.engine.tree.insert, [5] * self.engine.tree.page_size, [page])
+
+    @rule(text=PROMPT, namespace=NAMESPACE)
+    def ask(self, text, namespace):
+        size, tree = self.engine.tree.page_size, self.engine.tree
+        held = {None: ()}  # each page's whole prefix, from the log alone
+        for page, (_, before, tokens) in self.replayed.items():  # pages were logged after those before them
+            held[page] = held[before] + tokens
+        prefixes = {(self.replayed[page][0], prefix) for page, prefix in held.items() if page is not None}
+        longest = 0
+        while longest + size <= len(text) and (namespace, tuple(text[: longest + size])) in prefixes:
+            longest += size
+        assert tree.cached(text, namespace) == longest
+
+    @invariant()
+    def sound(self):
+        if not hasattr(self, "engine"):
+            return
+        EngineMachine.steps += 1
+        assert_sound(self.engine)
+        assert_pages_hold_their_texts(self.engine)
+        replay(self.log, self.replayed)
+        self.log.clear()
+        assert self.replayed == content(self.engine.tree)
+        for request in self.engine.requests.values():
+            text = self.texts[request.id][1]
+            assert request.output == text[: len(request.output)]
+
+    def teardown(self):
+        if not hasattr(self, "engine"):
+            return
+        ECHO.fault = None
+        for _ in range(10_000):
+            if not self.engine.requests:
+                break
+            self.advance()
+            assert_sound(self.engine)
+        assert not self.engine.requests, "the engine never comes to rest"
+        for request, text in self.texts.values():
+            if request.finish_reason == "abort":
+                assert request.output == text[: len(request.output)]
+            else:
+                assert request.output == text
+        assert self.engine.pool.free + len(self.engine.tree) == self.engine.pool.num_pages
+        assert self.engine.tree.evictable == len(self.engine.tree)
+
+
+EngineMachine.TestCase.settings = settings(
+    max_examples=1500 if LONG else 60,
+    stateful_step_count=80 if LONG else 40,
+    suppress_health_check=list(HealthCheck),
+)
+TestEngine = EngineMachine.TestCase
