@@ -66,9 +66,17 @@ def test_tour_reports_tables_figures_and_agreement(run, tmp_path, smollm2_path):
     figures = json.loads(file.read_text())
     assert status == 0
     assert figures["exact"] is True
-    assert [s["stage"] for s in figures["stages"]] == ["naive", "KV cache"]
+    assert [s["stage"] for s in figures["stages"]] == [
+        "naive",
+        "KV cache",
+        "paged",
+        "radix",
+        "continuous batching",
+    ]
     # Two numbers of 2 bytes for each of 3 KV heads of 64 in 30 layers, read off the cache's own tensors.
-    assert [s["kv_bytes_per_token"] for s in figures["stages"]] == [0, 2 * 2 * 3 * 64 * 30]
+    assert [s["kv_bytes_per_token"] for s in figures["stages"]] == [0, *[2 * 2 * 3 * 64 * 30] * 4]
+    # The chat template's own words are shared by all prompts: a page, by the second and the third.
+    assert [s["prompt_tokens_reused"] for s in figures["stages"]] == [0, 0, 0, 32, 32]
     for run_, prompt in zip(figures["runs"]["KV cache"], figures["prompts"]):
         assert len(run_["tokens"]) == len(run_["seconds"]) == 3
         assert prompt["source"]
@@ -85,15 +93,50 @@ def test_tour_reports_tables_figures_and_agreement(run, tmp_path, smollm2_path):
 def test_tour_fails_loudly_where_a_stage_differs(run, tmp_path, monkeypatch, smollm2_path):
     from inference_opt import tour
 
-    def wrong(model, ids, params):
-        return ((token + 1) % 100 for token in tour.naive.stream(model, ids, params))
+    def wrong(model):
+        return tour.Session(
+            lambda prompts, params: ({0: (t + 1) % 100} for t in tour.naive.stream(model, *prompts, params))
+        )
 
-    broken = tour.Stage("KV cache", "a broken one", wrong, lambda model: 0)
+    broken = tour.Stage("KV cache", "a broken one", wrong)
     monkeypatch.setattr(tour, "STAGES", (tour.STAGES[0], broken))
     status, out, err = run("tour", "--max-new-tokens", 2, "--report", tmp_path / "tour.html")
     assert status == 2
     assert "DIFFERENT" in out
     assert "did not give" in err
+
+
+def test_bench_prefix_without_the_peer(run, tmp_path, smollm2_path):
+    file = tmp_path / "prefix.json"
+    options = ("--requests", 3, "--stem", 40, "--new-tokens", 2, "--repeats", 1, "--no-peer", "--dtype", "bfloat16")
+    status, out, _ = run("bench", "prefix", *options, "--json", file)
+    figures = json.loads(file.read_text())
+    assert status == 0
+    assert figures["exact"] is True
+    reuse, anew = figures["results"]
+    assert (reuse["name"], anew["name"]) == ("with reuse", "without reuse")
+    assert anew["prefill_tokens"] == figures["prompt_tokens"]
+    assert reuse["prefill_tokens"] == figures["prompt_tokens"] - 2 * 32  # two whole pages, by the second and the third
+    assert "3 of 3" in out
+
+
+def test_bench_radix_with_a_trace_and_without(run, tmp_path, monkeypatch):
+    from inference_opt.bench import radix, workloads
+
+    monkeypatch.setattr(radix, "GENERATED", {"loop": lambda seed: workloads.loop(seed, documents=3, rounds=2)})
+    monkeypatch.setattr(radix, "SIZES", [10, 20])
+    trace, file, figure = tmp_path / "trace.jsonl", tmp_path / "radix.json", tmp_path / "radix.svg"
+    trace.write_text('{"hash_ids": [0, 1, 2]}\n{"hash_ids": [0, 1, 3]}\n')
+    options = ("--capacity", 50, "--capacity", 2, "--repeats", 1)
+    status, out, _ = run("bench", "radix", trace, *options, "--json", file, "--figure", figure)
+    assert status == 0
+    figures = json.loads(file.read_text())
+    assert figures["capacities"] == [2, 50]
+    assert {row["policy"]: row["hit_rate"] for row in figures["hit_rates"]["trace"]}["LRU"] == [2 / 6, 2 / 6]
+    assert figure.read_text().count("<svg") == 1
+    status, out, _ = run("bench", "radix", *options)
+    assert status == 0
+    assert "no trace given" in out
 
 
 def test_bench_decode_without_the_peer(run, tmp_path, smollm2_path):
@@ -129,6 +172,10 @@ def test_fetch_prints_where_the_weights_are(run, smollm2_path):
         (("tour", "--model", "nonsense"), "nonsense"),
         (("tour", "--json", "/"), "json"),
         (("bench", "decode", "--batch", "0"), "batch"),
+        (("bench", "prefix", "--stem", "0"), "stem"),
+        (("bench", "radix", "nowhere.jsonl"), "nowhere.jsonl"),
+        (("bench", "radix", "--sglang", "nowhere.whl"), "nowhere.whl"),
+        (("bench", "radix", "--capacity", "0"), "capacity"),
         (("fetch", "nonsense"), "nonsense"),
         (("nonsense",), "nonsense"),
     ],
@@ -141,7 +188,16 @@ def test_what_cannot_be_done_is_said_in_a_line(run, arguments, message, smollm2_
 
 
 def test_every_command_has_help(run):
-    for command in ((), ("tour",), ("generate",), ("fetch",), ("bench",), ("bench", "decode")):
+    for command in (
+        (),
+        ("tour",),
+        ("generate",),
+        ("fetch",),
+        ("bench",),
+        ("bench", "decode"),
+        ("bench", "prefix"),
+        ("bench", "radix"),
+    ):
         status, out, _ = run(*command, "--help")
         assert status == 0
         assert "Usage" in out

@@ -6,7 +6,19 @@ from pathlib import Path
 import inference_opt
 
 # From the ground up; a part may import what stands before it.
-ORDER = ["model", "sampling", "naive", "kv", "engine", "agreement", "prompts", "figures", "optimizations", "bench", "tour"]
+ORDER = [
+    "model",
+    "sampling",
+    "naive",
+    "kv",
+    "engine",
+    "agreement",
+    "prompts",
+    "figures",
+    "optimizations",
+    "bench",
+    "tour",
+]
 ORDER += ["generate", "cli"]
 # Exceptions to the order, each narrower than it: parts that must not know these although they stand below them.
 NEVER = {"sampling": {"model"}, "naive": {"kv"}}

@@ -93,3 +93,37 @@ def test_what_cannot_be_continued(ids, length, sampling, message):
     model = TransformerWithOptimizations(dim=8, depth=1, heads=2, vocab_size=50, max_context=64)
     with pytest.raises(ValueError, match=message):
         model.generate(torch.tensor(ids, dtype=torch.long), max_length=length, **sampling)
+
+
+def test_radix_attention_reuses_earlier_calls_and_gives_the_same_tokens():
+    sizes = {"dim": 32, "depth": 2, "heads": 4, "vocab_size": 50, "max_context": 64, "dtype": "float64", "seed": 3}
+    plain = TransformerWithOptimizations(**sizes)
+    radix = TransformerWithOptimizations(use_radix_attention=True, page_size=4, num_pages=40, **sizes)
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 9, 9]])
+    for sampling in ({}, {"temperature": 1.2, "seed": 5}):
+        assert torch.equal(radix.generate(ids, 20, **sampling), plain.generate(ids, 20, **sampling))
+    assert radix.engine.stats.cached_tokens == 3 * 4  # a page by the second row, one by each row of the second call
+    assert (radix.engine.pool.page_size, radix.engine.pool.num_pages) == (4, 40)
+
+
+def test_changed_weights_are_never_answered_from_old_pages():
+    model = TransformerWithOptimizations(
+        dim=32, depth=2, heads=4, vocab_size=50, max_context=64, dtype="float64", use_radix_attention=True, page_size=2
+    )
+    ids = torch.tensor([[1, 2, 3, 4, 5, 6]])
+    model.generate(ids, 20)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5).add_(0.01)
+    prompt = ids[0].tolist()
+    expected = prompt + naive.generate(model.model, prompt, SamplingParams(max_new_tokens=14))
+    assert model.generate(ids, 20)[0].tolist() == expected
+
+
+def test_a_prompt_that_the_pool_cannot_hold_is_refused():
+    model = TransformerWithOptimizations(
+        dim=32, depth=1, heads=2, vocab_size=50, use_radix_attention=True, page_size=4, num_pages=2
+    )
+    with pytest.raises(ValueError, match="never fit"):
+        model.generate(torch.tensor([[1, 2, 3, 4, 5, 6]]), 20)
+    assert model.generate(torch.tensor([[1, 2, 3]]), 6).shape == (1, 6)

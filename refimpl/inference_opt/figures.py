@@ -7,8 +7,9 @@ from matplotlib.patches import Rectangle
 
 from inference_opt.engine.engine import Output
 from inference_opt.engine.request import Request
+from inference_opt.kv.node import Node, upwards
 from inference_opt.kv.pool import PagePool
-from inference_opt.kv.radix import Node, RadixTree
+from inference_opt.kv.radix import RadixTree
 
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b2", "#937860", "#da8bc3", "#8c8c8c")
 FREE, CACHED, LOCKED = "#ffffff", "#d9dee8", "#4c72b0"
@@ -55,7 +56,7 @@ def draw_tree(axes: Axes, tree: RadixTree, label: Callable[[int], str] = str, ti
     for root in tree.roots.values():
         for child in root.children.values():
             place(child, 0)
-    longest = max((sum(len(n.tokens) for n in _path(node)) for node in tree.nodes()), default=1)
+    longest = max((sum(len(n.tokens) for n in upwards(node)) for node in tree.nodes()), default=1)
     axes.set(xlim=(-0.3, longest + 0.3), ylim=(bottom + 0.7, 1.1))
     axes.set_title(title, fontsize=9, loc="left")
     axes.set_axis_off()
@@ -105,7 +106,3 @@ def draw_schedule(axes: Axes, steps: Sequence[Sequence[Output]], names: Mapping[
     axes.set_xticks([s + 0.5 for s in range(0, len(steps), 2)], [str(s + 1) for s in range(0, len(steps), 2)])
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_title(title, fontsize=9, loc="left")
-
-
-def _path(node: Node) -> list[Node]:
-    return [node, *(_path(node.parent) if node.parent is not None else [])]

@@ -1,7 +1,7 @@
-"""Every policy against a model that keeps a dictionary of pages, one prefix each; Belady's against exhaustive search."""
+"""Every policy against a model with a dictionary entry a page; Belady's against exhaustive search."""
 
 from array import array
-from functools import lru_cache
+from functools import cache
 from itertools import combinations, count
 from math import log
 
@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from inference_opt.kv import learned
 from inference_opt.kv.learned import FORGET, FadingFrequency, Odds
+from inference_opt.kv.node import upwards
 from inference_opt.kv.policies import FIFO, LFU, LRU, Belady
-from inference_opt.kv.radix import RadixTree, upwards
+from inference_opt.kv.radix import RadixTree
 
 PROMPTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=14)
 CAPACITY = st.integers(1, 12)
@@ -84,7 +85,7 @@ def test_fifo_evicts_no_leaf_while_an_older_one_stays(prompts, capacity):
 
 @given(prompts=st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=3), min_size=1, max_size=6), capacity=CAPACITY)
 def test_belady_s_hits_are_the_most_that_any_choice_gives(prompts, capacity):
-    @lru_cache(maxsize=None)
+    @cache
     def best(i, cached):
         """Exhaustive: hits from request i on, over every prefix-closed set that may be kept after it."""
         if i == len(prompts):

@@ -26,6 +26,8 @@ from inference_opt.kv.learned import FadingFrequency, Odds
 from inference_opt.kv.policies import FIFO, LFU, LRU, Belady, Policy
 from inference_opt.kv.radix import RadixTree
 
+SIZES = [1_000, 10_000, 100_000]  # sequences cached when matches are timed
+
 POLICIES: dict[str, Callable[[Workload, int], Policy]] = {
     "FIFO": lambda prompts, capacity: FIFO(),
     "LFU": lambda prompts, capacity: LFU(),
@@ -165,7 +167,7 @@ def bench_radix(
     figures["hit_rates"] = {n: hit_rates(prompts, capacities, progress, n) for n, prompts in workloads.items()}
     first = next(iter(workloads))
     figures["speed"] = {"workload": first} | speed(workloads[first], wheel, repeats, progress)
-    figures["scaling"] = scaling([1_000, 10_000, 100_000], progress, seed)
+    figures["scaling"] = scaling(SIZES, progress, seed)
     return figures
 
 

@@ -13,7 +13,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from inference_opt.kv.radix import Node
+from inference_opt.kv.node import Node
 from inference_opt.sampling import FinishReason, SamplingParams, StopCheck
 
 

@@ -30,8 +30,9 @@ from itertools import accumulate, count
 from math import log
 from typing import NamedTuple
 
+from inference_opt.kv.node import WIDTH, Node, upwards
 from inference_opt.kv.policies import Policy
-from inference_opt.kv.radix import WIDTH, Node, RadixTree, upwards
+from inference_opt.kv.radix import RadixTree
 
 HISTORY = 5  # pages remembered for each page of capacity: its own, and four that were evicted
 FORGET = 10  # uses of pages for each page of capacity, after which counts are halved

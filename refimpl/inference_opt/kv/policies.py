@@ -7,16 +7,15 @@ but what every node carries; `learned.py` has two that learn.
 
 from collections.abc import Hashable, Sequence
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from inference_opt.kv.radix import Node
+from inference_opt.kv.node import WIDTH, Node
 
 
 class Policy:
     """What a tree asks."""
 
-    def key(self, node: "Node") -> Any:
+    def key(self, node: Node) -> Any:
         """What the node is worth. Any type that compares."""
         raise NotImplementedError
 
@@ -24,14 +23,14 @@ class Policy:
         """Before `text` is inserted: depths in pages, rising, at which what it is worth changes within the text."""
         return ()
 
-    def touch(self, path: "list[Node]", text: bytes, namespace: Hashable, hit: bool) -> None:
+    def touch(self, path: list[Node], text: bytes, namespace: Hashable, hit: bool) -> None:
         """A use: `path` (from the top) was found for `text` (`hit`; it may go on behind the path), or inserted."""
 
 
 class LRU(Policy):
     """Least recently used first."""
 
-    def key(self, node: "Node") -> int:
+    def key(self, node: Node) -> int:
         """When it was used last."""
         return node.used
 
@@ -39,7 +38,7 @@ class LRU(Policy):
 class FIFO(Policy):
     """First inserted, first out."""
 
-    def key(self, node: "Node") -> int:
+    def key(self, node: Node) -> int:
         """When it came."""
         return node.born
 
@@ -47,7 +46,7 @@ class FIFO(Policy):
 class LFU(Policy):
     """Least frequently used first, and of equals the least recently used."""
 
-    def key(self, node: "Node") -> tuple[int, int]:
+    def key(self, node: Node) -> tuple[int, int]:
         """How often it was found, and when last."""
         return node.hits, node.used
 
@@ -60,7 +59,7 @@ class Belady(Policy):
     """
 
     def __init__(self, texts: Sequence[bytes], page_size: int) -> None:
-        step = 4 * page_size  # bytes a page
+        step = page_size * WIDTH  # bytes of a page of tokens
         names: dict[tuple[int, bytes], int] = {}  # a prefix, by the name of the one a page shorter and its last page
         prefixes: list[list[int]] = []
         for text in texts:
@@ -77,7 +76,7 @@ class Belady(Policy):
         self._next.reverse()
         self._request = -1
 
-    def key(self, node: "Node") -> float:
+    def key(self, node: Node) -> float:
         """Minus the time of its next use."""
         return node.note
 
@@ -85,7 +84,7 @@ class Belady(Policy):
         """After every page."""
         return range(1, len(self._next[self._request]))
 
-    def touch(self, path: "list[Node]", text: bytes, namespace: Hashable, hit: bool) -> None:
+    def touch(self, path: list[Node], text: bytes, namespace: Hashable, hit: bool) -> None:
         """Note when each page of the path will be used next."""
         self._request += hit
         for node, request in zip(path, self._next[self._request]):

@@ -26,31 +26,8 @@ from array import array
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from inference_opt.kv.node import WIDTH, Node, upwards
 from inference_opt.kv.policies import LRU, Policy
-
-WIDTH = array("i").itemsize  # bytes of a token
-assert WIDTH == 4
-
-
-class Node:
-    """A run of whole pages behind its parent's. A handle to a node means the prefix that ends where its edge ends."""
-
-    __slots__ = ("edge", "pages", "parent", "children", "locks", "users", "born", "used", "hits", "queued", "note")  # noqa: RUF023
-
-    def __init__(self, edge: bytes, pages: list[int], parent: "Node | None", now: int) -> None:
-        self.edge, self.pages, self.parent = edge, pages, parent  # the edge's tokens, and the pages that hold them
-        self.children: dict[bytes, Node] = {}  # by the first page of the child's edge
-        self.locks = 0  # requests that need this edge: those that locked this node or one below
-        self.users = 0  # those that locked this very node
-        self.born = self.used = now  # the tree's clock at insertion, and at the last use
-        self.hits = 0  # matches that went through this edge
-        self.queued: Any = None  # its key in the eviction heap, if it is there
-        self.note: Any = None  # the policy's own
-
-    @property
-    def tokens(self) -> list[int]:
-        """The edge's tokens."""
-        return array("i", self.edge).tolist()
 
 
 class Match(NamedTuple):
@@ -293,14 +270,6 @@ class RadixTree:
 
 
 _NOTHING = Node(b"", [], None, 0)  # the root of every namespace that nothing was inserted in
-
-
-def upwards(node: Node) -> Iterator[Node]:
-    """The node, its parent, and so on up to the root."""
-    above: Node | None = node
-    while above is not None:
-        yield above
-        above = above.parent
 
 
 def _as_bytes(tokens: Sequence[int]) -> bytes:

@@ -68,7 +68,7 @@ def causal_attention(
     out = nn.functional.scaled_dot_product_attention(
         rows, k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0), attn_mask=mask, scale=scale
     )  # [1, kv_heads, queries · group, value_dim]
-    return out.view(kv_heads, queries, -1, v.shape[-1]).transpose(0, 1).reshape(queries, heads, dim)
+    return out.view(kv_heads, queries, -1, v.shape[-1]).transpose(0, 1).reshape(queries, heads, -1)
 
 
 # [/attention]
