@@ -23,6 +23,8 @@ notebooks: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/inference-opt bench decode
+	$(BIN)/inference-opt bench prefix
+	$(BIN)/inference-opt bench radix
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff check .

@@ -198,5 +198,3 @@ def assert_pages_hold_their_texts(engine):
     for request in engine.scheduler.running:
         held = [tuple(slot) for page in request.table for slot in keys[page]][: request.computed]
         assert held == [(t, i) for i, t in enumerate(request.tokens[: request.computed])], "a private page differs"
-
-

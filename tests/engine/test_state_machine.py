@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from inference_opt.engine.engine import Engine
+from inference_opt.kv.radix import Removed
 from inference_opt.sampling import SamplingParams
 from tests.engine.invariants import Echo, assert_pages_hold_their_texts, assert_sound, content, dump, expected, replay
 
@@ -74,8 +75,12 @@ class EngineMachine(RuleBasedStateMachine):
             self.add(prompt, params, namespace)
 
     def advance(self):
-        busy = bool(self.engine.requests)
+        busy, cached = bool(self.engine.requests), set(self.engine.tree._owned)
         outputs = self.engine.step()
+        if outputs:
+            removed = {page for entry in self.log if isinstance(entry, Removed) for page in entry.pages}
+            written = {slot // self.engine.pool.page_size for slot in self.engine.cache.slots.tolist()}
+            assert not written & (cached - removed), "a page that others read is never written again"
         assert bool(outputs) == busy, "a step of an engine with requests does something"
         assert sum(o.count for o in outputs) <= self.engine.scheduler.token_budget
         for o in outputs:
@@ -169,6 +174,7 @@ class EngineMachine(RuleBasedStateMachine):
             if not self.engine.requests:
                 break
             self.advance()
+            self.log.clear()
             assert_sound(self.engine)
         assert not self.engine.requests, "the engine never comes to rest"
         for request, text in self.texts.values():
@@ -181,7 +187,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 EngineMachine.TestCase.settings = settings(
-    max_examples=1500 if LONG else 60,
+    max_examples=1600 if LONG else 60,
     stateful_step_count=80 if LONG else 40,
     suppress_health_check=list(HealthCheck),
 )

@@ -12,8 +12,9 @@ from inference_opt.kv.radix import RadixTree
 from tests.engine.invariants import assert_sound_tree, content, replay, spelled
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
-TEXT = st.lists(st.integers(0, 1), max_size=16)
+TEXT = st.lists(st.integers(0, 1), min_size=4, max_size=16) | st.lists(st.integers(0, 1), max_size=3)
 NAMESPACE = st.sampled_from([None, None, None, "a"])
+LOCK = st.sampled_from([False, False, False, True])
 
 
 def dump(tree):
@@ -66,7 +67,7 @@ class TreeMachine(RuleBasedStateMachine):
         assert self.tree.cached(tokens, namespace) == len(self.found(tokens, namespace)) * self.size
         assert dump(self.tree) == before
 
-    @rule(tokens=TEXT, namespace=NAMESPACE, lock=st.booleans(), as_array=st.booleans())
+    @rule(tokens=TEXT, namespace=NAMESPACE, lock=LOCK, as_array=st.booleans())
     def match(self, tokens, namespace, lock, as_array):
         found = self.found(tokens, namespace)
         match = self.tree.match(array("i", tokens) if as_array else tokens, namespace)
@@ -75,7 +76,7 @@ class TreeMachine(RuleBasedStateMachine):
         if lock:
             self.lock(match.node, namespace)
 
-    @rule(tokens=TEXT, namespace=NAMESPACE, lock=st.booleans(), own=st.booleans())
+    @rule(tokens=TEXT, namespace=NAMESPACE, lock=LOCK, own=st.booleans())
     def insert(self, tokens, namespace, lock, own):
         tokens = tokens[: len(tokens) // self.size * self.size]
         prefixes, found = self.prefixes(tokens), self.found(tokens, namespace)
@@ -111,7 +112,17 @@ class TreeMachine(RuleBasedStateMachine):
         assert tuple(spelled(node)) == prefix, "a handle means the same prefix as long as it is locked"
         self.tree.unlock(node)
 
-    @rule(count=st.integers(0, 12))
+    @rule(texts=st.lists(TEXT, min_size=3, max_size=6), again=TEXT)
+    def serve_several(self, texts, again):
+        while self.locks:
+            self.tree.unlock(self.locks.pop()[0])
+        for text in texts:
+            self.insert(text, None, lock=False, own=True)
+        for text in (again, texts[0]):  # no longer the oldest
+            self.match(text, None, lock=False, as_array=False)
+        self.evict(2)
+
+    @rule(count=st.sampled_from([1, 1, 1, 2, 3, 12, 0]))
     def evict(self, count):
         free = [key for key in self.model if not self.locked(*key)]
         expected = []
@@ -168,18 +179,21 @@ class TreeMachine(RuleBasedStateMachine):
         replay(self.log, self.replayed)
         self.log.clear()
         expected = {
-            page: (namespace, self.model[namespace, text[: -self.size]][0] if len(text) > self.size else None)
-            + (text[-self.size :],)
+            page: (
+                namespace,
+                self.model[namespace, text[: -self.size]][0] if len(text) > self.size else None,
+                text[-self.size :],
+            )
             for (namespace, text), (page, _) in self.model.items()
         }
         assert content(self.tree) == self.replayed == expected
         assert self.tree.evictable == sum(not self.locked(*key) for key in self.model)
         used = {page: node.used for node in self.tree.nodes() for page in node.pages}
-        assert used == {page: time for page, time in self.model.values()}
+        assert used == dict(self.model.values())
 
 
 TreeMachine.TestCase.settings = settings(
-    max_examples=1200 if LONG else 60,
+    max_examples=1500 if LONG else 120,
     stateful_step_count=100 if LONG else 50,
     suppress_health_check=list(HealthCheck),
 )
@@ -208,6 +222,14 @@ def test_the_picture_in_the_module():
     assert match.pages == [10, 11, 13]
     shape = {tuple(n.tokens): (n.pages, len(n.children)) for n in tree.nodes()}
     assert shape == {(1, 2, 3, 4): ([10, 11], 2), (5, 6): ([12], 0), (8, 9): ([13], 0)}
+
+
+def test_a_use_saves_from_eviction():
+    tree = RadixTree(1)
+    tree.insert([1], [0])
+    tree.insert([2], [1])
+    tree.match([1])
+    assert tree.evict(1) == [1]
 
 
 def test_a_node_that_was_evicted_is_refused():

@@ -9,6 +9,7 @@ import gc
 import random
 import time
 from array import array
+from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -164,6 +165,10 @@ def bench_radix(
     workloads = {"trace": read_trace(trace)} if trace else {}
     workloads |= {name: make(seed) for name, make in GENERATED.items()}
     figures: dict[str, Any] = {"command": command_line(), "machine": describe(), "seed": seed, "capacities": capacities}
+    for name, prompts in workloads.items():
+        uses = Counter(block for prompt in prompts for block in prompt)
+        counts = {"prompts": len(prompts), "blocks": uses.total(), "distinct": len(uses)}
+        figures.setdefault("workloads", {})[name] = counts | {"used_once": sum(n == 1 for n in uses.values())}
     figures["hit_rates"] = {n: hit_rates(prompts, capacities, progress, n) for n, prompts in workloads.items()}
     first = next(iter(workloads))
     figures["speed"] = {"workload": first} | speed(workloads[first], wheel, repeats, progress)

@@ -107,16 +107,16 @@ class Engine:
 
     # [step]
     def step(self) -> list[Output]:
-        """One step: schedule, run, commit. Where the run fails, every request waits again, and the error is raised."""
+        """One step. If it fails or is interrupted, everyone waits again, nothing is lost, and the error is raised."""
         began = time.perf_counter()
-        chunks = self.scheduler.schedule()
-        if not chunks:
-            return []
-        scheduled = time.perf_counter()
         try:
+            chunks = self.scheduler.schedule()
+            if not chunks:
+                return []
+            scheduled = time.perf_counter()
             tokens = self._sample(chunks, self._run(chunks))
         except BaseException:
-            self.scheduler.restart()
+            self.scheduler.restart(self.requests.values())
             raise
         ran = time.perf_counter()
         outputs = self._commit(chunks, tokens, began)
@@ -184,8 +184,8 @@ class Engine:
         self,
         prompt: Sequence[int],
         params: SamplingParams,
-        id: Hashable = None,
-        namespace: Hashable = None,
+        id: Any = None,
+        namespace: Any = None,
     ) -> Request:
         """A request arrives; the handle that is returned collects its tokens.
 
@@ -197,8 +197,9 @@ class Engine:
         self.requests[request.id] = request
         return request
 
-    def abort(self, id: Hashable) -> Request:
+    def abort(self, id: Any) -> Request:
         """End a request now; what it has stays on its handle. ValueError if there is none of this id."""
+        _check_hashable("id", id)
         if id not in self.requests:
             raise ValueError(f"no unfinished request has the id {id!r}")
         request = self.requests[id]
@@ -209,14 +210,13 @@ class Engine:
 
     # [/requests]
 
-    def _request(self, prompt: Sequence[int], params: SamplingParams, id: Hashable, namespace: Hashable) -> Request:
+    def _request(self, prompt: Sequence[int], params: SamplingParams, id: Any, namespace: Any) -> Request:
         config = self.model.config
         ids = config.check_prompt(prompt)
         if id is None:
             id = f"request-{next(self._names)}"
-        for name, value in (("id", id), ("namespace", namespace)):
-            if not isinstance(value, Hashable):
-                raise ValueError(f"{name} must be hashable, got {value!r}")
+        _check_hashable("id", id)
+        _check_hashable("namespace", namespace)
         if id in self.requests:
             raise ValueError(f"request id {id!r} is taken by a request that is not finished")
         room = config.max_context - len(ids) + 1
@@ -275,3 +275,10 @@ class Engine:
             pages_cached=len(self.tree),
             pages_private=self.pool.num_pages - self.pool.free - len(self.tree),
         )
+
+
+def _check_hashable(name: str, value: Any) -> None:
+    try:
+        hash(value)
+    except TypeError as error:
+        raise ValueError(f"{name} must be hashable, got {value!r} ({error})") from None

@@ -41,7 +41,7 @@ class Memory:
             return 0
         match = self.tree.match(text, request.namespace)
         self.tree.lock(match.node)
-        if request.node is not None:  # a neighbour was faster: its pages replace the page begun here
+        if request.node is not None:  # a neighbour ended meanwhile and left more: its pages replace those begun here
             self.release(request)
         found = len(match.pages) * self.pool.page_size
         saved = found - request.computed
@@ -94,5 +94,6 @@ class Memory:
     # [/release]
 
     def forget(self) -> None:
-        """A step failed, and the tree holds promises that were not kept: empty it, once every request is released."""
-        self.pool.release(self.tree.evict(len(self.tree)))
+        """A step failed, and the tree may hold promises that were not kept: begin anew, whatever anyone held."""
+        self.tree.clear()
+        self.pool.clear()

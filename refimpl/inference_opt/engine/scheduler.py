@@ -22,7 +22,7 @@ Progress: the request processed first can preempt all others or, if it is the la
 in either case one request has what it needs, since no request is admitted that could not run alone in the pool.
 """
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 
 from inference_opt.engine.memory import Memory
@@ -172,10 +172,10 @@ class Scheduler:
             self.memory.publish(request, request.computed)  # what it computed stays as long as there is room
             self.memory.release(request)
 
-    def restart(self) -> None:
-        """A step failed: whoever ran waits again, and nothing that was computed is trusted."""
-        for request in self.running:
-            self._release(request)
-            self._wait(request)
-        self.running.clear()
+    def restart(self, requests: Iterable[Request]) -> None:
+        """A step failed, wherever it was: all `requests` wait again, and nothing that was computed is trusted."""
+        self.waiting = {each.id: each for each in sorted(requests, key=lambda each: each.arrival)}
+        self.running = []
+        for request in self.waiting.values():
+            request.node, request.table, request.shared, request.computed = None, [], 0, 0
         self.memory.forget()

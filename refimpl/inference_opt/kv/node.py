@@ -35,3 +35,15 @@ def upwards(node: Node) -> Iterator[Node]:
     while above is not None:
         yield above
         above = above.parent
+
+
+def common(edge: bytes, text: bytes, start: int) -> int:
+    """Length of the longest common prefix of `edge` and `text[start:]`, by bisection over equal parts."""
+    low, high = 0, min(len(edge), len(text) - start)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if text.startswith(edge[low:middle], start + low):
+            low = middle
+        else:
+            high = middle - 1
+    return low

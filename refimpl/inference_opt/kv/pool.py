@@ -27,8 +27,12 @@ class PagePool:
                 f"a pool needs at least one page of at least one token, got {num_pages} pages of {page_size}"
             )
         self.num_pages, self.page_size = num_pages, page_size
-        self._free = list(range(num_pages - 1, -1, -1))  # a stack: page 0 is on top
-        self._is_free = bytearray([1]) * num_pages
+        self.clear()
+
+    def clear(self) -> None:
+        """Every page is free, whoever had it."""
+        self._free = list(range(self.num_pages - 1, -1, -1))  # a stack: page 0 is on top
+        self._is_free = bytearray([1]) * self.num_pages
 
     @property
     def free(self) -> int:

@@ -26,7 +26,7 @@ from array import array
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from inference_opt.kv.node import WIDTH, Node, upwards
+from inference_opt.kv.node import WIDTH, Node, common, upwards
 from inference_opt.kv.policies import LRU, Policy
 
 
@@ -69,13 +69,23 @@ class RadixTree:
             raise ValueError(f"page_size must be at least 1, got {page_size}")
         self.page_size, self.policy, self.log = page_size, policy or LRU(), log
         self._step = page_size * WIDTH  # bytes of a page of tokens
-        self.roots: dict[Hashable, Node] = {}
-        self.evictable = 0  # pages on unlocked nodes
         self.inserted = self.evicted = 0  # pages, since the beginning
         self.clock = 0  # counts uses
         self._owned: set[int] = set()
-        self._heap: list[tuple[Any, int, Node]] = []  # leaves by their policy's key when pushed
         self._order = itertools.count()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything, locked or not; the pages are the caller's again, and every handle is void."""
+        for node in self.nodes() if self._owned else ():
+            node.locks = -1
+        if self.log and self._owned:
+            self.log(Removed(tuple(self._owned)))
+        self.evicted += len(self._owned)
+        self._owned.clear()
+        self.roots: dict[Hashable, Node] = {}
+        self.evictable = 0  # pages on unlocked nodes
+        self._heap: list[tuple[Any, int, Node]] = []  # leaves by their policy's key when pushed
 
     def __len__(self) -> int:
         """Pages that the tree owns."""
@@ -90,7 +100,7 @@ class RadixTree:
             node = child
             edge = node.edge
             if not text.startswith(edge, depth):  # the match ends within this edge, behind one whole page at least
-                within = _common(edge, text, depth) // step * step
+                within = common(edge, text, depth) // step * step
                 return node, within, depth + within
             depth += len(edge)
         return node, len(node.edge), depth
@@ -280,15 +290,3 @@ def _as_bytes(tokens: Sequence[int]) -> bytes:
         except (TypeError, OverflowError) as error:
             raise ValueError(f"tokens must be integers that fit 32 bits: {error}") from None
     return tokens.tobytes()
-
-
-def _common(edge: bytes, text: bytes, start: int) -> int:
-    """Length of the longest common prefix of `edge` and `text[start:]`, by bisection over equal parts."""
-    low, high = 0, min(len(edge), len(text) - start)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if text.startswith(edge[low:middle], start + low):
-            low = middle
-        else:
-            high = middle - 1
-    return low
