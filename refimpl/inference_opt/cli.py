@@ -186,7 +186,6 @@ def radix(
         typer.Argument(
             help="A Mooncake trace, such as conversation_trace.jsonl of github.com/kvcache-ai/Mooncake "
             "(FAST25-release/traces, Apache-2.0). Without one, generated traffic only.",
-            exists=True,
             dir_okay=False,
         ),
     ] = None,

@@ -1,8 +1,14 @@
 """What the schedule promises, step by step."""
 
+from functools import partial
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from inference_opt.engine.engine import Engine
+from inference_opt.kv.learned import FadingFrequency, Odds
+from inference_opt.kv.policies import FIFO, LFU
 from inference_opt.sampling import SamplingParams
 from tests.engine.invariants import Echo, assert_sound, expected
 
@@ -71,3 +77,16 @@ def test_equal_prompts_share_one_prefill_only_where_prefixes_are_reused(radix):
     engine = Engine(Echo(max_context=64), page_size=4, num_pages=40, radix=radix)
     engine.generate([[1, 2, 3, 4, 5, 1, 2, 3, 4]] * 3, length(2))
     assert engine.stats.prefill_tokens == (9 + 1 + 1 if radix else 27)
+
+
+@pytest.mark.parametrize("policy", [FIFO, LFU, partial(FadingFrequency, 12, 2), partial(Odds, 12, 2)])
+@given(
+    texts=st.lists(st.tuples(st.lists(st.integers(1, 2), min_size=1, max_size=9), st.integers(1, 9)), min_size=1),
+    token_budget=st.integers(1, 12),
+)
+def test_what_is_forgotten_changes_no_text(policy, texts, token_budget):
+    engine = Engine(Echo(max_context=64), page_size=2, num_pages=12, token_budget=token_budget, policy=policy())
+    requests = [engine.add(prompt, length(new)) for prompt, new in texts]
+    list(run(engine))
+    for request in requests:
+        assert request.output == expected(request.prompt, request.params, max_context=64)
