@@ -90,3 +90,18 @@ def test_what_is_forgotten_changes_no_text(policy, texts, token_budget):
     list(run(engine))
     for request in requests:
         assert request.output == expected(request.prompt, request.params, max_context=64)
+
+
+def test_what_was_observed_of_a_request_does_not_change_later():
+    engine = Engine(Echo(max_context=64), page_size=4, num_pages=40, token_budget=4)
+    request, later = engine.add([1] * 6, length(4)), engine.add([2] * 6, length(4))
+    seen = []
+    while engine.requests:
+        engine.step()
+        seen.append((request.metrics.admitted, request.metrics.first_token, len(request.output)))
+    admitted, first, _ = zip(*seen)
+    assert len(set(admitted)) == 1
+    assert [time is None for time in first] == [count == 0 for *_, count in seen]
+    assert len({time for time in first if time is not None}) == 1
+    assert request.metrics.queue_steps == 0 < later.metrics.queue_steps
+    assert request.metrics.arrived < admitted[0] < request.metrics.first_token < request.metrics.finished

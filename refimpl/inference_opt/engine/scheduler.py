@@ -116,11 +116,13 @@ class Scheduler:
         return min(door, key=place)
 
     def _admit(self, request: Request) -> bool:
-        """Let a request in if the pages for all of its known tokens can be had besides what the running ones need."""
-        memory, pages_for = self.memory, self.memory.pool.pages_for
-        owed = sum(pages_for(len(each.tokens)) - len(each.table) for each in self.running)
+        """Let a request in if the pages for all of its known tokens can be had.
+
+        Those that run have theirs by now: none is left with a part of its prompt while there is budget.
+        """
+        memory = self.memory
         saved = memory.attach(request)
-        if pages_for(len(request.tokens)) - len(request.table) + owed > memory.available:
+        if memory.pool.pages_for(len(request.tokens)) - len(request.table) > memory.available:
             self._release(request)
             return False
         request.metrics.cached_tokens += saved
