@@ -19,8 +19,12 @@ def length(tokens):
 
 def run(engine):
     while engine.requests:
-        yield {(out.request.id, out.start): out.count for out in engine.step()}
+        preemptions, waiting = engine.stats.preemptions, set(engine.scheduler.waiting)
+        outputs = engine.step()
+        if engine.stats.preemptions > preemptions:  # nobody is let in while others are thrown out
+            assert waiting.isdisjoint(out.request.id for out in outputs)
         assert_sound(engine)
+        yield {(out.request.id, out.start): out.count for out in outputs}
 
 
 def test_decodes_go_first_while_a_long_prompt_is_prefilled():

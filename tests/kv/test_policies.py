@@ -6,7 +6,7 @@ from itertools import combinations, count
 from math import log
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inference_opt.kv import learned
@@ -84,6 +84,7 @@ def test_fifo_evicts_no_leaf_while_an_older_one_stays(prompts, capacity):
 
 
 @given(prompts=st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=3), min_size=1, max_size=6), capacity=CAPACITY)
+@example(prompts=[[1], [0, 1], [0], [1]], capacity=2)  # pages of one request that are worth keeping for unequal times
 def test_belady_s_hits_are_the_most_that_any_choice_gives(prompts, capacity):
     @cache
     def best(i, cached):
