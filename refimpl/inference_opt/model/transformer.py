@@ -8,6 +8,8 @@ A batch is one flat row of tokens, sequences laid end to end, each token with it
 batch dimension. Which token may see which is answered by `kv.attend` alone.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -95,11 +97,30 @@ class Transformer(nn.Module):
 
         The head is a large part of a small model's work: name only the rows that will be sampled from.
         """
+        h, _ = self.stream(tokens, positions, kv)
+        return self.logits(h if rows is None else h[rows])
+
+    def stream(
+        self,
+        tokens: Int[Tensor, "tokens"],
+        positions: Int[Tensor, "tokens"],
+        kv: KV,
+        depth: int | None = None,
+        taps: Sequence[int] = (),
+    ) -> tuple[Float[Tensor, "tokens dim"], list[Float[Tensor, "tokens dim"]]]:
+        """The residual stream behind the first `depth` layers (all, if not said), and behind each layer of `taps`."""
         h = self.embed(tokens)
         rope = self.rope.at(positions)
-        for index, layer in enumerate(self.layers):
+        tapped = []
+        for index, layer in enumerate(self.layers[:depth]):
             h = layer(h, rope, index, kv)
-        return self.head(self.norm(h if rows is None else h[rows]))
+            if index in taps:
+                tapped.append(h)
+        return h, tapped
+
+    def logits(self, h: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocab"]:
+        """What the residual stream says of the next token."""
+        return self.head(self.norm(h))
 
     # [/forward]
 
