@@ -11,6 +11,7 @@ ORDER = [
     "sampling",
     "naive",
     "kv",
+    "speculative",
     "engine",
     "agreement",
     "prompts",

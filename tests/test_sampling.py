@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from transformers.generation import logits_process as hf
 
-from inference_opt.sampling import SamplingParams, StopCheck, cut_at_stop, draw, probabilities, sample, uniform
+from inference_opt.sampling import CommonNoise, Noise, SamplingParams, StopCheck, cut_at_stop, probabilities, sample
 
 LOGITS = arrays(np.float64, st.integers(1, 12), elements=st.floats(-30, 30, width=32)).map(torch.from_numpy)
 
@@ -57,23 +57,42 @@ def test_greedy_is_the_limit_of_low_temperature(logits):
     assert torch.equal(cold > 0, logits == logits.max())  # a tie shares the mass, greedy takes its first
 
 
-@given(LOGITS, st.floats(0, 1, exclude_max=True))
-def test_draw_inverts_the_cumulative_law(logits, u):
-    p = probabilities(logits, SamplingParams(temperature=0.7, top_k=3))
-    token = draw(p, u)
-    below = float(p[:token].sum())
+@given(LOGITS, st.integers(0, 9), st.integers(0, 9))
+def test_the_first_to_arrive_is_chosen(logits, seed, start):
+    p = probabilities(logits, SamplingParams(temperature=0.7, top_k=3)).numpy()
+    token = Noise(seed, start).choose(p, 0)
     assert p[token] > 0
-    assert below - 1e-12 <= u <= below + float(p[token]) + 1e-12
+    assert token == Noise(seed, start).choose(7 * p, 0)  # weights need not sum to one
+    boosted = p.copy()
+    boosted[token] *= 2  # more weight, earlier arrival
+    assert token == Noise(seed, start).choose(boosted, 0)
 
 
-@pytest.mark.parametrize("u", [0.0, 1 - 2**-53])
-def test_the_extreme_draws_never_meet_a_token_of_probability_zero(u):
-    p = torch.tensor([0, 0.25, 0, 0.75, 0], dtype=torch.float64)
-    assert draw(p, u) == (1 if u == 0 else 3)
+@pytest.mark.parametrize("arrivals", [[0.0, 0.0, 5.0, 9.0, 0.0], [0.0, 9.0, 0.0, 5.0, 0.0]])
+def test_a_token_of_probability_zero_never_runs(monkeypatch, arrivals):
+    weights = np.array([0, 0.25, 0, 0.75, 0])
+
+    class Fixed:
+        def standard_exponential(self, size):
+            return np.array(arrivals)
+
+    monkeypatch.setattr(Noise, "_generator", lambda *_: Fixed())
+    assert Noise(0, 0).choose(weights, 0) == (1 if arrivals[1] == 0 else 3)
+    with pytest.raises(ValueError, match="no token"):
+        Noise(0, 0).choose(0 * weights, 0)
 
 
-def test_draws_are_uniform_independent_and_fixed():
-    numbers = np.array([[uniform(seed, position) for position in range(100)] for seed in range(100)])
+def test_frequencies_are_the_weights():
+    weights = np.array([1.0, 0, 2, 5, 2])
+    counts = np.bincount([Noise(seed, 3).choose(weights, 0) for seed in range(4000)], minlength=5)
+    expected = 4000 * weights / weights.sum()
+    chi2 = float(((counts - expected)[weights > 0] ** 2 / expected[weights > 0]).sum())
+    assert chi2 < 16.3  # 3 degrees of freedom: exceeded once in a thousand; the numbers are fixed, so never flaky
+    assert counts[1] == 0
+
+
+def test_noise_is_uniform_independent_and_fixed():
+    numbers = np.array([[Noise(seed, position).uniform(0) for position in range(100)] for seed in range(100)])
     assert abs(numbers.mean() - 0.5) < 4 / math.sqrt(12 * numbers.size)  # four standard errors
     counts = np.histogram(numbers, bins=20, range=(0, 1))[0]
     chi2 = float(((counts - 500) ** 2 / 500).sum())
@@ -82,8 +101,25 @@ def test_draws_are_uniform_independent_and_fixed():
     assert abs(neighbours) < 0.05
     assert abs(np.corrcoef(numbers[:-1].ravel(), numbers[1:].ravel())[0, 1]) < 0.05
     assert len(np.unique(numbers)) == numbers.size
-    assert uniform(7, 11) == uniform(7, 11)
-    assert len({uniform(2**64 - n, 3) for n in range(1, 50)}) == 49  # seeds keep all their 64 bits
+    assert Noise(7, 11).uniform(2) == Noise(7, 11).uniform(2)
+    assert len({Noise(2**64 - n, 3).uniform(0) for n in range(1, 50)}) == 49  # seeds keep all their 64 bits
+
+
+def test_every_draw_of_a_step_has_noise_of_its_own():
+    """Token, acceptance and drafts; draw by draw, step by step. But common noise depends on the position alone."""
+    keys = [(start, i, stream) for start in range(4) for i in range(4) for stream in (0, 1)]
+    numbers = [
+        noise.random()
+        for start, i, stream in keys
+        for kind in (0, 1)
+        for noise in [Noise(5, start, stream)._generator(i, kind)]
+    ]
+    assert len(set(numbers)) == 2 * len(keys)
+    weights = np.ones(1000)
+    assert (
+        CommonNoise(5, 2).choose(weights, 3) == CommonNoise(5, 4).choose(weights, 1) == Noise(5, 5).choose(weights, 0)
+    )
+    assert Noise(5, 2).choose(weights, 3) != Noise(5, 4).choose(weights, 1)
 
 
 @given(LOGITS, st.integers(0, 2**64 - 1), st.integers(0, 1000))
@@ -91,7 +127,7 @@ def test_rows_do_not_disturb_each_other(logits, seed, position):
     params = SamplingParams(temperature=1.3, top_p=0.9, seed=seed)
     batch = probabilities(torch.stack([logits, logits.flip(0), logits]), params)
     assert torch.equal(batch[0], probabilities(logits, params))
-    assert draw(batch[2], uniform(seed, position)) == sample(logits, params, position)
+    assert Noise(seed, position).choose(batch[2].numpy(), 0) == sample(logits, params, position)
 
 
 @pytest.mark.parametrize("broken", [[math.nan, 0.0], [math.inf, 0.0], [-math.inf, -math.inf]])

@@ -26,6 +26,15 @@ class Dtype(StrEnum):
     float64 = "float64"
 
 
+class DrafterName(StrEnum):
+    """Drafters that need nothing but the target (`speculative.DRAFTERS`)."""
+
+    prompt_lookup = "prompt-lookup"
+    n_gram = "n-gram"
+    first_layers = "first-layers"
+    trained = "trained"
+
+
 Model = Annotated[str, typer.Option(help="smollm2-135m, a GGUF file, a folder of safetensors, or a hub id.")]
 DType = Annotated[Dtype, typer.Option(help="Precision of weights and activations.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.", dir_okay=False)]
@@ -89,6 +98,10 @@ def generate(
     min_p: Annotated[float, typer.Option(help="Drop tokens below this fraction of the most probable one.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.", show_default="random")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Stop before this string; may be given several times.")] = None,
+    drafter: Annotated[
+        DrafterName | None, typer.Option(help="Speculate with this drafter.", show_default="plain decoding")
+    ] = None,
+    gamma: Annotated[int | None, typer.Option(min=0, help="Drafts a step.", show_default="adapted to the text")] = None,
     dtype: DType = Dtype.float32,
     json_file: Json = None,
 ) -> None:
@@ -104,12 +117,13 @@ def generate(
         min_p=min_p,
         seed=secrets.randbits(63) if seed is None else seed,
         stop=tuple(stop or ()),
+        gamma=gamma,
     )
     if prompt is None:
         if sys.stdin.isatty():
             print("prompt (end with Ctrl-D):", file=sys.stderr)
         prompt = sys.stdin.read()
-    write_json(json_file, generate_text(model, dtype.value, prompt, chat, params))
+    write_json(json_file, generate_text(model, dtype.value, prompt, chat, params, drafter and drafter.value))
 
 
 @bench_app.command()

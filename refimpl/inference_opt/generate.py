@@ -6,22 +6,27 @@ from collections.abc import Sequence
 from typing import Any
 
 from inference_opt.bench.machine import command_line
-from inference_opt.engine import static
+from inference_opt.engine.engine import Engine
 from inference_opt.model.load import load_model
 from inference_opt.sampling import SamplingParams, cut_at_stop
+from inference_opt.speculative import DRAFTERS
 
 
-def generate_text(model_name: str, dtype: str, prompt: str, chat: bool, params: SamplingParams) -> dict[str, Any]:
+def generate_text(
+    model_name: str, dtype: str, prompt: str, chat: bool, params: SamplingParams, drafter: str | None = None
+) -> dict[str, Any]:
     """Print the continuation as it grows; return it with its figures. What was printed before Ctrl-C stays printed.
 
-    Text that may be the beginning of a stop string is held back until it is known not to be.
+    Text that may be the beginning of a stop string is held back until it is known not to be. `drafter`: a name of
+    `speculative.DRAFTERS`, None for plain decoding.
     """
     model, tokenizer = load_model(model_name, dtype=dtype)
     ids = tokenizer.chat(prompt) if chat else tokenizer.encode(prompt)
+    engine = Engine(model, drafter=DRAFTERS[drafter]() if drafter else None, tokenizer=tokenizer)
     stream, tokens, printed = tokenizer.stream(), [], 0
     start, first = time.perf_counter(), 0.0
     try:
-        for emitted in static.stream(model, [ids], params, tokenizer):
+        for emitted in engine.stream([ids], params):
             first = first or time.perf_counter() - start
             tokens.append(emitted[0])
             stream.add(emitted[0])
@@ -35,7 +40,10 @@ def generate_text(model_name: str, dtype: str, prompt: str, chat: bool, params: 
         sys.stdout.write(text[printed:] + "\n" * bool(tokens))
         sys.stdout.flush()
     seconds = time.perf_counter() - start
-    figures = {"prompt_tokens": len(ids), "new_tokens": len(tokens), "first_token_seconds": first, "seconds": seconds}
+    figures: dict[str, Any] = {"prompt_tokens": len(ids), "new_tokens": len(tokens), "first_token_seconds": first, "seconds": seconds}
+    if drafter:
+        stats = engine.stats
+        figures |= {"drafter": drafter, "drafted": stats.drafted_tokens, "accepted": stats.accepted_tokens}
     return {"command": command_line(), "model": model_name, "dtype": dtype, "seed": params.seed, "text": text} | figures
 
 

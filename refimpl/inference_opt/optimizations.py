@@ -15,11 +15,8 @@ from inference_opt.model.load import load_model, parse_device, parse_dtype
 from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
-
-_MISSING = {
-    "use_mla": "Multi-head Latent Attention",
-    "use_speculative_decoding": "speculative decoding",
-}
+from inference_opt.speculative.drafter import Drafter
+from inference_opt.speculative.models import FirstLayers, SmallerModel
 
 
 class TransformerWithOptimizations(nn.Module):
@@ -28,7 +25,9 @@ class TransformerWithOptimizations(nn.Module):
     Built from sizes, its weights are random (drawn from `seed`); `from_pretrained` takes real ones. `kv_heads`
     defaults to `heads` (multi-head attention) and `ffn_dim` to 8/3 · dim, rounded up to a multiple of 64, as in Llama.
     With `use_radix_attention`, `generate` runs on an `Engine` (kept in `self.engine`, with `page_size` and `num_pages`
-    as there) that remembers the prefixes of earlier calls, until a weight changes.
+    as there) that remembers the prefixes of earlier calls, until a weight changes. With `use_speculative_decoding`, that
+    engine drafts with `speculative_model`: a `Drafter`, a smaller model of the same vocabulary, or (None) the model's own
+    first layers.
     Raises ValueError for impossible sizes and NotImplementedError for a switch whose technique is not in this version.
     """
 
@@ -54,12 +53,15 @@ class TransformerWithOptimizations(nn.Module):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        for name, on in zip(_MISSING, (use_mla, use_speculative_decoding)):
-            if on:
-                raise NotImplementedError(f"{name}=True: {_MISSING[name]} is not in this version yet")
-        for name, given in (("mla_latent_dim", mla_latent_dim), ("speculative_model", speculative_model)):
-            if given is not None:
+        if use_mla:
+            raise NotImplementedError("use_mla=True: Multi-head Latent Attention is not in this version yet")
+        for name, given, switch in (
+            ("mla_latent_dim", mla_latent_dim, use_mla),
+            ("speculative_model", speculative_model, use_speculative_decoding),
+        ):
+            if given is not None and not switch:
                 raise ValueError(f"{name} has no effect: the switch it belongs to is off")
+        self.drafter = _drafter(speculative_model) if use_speculative_decoding else None
         if heads < 1 or dim % heads:
             raise ValueError(f"dim ({dim}) must be a multiple of heads ({heads})")
         config = ModelConfig(
@@ -108,7 +110,7 @@ class TransformerWithOptimizations(nn.Module):
             raise ValueError(f"max_length ({max_length}) must exceed the prompt's {input_ids.shape[1]} tokens")
         params = SamplingParams(max_new_tokens=max_length - input_ids.shape[1], **sampling)
         prompts = input_ids.tolist()
-        if self.use_radix_attention:
+        if self.use_radix_attention or self.drafter is not None:
             texts = self._prepared().generate(prompts, params)
         else:
             texts = static.generate(self.model, prompts, params, self.tokenizer)
@@ -121,7 +123,24 @@ class TransformerWithOptimizations(nn.Module):
         weights = [(id(p), p._version, p.dtype, p.device) for p in self.model.parameters()]
         if self.engine is None or weights != self._made_for:
             self.engine = Engine(
-                self.model, page_size=self.page_size, num_pages=self.num_pages, tokenizer=self.tokenizer
+                self.model,
+                self.use_radix_attention,
+                self.drafter,
+                self.page_size,
+                self.num_pages,
+                tokenizer=self.tokenizer,
             )
             self._made_for = weights
         return self.engine
+
+
+def _drafter(given: Any) -> Drafter:
+    if given is None:
+        return FirstLayers()
+    if isinstance(given, TransformerWithOptimizations):
+        given = given.model
+    if isinstance(given, Transformer):
+        return SmallerModel(given)
+    if isinstance(given, Drafter):
+        return given
+    raise ValueError(f"speculative_model must be a model, a Drafter, or None, got {given!r}")

@@ -1,14 +1,13 @@
 """From logits to the next token: one probability function for all who sample, and draws that can be repeated.
 
-Whoever samples, target or drafter, naive or batched, calls the same two functions:
+Whoever samples, target or drafter, naive or batched, uses the same two:
 
     p = probabilities(logits, params)              the law, after temperature, top-k, top-p and min-p
-    token = draw(p, uniform(seed, position))       the token, from a number that depends on nothing else
+    token = Noise(seed, position).choose(p, 0)     the token, from noise that depends on nothing else
 
-Greedy decoding is the limit of temperature 0: all of p on the largest logit. The uniform number is a function of the
-request's seed and the token's position in its text (a counter-based generator: Salmon et al. 2011, "Parallel random
-numbers: as easy as 1, 2, 3"), so a request's text does not depend on what else is in its batch or on how often it was
-interrupted.
+Greedy decoding is the limit of temperature 0: all of p on the largest logit. The noise is a function of the request's
+seed and the token's position in its text (a counter-based generator: Salmon et al. 2011, "Parallel random numbers: as
+easy as 1, 2, 3"), so a request's text does not depend on what else is in its batch or on how often it was interrupted.
 """
 
 import math
@@ -30,7 +29,8 @@ class SamplingParams:
     The filters apply in this order, each to what the one before left: temperature, `top_k` (0: off), `top_p` (1: off),
     `min_p` (0: off). Without a `seed`, one is drawn at construction, and can be read to repeat the text.
     Text stops at an end-of-sequence token (unless `ignore_eos`), at the first of the `stop` strings, after
-    `max_new_tokens`, or at the end of the model's context.
+    `max_new_tokens`, or at the end of the model's context. An engine with a drafter drafts `gamma` tokens a step (None:
+    as the engine thinks best; 0: none). With `logprobs` it keeps each token's log-probability under the model itself.
     """
 
     max_new_tokens: int = 128
@@ -41,6 +41,8 @@ class SamplingParams:
     seed: int = field(default_factory=lambda: secrets.randbits(63))
     stop: Sequence[str] = ()  # one string is taken as one, not as its letters
     ignore_eos: bool = False
+    gamma: int | None = None
+    logprobs: bool = False
 
     def __post_init__(self) -> None:
         def require(holds: bool, name: str, expected: str) -> None:
@@ -57,6 +59,8 @@ class SamplingParams:
             object.__setattr__(self, "stop", (self.stop,))
         require(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
         object.__setattr__(self, "stop", tuple(self.stop))
+        holds = self.gamma is None or (isinstance(self.gamma, int) and self.gamma >= 0)
+        require(holds, "gamma", "an integer ≥ 0 (0: no drafts), or None")
 
 
 # [probabilities]
@@ -103,19 +107,51 @@ def _keep(p: Float[Tensor, "*rows vocab"], mask: Tensor) -> Float[Tensor, "*rows
 
 
 # [draw]
-def uniform(seed: int, position: int) -> float:
-    """The number in [0, 1) that decides the token at `position` of a text with this seed."""
-    key = np.array([seed, position], dtype=np.uint64)  # a list would pass through floats, and large seeds would meet
-    return float(np.random.Generator(np.random.Philox(key=key)).random())
+@dataclass(frozen=True)
+class Noise:
+    """All the chance there is in one step of one text: a function of its seed and the position where the step begins.
 
-
-def draw(p: Float[Tensor, "vocab"], u: float) -> int:
-    """Inverse of the cumulative law: the first token whose cumulative probability exceeds u.
-
-    The comparison is strict: a token of probability zero adds nothing to the sum and is never drawn, u = 0 included.
+    `i` counts the step's draws: a plain step has one, i = 0; a speculative step several. `stream` keeps apart who draws
+    (0: the target, 1: a drafter that must not know the target's draws).
     """
-    cumulative = p.cumsum(dim=-1)
-    return int(torch.searchsorted(cumulative, u * cumulative[-1], right=True))
+
+    seed: int
+    start: int
+    stream: int = 0
+
+    def _generator(self, i: int, kind: int) -> np.random.Generator:
+        # Arrays of uint64: a list would pass through floats, and large seeds would meet.
+        key = np.array([self.seed, self.start], dtype=np.uint64)
+        counter = np.array([0, 0, i, 2 * self.stream + kind], dtype=np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+    def uniform(self, i: int) -> float:
+        """A number in [0, 1)."""
+        return float(self._generator(i, 1).random())
+
+    def choose(self, weights: Float[np.ndarray, "vocab"], i: int) -> int:
+        """A token, with probability in proportion to its weight: the first to arrive of a race.
+
+        E_x ~ Exp(1) for every token x; the least E_x / w_x wins, which is x with probability w_x / Σ w. (−log E is
+        Gumbel noise, so this is argmax of log w + Gumbel: Maddison et al. 2014, 1411.0030.) Two laws that race with
+        the same noise choose the same token more often than not: what coupled speculation lives on. A token of
+        weight zero never runs.
+        """
+        runners = np.flatnonzero(weights)
+        if len(runners) == 0:
+            raise ValueError("there is no token to choose: all weights are zero")
+        if len(runners) == 1:
+            return int(runners[0])
+        noise = self._generator(i, 0).standard_exponential(len(weights))
+        return int(runners[np.argmin(noise[runners] / weights[runners])])
+
+
+@dataclass(frozen=True)
+class CommonNoise(Noise):
+    """The same, but draw i of a step from `start` is draw 0 of a step from `start + i`: steps may be cut anywhere."""
+
+    def _generator(self, i: int, kind: int) -> np.random.Generator:
+        return Noise(self.seed, self.start + i, self.stream)._generator(0, kind)
 
 
 def sample(logits: Float[Tensor, "vocab"], params: SamplingParams, position: int) -> int:
@@ -124,7 +160,7 @@ def sample(logits: Float[Tensor, "vocab"], params: SamplingParams, position: int
         top, token = logits.max(dim=-1)  # of equals the first
         _check_top(top)
         return int(token)
-    return draw(probabilities(logits, params), uniform(params.seed, position))
+    return Noise(params.seed, position).choose(probabilities(logits, params).cpu().numpy(), 0)
 
 
 # [/draw]

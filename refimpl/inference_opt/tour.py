@@ -29,6 +29,9 @@ from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
 from inference_opt.prompts import Prompt, load_prompts
 from inference_opt.sampling import SamplingParams
+from inference_opt.speculative.drafter import Drafter
+from inference_opt.speculative.eagle import Eagle
+from inference_opt.speculative.lookup import PromptLookup
 
 PROMPTS = ("chat: rainbow", "code: has_close_elements", "chat: summary")  # short, middling, long
 
@@ -65,9 +68,17 @@ def _contiguous(model: Transformer) -> Session:
     return Session(lambda prompts, params: static.stream(model, prompts, params), one.bytes_per_token())
 
 
-def _engine(model: Transformer, radix: bool) -> Session:
-    engine = Engine(model, radix=radix)
+def _engine(model: Transformer, radix: bool, drafter: Drafter | None = None) -> Session:
+    engine = Engine(model, radix=radix, drafter=drafter)
     return Session(engine.stream, engine.cache.bytes_per_token(), lambda: engine.stats.cached_tokens)
+
+
+def _speculative(model: Transformer) -> Session:
+    """With the trained drafter where it was made for a model like this, else with prompt lookup."""
+    try:
+        return _engine(model, True, Eagle())
+    except ValueError:
+        return _engine(model, True, PromptLookup())
 
 
 STAGES = (
@@ -75,6 +86,7 @@ STAGES = (
     Stage("KV cache", "keep keys and values, compute the new token only", _contiguous),
     Stage("paged", "keep them in pages that are taken when needed", partial(_engine, radix=False)),
     Stage("radix", "find the pages of earlier prompts that begin alike", partial(_engine, radix=True)),
+    Stage("speculative", "guess several tokens, check them in one step", _speculative),
     Stage("continuous batching", "all prompts at once, a new batch every step", partial(_engine, radix=True), True),
 )
 
@@ -224,8 +236,8 @@ def latency_figure(tour: Tour) -> Figure:
     """Milliseconds for each new token against how long the text is by then: what a cache changes, in one picture."""
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     axes = figure.subplots()
-    colours = ("#c44e52", "#4c72b0", "#55a868", "#8172b2", "#dd8452")
-    for (name, runs), marker, colour in zip(tour.runs.items(), "os^Dv", colours):
+    colours = ("#c44e52", "#4c72b0", "#55a868", "#8172b2", "#64b5cd", "#dd8452")
+    for (name, runs), marker, colour in zip(tour.runs.items(), "os^DPv", colours):
         for index, (run, start) in enumerate(zip(runs, tour.prompt_tokens)):
             lengths = range(start + 1, start + len(run.seconds))  # the first token's time is the prefill's
             milliseconds = [1000 * s for s in run.seconds[1:]]

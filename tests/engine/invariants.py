@@ -143,7 +143,7 @@ class Echo(Transformer):
         self.config = ModelConfig(VOCAB, 2, 2, 1, 1, 2, 2, max_context, eos_token_ids=eos)
         self.fault = None  # "before", "between" or "nan": what goes wrong in the next forward
 
-    def forward(self, tokens, positions, kv, rows=None):
+    def stream(self, tokens, positions, kv, depth=None, taps=()):
         fault, self.fault = self.fault, None
         if fault == "before":
             raise RuntimeError("broken model")
@@ -158,8 +158,11 @@ class Echo(Transformer):
             value = sums[:, None, None].double().expand(-1, 1, 2).contiguous()
             mean = kv.attend(layer, zero, key, value, 1.0)[:, 0]
             sums = (mean * seen).round().long()[:, 0] % PRIME
-        logits = _logits(sums if rows is None else sums[rows])
-        return logits * torch.nan if fault == "nan" else logits
+        h = sums[:, None].double()
+        return h * torch.nan if fault == "nan" else h, []
+
+    def logits(self, h):
+        return _logits(h[:, 0].nan_to_num().long()) + 0 * h
 
 
 def _logits(sums):

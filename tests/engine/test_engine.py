@@ -282,11 +282,6 @@ def test_engines_that_cannot_be(change, message):
         Engine(Echo(), **change)
 
 
-def test_a_drafter_is_not_there_yet():
-    with pytest.raises(NotImplementedError, match="drafter"):
-        Engine(Echo(), drafter=object())
-
-
 def test_an_id_is_free_again_when_its_request_is_done():
     engine = Engine(Echo())
     for _ in range(2):

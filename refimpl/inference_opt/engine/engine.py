@@ -1,8 +1,11 @@
 """The engine: schedule, run, commit.
 
     schedule   which tokens of which requests (scheduler.py), with pages for each (memory.py)
-    run        the model once, over all of them laid end to end: prompts' chunks and single tokens alike
-    commit     what was fed is now computed; requests whose last known token was fed get their next one
+    draft      guesses behind the last token of those that decode (speculation.py)
+    run        the model once, over all of them laid end to end: prompts' chunks, single tokens and drafts alike
+    commit     what was fed and kept is now computed; requests whose last known token was fed get their next, or several
+
+Plain decoding is speculation with no drafts: there is one step, and no second path.
 
 When is a sampled token written to a page? Not when it is sampled: it joins `tokens`, and its key and value are
 computed, and written, by the next step, which feeds it. So the last token of a text never takes a slot.
@@ -11,8 +14,8 @@ computed, and written, by the next step, which feeds it. So the last token of a 
 import itertools
 import time
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,66 +23,33 @@ from torch import Tensor
 from inference_opt.engine.memory import Memory
 from inference_opt.engine.request import Metrics, Request
 from inference_opt.engine.scheduler import Chunk, Scheduler
+from inference_opt.engine.speculation import Rule, Speculation, logprobs
+from inference_opt.engine.stats import Output, Stats
 from inference_opt.kv.paged import PagedCache
 from inference_opt.kv.policies import Policy
 from inference_opt.kv.pool import PagePool
 from inference_opt.kv.radix import RadixTree
 from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
-from inference_opt.sampling import SamplingParams, StopCheck, sample
-
-
-@dataclass(frozen=True)
-class Output:
-    """What a step did for one request: fed `count` tokens from `start` on and, if they were its last, sampled one."""
-
-    request: Request
-    start: int
-    count: int
-    token: int | None
-
-
-@dataclass
-class Stats:
-    """Totals since the engine was made; a rate is of what was asked for."""
-
-    steps: int = 0
-    prefill_tokens: int = 0
-    decode_tokens: int = 0
-    cached_tokens: int = 0
-    run_seconds: float = 0.0  # the model and sampling
-    schedule_seconds: float = 0.0  # everything else of a step: scheduler, tree, pool, commit
-    preemptions: int = 0
-    evicted_pages: int = 0
-    pages: int = 0  # in the pool
-    pages_cached: int = 0  # of these, the tree's
-    pages_private: int = 0  # and those that belong to one running request
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of the known tokens of admitted requests that were found and not computed."""
-        asked = self.cached_tokens + self.prefill_tokens
-        return self.cached_tokens / asked if asked else 0.0
-
-    @property
-    def occupancy(self) -> float:
-        """Share of the pages in use now."""
-        return (self.pages_cached + self.pages_private) / self.pages
+from inference_opt.sampling import SamplingParams, StopCheck
+from inference_opt.speculative.drafter import Draft, Drafter
+from inference_opt.speculative.rules import token_wise
 
 
 class Engine:
     """Continuous batching on a paged cache, with prefixes reused (`radix`) or not.
 
     `num_pages` defaults to pages for two texts of the model's full context. `token_budget` bounds the tokens of a
-    step, `max_running` the requests in it, `patience` how often a waiting request may be overtaken. ValueError for
-    values that no engine can have; NotImplementedError for a `drafter` (speculative decoding is not in this version).
+    step, `max_running` the requests in it, `patience` how often a waiting request may be overtaken.
+    With a `drafter` (`speculative/`), requests in decode speculate: `gamma` drafts a step (None: adapted to each),
+    judged by `rule`, in steps of up to `draft_rows` rows. ValueError for values that no engine can have.
     """
 
     def __init__(
         self,
         model: Transformer,
         radix: bool = True,
-        drafter: Any = None,
+        drafter: Drafter | None = None,
         page_size: int = 16,
         num_pages: int | None = None,
         *,
@@ -88,18 +58,22 @@ class Engine:
         max_running: int = 64,
         patience: int = 16,
         policy: Policy | None = None,
+        gamma: int | None = None,
+        rule: Rule = token_wise,
+        draft_rows: int = 64,
     ) -> None:
-        if drafter is not None:
-            raise NotImplementedError("drafter: speculative decoding is not in this version yet")
         config = model.config
         if num_pages is None:
             num_pages = 2 * -(-config.max_context // max(page_size, 1))
         self.model, self.tokenizer = model, tokenizer
         self.pool = PagePool(num_pages, page_size)
         self.tree = RadixTree(page_size, policy)
-        self.scheduler = Scheduler(Memory(self.pool, self.tree, radix), token_budget, max_running, patience)
         self.cache = PagedCache(
             config.depth, config.kv_heads, config.head_dim, num_pages, page_size, model.dtype, model.device
+        )
+        self.speculation = Speculation(drafter, rule, gamma, model, self.cache)
+        self.scheduler = Scheduler(
+            Memory(self.pool, self.tree, radix), token_budget, max_running, patience, self.speculation.gamma, draft_rows
         )
         self.requests: dict[Hashable, Request] = {}  # those that are not finished
         self._arrivals, self._names = itertools.count(), itertools.count()
@@ -110,67 +84,102 @@ class Engine:
         """One step. If it fails or is interrupted, everyone waits again, nothing is lost, and the error is raised."""
         began = time.perf_counter()
         try:
+            self.speculation.observe()
+            observed = time.perf_counter()
             chunks = self.scheduler.schedule()
             if not chunks:
                 return []
             scheduled = time.perf_counter()
-            tokens = self._sample(chunks, self._run(chunks))
+            drafts = self.speculation.propose(chunks)
+            drafted = time.perf_counter()
+            logits, states = self._run(chunks, drafts)
+            emitted = [
+                self.speculation.accept(chunk.request, rows, draft) if chunk.samples else []
+                for chunk, rows, draft in zip(chunks, logits, drafts)
+            ]
         except BaseException:
+            self.speculation.pending = []
             self.scheduler.restart(self.requests.values())
             raise
         ran = time.perf_counter()
-        outputs = self._commit(chunks, tokens, began)
-        self._totals.run_seconds += ran - scheduled
-        self._totals.schedule_seconds += time.perf_counter() - ran + scheduled - began
+        outputs = [self._commit(*each, began) for each in zip(chunks, drafts, emitted, logits, states)]
+        self._totals.steps += 1
+        self._totals.run_seconds += ran - drafted
+        self._totals.draft_seconds += drafted - scheduled + observed - began
+        self._totals.schedule_seconds += time.perf_counter() - ran + scheduled - observed
         return outputs
 
-    def _run(self, chunks: list[Chunk]) -> Tensor:
-        """The model over all chunks laid end to end; logits behind the last token of each that samples."""
-        positions = self.cache.extend(
-            [chunk.request.table for chunk in chunks],
-            [chunk.start for chunk in chunks],
-            [chunk.count for chunk in chunks],
-        )
-        fed = [chunk.request.tokens[chunk.start : chunk.start + chunk.count].tolist() for chunk in chunks]
-        tokens = torch.tensor([token for ids in fed for token in ids], device=self.model.device)
-        ends = itertools.accumulate(chunk.count for chunk in chunks)
-        rows = [end - 1 for chunk, end in zip(chunks, ends) if chunk.samples]
-        with torch.inference_mode():
-            return self.model(tokens, positions, self.cache, rows=torch.tensor(rows, device=self.model.device).long())
+    def _run(self, chunks: list[Chunk], drafts: list[Draft]) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """The model over all chunks and drafts laid end to end.
 
-    def _sample(self, chunks: list[Chunk], logits: Tensor) -> list[int | None]:
-        """The next token of each chunk's request, None for those with prompt left."""
-        row = iter(logits)
-        return [
-            sample(next(row), chunk.request.params, position=len(chunk.request.tokens)) if chunk.samples else None
-            for chunk in chunks
+        For each chunk: the logits behind its last token and behind each draft, [1 + drafts, vocab] (no row where there
+        is prompt left), and the residual stream where the drafter taps it.
+        """
+        fed = [
+            chunk.request.tokens[chunk.start : chunk.start + chunk.count].tolist() + draft.tokens
+            for chunk, draft in zip(chunks, drafts)
         ]
+        counts = [len(ids) for ids in fed]
+        positions = self.cache.extend(
+            [chunk.request.table for chunk in chunks], [chunk.start for chunk in chunks], counts
+        )
+        tokens = torch.tensor([token for ids in fed for token in ids], device=self.model.device)
+        wanted = [1 + len(draft.tokens) if chunk.samples else 0 for chunk, draft in zip(chunks, drafts)]
+        ends = itertools.accumulate(counts)
+        rows = [row for end, count in zip(ends, wanted) for row in range(end - count, end)]
+        with torch.inference_mode():
+            h, tapped = self.model.stream(tokens, positions, self.cache, taps=self.speculation.taps)
+            logits = self.model.logits(h[torch.tensor(rows, device=h.device).long()])
+        states = [list(each) for each in zip(*(tap.split(counts) for tap in tapped))]
+        return list(logits.split(wanted)), states or [[] for _ in chunks]
 
-    def _commit(self, chunks: list[Chunk], tokens: list[int | None], began: float) -> list[Output]:
-        now = time.perf_counter()
-        totals = self._totals
-        for chunk, token in zip(chunks, tokens):
-            request, start, count = chunk.request, chunk.start, chunk.count
-            metrics = request.metrics
-            if metrics.admitted is None:
-                metrics.admitted, metrics.admitted_step = began, totals.steps
-            request.computed = start + count
-            if start >= len(request.prompt) and token is not None and count == 1:
-                metrics.decode_steps += 1
-                totals.decode_tokens += 1
-            else:
-                metrics.prefill_steps += 1
-                metrics.prefill_tokens += count
-                totals.prefill_tokens += count
-            if token is not None:
-                request.tokens.append(token)
-                metrics.first_token = metrics.first_token or now
-                request.finish_reason = request.check.after(token)
+    def _commit(
+        self, chunk: Chunk, draft: Draft, emitted: list[int], logits: Tensor, states: list[Tensor], began: float
+    ) -> Output:
+        """Write down what a step did for one request: every emitted token, up to the one that ends the text."""
+        request, metrics, totals, now = chunk.request, chunk.request.metrics, self._totals, time.perf_counter()
+        if metrics.admitted is None:
+            metrics.admitted, metrics.admitted_step = began, totals.steps
+        tokens: list[int] = []
+        for token in emitted:
+            tokens.append(token)
+            request.tokens.append(token)
+            request.finish_reason = request.check.after(token)
             if request.finished:
-                metrics.finished = now
-                self._leave(request)
-        totals.steps += 1
-        return [Output(c.request, c.start, c.count, token) for c, token in zip(chunks, tokens)]
+                break
+        if tokens and request.params.logprobs:
+            request.logprobs += logprobs(logits, tokens)
+        # Of the drafts, those emitted were read; the last token emitted never is (rejected drafts are overwritten).
+        request.computed = len(request.tokens) - 1 if tokens else chunk.start + chunk.count
+        kind: Literal["prompt", "decode", "end"] = "decode" if request.decoding else "prompt"
+        if chunk.start >= len(request.prompt) and chunk.count == 1 and tokens:
+            metrics.decode_steps += 1
+            totals.decode_tokens += len(tokens)
+        else:
+            metrics.prefill_steps += 1
+            metrics.prefill_tokens += chunk.count
+            totals.prefill_tokens += chunk.count
+        if tokens:
+            metrics.first_token = metrics.first_token or now
+            request.decoding = True
+        self._count(request, len(draft.tokens), min(len(emitted) - 1, len(tokens)))
+        if request.finished:
+            metrics.finished = now
+            kind = "end" if kind == "decode" else kind
+        self.speculation.note(request, chunk.start, states, kind)
+        if request.finished:
+            self._leave(request)
+        elif draft.tokens:
+            self.scheduler.memory.trim(request)
+        return Output(request, chunk.start, chunk.count, tokens, draft.tokens)
+
+    def _count(self, request: Request, drafted: int, accepted: int) -> None:
+        if request.adaptive is not None and request.decoding:
+            request.adaptive.learn(drafted, accepted)
+        if drafted:
+            for counts in (request.metrics, self._totals):
+                counts.drafted_tokens += drafted
+                counts.accepted_tokens += accepted
 
     # [/step]
 
@@ -205,6 +214,8 @@ class Engine:
         request = self.requests[id]
         request.finish_reason = "abort"
         request.metrics.finished = time.perf_counter()
+        if request.table:
+            self.speculation.note(request, request.computed, [], "end")
         self._leave(request)
         return request
 
@@ -229,7 +240,7 @@ class Engine:
     def stream(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
     ) -> Iterator[dict[int, int]]:
-        """Yield, step by step, the new tokens of the prompts: {index of the prompt: token}.
+        """Yield, as they come, the new tokens of the prompts: {index of the prompt: token}.
 
         `params`: one for all, or one a prompt. Left early, it aborts what is unfinished. ValueError as of `add`,
         before any prompt is taken.
@@ -243,9 +254,9 @@ class Engine:
                 requests.append(self.add(prompt, one))
             index = {request: i for i, request in enumerate(requests)}
             while not all(request.finished for request in requests):
-                new = {index[o.request]: o.token for o in self.step() if o.request in index and o.token is not None}
-                if new:
-                    yield new
+                new = {index[o.request]: o.tokens for o in self.step() if o.request in index}
+                for i in range(max(map(len, new.values()), default=0)):
+                    yield {prompt: tokens[i] for prompt, tokens in new.items() if i < len(tokens)}
         finally:
             for request in requests:
                 if not request.finished:

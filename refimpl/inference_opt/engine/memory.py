@@ -1,7 +1,8 @@
-"""Who holds which page: requests, the radix tree and the pool, through four verbs.
+"""Who holds which page: requests, the radix tree and the pool, through five verbs.
 
     attach    take from the tree what it has of a request's tokens
     reserve   make room for the next tokens, evicting from the tree if need be
+    trim      give back what rejected drafts took
     publish   hand full pages to the tree, so that others may use them
     release   leave: pages to whom they belong, the tree's to the tree and the request's own to the pool
 
@@ -82,6 +83,15 @@ class Memory:
         request.table[:full], request.shared, request.node = match.pages, full, match.node
 
     # [/publish]
+
+    # [trim]
+    def trim(self, request: Request) -> None:
+        """Give back the pages that hold no known token: rejected drafts lay there."""
+        need = self.pool.pages_for(len(request.tokens))
+        self.pool.release(request.table[need:])
+        del request.table[need:]
+
+    # [/trim]
 
     # [release]
     def release(self, request: Request) -> None:

@@ -6,15 +6,17 @@
     shared      └────────┘                     this request's alone
 
 Between steps a running request has one token that is not computed, the one sampled last (decode), or more (prefill).
+Drafts are not tokens of the request: they join `tokens` when they are accepted.
 """
 
 from array import array
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from inference_opt.kv.node import Node
 from inference_opt.sampling import FinishReason, SamplingParams, StopCheck
+from inference_opt.speculative.length import Adaptive
 
 
 @dataclass
@@ -31,6 +33,8 @@ class Metrics:
     prefill_tokens: int = 0  # computed as known tokens, those recomputed after a preemption included
     prefill_steps: int = 0
     decode_steps: int = 0
+    drafted_tokens: int = 0  # guessed by a drafter and shown to the target
+    accepted_tokens: int = 0  # of these, kept
     preemptions: int = 0
     overtaken: int = 0  # times a later arrival was admitted while this one waited
 
@@ -61,6 +65,10 @@ class Request:
     table: list[int] = field(default_factory=list)
     shared: int = 0
     node: Node | None = None  # the tree's node that it has locked; None while it is not running
+    decoding: bool = False  # whether a token was sampled since it was admitted
+    adaptive: Adaptive | None = None  # how long its drafts should be, where that is left to the engine
+    memo: Any = None  # the drafter's notes
+    logprobs: list[float] = field(default_factory=list)  # of the new tokens, if asked for
     finish_reason: FinishReason | Literal["abort"] | None = None
 
     def __post_init__(self) -> None:
@@ -81,3 +89,8 @@ class Request:
     def remaining(self) -> int:
         """Known tokens that are not computed: 1 in decode, more in prefill."""
         return len(self.tokens) - self.computed
+
+    def forget(self) -> None:
+        """It has stopped running: nothing of what was computed for it is its own any more."""
+        self.node, self.table, self.shared, self.computed = None, [], 0, 0
+        self.decoding, self.memo = False, None

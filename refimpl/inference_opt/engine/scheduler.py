@@ -17,13 +17,15 @@ Within a step:
   3. Waiting requests join while there is budget, longest cached prefix first: the order of a depth-first walk of the
      tree, which reuses most (2312.07104, Theorem 3.1). So that nothing starves, a request that was overtaken
      `patience` times goes before all that were not, and blocks the door until it fits.
+  4. Requests in decode may draft (speculation): with what is left of the budget, up to `draft_rows` rows a step in all,
+     and in pages that nobody needs. So speculation gives way under load.
 
 Progress: the request processed first can preempt all others or, if it is the last arrival, leaves its pages to them;
 in either case one request has what it needs, since no request is admitted that could not run alone in the pool.
 """
 
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, replace
 
 from inference_opt.engine.memory import Memory
 from inference_opt.engine.request import Request
@@ -33,11 +35,12 @@ LOOKAHEAD = 64  # waiting requests, the oldest first, whose cached prefixes are 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A request's part of a step: `count` of its tokens from `start` on."""
+    """A request's part of a step: `count` of its tokens from `start` on, and up to `drafts` guesses behind them."""
 
     request: Request
     start: int
     count: int
+    drafts: int = 0
 
     @property
     def samples(self) -> bool:
@@ -48,14 +51,25 @@ class Chunk:
 class Scheduler:
     """Waiting and running requests. `running` is in the order of arrival."""
 
-    def __init__(self, memory: Memory, token_budget: int, max_running: int, patience: int) -> None:
+    def __init__(
+        self,
+        memory: Memory,
+        token_budget: int,
+        max_running: int,
+        patience: int,
+        gamma: Callable[[Request], int],
+        draft_rows: int,
+    ) -> None:
+        """`gamma`: how many tokens a request would have drafted, were there room."""
         for name, value, least in (
             ("token_budget", token_budget, 1),
             ("max_running", max_running, 1),
             ("patience", patience, 0),
+            ("draft_rows", draft_rows, 0),
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+        self.gamma, self.draft_rows = gamma, draft_rows
         self.memory, self.token_budget, self.patience = memory, token_budget, patience
         self.max_running = min(max_running, token_budget)  # each needs a token a step
         self.waiting: dict[Hashable, Request] = {}  # by id, in the order of arrival
@@ -93,7 +107,7 @@ class Scheduler:
             self.memory.reserve(request, request.computed + count)
             chunks.append(self._chunk(request, count))
             budget -= count
-        return chunks
+        return self._add_drafts(chunks, budget)
 
     def _chunk(self, request: Request, count: int) -> Chunk:
         if request.remaining > 1 or request.computed < len(request.prompt):
@@ -102,6 +116,24 @@ class Scheduler:
         return Chunk(request, request.computed, count)
 
     # [/schedule]
+
+    # [drafts]
+    def _add_drafts(self, chunks: list[Chunk], budget: int) -> list[Chunk]:
+        """Shares of the room that is left, for those that decode. The last token of a text needs no draft."""
+        room = min(budget, self.draft_rows - sum(chunk.count for chunk in chunks))
+        asking = sum(chunk.request.decoding for chunk in chunks)
+        for i, chunk in enumerate(chunks):
+            request = chunk.request
+            if not request.decoding:
+                continue
+            gamma = max(min(self.gamma(request), room // asking, request.check.left - 1), 0)
+            while gamma and not self.memory.reserve(request, request.computed + 1 + gamma):
+                gamma -= 1
+            chunks[i] = replace(chunk, drafts=gamma)
+            room, asking = room - gamma, asking - 1
+        return chunks
+
+    # [/drafts]
 
     # [admit]
     def _next(self) -> Request:
@@ -146,7 +178,7 @@ class Scheduler:
 
     def _release(self, request: Request) -> None:
         self.memory.release(request)
-        request.computed = 0
+        request.forget()
 
     def _wait(self, request: Request) -> None:
         ordered = sorted([*self.waiting.values(), request], key=lambda each: each.arrival)
@@ -179,5 +211,5 @@ class Scheduler:
         self.waiting = {each.id: each for each in sorted(requests, key=lambda each: each.arrival)}
         self.running = []
         for request in self.waiting.values():
-            request.node, request.table, request.shared, request.computed = None, [], 0, 0
+            request.forget()
         self.memory.forget()

@@ -1,0 +1,126 @@
+"""Speculation in the engine: drafts before the target runs, acceptance after it, and what the drafter is told of it.
+
+    observe    the drafter reads what the target kept in the last step (before any page changes hands)
+    propose    drafts for the requests that have room for some (scheduler.py)
+               … the target reads tokens and drafts at once: engine.py …
+    accept     the rule decides, request by request, what is emitted: one token where there is no draft
+
+Every request has a draft length, a rule's verdict and noise of its own: what the batch holds besides changes nothing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from inference_opt.engine.request import Request
+from inference_opt.engine.scheduler import Chunk
+from inference_opt.kv.paged import PagedCache
+from inference_opt.model.transformer import Transformer
+from inference_opt.sampling import CommonNoise, Noise, probabilities, sample
+from inference_opt.speculative import rules
+from inference_opt.speculative.drafter import Draft, Drafter, Job, Span, check_draft
+from inference_opt.speculative.length import Adaptive
+
+Rule = Callable[[Any, Any, Any, Any], list[int]]
+CHAIN_RULES = (rules.token_wise, rules.block, rules.coupled, rules.point_mass)
+LONGEST = 8  # drafts a step, where the engine decides: so many rows cost a CPU about what one does
+
+
+class Speculation:
+    """A drafter and a rule at work for one engine; without a drafter, plain decoding.
+
+    `gamma`: drafts a step for requests that do not say, None to adapt it to each. ValueError for a gamma below 0, a
+    rule that does not judge chains, and a drafter that does not fit the model.
+    """
+
+    def __init__(
+        self, drafter: Drafter | None, rule: Rule, gamma: int | None, model: Transformer, cache: PagedCache
+    ) -> None:
+        if gamma is not None and gamma < 0:
+            raise ValueError(f"gamma must be at least 0 (0: no drafts), or None to adapt it, got {gamma}")
+        if rule not in CHAIN_RULES:
+            known = ", ".join(each.__name__ for each in CHAIN_RULES)
+            raise ValueError(f"the engine drafts chains: expected one of the rules {known}, got {rule!r}")
+        if drafter is not None and not isinstance(drafter, Drafter):
+            raise ValueError(f"expected a Drafter (inference_opt.speculative), got {drafter!r}")
+        if rule is rules.point_mass and drafter is not None and not drafter.found:
+            raise ValueError(f"point_mass is for drafts that are found, {type(drafter).__name__} draws its own")
+        self.drafter = None if drafter is None else drafter.bind(model, cache)
+        self.rule, self.fixed, self.vocab_size = rule, gamma, model.config.vocab_size
+        self.taps: Sequence[int] = self.drafter.taps if self.drafter else ()
+        self.pending: list[Span] = []
+
+    def gamma(self, request: Request) -> int:
+        """How many drafts a request would have: its own wish, the engine's, or what its past suggests."""
+        if self.drafter is None:
+            return 0
+        fixed = self.fixed if request.params.gamma is None else request.params.gamma
+        if fixed is not None:
+            return fixed
+        if request.adaptive is None:
+            request.adaptive = Adaptive(self.drafter.cost, LONGEST)
+        return request.adaptive.gamma()
+
+    # [propose]
+    def observe(self) -> None:
+        """Tell the drafter what the last step kept. No page has changed hands since."""
+        if self.drafter is not None and self.pending:
+            spans, self.pending = self.pending, []
+            self.drafter.observe(spans)
+
+    def propose(self, chunks: Sequence[Chunk]) -> list[Draft]:
+        """A draft for each chunk, empty where there is no room. ValueError for one that no rule can judge."""
+        jobs = [Job(c.request, c.drafts, self._noise(c.request, drafting=True)) for c in chunks if c.drafts]
+        made = self.drafter.propose(jobs) if self.drafter and jobs else []
+        if len(made) != len(jobs):
+            raise ValueError(f"the drafter returned {len(made)} drafts for {len(jobs)} texts")
+        for job, draft in zip(jobs, made):
+            check_draft(draft, job.gamma, self.vocab_size)
+        each = iter(made)
+        return [next(each) if chunk.drafts else Draft() for chunk in chunks]
+
+    # [/propose]
+
+    def _noise(self, request: Request, drafting: bool) -> Noise:
+        """A step's chance, from the seed and where the step begins. Coupled, drafter and target share theirs.
+
+        Other rules need the two to be independent, and each step's from the last step's: `block` has looked at drafts
+        that it rejected, so their noise may not decide the same positions again.
+        """
+        seed, start = request.params.seed, len(request.tokens)
+        return CommonNoise(seed, start) if self.rule is rules.coupled else Noise(seed, start, stream=int(drafting))
+
+    # [accept]
+    def accept(self, request: Request, logits: Float[Tensor, "rows vocab"], draft: Draft) -> list[int]:
+        """What the step emits: `logits` are the target's behind the last known token and behind each draft."""
+        params = request.params
+        if not draft.tokens:
+            return [sample(logits[0], params, position=len(request.tokens))]
+        target = list(probabilities(logits, params).cpu().numpy())
+        found = draft.laws is None and self.rule is not rules.coupled
+        rule: Rule = rules.point_mass if found else self.rule
+        return rule(target, draft.laws or [], draft.tokens, self._noise(request, drafting=False))
+
+    # [/accept]
+
+    def note(
+        self,
+        request: Request,
+        start: int,
+        states: list[Tensor],
+        kind: Literal["prompt", "decode", "end"],
+    ) -> None:
+        """The target has read a request's tokens from `start` on, as far as it has computed: for `observe`."""
+        if self.drafter is not None:
+            tokens = list(request.tokens[start : request.computed + 1])
+            rows = [state[: len(tokens) - 1] for state in states]
+            self.pending.append(Span(request, request.table, start, tokens, rows, kind))
+
+
+def logprobs(logits: Float[Tensor, "rows vocab"], tokens: Sequence[int]) -> list[float]:
+    """The model's own log-probability of each token, before temperature and filters; row i says token i."""
+    rows = torch.log_softmax(logits[: len(tokens)].double(), dim=-1)
+    return [float(row[x]) for row, x in zip(rows, tokens)]

@@ -1,0 +1,1 @@
+"""Speculative decoding: acceptance rules, drafters, the exact law, and the zoo of wrong rules."""

@@ -1,0 +1,117 @@
+"""Drafters without a model: what follows was often there before.
+
+Editing, summarising and quoting repeat the prompt, and code repeats itself. `PromptLookup` finds the last few tokens
+earlier in the text and copies what came after them (Saxena 2023; Yang et al. 2304.04487); `NGram` counts all
+that came after them and draws from these counts, an n-gram model of this one text (2211.17192, §4.2, tries bigrams).
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from inference_opt.kv.paged import PagedCache
+from inference_opt.model.transformer import Transformer
+from inference_opt.sampling import probabilities
+from inference_opt.speculative.drafter import Draft, Drafter, Job
+from inference_opt.speculative.rules import Law
+
+WIDTH = 4  # bytes of a token in an array("i")
+
+
+# [prompt_lookup]
+class PromptLookup(Drafter):
+    """Copy what followed the latest earlier occurrence of the last `most` tokens, or of fewer, down to `least`.
+
+    Nothing is drawn, so q is a point mass and the rule is `point_mass`.
+    """
+
+    found = True
+
+    def __init__(self, most: int = 3, least: int = 2) -> None:
+        if not 1 <= least <= most:
+            raise ValueError(f"expected 1 ≤ least ≤ most tokens to look for, got least {least} and most {most}")
+        self.most, self.least = most, least
+
+    def propose(self, jobs: Sequence[Job]) -> list[Draft]:
+        """A draft as long as asked wherever there is a match."""
+        return [Draft(self._copy(job.text.tokens, job.gamma)) for job in jobs]
+
+    def _copy(self, tokens: Sequence[int], gamma: int) -> list[int]:
+        start = self._find(np.asarray(tokens, dtype=np.int32).tobytes())
+        if start is None:
+            return []
+        copied = list(tokens[start : start + gamma])
+        while len(copied) < gamma:  # the copy has caught up with the text, and goes on copying itself
+            copied.append(copied[start - len(tokens)])
+        return copied
+
+    def _find(self, text: bytes) -> int | None:
+        """Where the latest earlier occurrence of the text's end is followed up."""
+        for n in range(min(self.most, len(text) // WIDTH - 1), self.least - 1, -1):
+            end = text[-n * WIDTH :]
+            at = text.rfind(end, 0, len(text) - WIDTH)
+            while at % WIDTH > 0:  # bytes of two tokens that happen to look alike; −1 % 4 is 3, hence the test below
+                at = text.rfind(end, 0, at + len(end) - 1) if at > 0 else -WIDTH
+            if at >= 0:
+                return at // WIDTH + n
+        return None
+
+
+# [/prompt_lookup]
+
+
+# [ngram]
+class NGram(Drafter):
+    """Draw from the counts of what followed the last n − 1 tokens, or fewer where those are new, in this text so far.
+
+    Counts are turned into a law as logits are, through `probabilities`: temperature, top-k and top-p apply.
+    """
+
+    vocab_size: int
+
+    def __init__(self, n: int = 4) -> None:
+        if n < 2:
+            raise ValueError(f"n must be at least 2 (one token, and the one that follows), got {n}")
+        self.n = n
+
+    def bind(self, target: Transformer, cache: PagedCache) -> "NGram":
+        """Laws are over the target's vocabulary."""
+        bound = NGram(self.n)
+        bound.vocab_size = target.config.vocab_size
+        return bound
+
+    def propose(self, jobs: Sequence[Job]) -> list[Draft]:
+        """A draft that ends where no context was seen before."""
+        return [self._draw(job) for job in jobs]
+
+    def _draw(self, job: Job) -> Draft:
+        counts = self._counts(job)
+        laws: list[Law] = []
+        context, draft = list(job.text.tokens[-self.n + 1 :]), Draft([], laws)
+        while len(draft.tokens) < job.gamma:
+            seen = next((c for i in range(len(context)) if (c := counts.get(tuple(context[i:])))), None)
+            if seen is None:
+                break
+            logits = torch.full((self.vocab_size,), -torch.inf, dtype=torch.float64)
+            logits[list(seen)] = torch.tensor(list(seen.values()), dtype=torch.float64).log()
+            laws.append(probabilities(logits, job.text.params).numpy())
+            draft.tokens.append(job.chance.choose(laws[-1], len(draft.tokens)))
+            context = [*context, draft.tokens[-1]][-self.n + 1 :]
+        return draft
+
+    def _counts(self, job: Job) -> dict[tuple[int, ...], Counter[int]]:
+        """{context: how often each token followed it}, kept with the text and brought up to date."""
+        empty: defaultdict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
+        counts, done = job.text.memo or (empty, 1)
+        tokens = job.text.tokens
+        for i in range(done, len(tokens)):
+            before = tuple(tokens[max(i - self.n + 1, 0) : i])
+            for start in range(len(before)):
+                counts[before[start:]][tokens[i]] += 1
+        job.text.memo = counts, len(tokens)
+        return counts
+
+
+# [/ngram]
