@@ -5,6 +5,7 @@ import torch
 
 from inference_opt import TransformerWithOptimizations, naive
 from inference_opt.sampling import SamplingParams
+from inference_opt.speculative.lookup import NGram
 
 
 def test_the_example_of_the_readme():
@@ -44,11 +45,40 @@ def test_pretrained_rows_that_end_early_are_filled_with_their_end(smollm2_path):
     assert any(end and end == list(range(end[0], out.shape[1] - width)) for end in ends)
 
 
-@pytest.mark.parametrize("switch", ["use_mla", "use_speculative_decoding"])
-def test_a_switch_without_its_technique_says_so(switch):
+def test_a_switch_without_its_technique_says_so():
     for make in (TransformerWithOptimizations, lambda **k: TransformerWithOptimizations.from_pretrained("x", **k)):
-        with pytest.raises(NotImplementedError, match=switch):
-            make(**{switch: True})
+        with pytest.raises(NotImplementedError, match="use_mla"):
+            make(use_mla=True)
+
+
+SIZES = {"dim": 32, "depth": 4, "heads": 4, "vocab_size": 50, "max_context": 64, "dtype": "float64"}
+
+
+@pytest.mark.parametrize("radix", [False, True])
+@pytest.mark.parametrize("speculative_model", ["none", "front", "transformer", "drafter"])
+def test_speculation_is_a_switch_that_changes_no_greedy_token(speculative_model, radix):
+    smaller = TransformerWithOptimizations(**SIZES | {"depth": 1, "seed": 1})
+    given = {"none": None, "front": smaller, "transformer": smaller.model, "drafter": NGram()}[speculative_model]
+    model = TransformerWithOptimizations(
+        use_radix_attention=radix, use_speculative_decoding=True, speculative_model=given, **SIZES
+    )
+    ids = torch.tensor([[1, 2, 3], [9, 8, 7]])
+    for _ in range(2):
+        out = model.generate(ids, max_length=40)
+        for prompt, row in zip(ids.tolist(), out.tolist()):
+            assert row == prompt + naive.generate(model.model, prompt, SamplingParams(max_new_tokens=37))
+    assert model.engine.stats.drafted_tokens > 0
+
+
+def test_a_smaller_model_must_fit():
+    other = TransformerWithOptimizations(**SIZES | {"vocab_size": 51})
+    model = TransformerWithOptimizations(use_speculative_decoding=True, speculative_model=other, **SIZES)
+    with pytest.raises(ValueError, match=r"vocabulary has 51 tokens, the target's 50"):
+        model.generate(torch.tensor([[1]]), max_length=3)
+    with pytest.raises(ValueError, match="first 1 of 1 layers"):
+        TransformerWithOptimizations(use_speculative_decoding=True, **SIZES | {"depth": 1}).generate(
+            torch.tensor([[1]]), max_length=3
+        )
 
 
 @pytest.mark.parametrize(
@@ -64,6 +94,7 @@ def test_a_switch_without_its_technique_says_so(switch):
         ({"device": "abacus"}, "device"),
         ({"mla_latent_dim": 64}, "mla_latent_dim"),
         ({"speculative_model": "x"}, "speculative_model"),
+        ({"speculative_model": "x", "use_speculative_decoding": True}, "speculative_model must be a model"),
     ],
 )
 def test_impossible_sizes(arguments, message):
