@@ -25,6 +25,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/inference-opt bench decode
 	$(BIN)/inference-opt bench prefix
 	$(BIN)/inference-opt bench radix
+	$(BIN)/inference-opt bench speculative
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff check .

@@ -154,6 +154,18 @@ def test_bench_decode_without_the_peer(run, tmp_path, smollm2_path):
     assert {"processor", "torch", "date"} <= figures["machine"].keys()
 
 
+def test_bench_speculative_without_the_peer(run, tmp_path, smollm2_path):
+    file = tmp_path / "speculative.json"
+    options = ("--task", "editing", "--drafter", "prompt-lookup", "--prompts", 1, "--new-tokens", 4, "--repeats", 1)
+    status, out, _ = run("bench", "speculative", *options, "--no-peer", "--dtype", "bfloat16", "--json", file)
+    figures = json.loads(file.read_text())
+    assert status == 0
+    assert [row["name"] for row in figures["results"]] == ["plain", "prompt-lookup"]
+    assert figures["exact"] is True
+    assert "same tokens in 1 of 1" in out
+    assert "inference-opt bench speculative" in out
+
+
 def test_fetch_prints_where_the_weights_are(run, smollm2_path):
     assert run("fetch")[1].strip() == str(smollm2_path)
 
@@ -174,6 +186,11 @@ def test_fetch_prints_where_the_weights_are(run, smollm2_path):
         (("tour", "--json", "/"), "json"),
         (("bench", "decode", "--batch", "0"), "batch"),
         (("bench", "prefix", "--stem", "0"), "stem"),
+        (("bench", "speculative", "--task", "nonsense"), "task"),
+        (("bench", "speculative", "--drafter", "nonsense"), "drafter"),
+        (("bench", "speculative", "--gamma", "-1"), "gamma"),
+        (("bench", "speculative", "--new-tokens", "1"), "new-tokens"),
+        (("bench", "speculative", "--temperature", "-1"), "temperature"),
         (("bench", "radix", "nowhere.jsonl"), "nowhere.jsonl"),
         (("bench", "radix", "--sglang", "nowhere.whl"), "nowhere.whl"),
         (("bench", "radix", "--capacity", "0"), "capacity"),
@@ -198,6 +215,7 @@ def test_every_command_has_help(run):
         ("bench", "decode"),
         ("bench", "prefix"),
         ("bench", "radix"),
+        ("bench", "speculative"),
     ):
         status, out, _ = run(*command, "--help")
         assert status == 0

@@ -17,6 +17,7 @@ ORDER = [
     "prompts",
     "figures",
     "optimizations",
+    "options",
     "bench",
     "tour",
 ]

@@ -40,7 +40,8 @@ def generate_text(
         sys.stdout.write(text[printed:] + "\n" * bool(tokens))
         sys.stdout.flush()
     seconds = time.perf_counter() - start
-    figures: dict[str, Any] = {"prompt_tokens": len(ids), "new_tokens": len(tokens), "first_token_seconds": first, "seconds": seconds}
+    figures: dict[str, Any] = {"prompt_tokens": len(ids), "new_tokens": len(tokens)}
+    figures |= {"first_token_seconds": first, "seconds": seconds}
     if drafter:
         stats = engine.stats
         figures |= {"drafter": drafter, "drafted": stats.drafted_tokens, "accepted": stats.accepted_tokens}

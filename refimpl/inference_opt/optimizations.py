@@ -25,9 +25,9 @@ class TransformerWithOptimizations(nn.Module):
     Built from sizes, its weights are random (drawn from `seed`); `from_pretrained` takes real ones. `kv_heads`
     defaults to `heads` (multi-head attention) and `ffn_dim` to 8/3 · dim, rounded up to a multiple of 64, as in Llama.
     With `use_radix_attention`, `generate` runs on an `Engine` (kept in `self.engine`, with `page_size` and `num_pages`
-    as there) that remembers the prefixes of earlier calls, until a weight changes. With `use_speculative_decoding`, that
-    engine drafts with `speculative_model`: a `Drafter`, a smaller model of the same vocabulary, or (None) the model's own
-    first layers.
+    as there) that remembers the prefixes of earlier calls, until a weight changes. With `use_speculative_decoding`,
+    that engine drafts with `speculative_model`: a `Drafter`, a smaller model of the same vocabulary, or (None) the
+    model's own first layers.
     Raises ValueError for impossible sizes and NotImplementedError for a switch whose technique is not in this version.
     """
 

@@ -21,7 +21,10 @@ class Prompt:
         return tokenizer.chat(self.text) if tokenizer.chat_template else tokenizer.encode(self.text)
 
 
-def load_prompts() -> list[Prompt]:
-    """All of them: five everyday requests, then the first five functions of HumanEval to complete."""
-    lines = (resources.files("inference_opt") / "data" / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+def load_prompts(name: str = "prompts") -> list[Prompt]:
+    """`prompts`: five everyday requests, then the first five functions of HumanEval to complete.
+
+    `speculative`: editing, summarising, more of HumanEval and more everyday requests; names begin with the task.
+    """
+    lines = (resources.files("inference_opt") / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     return [Prompt(**json.loads(line)) for line in lines]

@@ -10,6 +10,8 @@ from inference_opt.kv.radix import WIDTH, upwards
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import StopCheck, sample
+from inference_opt.speculative.head import DraftHead
+from inference_opt.speculative.models import SmallerModel
 
 PRIME, VOCAB = 65521, 6
 
@@ -102,9 +104,11 @@ def assert_sound(engine):
         assert spelled(request.node) == known, "the pages hold another text"
         assert request.computed <= len(request.table) * pool.page_size
         assert request.computed < len(request.tokens) <= request.most
+        assert len(request.table) <= pool.pages_for(len(request.tokens)), "drafts that are gone keep their pages"
+        assert not request.decoding or request.remaining == 1
     for request in waiting:
         assert (request.node, request.table, request.shared, request.computed) == (None, [], 0, 0)
-        assert not request.finished
+        assert (request.decoding, request.memo, request.finished) == (False, None, False)
     for queue in (running, waiting):
         arrivals = [request.arrival for request in queue]
         assert arrivals == sorted(set(arrivals)), "in the order of arrival"
@@ -112,9 +116,11 @@ def assert_sound(engine):
     assert {request.id: request for request in (*running, *waiting)} == engine.requests
     for request in engine.requests.values():
         assert request.metrics.overtaken <= scheduler.patience, "overtaken too often"
+        assert 0 <= request.metrics.accepted_tokens <= request.metrics.drafted_tokens
     stats = engine.stats
     assert (stats.pages_private, stats.pages_cached) == (len(private), len(owned))
     assert stats.pages_private + stats.pages_cached + pool.free == stats.pages
+    assert 0 <= stats.accepted_tokens <= stats.drafted_tokens
 
 
 def dump(engine):
@@ -138,19 +144,29 @@ class Echo(Transformer):
 
     dtype, device = torch.float64, torch.device("cpu")
 
-    def __init__(self, max_context=24, eos=(0,)):
+    def __init__(self, max_context=24, eos=(0,), slips=0):
+        """`slips`: as a drafter it reads alike, but guesses wrong where its number is a multiple of this."""
         nn.Module.__init__(self)
         self.config = ModelConfig(VOCAB, 2, 2, 1, 1, 2, 2, max_context, eos_token_ids=eos)
+        self.layers = nn.ModuleList(nn.Linear(1, 1, dtype=self.dtype) for _ in range(2))  # for their bytes alone
+        self.embed = nn.Embedding(VOCAB, 2, dtype=self.dtype)  # read by `Eagle` alone
+        self.slips = slips
         self.fault = None  # "before", "between" or "nan": what goes wrong in the next forward
+
+    def weight_bytes(self):
+        return 64
 
     def stream(self, tokens, positions, kv, depth=None, taps=()):
         fault, self.fault = self.fault, None
         if fault == "before":
             raise RuntimeError("broken model")
+        if fault == "between" and depth == 1:
+            self.fault = fault  # there is no second layer yet: the next to come
         key = torch.stack((tokens, positions), dim=1)[:, None].double()
         zero, seen = torch.zeros_like(key), (positions + 1)[:, None]
         sums = (tokens * 31 + positions * 17 + 7) ** 3 % PRIME
-        for layer in range(2):
+        tapped = []
+        for layer in range(depth or 2):
             if layer == 1:
                 if fault == "between":
                     raise RuntimeError("broken model")
@@ -158,11 +174,24 @@ class Echo(Transformer):
             value = sums[:, None, None].double().expand(-1, 1, 2).contiguous()
             mean = kv.attend(layer, zero, key, value, 1.0)[:, 0]
             sums = (mean * seen).round().long()[:, 0] % PRIME
+            tapped += [torch.stack((sums, tokens), dim=1).double()] if layer in taps else []
         h = sums[:, None].double()
-        return h * torch.nan if fault == "nan" else h, []
+        return h * torch.nan if fault == "nan" else h, tapped
 
     def logits(self, h):
-        return _logits(h[:, 0].nan_to_num().long()) + 0 * h
+        sums = h[:, 0].nan_to_num().long()
+        return _logits(torch.where(sums % self.slips == 0, 7 * sums + 1, sums) if self.slips else sums) + 0 * h
+
+
+def random_head(model, taps=(0, 1), reduced=4, seed=0):
+    """A drafter's network that was not trained, which scores `reduced` tokens, the last one first."""
+    head = DraftHead(model.config, taps, reduced).to(torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in head.parameters():
+            p.normal_(0.0, 1.0, generator=generator)
+    head.token_ids = model.config.vocab_size - 1 - torch.arange(reduced)
+    return head
 
 
 def _logits(sums):
@@ -190,14 +219,49 @@ def expected(prompt, params, max_context=24, eos=(0,)):
     return text[len(prompt) :]
 
 
+def slots(text):
+    """What Echo keeps of each token of a text: key, value of the first layer and of the second."""
+    sums = [_sums(tuple(text[: i + 1]))[0] % PRIME for i in range(len(text))]
+    first = [(t * 31 + i * 17 + 7) ** 3 % PRIME for i, t in enumerate(text)]
+    return [((t, i), a, (b + 17 * i) ** 2 % PRIME) for i, (t, a, b) in enumerate(zip(text, first, sums))]
+
+
+def held(cache):
+    """{page: the same, read off the tensors}."""
+    keys = [[tuple(key) for key in page] for page in cache.keys[0][:, :, 0].long().tolist()]
+    values = [layer[:, :, 0, 0].long().tolist() for layer in cache.values]
+    return [list(zip(*parts)) for parts in zip(keys, *values)]
+
+
 def assert_pages_hold_their_texts(engine):
-    """The tensors, too: each page that someone may read holds that text's tokens at their positions."""
-    keys = engine.cache.keys[0][:, :, 0].long().tolist()
-    for node in engine.tree.nodes():
-        end = len(spelled(node))
-        start = end - len(node.pages) * engine.tree.page_size
-        held = [tuple(slot) for page in node.pages for slot in keys[page]]
-        assert held == list(zip(node.tokens, range(start, end), strict=True)), "a cached page holds another text"
+    """The tensors, too: each page that someone may read holds that text's keys and values, as if it were alone."""
+    pages = held(engine.cache)
+    assert_tree_holds(engine.tree, pages)
     for request in engine.scheduler.running:
-        held = [tuple(slot) for page in request.table for slot in keys[page]][: request.computed]
-        assert held == [(t, i) for i, t in enumerate(request.tokens[: request.computed])], "a private page differs"
+        own = [slot for page in request.table for slot in pages[page]][: request.computed]
+        assert own == slots(request.tokens[: request.computed].tolist()), "a private page differs"
+
+
+def assert_tree_holds(tree, pages):
+    for node in tree.nodes():
+        known = spelled(node)
+        inside = [slot for page in node.pages for slot in pages[page]]
+        assert inside == slots(known)[-len(inside) :], "a cached page holds another text"
+
+
+def watch_drafter(engine):
+    """Whenever the drafter has observed a step, its own cache must be right wherever it will be read again."""
+    drafter = engine.speculation.drafter
+    if not isinstance(drafter, SmallerModel) or not isinstance(drafter.model, Echo):
+        return
+
+    def observe(spans, whole=drafter.observe):
+        whole(spans)
+        pages = held(drafter.cache)
+        assert_tree_holds(engine.tree, pages)
+        for request in engine.scheduler.running:
+            read = min(request.memo, request.computed)
+            own = [slot for page in request.table for slot in pages[page]][:read]
+            assert own == slots(request.tokens[:read].tolist()), "the drafter remembers another text"
+
+    drafter.observe = observe

@@ -4,6 +4,7 @@
 """
 
 import os
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,10 +14,34 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from inference_opt.engine.engine import Engine
 from inference_opt.kv.radix import Removed
 from inference_opt.sampling import SamplingParams
-from tests.engine.invariants import Echo, assert_pages_hold_their_texts, assert_sound, content, dump, expected, replay
+from inference_opt.speculative import rules
+from inference_opt.speculative.eagle import Eagle
+from inference_opt.speculative.lookup import NGram, PromptLookup
+from inference_opt.speculative.models import FirstLayers, SmallerModel
+from tests.engine.invariants import (
+    Echo,
+    assert_pages_hold_their_texts,
+    assert_sound,
+    content,
+    dump,
+    expected,
+    random_head,
+    replay,
+    watch_drafter,
+)
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 ECHO = Echo()
+DRAFTERS = {
+    "none": None,
+    "copies": PromptLookup(2, 1),
+    "counts": NGram(3),
+    "slips": SmallerModel(Echo(slips=3)),
+    "is sure": SmallerModel(Echo()),
+    "stops early": SmallerModel(Echo(slips=2), confidence=0.6),
+    "first layer": FirstLayers(),
+    "untrained": Eagle(random_head(ECHO)),
+}
 STEMS = [(1, 2, 1, 2, 1, 2, 1, 2, 1, 2), (1, 2, 1, 1, 3, 3, 3, 1, 2, 2), (4, 4, 4, 4, 4, 4, 4, 4, 4, 4)]
 PROMPT = st.builds(
     lambda stem, cut, tail: [*STEMS[stem][:cut], *tail],
@@ -31,6 +56,8 @@ PARAMS = st.builds(
     temperature=st.sampled_from([0.0, 0.0, 1.0]),
     seed=st.integers(0, 2),
     ignore_eos=st.booleans(),
+    gamma=st.sampled_from([None, None, 0, 1, 3]),
+    logprobs=st.booleans(),
 )
 
 
@@ -44,11 +71,17 @@ class EngineMachine(RuleBasedStateMachine):
         max_running=st.sampled_from([1, 2, 3, 8]),
         patience=st.sampled_from([0, 1, 2, 16]),
         radix=st.sampled_from([True, True, True, False]),
+        drafter=st.sampled_from(sorted(DRAFTERS)),
+        gamma=st.sampled_from([None, 1, 2, 5]),
+        rule=st.sampled_from([rules.token_wise, rules.block, rules.coupled, rules.coupled]),
+        draft_rows=st.sampled_from([0, 3, 8, 64, 64]),
     )
-    def start(self, page_size, slack, token_budget, max_running, patience, radix):
+    def start(self, page_size, slack, token_budget, max_running, patience, radix, drafter, gamma, rule, draft_rows):
         pages = -(-6 // page_size) + slack
         limits = {"token_budget": token_budget, "max_running": max_running, "patience": patience}
-        self.engine = Engine(ECHO, radix, page_size=page_size, num_pages=pages, **limits)
+        drafts = {"gamma": gamma, "rule": rule, "draft_rows": draft_rows}
+        self.engine = Engine(ECHO, radix, DRAFTERS[drafter], page_size, pages, **limits, **drafts)
+        watch_drafter(self.engine)
         self.log, self.replayed = [], {}
         self.engine.tree.log = self.log.append
         self.texts = {}  # id: (request, the tokens it must give)
@@ -63,6 +96,8 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(prompt=PROMPT, params=PARAMS, namespace=NAMESPACE)
     def add(self, prompt, params, namespace):
         engine, name = self.engine, len(self.texts)
+        if params.temperature and engine.speculation.rule is not rules.coupled:
+            params = replace(params, gamma=0)  # other rules keep the law, not the token
         if engine.pool.pages_for(len(prompt) + params.max_new_tokens - 1) > engine.pool.num_pages:
             self.refused("never fit", engine.add, prompt, params, namespace=namespace)
         else:
@@ -82,8 +117,15 @@ class EngineMachine(RuleBasedStateMachine):
             written = {slot // self.engine.pool.page_size for slot in self.engine.cache.slots.tolist()}
             assert not written & (cached - removed), "a page that others read is never written again"
         assert bool(outputs) == busy, "a step of an engine with requests does something"
-        assert sum(o.count for o in outputs) <= self.engine.scheduler.token_budget
+        scheduler, rows = self.engine.scheduler, sum(o.count + len(o.drafted) for o in outputs)
+        assert rows <= scheduler.token_budget
+        assert rows <= scheduler.draft_rows or not any(o.drafted for o in outputs)
         for o in outputs:
+            assert len(o.tokens) <= len(o.drafted) + 1
+            assert len(o.drafted) <= (5 if o.request.params.gamma is None else o.request.params.gamma) or (
+                self.engine.speculation.fixed is None and len(o.drafted) <= 8
+            )
+            assert len(o.request.logprobs) == len(o.request.output) * o.request.params.logprobs
             if o.request.finished:
                 request, text = self.texts[o.request.id]
                 assert request.output == text
@@ -109,6 +151,43 @@ class EngineMachine(RuleBasedStateMachine):
             assert len(self.engine.tree) == 0
         else:
             assert fault == "nan", "nothing was sampled in this step"
+
+    @precondition(lambda self: self.engine.requests and self.engine.speculation.drafter)
+    @rule(
+        where=st.sampled_from(["propose", "observe"]),
+        when=st.sampled_from(["before", "after"]),
+        error=st.sampled_from([RuntimeError, KeyboardInterrupt]),
+    )
+    def step_whose_drafter_fails(self, where, when, error):
+        drafter = self.engine.speculation.drafter
+        whole = getattr(drafter, where)
+
+        def broken(given):
+            if when == "after":
+                whole(given)
+            raise error("broken drafter")
+
+        setattr(drafter, where, broken)
+        try:
+            self.engine.step()
+        except error:
+            assert not self.engine.scheduler.running
+            assert len(self.engine.tree) == 0
+        finally:
+            setattr(drafter, where, whole)
+
+    @precondition(lambda self: self.engine.requests and hasattr(self.engine.speculation.drafter, "model"))
+    @rule(fault=st.sampled_from(["before", "between", "nan"]))
+    def step_whose_drafter_breaks_midway(self, fault):
+        model = self.engine.speculation.drafter.model
+        model.fault = fault
+        try:
+            self.engine.step()
+        except (RuntimeError, ValueError) as error:
+            assert "broken" in str(error)  # noqa: PT017
+            assert not self.engine.scheduler.running
+        finally:
+            model.fault = None
 
     @precondition(lambda self: self.engine.requests)
     @rule(data=st.data())

@@ -8,11 +8,8 @@ and a batch of b requests shares the reading: b times that. Each case is measure
 times over, in one process, on the same weights and prompts; the figures are medians, the spread is printed.
 """
 
-import contextlib
-import io
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -20,11 +17,11 @@ import torch
 from rich.progress import Progress
 
 from inference_opt.bench.machine import command_line, describe, read_bandwidth
+from inference_opt.bench.peers import transformers_model
 from inference_opt.engine import static
 from inference_opt.model.load import load_model
 from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
-from inference_opt.model.weights import MODELS, fetch
 from inference_opt.prompts import load_prompts
 from inference_opt.sampling import SamplingParams
 
@@ -42,20 +39,7 @@ def _ours(model: Transformer) -> Decoder:
 
 def transformers_decoder(source: str, dtype: torch.dtype) -> Decoder:
     """`transformers`' own reading of the same file, and its `generate`; prompts are padded on the left."""
-    try:
-        from transformers import AutoModelForCausalLM
-        from transformers.utils import logging
-    except ImportError as error:
-        raise ValueError("--peer needs transformers: pip install 'inference-opt[test]', or say --no-peer") from error
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    path = fetch(source) if source in MODELS else Path(source)
-    where = {"gguf_file": path.name} if path.is_file() else {}
-    folder = path.parent if path.is_file() else path
-    with contextlib.redirect_stderr(io.StringIO()):  # its own progress bars
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where).eval()
-    # Every new token is wanted: an end-of-sequence token must not end a timed run.
-    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    model = transformers_model(source, dtype)
 
     def decode(prompts: list[list[int]], new: int) -> tuple[float, list[list[int]]]:
         width = max(map(len, prompts))

@@ -169,7 +169,7 @@ class Engine:
         self.speculation.note(request, chunk.start, states, kind)
         if request.finished:
             self._leave(request)
-        elif draft.tokens:
+        elif chunk.drafts:
             self.scheduler.memory.trim(request)
         return Output(request, chunk.start, chunk.count, tokens, draft.tokens)
 

@@ -5,7 +5,8 @@
                … the target reads tokens and drafts at once: engine.py …
     accept     the rule decides, request by request, what is emitted: one token where there is no draft
 
-Every request has a draft length, a rule's verdict and noise of its own: what the batch holds besides changes nothing.
+Every request has a draft length, a verdict and noise of its own: what the batch holds besides changes no law. (It may
+leave less room for drafts; with a rule other than `coupled`, a seed then gives another text of the same law.)
 """
 
 from collections.abc import Callable, Sequence
@@ -79,6 +80,8 @@ class Speculation:
             raise ValueError(f"the drafter returned {len(made)} drafts for {len(jobs)} texts")
         for job, draft in zip(jobs, made):
             check_draft(draft, job.gamma, self.vocab_size)
+            if self.rule is rules.point_mass and draft.laws is not None:
+                raise ValueError("point_mass is for drafts that are found: this drafter returned laws")
         each = iter(made)
         return [next(each) if chunk.drafts else Draft() for chunk in chunks]
 

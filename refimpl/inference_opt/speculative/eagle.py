@@ -56,7 +56,14 @@ class Eagle(Autoregressive):
 
     def bind(self, target: Transformer, cache: PagedCache) -> "Eagle":
         """With one layer of cache, page by page beside the target's. ValueError where the head was not made for it."""
-        head, c = self.given or DraftHead.load(target), target.config
+        head, t = self.given or DraftHead.load(target), target.config
+        c, last = head.config, int(head.token_ids.max())
+        if (c.dim, c.max_context) != (t.dim, t.max_context) or max(head.taps) >= t.depth or last >= t.vocab_size:
+            raise ValueError(
+                f"the draft head was made for another target: width {c.dim}, context {c.max_context}, layers up to "
+                f"{max(head.taps)} and tokens up to {last}; this one has width {t.dim}, context {t.max_context}, "
+                f"{t.depth} layers and {t.vocab_size} tokens"
+            )
         bound = Eagle(head, self.confidence)
         bound.head, bound.target, bound.taps = head, target, head.taps
         bound.token_ids = head.token_ids.cpu().numpy()

@@ -34,7 +34,7 @@ class Branching:
         self.probability = Fraction(1)
         self.won: dict[int, tuple[Law, int]] = {}  # races that were run: whose, and who won
 
-    def _turn(self, outcomes: Sequence[tuple[Any, Fraction]]) -> Any:
+    def _turn(self, outcomes: Sequence[tuple[Any, Any]]) -> Any:
         possible = [(value, weight) for value, weight in outcomes if weight > 0]
         depth = len(self.widths)
         if depth == len(self.script):
@@ -66,7 +66,7 @@ class Uniform:
     def __init__(self, chance: Branching) -> None:
         self.chance, self.low, self.high = chance, Fraction(0), Fraction(1)
 
-    def __lt__(self, threshold: Fraction) -> bool:
+    def __lt__(self, threshold: Any) -> bool:
         middle = min(max(Fraction(threshold), self.low), self.high)
         below = self.chance._turn([(True, middle - self.low), (False, self.high - middle)])
         self.low, self.high = (self.low, middle) if below else (middle, self.high)
@@ -169,7 +169,7 @@ def second_winner(q: Law, i: int, p: Law) -> Law:
             continue
         low, high = q[j] / q[i], p[j] / p[i] if p[i] > 0 else None
 
-        def total(r: Fraction, j: Any = j) -> Fraction:
+        def total(r: Any, j: Any = j) -> Any:
             return sum((max(q[k] / q[i], r * p[k] / p[j]) for k in range(len(p))), Fraction(0))
 
         bends = {q[k] / q[i] * p[j] / p[k] for k in np.flatnonzero(p)}
@@ -208,7 +208,7 @@ class Lazy(Sequence[Any]):
 # [proposals]
 def chain(
     target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Law, int], int]
-) -> tuple[Sequence[Law], Sequence[Law], Sequence[int]]:
+) -> tuple[Sequence[Any], Sequence[Any], Sequence[int]]:
     """One draft of gamma tokens, each from the draft's law behind the one before."""
 
     def guess() -> Iterator[tuple[int, Law]]:
@@ -222,7 +222,7 @@ def chain(
     return verdicts(target, prefix, tokens := Lazy(x for x, _ in guesses)), Lazy(q for _, q in guesses), tokens
 
 
-def verdicts(target: Model, prefix: Prefix, tokens: Sequence[int]) -> Sequence[Law]:
+def verdicts(target: Model, prefix: Prefix, tokens: Sequence[int]) -> Sequence[Any]:
     """The target's laws behind a prefix and behind each token of a draft."""
 
     def read() -> Iterator[Law]:

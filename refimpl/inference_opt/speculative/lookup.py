@@ -29,7 +29,7 @@ class PromptLookup(Drafter):
 
     found = True
 
-    def __init__(self, most: int = 3, least: int = 2) -> None:
+    def __init__(self, most: int = 4, least: int = 2) -> None:
         if not 1 <= least <= most:
             raise ValueError(f"expected 1 ≤ least ≤ most tokens to look for, got least {least} and most {most}")
         self.most, self.least = most, least

@@ -128,7 +128,7 @@ class SmallerModel(Autoregressive):
 
     def first(self, jobs: Sequence[Job]) -> Tensor:
         """The last token, or two where all drafts were kept: the last draft was never read here."""
-        starts = [min(job.text.memo, job.text.computed) for job in jobs]
+        starts = [job.text.memo for job in jobs]
         for job in jobs:
             job.text.memo = len(job.text.tokens)
         parts = [(job.text.table, start, job.text.tokens[start:]) for job, start in zip(jobs, starts)]
@@ -150,11 +150,10 @@ class SmallerModel(Autoregressive):
         """Read what others may find in these pages. A text that goes on is read when it next drafts."""
         parts = []
         for span in spans:
-            if span.kind == "decode":
-                continue
+            # What was read behind the end was a draft, and rejected.
             start = span.start if span.kind == "prompt" else min(span.text.memo, span.end)
-            span.text.memo = span.end
-            if start < span.end:
+            span.text.memo = start if span.kind == "decode" else span.end
+            if start < span.text.memo:
                 parts.append((span.table, start, span.text.tokens[start : span.end]))
         if parts:
             read(self.model, self.cache, parts)

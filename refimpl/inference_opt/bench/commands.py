@@ -1,0 +1,218 @@
+"""The commands of `inference-opt bench`: options in, a table out; the work is done beside, one file a benchmark."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from inference_opt.options import DrafterName, DType, Dtype, Json, Model, write_json
+
+bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks: ratios against a peer and a limit, in one run.")
+
+
+@bench_app.command()
+def decode(
+    model: Model = "smollm2-135m",
+    dtype: Annotated[list[Dtype] | None, typer.Option(help="May be given several times.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="May be given several times.")] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Timed tokens a request.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 5,
+    peer: Annotated[bool, typer.Option(help="Run transformers beside.")] = True,
+    json_file: Json = None,
+) -> None:
+    """Plain decoding with a KV cache, beside transformers and beside the limit that memory bandwidth sets."""
+    from inference_opt.bench.decode import bench_decode
+
+    dtypes = [d.value for d in dtype or (Dtype.float32, Dtype.bfloat16)]
+    console = Console()
+    with Progress(console=Console(stderr=True)) as progress:
+        figures = bench_decode(model, dtypes, batch or [1, 8], new_tokens, repeats, peer, progress)
+    table = Table(title="tokens a second in decode (median, least to most)", title_style="bold")
+    for heading in ("dtype", "batch", "inference-opt", "transformers", "ratio", "limit", "of limit"):
+        table.add_column(heading, justify="left" if heading == "dtype" else "right")
+    for row in figures["results"]:
+        cells = [_rates(row[name]) if name in row else "–" for name in ("inference-opt", "transformers")]
+        ratio = f"{row['over_transformers']:.2f}×" if "over_transformers" in row else "–"
+        table.add_row(row["dtype"], str(row["batch"]), *cells, ratio, f"{row['limit']:.0f}", f"{row['of_limit']:.0%}")
+    console.print(table)
+    console.print(f"[dim]{figures['command']}[/]", highlight=False)
+    write_json(json_file, figures)
+
+
+@bench_app.command()
+def prefix(
+    model: Model = "smollm2-135m",
+    dtype: DType = Dtype.float32,
+    requests: Annotated[int, typer.Option(min=1, help="How many arrive together.")] = 16,
+    stem: Annotated[int, typer.Option(min=1, help="Tokens that their prompts share.")] = 1000,
+    new_tokens: Annotated[int, typer.Option(min=1, help="New tokens a request.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 3,
+    peer: Annotated[bool, typer.Option(help="Run transformers beside.")] = True,
+    json_file: Json = None,
+) -> None:
+    """Requests that share a long beginning, with its keys and values reused and without, beside transformers."""
+    from inference_opt.bench.prefix import bench_prefix
+
+    console = Console()
+    with Progress(console=Console(stderr=True)) as progress:
+        figures = bench_prefix(model, dtype.value, requests, stem, new_tokens, repeats, peer, progress)
+    title = f"{requests} requests on a stem of {stem} tokens, {new_tokens} new tokens each, {dtype.value}"
+    table = Table(title=title, title_style="bold")
+    for heading in ("engine", "seconds", "new tokens/s", "time of it", "prompt computed", "scheduler", "same tokens"):
+        table.add_column(heading, justify="left" if heading in ("engine", "same tokens") else "right")
+    for row in figures["results"]:
+        table.add_row(
+            row["name"],
+            f"{row['seconds']:.2f} ({row['spread'][0]:.2f} to {row['spread'][1]:.2f})",
+            f"{row['tokens_per_second']:.1f}",
+            f"{row['ratio']:.1f}×",
+            f"{row['prefill_tokens']:,}",
+            f"{row['overhead']:.1%}" if "overhead" in row else "–",
+            row["agreement"],
+        )
+    console.print(table)
+    console.print(f"[dim]{figures['command']}[/]", highlight=False)
+    write_json(json_file, figures)
+    if not figures["exact"]:
+        raise ValueError("not every engine gave the same tokens, beyond what rounding explains")
+
+
+@bench_app.command()
+def radix(
+    trace: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A Mooncake trace, such as conversation_trace.jsonl of github.com/kvcache-ai/Mooncake "
+            "(FAST25-release/traces, Apache-2.0). Without one, generated traffic only.",
+            dir_okay=False,
+        ),
+    ] = None,
+    capacity: Annotated[list[int] | None, typer.Option(min=1, help="Pages; may be given several times.")] = None,
+    sglang: Annotated[
+        Path | None, typer.Option(help="Wheel of sglang 0.5.23: run its tree beside.", exists=True, dir_okay=False)
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats of the timings.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the generated traffic.")] = 0,
+    figure: Annotated[
+        Path | None, typer.Option(help="Save hit rate by capacity (svg, png, pdf).", dir_okay=False)
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """The radix tree alone: hit rate by policy and capacity beside Belady's bound, and operations a second."""
+    from inference_opt.bench.radix import bench_radix, hit_rate_figure
+    from inference_opt.bench.workloads import TRACE_URL
+
+    console = Console()
+    if trace is None:
+        console.print(f"no trace given: its part is skipped (published at {TRACE_URL})", highlight=False)
+    capacities = sorted(capacity or [1_000, 5_000, 10_000, 30_000, 100_000])
+    with Progress(console=Console(stderr=True)) as progress:
+        figures = bench_radix(trace, capacities, sglang, repeats, seed, progress)
+    for workload, rows in figures["hit_rates"].items():
+        table = Table(title=f"{workload}: hit rate by capacity in blocks", title_style="bold")
+        for heading in ("policy", *(f"{c:,}" for c in capacities), "µs a prompt"):
+            table.add_column(heading, justify="left" if heading == "policy" else "right")
+        for row in rows:
+            table.add_row(row["policy"], *(f"{r:.3f}" for r in row["hit_rate"]), f"{max(row['microseconds']):.0f}")
+        console.print(table)
+    speed = figures["speed"]
+    table = Table(title=f"operations a second, {speed['workload']}, unbounded", title_style="bold")
+    for heading in ("tree", "match", "insert", "ours / its match", "ours / its insert"):
+        table.add_column(heading, justify="left" if heading == "tree" else "right")
+    for name in ("inference-opt", "dictionary", *(["SGLang"] if sglang else [])):
+        case = speed[name]
+        ratios = [f"{case[f'ours_over_{operation}']:.1f}×" for operation in ("match", "insert")]
+        table.add_row(name, f"{case['match']:,.0f}", f"{case['insert']:,.0f}", *ratios)
+    console.print(table)
+    sizes = ", ".join(f"{row['sequences']:,} sequences {row['microseconds']:.1f} µs" for row in figures["scaling"])
+    console.print(f"a match of 1,024 tokens among {sizes}", highlight=False)
+    console.print(f"[dim]{figures['command']}[/]", highlight=False)
+    if figure is not None:
+        hit_rate_figure(figures, next(iter(figures["hit_rates"]))).savefig(figure)
+    write_json(json_file, figures)
+
+
+class Task(StrEnum):
+    """What the built-in prompts ask for (`bench.speculative.TASKS`)."""
+
+    editing = "editing"
+    summarising = "summarising"
+    humaneval = "humaneval"
+    chat = "chat"
+
+
+@bench_app.command()
+def speculative(
+    model: Model = "smollm2-135m",
+    task: Annotated[list[Task] | None, typer.Option(help="May be given several times.", show_default="all")] = None,
+    drafter: Annotated[
+        list[DrafterName] | None, typer.Option(help="May be given several times.", show_default="all")
+    ] = None,
+    gamma: Annotated[int | None, typer.Option(min=0, help="Drafts a step.", show_default="adapted to the text")] = None,
+    dtype: DType = Dtype.float32,
+    prompts: Annotated[int, typer.Option(min=1, help="Of each task, at most.")] = 5,
+    new_tokens: Annotated[int, typer.Option(min=2, help="New tokens a prompt, at most.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy, and compared token by token.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first prompt; the others count on.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 3,
+    peer: Annotated[bool, typer.Option(help="Run transformers beside, plain and with its prompt lookup.")] = True,
+    json_file: Json = None,
+) -> None:
+    """Speculative decoding by task and drafter, beside plain decoding, transformers and the cost model."""
+    from inference_opt.bench.speculative import TASKS, bench_speculative
+
+    tasks = [each.value for each in task] if task else list(TASKS)
+    names = [each.value for each in drafter] if drafter else None
+    console = Console()
+    with Progress(console=Console(stderr=True)) as progress:
+        figures = bench_speculative(
+            model, dtype.value, tasks, names, gamma, prompts, new_tokens, repeats, peer, temperature, seed, progress
+        )
+    for each in figures["workloads"]:
+        rows = [row for row in figures["results"] if row["task"] == each]
+        console.print(_speculative_table(f"{each}, {rows[0]['tokens']} tokens, {dtype.value}", rows))
+        for row in rows:
+            notes = [f"same tokens in {row['agreement']}"] if "agreement" in row else []
+            notes += [row["reason"]] if row.get("reason") else []
+            if notes:
+                console.print(f"{row['name']}: {'; '.join(notes)}", highlight=False)
+    for left_out, why in figures["left_out"].items():
+        console.print(f"without {left_out}: {why}", highlight=False)
+    console.print(f"[dim]{figures['command']}[/]", highlight=False)
+    write_json(json_file, figures)
+    if not figures.get("exact", True):
+        raise ValueError("speculation did not give plain decoding's tokens, beyond what rounding explains")
+
+
+def _speculative_table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_style="bold", box=SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False)
+    table.add_column("decoder")
+    columns = {
+        "tokens/s": ("tokens_per_second", "{:.1f}"),
+        "× plain": ("over_plain", "{:.2f}×"),
+        "× its lookup": ("over_peer_lookup", "{:.2f}×"),
+        "a step": ("tokens_per_step", "{:.2f}"),
+        "accepted": ("acceptance", "{:.0%}"),
+        "α": ("alpha", "{:.2f}"),
+        "γ": ("gamma", "{:.1f}"),
+        "c": ("c", "{:.3f}"),
+        "expected": ("expected", "{:.2f}×"),
+        "drafting": ("draft_share", "{:.0%}"),
+    }
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        cells = [form.format(row[key]) if key in row else "–" for key, form in columns.values()]
+        cells[1] += " ({:.2f} to {:.2f})".format(*row["over_plain_spread"])
+        table.add_row(row["name"], *cells)
+    return table
+
+
+def _rates(case: dict[str, Any]) -> str:
+    least, most = case["spread"]
+    return f"{case['decode']:.1f} ({least:.1f} to {most:.1f})"

@@ -1,0 +1,29 @@
+"""Decoders of others, to be measured beside ours: `transformers` on the same weights."""
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inference_opt.model.weights import MODELS, fetch
+
+
+def transformers_model(source: str, dtype: torch.dtype) -> Any:
+    """`transformers`' own reading of the same file. ValueError where it is not installed."""
+    try:
+        from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
+    except ImportError as error:
+        raise ValueError("--peer needs transformers: pip install 'inference-opt[test]', or say --no-peer") from error
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    path = fetch(source) if source in MODELS else Path(source)
+    where = {"gguf_file": path.name} if path.is_file() else {}
+    folder = path.parent if path.is_file() else path
+    with contextlib.redirect_stderr(io.StringIO()):  # its own progress bars
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where).eval()
+    # Every new token is wanted: an end-of-sequence token must not end a timed run.
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    return model

@@ -1,0 +1,162 @@
+"""The engine's decoder as a whole has the target's law: every turn that chance can take is taken, and summed up.
+
+The engine runs as it is, schedule, drafts, rollback and commit, on a toy with a vocabulary of two or three tokens; only
+where it asks for noise does it get `Branching`. What comes out is compared with the product of the model's own laws.
+"""
+
+from collections import defaultdict
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from inference_opt.engine import speculation
+from inference_opt.engine.engine import Engine
+from inference_opt.engine.speculation import Speculation
+from inference_opt.model.attention import NoCache
+from inference_opt.sampling import SamplingParams, probabilities
+from inference_opt.speculative import rules
+from inference_opt.speculative.exact import every_path
+from inference_opt.speculative.lookup import NGram, PromptLookup
+from inference_opt.speculative.models import FirstLayers, SmallerModel
+from tests.toys import toy
+
+SIZES = {"dim": 4, "heads": 1, "kv_heads": 1, "head_dim": 4, "ffn_dim": 4, "max_context": 12}
+
+
+def tiny(seed, vocab, depth=2):
+    model = toy(seed, vocab_size=vocab, depth=depth, **SIZES)
+    with torch.no_grad():
+        model.head.weight.div_(10)  # no token too rare to count
+    return model
+
+
+class Number:
+    """A uniform number, compared with floats, exactly."""
+
+    def __init__(self, uniform):
+        self.uniform = uniform
+
+    def __lt__(self, threshold):
+        return self.uniform < Fraction(float(threshold))
+
+
+class Chance:
+    """Branching, for a step from `start`: on exact numbers, and with races that go by the place in the text."""
+
+    def __init__(self, branching, start, common):
+        self.branching, self.start, self.common = branching, start, common
+
+    def uniform(self, i):
+        return Number(self.branching.uniform(i))
+
+    def choose(self, weights, i):
+        weights = np.array([Fraction(float(weight)) for weight in weights], dtype=object)
+        return (self.branching.race if self.common else self.branching.choose)(weights, self.start + i)
+
+
+def engine_law(monkeypatch, model, prompt, params, **arguments):
+    """{text: its probability}, over all paths of the engine; and how many of its steps had drafts."""
+    common, law, drafted = arguments["rule"] is rules.coupled, defaultdict(Fraction), 0
+
+    def program(branching):
+        nonlocal drafted
+        monkeypatch.setattr(
+            Speculation, "_noise", lambda self, request, drafting: Chance(branching, len(request.tokens), common)
+        )
+        monkeypatch.setattr(
+            speculation,
+            "sample",
+            lambda logits, params, position: Chance(branching, position, common).choose(
+                probabilities(logits, params).numpy(), 0
+            ),
+        )
+        engine = Engine(model, page_size=2, num_pages=8, **arguments)
+        (text,) = engine.generate([prompt], params)
+        drafted += engine.stats.drafted_tokens
+        return tuple(text)
+
+    for paths, (text, probability) in enumerate(every_path(program)):
+        law[text] += probability
+        assert paths < 20_000, "more paths than this test should have"
+    assert drafted
+    return law
+
+
+def model_law(model, prompt, params):
+    """The product of the model's own laws along every text."""
+    law = {(): 1.0}
+    for _ in range(params.max_new_tokens):
+        longer = {}
+        for text, weight in law.items():
+            if text and text[-1] in model.config.eos_token_ids:
+                longer[text] = weight
+                continue
+            ids = torch.tensor([*prompt, *text])
+            with torch.inference_mode():
+                logits = model(ids, torch.arange(len(ids)), NoCache([len(ids)]))[-1]
+            longer |= {(*text, x): weight * p for x, p in enumerate(probabilities(logits, params).tolist()) if p > 0}
+        law = longer
+    return law
+
+
+def SMALLER(vocab):
+    return SmallerModel(tiny(7, vocab, depth=1))
+
+
+CASES = {  # drafter, rule, gamma, vocabulary, length, other parameters
+    "smaller, token by token": (SMALLER, rules.token_wise, 2, 3, 4, {}),
+    "smaller, token by token, longer": (SMALLER, rules.token_wise, 3, 2, 5, {}),
+    "smaller, as a block": (SMALLER, rules.block, 2, 2, 5, {}),
+    "smaller, as a block, longer": (SMALLER, rules.block, 3, 2, 5, {}),
+    "smaller, coupled": (SMALLER, rules.coupled, 1, 3, 4, {}),
+    "smaller, coupled, filtered": (SMALLER, rules.coupled, 1, 3, 4, {"top_k": 2}),
+    "smaller, filtered": (SMALLER, rules.token_wise, 2, 3, 4, {"top_k": 2, "temperature": 0.8}),
+    "smaller, as a block, filtered": (SMALLER, rules.block, 2, 3, 4, {"top_k": 2}),
+    "first layer": (lambda vocab: FirstLayers(), rules.token_wise, 2, 2, 5, {}),
+    "first layer, as a block": (lambda vocab: FirstLayers(), rules.block, 3, 2, 5, {}),
+    "ends after a doubtful token": (
+        lambda vocab: SmallerModel(tiny(7, vocab, depth=1), confidence=0.52),
+        rules.token_wise,
+        3,
+        2,
+        5,
+        {},
+    ),
+    "ends after a doubtful token, as a block": (
+        lambda vocab: SmallerModel(tiny(7, vocab, depth=1), confidence=0.52),
+        rules.block,
+        3,
+        2,
+        5,
+        {},
+    ),
+    "copies": (lambda vocab: PromptLookup(2, 1), rules.point_mass, 3, 3, 4, {}),
+    "copies, filtered": (lambda vocab: PromptLookup(2, 1), rules.token_wise, 2, 3, 4, {"top_p": 0.7}),
+    "copies, coupled": (lambda vocab: PromptLookup(2, 1), rules.coupled, 3, 3, 4, {}),
+    "counts": (lambda vocab: NGram(2), rules.token_wise, 2, 3, 4, {}),
+    "counts, as a block": (lambda vocab: NGram(3), rules.block, 3, 2, 5, {}),
+    "adapts": (SMALLER, rules.token_wise, None, 2, 5, {}),
+}
+
+
+def assert_lawful(monkeypatch, name, eos=()):
+    drafter, rule, gamma, vocab, length, changes = CASES[name]
+    model = tiny(3, vocab)
+    object.__setattr__(model.config, "eos_token_ids", eos)
+    params = SamplingParams(**({"max_new_tokens": length, "temperature": 1.0} | changes))
+    prompt = [1, 0, 1]
+    law = engine_law(monkeypatch, model, prompt, params, drafter=drafter(vocab), rule=rule, gamma=gamma)
+    right = model_law(model, prompt, params)
+    assert max(abs(float(law.get(text, 0)) - right.get(text, 0)) for text in {*law, *right}) < 1e-12
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_all_paths_of_the_engine_sum_to_the_law_of_the_model(monkeypatch, name):
+    assert_lawful(monkeypatch, name)
+
+
+@pytest.mark.parametrize("name", ["smaller, token by token, longer", "smaller, as a block, longer", "copies", "adapts"])
+def test_so_they_do_where_a_text_may_end_early(monkeypatch, name):
+    assert_lawful(monkeypatch, name, eos=(0,))

@@ -1,0 +1,118 @@
+"""The trained drafter's network: its contract, its files, its training's masks; the packaged one is worth having."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from inference_opt import Engine, SamplingParams
+from inference_opt.kv.contiguous import ContiguousCache
+from inference_opt.model.attention import NoCache
+from inference_opt.speculative.eagle import Eagle
+from inference_opt.speculative.head import DraftHead
+from inference_opt.speculative.train import Rows, Unrolled, unroll
+from tests.toys import toy
+
+
+def random_head(target, taps=(0, 2), reduced=7, seed=0):
+    head = DraftHead(target.config, taps, reduced).to(target.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in head.parameters():
+            p.normal_(0, 0.3, generator=generator) if p.ndim > 1 else p.fill_(1)
+    head.use_head_of(target, torch.randperm(target.config.vocab_size, generator=generator)[:reduced])
+    return head
+
+
+@pytest.fixture(scope="module")
+def target():
+    return toy(depth=3).requires_grad_(False)
+
+
+def test_one_batch_gives_the_states_of_slot_by_slot(target):
+    head, c = random_head(target), target.config
+    tokens, positions = torch.randint(0, 13, (9,)), torch.arange(8)
+    _, tapped = target.stream(tokens, torch.arange(9), NoCache([9]), taps=head.taps)
+    features, embeds = head.fuse([t[:8] for t in tapped]), target.embed(tokens[1:])
+    whole = head(features, embeds, positions, NoCache([8]))
+    cache = ContiguousCache(1, c.kv_heads, c.head_dim, [8], target.dtype, target.device)
+    for t in range(8):
+        state = head(features[t : t + 1], embeds[t : t + 1], cache.extend([1]), cache)
+        torch.testing.assert_close(state[0], whole[t], rtol=1e-12, atol=1e-12)
+    assert head.logits(whole).shape == (8, 7)
+
+
+def test_each_pass_of_the_training_is_what_drafting_computes(target):
+    """Pass j at slot t: read the text up to slot t − j + 1, then draft by its own states, fed the text's tokens."""
+    head, c, passes = random_head(target), target.config, 4
+    tokens = torch.randint(0, 13, (2, 10))
+    rows = {"tokens": tokens, "answer": torch.tensor([0, 4]), "ended": torch.tensor([10, 9])}
+    logits, guesses = unroll(target, head, rows, passes)
+    slots = [(0, t) for t in range(3, 8)] + [(1, t) for t in range(3, 7)]  # from passes − 1, and two before the end
+    assert len(logits) == len(slots)
+    for i, (row, t) in enumerate(slots):
+        text = tokens[row]
+        _, tapped = target.stream(text, torch.arange(10), NoCache([10]), taps=head.taps)
+        torch.testing.assert_close(logits[i], target(text, torch.arange(10), NoCache([10]))[t + 1])
+        features, embeds = head.fuse(tapped), target.embed(text.roll(-1))
+        for j in range(1, passes + 1):
+            cache = ContiguousCache(1, c.kv_heads, c.head_dim, [10], target.dtype, target.device)
+            read = t - j + 2  # slots with the target's features
+            state = head(features[:read], embeds[:read], cache.extend([read]), cache)[-1:]
+            for slot in range(read, t + 1):
+                state = head(state, embeds[slot : slot + 1], cache.extend([1]), cache)
+            torch.testing.assert_close(guesses[j - 1][i], head.logits(state)[0], rtol=1e-9, atol=1e-9)
+
+
+def test_rows_attend_to_themselves_alone():
+    q, k, v = torch.randn(12, 4, 6), torch.randn(12, 2, 6), torch.randn(12, 2, 6)
+    expected = NoCache([6, 6]).attend(0, q, k, v, 0.3)
+    torch.testing.assert_close(Rows(2).attend(0, q, k, v, 0.3), expected)
+    torch.testing.assert_close(Unrolled(2).attend(0, q, k, v, 0.3), expected)
+
+
+def test_a_head_survives_its_file(target, tmp_path):
+    head = random_head(target)
+    head.save(tmp_path / "head.safetensors", seed="3")
+    again = DraftHead.load(target, tmp_path / "head.safetensors")
+    assert again.taps == (0, 2)
+    assert torch.equal(again.token_ids, head.token_ids)
+    for name, p in again.named_parameters():
+        wanted = head.get_parameter(name)
+        assert torch.equal(p, wanted if name == "head.weight" else wanted.bfloat16().double())
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_files_that_are_no_head_for_this_target(target, tmp_path):
+    path = tmp_path / "head.safetensors"
+    random_head(target).save(path)
+    with pytest.raises(ValueError, match="another target: its width is 16"):
+        DraftHead.load(toy(dim=24, head_dim=6), path)
+    with pytest.raises(ValueError, match="another target"):
+        DraftHead.load(toy(depth=2), path)
+    with pytest.raises(ValueError, match="its tensors are not the expected"):
+        DraftHead.load(toy(depth=3, ffn_dim=20), path)
+    tensors = load_file(path)
+    save_file(tensors, path)  # without what describes it
+    with pytest.raises(ValueError, match="not a draft head"):
+        DraftHead.load(target, path)
+    save_file({n: t for n, t in tensors.items() if n != "token_ids"}, path, {"taps": json.dumps([0])})
+    with pytest.raises(ValueError, match="not a draft head"):
+        DraftHead.load(target, path)
+    path.write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="not a draft head"):
+        DraftHead.load(target, path)
+    with pytest.raises(ValueError, match="not a draft head"):
+        DraftHead.load(target, tmp_path / "nowhere.safetensors")
+    with pytest.raises(ValueError, match=r"eagle-smollm2-135m\.safetensors was made for another target"):
+        DraftHead.load(target)
+
+
+def test_the_packaged_head_is_worth_having(smollm2):
+    model, tokenizer = smollm2
+    prompt = tokenizer.chat("Complete this Python function.\n\n```python\ndef mean(numbers):\n```")
+    engine = Engine(model, drafter=Eagle(), gamma=2, num_pages=40)
+    [text] = engine.generate([prompt], SamplingParams(max_new_tokens=48))
+    assert engine.generate([prompt], SamplingParams(max_new_tokens=48, gamma=0)) == [text]
+    assert engine.stats.acceptance > 0.4
