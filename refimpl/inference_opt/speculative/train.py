@@ -11,6 +11,8 @@ one slot before, and its last j − 1 keys are those that it would have written 
 import argparse
 import json
 import math
+import shlex
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,6 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from inference_opt.bench.machine import command_line, describe
 from inference_opt.model.linear import Linear
 from inference_opt.model.load import load_model
 from inference_opt.model.transformer import Transformer
@@ -252,7 +253,8 @@ def main() -> None:
     about = {"target": options.target, "seed": str(options.seed), "date": time.strftime("%Y-%m-%d")}
     head.save(options.out, **about)
     device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
-    record = {"command": command_line(), "machine": describe(), "device": device, **about, **figures}
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    record = {"command": command, "device": device, "torch": torch.__version__, **about, **figures}
     options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(figures["acceptance"], indent=1), figures["vocabulary_covers"])
 
