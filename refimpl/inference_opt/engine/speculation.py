@@ -27,7 +27,7 @@ from inference_opt.speculative.length import Adaptive
 
 Rule = Callable[[Any, Any, Any, Any], list[int]]
 CHAIN_RULES = (rules.token_wise, rules.block, rules.coupled, rules.point_mass)
-LONGEST = 8  # drafts a step, where the engine decides: so many rows cost a CPU about what one does
+LONGEST = 12  # drafts a step at the most, where the engine decides
 
 
 class Speculation:

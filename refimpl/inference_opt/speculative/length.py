@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from inference_opt.speculative.cost import best_gamma
 
 MEMORY = 0.9  # what a draft's outcome counts after the next
-ROW_COST = 0.02  # what one more row costs the target, in steps (measured on two CPU cores: chapter 06)
+ROW_COST = 0.05  # what one more row costs the target, in steps (.04 to .06 on a CPU: `bench speculative`)
 PATIENCE = 32  # steps until a text that went without drafts tries one
 
 
