@@ -1,18 +1,25 @@
 """Draws the chapters' figures: python docs/figures.py (or `make figures`). Pictures of mechanisms, no measurements."""
 
 import itertools
+import random
+from fractions import Fraction
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from inference_opt import Engine, SamplingParams, TransformerWithOptimizations
 from inference_opt.figures import draw_pool, draw_schedule, draw_tree
 from inference_opt.kv.radix import RadixTree
+from inference_opt.speculative import pictures, rules
+from inference_opt.speculative.cost import best_gamma, speedup
+from inference_opt.speculative.zoo import ZOO
 
 OUT = Path(__file__).resolve().parent.parent / "chapters" / "figures"
 COMPUTED, CACHED, NEW = "#4c72b0", "#d9dee8", "#c44e52"  # computed in this step, kept from before, just sampled
+KEPT, DRAFTED = "#b5d9bf", "#c46a2b"
 PROMPT, STEPS = 5, 6
 
 mpl.rcParams |= {"font.size": 10, "svg.hashsalt": "inference-opt", "svg.fonttype": "none", "font.family": "sans-serif"}
@@ -111,12 +118,128 @@ def schedule_figure() -> Figure:
     return figure
 
 
+def speculation_figure() -> Figure:
+    """One step: four drafts, two kept, the third replaced by the target, and what that leaves in the pages."""
+    known, drafts = ["the", "cat", "sat", "on", "the"], ["mat", "and", "then", "slept"]
+    target = ["mat", "and", "ran", "", ""]  # what the target says behind the last known token and behind each draft
+    kept, page_size = 2, 4
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    axes = figure.subplots()
+
+    def square(x: int, y: float, word: str, face: str = "white", edge: str = "#999", colour: str = "black") -> None:
+        axes.add_patch(Rectangle((x + 0.04, y), 0.92, 0.62, facecolor=face, edgecolor=edge, lw=1.4))
+        axes.text(x + 0.5, y + 0.31, word, ha="center", va="center", fontsize=9, color=colour)
+
+    rows = {"1. draft": 0.0, "2. verify": -0.95, "3. accept": -2.2, "4. roll back": -3.4}
+    for name, y in rows.items():
+        axes.text(-0.2, y + 0.31, name, ha="right", va="center", weight="bold")
+        for x, word in enumerate(known):
+            read = x < len(known) - 1 or name == "4. roll back"
+            square(x, y, word, CACHED if read else COMPUTED if name == "2. verify" else "white", "#999")
+            if not read and name == "2. verify":
+                axes.text(x + 0.5, y + 0.31, word, ha="center", va="center", fontsize=9, color="white")
+    for i, word in enumerate(drafts):
+        x, fate = len(known) + i, "kept" if i < kept else "rejected" if i == kept else "skipped"
+        square(x, rows["1. draft"], word, "white", DRAFTED, DRAFTED)
+        square(x, rows["2. verify"], word, COMPUTED, "#999", "white")
+        square(x, rows["3. accept"], word, KEPT if i < kept else "white", KEPT if i < kept else NEW, "black")
+        axes.text(x + 0.5, rows["3. accept"] - 0.2, fate, ha="center", va="center", fontsize=7.5)
+        if i >= kept:
+            axes.plot([x + 0.12, x + 0.88], [rows["3. accept"] + 0.31] * 2, color=NEW, lw=1.2)
+    for i, word in enumerate(target):
+        x, y = len(known) - 1 + i, rows["2. verify"]
+        axes.text(x + 0.5, y - 0.24, f"$p_{i}$" + (f": {word}" if word else ""), ha="center", va="center", fontsize=8)
+    y = rows["4. roll back"]
+    for i, word in enumerate(drafts[:kept]):
+        square(len(known) + i, y, word, CACHED)
+    square(len(known) + kept, y, target[kept], "white", NEW)
+    for page in range(3):
+        left, right = page * page_size, min((page + 1) * page_size, len(known) + len(drafts))
+        free = page * page_size > len(known) + kept
+        style = "#bbb" if free else "#555"
+        axes.plot([left + 0.04, right - 0.04], [y - 0.14] * 2, color=style, lw=1.5, ls=":" if free else "-")
+        label = "given back" if free else f"page {page + 1}"
+        axes.text((left + right) / 2, y - 0.32, label, ha="center", va="center", fontsize=8, color=style)
+    notes = {
+        "1. draft": "four guesses, and the\nlaws they were drawn from",
+        "2. verify": "five rows, one step: the\ntarget's law behind each",
+        "3. accept": "min(1, p/q), in order, up\nto the first rejection",
+        "4. roll back": "its own word in their place;\nits slot is written next time",
+    }
+    for name, note in notes.items():
+        axes.text(len(known) + len(drafts) + 0.25, rows[name] + 0.31, note, va="center", fontsize=8.5)
+    axes.set(xlim=(-1.5, len(known) + len(drafts) + 4), ylim=(rows["4. roll back"] - 0.55, 0.8))
+    axes.set_axis_off()
+    return figure
+
+
+def cost_figure() -> Figure:
+    """Theorem 3.8: the speed-up by the number of drafts, for three prices of a draft."""
+    figure = Figure(figsize=(7.2, 2.7), layout="constrained")
+    panels, most = figure.subplots(1, 3, sharey=True), 12
+    colours = ("#c44e52", "#dd8452", "#55a868", "#4c72b0")
+    for axes, c in zip(panels, (0.05, 0.15, 0.4)):
+        for alpha, colour in zip((0.3, 0.5, 0.7, 0.9), colours):
+            curve = [speedup(alpha, gamma, c) for gamma in range(most + 1)]
+            best = best_gamma(alpha, c, most)
+            axes.plot(curve, color=colour, label=f"α = {alpha}")
+            axes.plot(best, curve[best], "o", color=colour, ms=5)
+        axes.axhline(1, color="#999", lw=0.8)
+        axes.set(xlabel="γ", title=f"c = {c}", ylim=(0, 5))
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("speed-up expected")
+    panels[2].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def split_figure() -> Figure:
+    """What p and q share, what is owed and what is too much; eighty drafts fall where they fall."""
+    p, q, rng = [0.35, 0.1, 0.25, 0.3], [0.2, 0.4, 0.3, 0.1], random.Random(0)
+    draws = [(rng.choices(range(4), q)[0], rng.random()) for _ in range(80)]
+    figure = Figure(figsize=(7.2, 3), layout="constrained")
+    axes = figure.subplots()
+    pictures.draw_split(axes, np.array(p), np.array(q), draws)
+    lines = [axes.plot([], [], color=colour, lw=2.5, label=name)[0] for name, colour in pictures.NAMES.items()]
+    axes.legend(handles=[*lines, *pictures.split_legend()], frameon=False, fontsize=8, loc="upper left", ncols=3)
+    axes.set(xlabel="token", ylim=(0, 0.55))
+    return figure
+
+
+def paths_figure() -> Figure:
+    """Every way that one step with one draft can go, vocabulary of two."""
+    p, q = (np.array([Fraction(a, 3), Fraction(3 - a, 3)], dtype=object) for a in (1, 2))
+
+    def step(drafter: pictures.Told, judge: pictures.Told) -> tuple[int, ...]:
+        x = drafter.choose(q, 0)
+        return tuple(rules.token_wise([p, p], [q], [x], judge))
+
+    figure = Figure(figsize=(7.2, 2.7), layout="constrained")
+    pictures.draw_paths(figure.subplots(), pictures.told_paths(step))
+    return figure
+
+
+def zoo_figure() -> Figure:
+    """The law of each wrong rule beside the target's."""
+    figure = Figure(figsize=(7.6, 7.6), layout="constrained")
+    panels = figure.subplots(5, 4).ravel()
+    for axes, each in zip(panels, ZOO):
+        pictures.draw_law(axes, each)
+    for axes in panels[len(ZOO) :]:
+        axes.set_axis_off()
+    return figure
+
+
 FIGURES = {
     "00_recompute.svg": lambda: steps_figure(cached=False),
     "01_cache.svg": lambda: steps_figure(cached=True),
     "02_pages.svg": pages_figure,
     "03_tree.svg": tree_figure,
     "04_schedule.svg": schedule_figure,
+    "06_speculation.svg": speculation_figure,
+    "06_cost.svg": cost_figure,
+    "07_split.svg": split_figure,
+    "07_paths.svg": paths_figure,
+    "07_zoo.svg": zoo_figure,
 }
 
 if __name__ == "__main__":
