@@ -69,7 +69,7 @@ class Eagle(Autoregressive):
         bound.token_ids = head.token_ids.cpu().numpy()
         bound.cost = sum(p.numel() * p.element_size() for p in head.parameters()) / target.weight_bytes()
         bound.cache = PagedCache(
-            1, c.kv_heads, c.head_dim, cache.num_pages, cache.page_size, target.dtype, target.device
+            1, c.kv_heads, c.head_dim, cache.num_pages, cache.page_size, head.dtype, target.device
         )
         return bound
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from inference_opt.model.attention import KV
 from inference_opt.model.config import ModelConfig
-from inference_opt.model.linear import Linear
+from inference_opt.model.linear import Linear, can_pack
 from inference_opt.model.rope import RopeTable
 from inference_opt.model.transformer import Layer, Transformer
 
@@ -48,9 +48,14 @@ class DraftHead(nn.Module):
         self.head = Linear(config.dim, reduced)
         self._rope: RopeTable | None = None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and activations: need not be the target's."""
+        return self.norm.weight.dtype
+
     def fuse(self, tapped: Sequence[Float[Tensor, "slots dim"]]) -> Float[Tensor, "slots dim"]:
         """One feature a token from the target's residual stream behind each layer of `taps`."""
-        return self.fuse_taps(torch.cat(list(tapped), dim=-1))
+        return self.fuse_taps(torch.cat(list(tapped), dim=-1).to(self.dtype))
 
     def forward(
         self,
@@ -62,6 +67,7 @@ class DraftHead(nn.Module):
         """The state of each slot: feature of token t, embedding of token t + 1, position t."""
         if self._rope is None or (self._rope.cos.dtype, self._rope.cos.device) != (features.dtype, features.device):
             self._rope = RopeTable(self.config, features.dtype, features.device)
+        embeds = embeds.to(self.dtype)
         x = self.join(torch.cat((self.embed_norm(embeds), self.feature_norm(features)), dim=-1))
         return self.layer(x, self._rope.at(positions), 0, kv)
 
@@ -92,7 +98,10 @@ class DraftHead(nn.Module):
 
     @classmethod
     def load(cls, target: Transformer, path: Path | None = None) -> "DraftHead":
-        """The head from a file (by default the one that comes with the package), in the target's dtype, on its device.
+        """The head from a file (by default the one that comes with the package), on the target's device.
+
+        It is stored in bfloat16, and beside a float32 target it runs in it where the processor can: half the bytes
+        to read, and no rule asks how exact a guess is.
 
         ValueError for a file that is no such head, or one that was made for a target of another shape.
         """
@@ -117,8 +126,9 @@ class DraftHead(nn.Module):
         if {name: tensor.shape for name, tensor in tensors.items()} != shapes:
             raise ValueError(f"{path.name} is not a draft head for this target: its tensors are not the expected ones")
         head.load_state_dict(tensors, strict=False)
-        head = head.to(dtype=target.dtype, device=target.device).eval()
+        half = target.dtype == torch.float32 and can_pack(torch.bfloat16, target.device)
         head.use_head_of(target, ids)
+        head = head.to(dtype=torch.bfloat16 if half else target.dtype, device=target.device).eval()
         for module in head.modules():
             if isinstance(module, Linear):
                 module.pack()
