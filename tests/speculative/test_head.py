@@ -1,6 +1,7 @@
-"""The trained drafter's network: its contract, its files, its training's masks; the packaged one is worth having."""
+"""The trained drafter's network: its contract, its files, its training; the packaged one is worth having."""
 
 import json
+from argparse import Namespace
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from inference_opt import Engine, SamplingParams
 from inference_opt.kv.contiguous import ContiguousCache
 from inference_opt.model.attention import NoCache
+from inference_opt.model.linear import can_pack
 from inference_opt.speculative.eagle import Eagle
 from inference_opt.speculative.head import DraftHead
-from inference_opt.speculative.train import Rows, Unrolled, unroll
+from inference_opt.speculative.train import Rows, Unrolled, fit, unroll
 from tests.toys import toy
 
 
@@ -72,6 +74,29 @@ def test_rows_attend_to_themselves_alone():
     torch.testing.assert_close(Unrolled(2).attend(0, q, k, v, 0.3), expected)
 
 
+def test_training_lowers_the_loss_and_says_what_was_reached():
+    target = toy(depth=3).float().requires_grad_(False)
+    rows, length = 24, 20
+    corpus = {
+        "tokens": torch.randint(0, 13, (rows, length)),
+        "answer": torch.full((rows,), 4),
+        "ended": torch.full((rows,), 16),
+        "kind": torch.arange(rows) % 3,
+        "greedy": torch.arange(rows) % 2 == 0,
+    }
+    options = Namespace(
+        seed=0, held_out=12, reduced=9, taps=[0, 2], start=None, lr=3e-3, minutes=0.05, batch=4, passes=2, every=1,
+        compile=False,
+    )  # fmt: skip
+    head, figures = fit(target, corpus, options)
+    losses = [point["loss"] for point in figures["curve"]]
+    assert min(losses) < losses[0]
+    assert figures["steps"] == len(losses)
+    assert figures["vocabulary"] == len(head.token_ids) == 9
+    for rates in figures["acceptance"].values():
+        assert all(0 <= rate <= 1 for law in rates.values() for rate in law)
+
+
 def test_a_head_survives_its_file(target, tmp_path):
     head = random_head(target)
     head.save(tmp_path / "head.safetensors", seed="3")
@@ -82,6 +107,18 @@ def test_a_head_survives_its_file(target, tmp_path):
         wanted = head.get_parameter(name)
         assert torch.equal(p, wanted if name == "head.weight" else wanted.bfloat16().double())
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_beside_float32_the_head_runs_in_bfloat16_where_it_can(tmp_path):
+    target = toy(depth=3).float()
+    random_head(target).save(tmp_path / "head.safetensors")
+    head = DraftHead.load(target, tmp_path / "head.safetensors")
+    half = can_pack(torch.bfloat16, target.device)
+    assert head.dtype == (torch.bfloat16 if half else torch.float32)
+    prompts, params = [[1, 2, 3, 4], [5, 6, 7]], SamplingParams(max_new_tokens=12)
+    drafted = Engine(target, drafter=Eagle(head), gamma=3, num_pages=16)
+    assert drafted.generate(prompts, params) == Engine(target, num_pages=16).generate(prompts, params)
+    assert drafted.stats.drafted_tokens
 
 
 def test_files_that_are_no_head_for_this_target(target, tmp_path):
