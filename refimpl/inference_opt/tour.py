@@ -63,8 +63,7 @@ def _naive(model: Transformer) -> Session:
 
 
 def _contiguous(model: Transformer) -> Session:
-    c = model.config
-    one = ContiguousCache(c.depth, c.kv_heads, c.head_dim, [1], model.dtype, model.device)
+    one = ContiguousCache(**model.config.kv_shape, capacity=[1], dtype=model.dtype, device=model.device)
     return Session(lambda prompts, params: static.stream(model, prompts, params), one.bytes_per_token())
 
 

@@ -42,13 +42,22 @@ LLAMA3 = st.fixed_dictionaries(
         "original_max_position_embeddings": st.sampled_from([16, 64, 1024]),
     }
 )
+YARN = st.fixed_dictionaries(
+    {
+        "rope_type": st.just("yarn"),
+        "rope_theta": THETA,
+        "factor": st.sampled_from([2.0, 40.0]),
+        "original_max_position_embeddings": st.sampled_from([16, 64]),
+        "truncate": st.booleans(),
+    }
+)
 
 
 @st.composite
-def models(draw, biases=True):
+def models(draw, biases=True, ropes=(PLAIN, LINEAR, LLAMA3, YARN)):
     arch, kv_heads, group = draw(st.sampled_from(sorted(CLASSES))), draw(st.integers(1, 3)), draw(st.integers(1, 3))
     heads = kv_heads * group
-    options = {"rope_parameters": draw(st.one_of(PLAIN, LINEAR, LLAMA3)), "tie_word_embeddings": draw(st.booleans())}
+    options = {"rope_parameters": draw(st.one_of(*ropes)), "tie_word_embeddings": draw(st.booleans())}
     if biases and arch != "qwen2":  # Qwen2's are not a choice: q, k and v have one, the output has none
         options["attention_bias"] = draw(st.booleans())
     if biases and arch == "llama":
@@ -229,7 +238,7 @@ def stored_factors(model):
 
 @given(st.data())
 def test_gguf_files_give_the_logits_of_transformers(data):
-    model = data.draw(models(biases=False))
+    model = data.draw(models(biases=False, ropes=(PLAIN, LINEAR, LLAMA3)))
     prompt = data.draw(prompts(model))
     factors = stored_factors(model) if model.config.rope_parameters["rope_type"] == "llama3" else None
     with tempfile.TemporaryDirectory() as folder:

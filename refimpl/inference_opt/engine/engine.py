@@ -69,7 +69,7 @@ class Engine:
         self.pool = PagePool(num_pages, page_size)
         self.tree = RadixTree(page_size, policy)
         self.cache = PagedCache(
-            config.depth, config.kv_heads, config.head_dim, num_pages, page_size, model.dtype, model.device
+            **config.kv_shape, num_pages=num_pages, page_size=page_size, dtype=model.dtype, device=model.device
         )
         self.speculation = Speculation(drafter, rule, gamma, model, self.cache)
         self.scheduler = Scheduler(

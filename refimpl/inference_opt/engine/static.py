@@ -38,7 +38,7 @@ def stream(
     ]
     # The last token of a text is never fed: a cache of prompt + new − 1 tokens is full when the text ends.
     capacity = [len(ids) + check.left - 1 for ids, check in zip(texts, checks)]
-    cache = ContiguousCache(config.depth, config.kv_heads, config.head_dim, capacity, model.dtype, model.device)
+    cache = ContiguousCache(**config.kv_shape, capacity=capacity, dtype=model.dtype, device=model.device)
     running = set(range(len(texts)))
     while running:
         new = [

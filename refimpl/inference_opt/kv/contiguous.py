@@ -12,12 +12,13 @@ lies beyond is never read. The price is the reservation: memory for the longest 
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inference_opt.model.attention import causal_attention
+from inference_opt.model.attention import Core, causal_attention
 
 
 class ContiguousCache:
@@ -31,17 +32,20 @@ class ContiguousCache:
         capacity: Sequence[int],
         dtype: torch.dtype,
         device: torch.device,
+        latent_dim: int | None = None,
     ) -> None:
         if not capacity or min(capacity) < 1:
             raise ValueError(f"every sequence needs room for at least one token, got capacities {list(capacity)}")
-        # keys[i][layer], values[i][layer]: [capacity[i], kv_heads, d_h]
-        self.keys, self.values = (
-            [
-                [torch.empty(tokens, kv_heads, head_dim, dtype=dtype, device=device) for _ in range(depth)]
-                for tokens in capacity
-            ]
-            for _ in range(2)
-        )
+
+        def rows(width: int) -> list[list[Tensor]]:  # [sequence][layer]: [capacity[i], kv_heads, width], uninitialised
+            empty = partial(torch.empty, dtype=dtype, device=device)
+            return [[empty(n, kv_heads, width) for _ in range(depth)] for n in capacity]
+
+        self.keys = rows(head_dim)
+        # Of latent attention (2405.04434, §2.1.2) one vector a token is kept: the values are a view of the keys.
+        latents = [[keys[..., :latent_dim] for keys in layers] for layers in self.keys]
+        self.values = rows(head_dim) if latent_dim is None else latents
+        self.latent_dim = latent_dim
         self.capacity = list(capacity)
         self.lengths = [0] * len(capacity)
         self.counts = [0] * len(capacity)
@@ -69,20 +73,25 @@ class ContiguousCache:
     def attend(
         self,
         layer: int,
-        q: Float[Tensor, "tokens heads head_dim"],
+        q: Float[Tensor, "tokens heads query_dim"],
         k: Float[Tensor, "tokens kv_heads head_dim"],
-        v: Float[Tensor, "tokens kv_heads head_dim"],
+        v: Float[Tensor, "tokens kv_heads head_dim"] | None,
         scale: float,
-    ) -> Float[Tensor, "tokens heads head_dim"]:
+        core: Core = causal_attention,
+    ) -> Float[Tensor, "tokens heads value_dim"]:
         """Write the new keys and values behind the old ones, then let each new token attend to all of them."""
+        if (v is None) != (self.latent_dim is not None):
+            raise ValueError("values are given exactly where the layout stores them (where latent_dim is None)")
         outputs, start = [], 0
         for i, (length, count) in enumerate(zip(self.lengths, self.counts)):
             if count == 0:
                 continue
             keys, values = self.keys[i][layer], self.values[i][layer]
             new = slice(start, start + count)
-            keys[length - count : length], values[length - count : length] = k[new], v[new]
-            outputs.append(causal_attention(q[new], keys[:length], values[:length], scale))
+            keys[length - count : length] = k[new]
+            if v is not None:
+                values[length - count : length] = v[new]
+            outputs.append(core(q[new], keys[:length], values[:length], scale))
             start += count
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
@@ -96,4 +105,5 @@ class ContiguousCache:
 
     def bytes_per_token(self) -> int:
         """Bytes one token takes, read off the tensors."""
-        return sum(t[0].numel() * t.element_size() for t in (*self.keys[0], *self.values[0]))
+        stored = [*self.keys[0], *(self.values[0] if self.latent_dim is None else ())]
+        return sum(t[0].numel() * t.element_size() for t in stored)

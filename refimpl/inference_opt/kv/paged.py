@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inference_opt.model.attention import causal_attention
+from inference_opt.model.attention import Core, causal_attention
 
 
 class PagedCache:
@@ -90,10 +90,11 @@ class PagedCache:
     def attend(
         self,
         layer: int,
-        q: Float[Tensor, "tokens heads head_dim"],
+        q: Float[Tensor, "tokens heads query_dim"],
         k: Float[Tensor, "tokens kv_heads head_dim"],
         v: Float[Tensor, "tokens kv_heads head_dim"] | None,
         scale: float,
+        core: Core = causal_attention,
     ) -> Float[Tensor, "tokens heads value_dim"]:
         """Write the new keys and values into their slots, then let each new token attend through its page table."""
         if (v is None) != (self.values is None):
@@ -108,7 +109,7 @@ class PagedCache:
                 values = self.values[layer].index_select(0, pages).flatten(0, 1)[:end]
             else:
                 values = keys[..., : self.latent_dim]
-            outputs.append(causal_attention(queries, keys, values, scale))
+            outputs.append(core(queries, keys, values, scale))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     # [/attend]

@@ -9,7 +9,7 @@ The model never sees a cache. A layer computes q, k, v for a flat batch of token
 padding) and asks `kv.attend(layer, q, k, v, scale)`. What attends, and over what, is the answer's own business.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -21,25 +21,6 @@ from inference_opt.model.linear import Linear
 from inference_opt.model.rope import rotate
 
 QUERY_BLOCK = 128  # queries scored at once: bounds the mask at QUERY_BLOCK · group · keys elements
-
-
-@runtime_checkable
-class KV(Protocol):
-    """Whoever answers for keys and values."""
-
-    # [attend]
-    def attend(
-        self,
-        layer: int,
-        q: Float[Tensor, "tokens heads head_dim"],
-        k: Float[Tensor, "tokens kv_heads head_dim"],
-        v: Float[Tensor, "tokens kv_heads head_dim"],
-        scale: float,
-    ) -> Float[Tensor, "tokens heads head_dim"]:
-        """Attention of each new token over its own sequence's past, itself included."""
-        ...
-
-    # [/attend]
 
 
 # [attention]
@@ -73,6 +54,34 @@ def causal_attention(
 
 # [/attention]
 
+# One sequence's attention: its new queries [queries, heads, d], all of its keys and values [keys, kv_heads, d], the
+# scale → [queries, heads, value_dim]. Where only keys are stored, the values are a view of them.
+Core = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
+
+@runtime_checkable
+class KV(Protocol):
+    """Whoever answers for keys and values."""
+
+    # [attend]
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "tokens heads query_dim"],
+        k: Float[Tensor, "tokens kv_heads head_dim"],
+        v: Float[Tensor, "tokens kv_heads head_dim"] | None,
+        scale: float,
+        core: Core = causal_attention,
+    ) -> Float[Tensor, "tokens heads value_dim"]:
+        """Attention of each new token over its own sequence's past, itself included.
+
+        Who answers keeps k and v, and hands `core` each sequence's queries with all that is kept of it. v=None: one
+        vector a token is all there is to keep, and `core` knows what to make of it (latent attention).
+        """
+        ...
+
+    # [/attend]
+
 
 class NoCache:
     """The first answer to `attend`: nothing is remembered, the batch holds every sequence from its first token."""
@@ -83,14 +92,16 @@ class NoCache:
     def attend(
         self,
         layer: int,
-        q: Float[Tensor, "tokens heads head_dim"],
+        q: Float[Tensor, "tokens heads query_dim"],
         k: Float[Tensor, "tokens kv_heads head_dim"],
-        v: Float[Tensor, "tokens kv_heads head_dim"],
+        v: Float[Tensor, "tokens kv_heads head_dim"] | None,
         scale: float,
-    ) -> Float[Tensor, "tokens heads head_dim"]:
+        core: Core = causal_attention,
+    ) -> Float[Tensor, "tokens heads value_dim"]:
         """Each sequence over itself."""
+        v = k if v is None else v
         parts = zip(q.split(self.lengths), k.split(self.lengths), v.split(self.lengths), strict=True)
-        return torch.cat([causal_attention(*part, scale=scale) for part in parts])
+        return torch.cat([core(*part, scale) for part in parts])
 
 
 class GroupedQueryAttention(nn.Module):
@@ -99,6 +110,7 @@ class GroupedQueryAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.scale = config.attention_scale
         width = (config.heads + 2 * config.kv_heads) * config.head_dim
         self.qkv = Linear(config.dim, width, bias=config.qkv_bias)  # rows: all q heads, all k heads, all v heads
         self.out = Linear(config.heads * config.head_dim, config.dim, bias=config.out_bias)
@@ -119,5 +131,5 @@ class GroupedQueryAttention(nn.Module):
             q, k = qk.split((self.heads, self.kv_heads), dim=1)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
         q, k = rotate(qk, *rope).split((self.heads, self.kv_heads), dim=1)
-        mixed = kv.attend(layer, q, k, v, scale=self.head_dim**-0.5)
+        mixed = kv.attend(layer, q, k, v, scale=self.scale)
         return self.out(mixed.flatten(1))

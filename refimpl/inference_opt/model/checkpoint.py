@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from inference_opt.model.config import ModelConfig, config_from_gguf, config_from_hf, read_json
+from inference_opt.model.config import ModelConfig
+from inference_opt.model.formats import config_from_gguf, config_from_hf, read_json
 from inference_opt.model.linear import Linear
 from inference_opt.model.transformer import Transformer
 
@@ -28,26 +29,43 @@ _LAYER_SOURCES = {
     "attention.out": ("self_attn.o_proj",),
     "attention.q_norm": ("self_attn.q_norm",),
     "attention.k_norm": ("self_attn.k_norm",),
+    "attention.q": ("self_attn.q_proj",),  # of latent attention, from here on; see also `_sources`
+    "attention.q_down": ("self_attn.q_a_proj",),
+    "attention.q_latent_norm": ("self_attn.q_a_layernorm",),
+    "attention.kv_down": ("self_attn.kv_a_proj_with_mqa",),
+    "attention.kv_latent_norm": ("self_attn.kv_a_layernorm",),
+    "attention.kv_up": ("self_attn.kv_b_proj",),
     "mlp_norm": ("post_attention_layernorm",),
     "mlp.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "mlp.down": ("mlp.down_proj",),
+    "mlp.router": ("mlp.gate",),
+    "mlp.shared.gate_up": ("mlp.shared_experts.gate_proj", "mlp.shared_experts.up_proj"),
+    "mlp.shared.down": ("mlp.shared_experts.down_proj",),
 }
 _SOURCES = {"embed": ("model.embed_tokens",), "norm": ("model.norm",), "head": ("lm_head",)}
 
 
-def _sources(module: str) -> list[str]:
-    """The checkpoint's modules that make up one of ours."""
+def _sources(config: ModelConfig, module: str, parameter: str) -> list[str]:
+    """The checkpoint's tensors that make up one of ours."""
     if not module.startswith("layers."):
-        return list(_SOURCES[module])
+        return [f"{name}.{parameter}" for name in _SOURCES[module]]
     _, index, rest = module.split(".", 2)
-    return [f"model.layers.{index}.{name}" for name in _LAYER_SOURCES[rest]]
+    if rest == "attention.q" and config.latent and config.latent.q_lora_rank is not None:
+        names: tuple[str, ...] = ("self_attn.q_b_proj",)
+    elif rest.startswith("mlp.experts."):
+        _, _, expert, part = rest.split(".")
+        names = tuple(name.replace("mlp.", f"mlp.experts.{expert}.") for name in _LAYER_SOURCES[f"mlp.{part}"])
+    else:
+        names = _LAYER_SOURCES[rest]
+    parameter = "e_score_correction_bias" if parameter == "correction" else parameter
+    return [f"model.layers.{index}.{name}.{parameter}" for name in names]
 
 
 def _rows(config: ModelConfig, module: str) -> tuple[int, ...]:
     """Rows of each of the parts that are stacked to make up a module; () where there is one part."""
     if module.endswith("attention.qkv"):
         return tuple(n * config.head_dim for n in (config.heads, config.kv_heads, config.kv_heads))
-    return (config.ffn_dim, config.ffn_dim) if module.endswith("mlp.gate_up") else ()
+    return ()
 
 
 def _checked(part: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -66,8 +84,8 @@ def build(config: ModelConfig, tensor: TensorReader, dtype: torch.dtype, device:
         for name, slot in list(module.named_parameters(recurse=False)):
             if module_name == "head" and config.tied_embeddings:
                 continue
-            sources = [f"{source}.{name}" for source in _sources(module_name)]
-            rows = _rows(config, module_name) or (slot.shape[0],)
+            sources = _sources(config, module_name, name)
+            rows = _rows(config, module_name) or (slot.shape[0] // len(sources),) * len(sources)
             parts = [_checked(tensor(s), s, (n, *slot.shape[1:])) for s, n in zip(sources, rows, strict=True)]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts)
             setattr(module, name, nn.Parameter(whole.to(device=device, dtype=dtype), requires_grad=False))
@@ -103,11 +121,30 @@ def load_safetensors(folder: Path, dtype: torch.dtype, device: torch.device) -> 
         if name not in where:
             raise ValueError(f"{folder}: the tensor {name!r} is missing")
         used.add(name)
-        return where[name].get_tensor(name)
+        values = where[name].get_tensor(name)
+        if config.latent and config.latent.rope_interleave:
+            values = _latent_to_halves(values, name, config)
+        return values
 
     model = build(config, tensor, dtype, device)
-    _refuse_unused(folder, {name for name in where if not name.endswith("rotary_emb.inv_freq")} - used)
+    # DeepSeek-V3's files hold, behind the last layer, one that predicts a token further: not part of the model's law.
+    spare = f"model.layers.{config.depth}." if config.latent else "rotary_emb"
+    _refuse_unused(folder, {n for n in where if not n.endswith("rotary_emb.inv_freq") and spare not in n} - used)
     return model
+
+
+def _latent_to_halves(rows: Tensor, name: str, config: ModelConfig) -> Tensor:
+    """Reorder the rotated rows of latent attention: DeepSeek pairs neighbours, here they lie half a head apart."""
+    assert config.latent is not None
+    if "self_attn.q_proj" in name or "self_attn.q_b_proj" in name:
+        by_head = rows.unflatten(0, (config.heads, -1))
+    elif "self_attn.kv_a_proj_with_mqa" in name:
+        by_head = rows.unsqueeze(0)
+    else:
+        return rows
+    plain, rotated = by_head.split((by_head.shape[1] - config.rope_dim, config.rope_dim), dim=1)
+    halves = _neighbours_to_halves(rotated.flatten(0, 1), len(by_head)).view(rotated.shape)
+    return torch.cat((plain, halves), dim=1).flatten(0, 1)
 
 
 def _refuse_unused(path: Path, names: set[str]) -> None:

@@ -1,17 +1,9 @@
-"""The numbers that fix a transformer's shape, and how to read them from a checkpoint.
+"""The numbers that fix a transformer's shape, whatever file they come from (`formats.py` reads them)."""
 
-Two kinds of files describe the same architectures: a `config.json` beside safetensors (Hugging Face's names) and the
-metadata of a GGUF file (llama.cpp's names). Both become one `ModelConfig`. Whatever this code would compute wrongly is
-refused here, by name: a model that loads is a model that is computed exactly.
-"""
-
-import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True)
@@ -22,6 +14,10 @@ class RopeScaling:
     slow ones: wavelengths above `original_context / low_freq_factor` by `factor`, those below
     `original_context / high_freq_factor` not at all, and those between in proportion (Llama 3.1's release).
     kind "factors" divides frequency i by `factors[i]`, which is how GGUF files store the result of any of them.
+    kind "yarn" (Peng et al. 2023, 2309.00071) divides by `factor` where a pair turns less than `beta_slow` times within
+    the original context, not at all where more than `beta_fast` times, and in proportion between (`truncate`: from a
+    whole pair to a whole pair). It also sharpens attention: see `attention_factor` and `logit_scale`.
+    kind "frequencies" names every frequency: `factors[i]`, in radians a token.
     """
 
     kind: str
@@ -30,13 +26,88 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     original_context: int = 8192
     factors: tuple[float, ...] = ()
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+
+    def _mscale(self, mscale: float) -> float:
+        """0.1 · mscale · ln(factor) + 1: how much sharper attention must be over a context `factor` times as long."""
+        return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+    @property
+    def attention_factor(self) -> float:
+        """YaRN multiplies every rotated query and key by this: cos and sin carry it."""
+        if self.kind != "yarn":
+            return 1.0
+        if self.mscale and self.mscale_all_dim:
+            return self._mscale(self.mscale) / self._mscale(self.mscale_all_dim)
+        return self._mscale(1.0)
+
+    @property
+    def logit_scale(self) -> float:
+        """DeepSeek multiplies the softmax scale by this: once for the query, once for the key, rotated or not."""
+        return self._mscale(self.mscale_all_dim) ** 2 if self.kind == "yarn" and self.mscale_all_dim else 1.0
+
+
+@dataclass(frozen=True)
+class LatentShape:
+    """Multi-head Latent Attention (DeepSeek-V2, 2405.04434, §2.1): widths of what is kept and of what is made of it."""
+
+    kv_lora_rank: int  # d_c: width of the latent that keys and values are made from
+    qk_rope_head_dim: int  # d_R: width of the one rotated key that all heads share
+    qk_nope_head_dim: int  # d_h: width of a head's own key, which is not rotated
+    v_head_dim: int  # width of a head's value
+    q_lora_rank: int | None = None  # d_c': width of the queries' latent; None: they are projected at once
+    rope_interleave: bool = True  # the checkpoint pairs neighbours; False: members of a pair lie half a head apart
+    normed: bool = True  # RMSNorm of the latents; False after conversion, where it would change the function
+
+    def __post_init__(self) -> None:
+        for name in ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "q_lora_rank"):
+            value = getattr(self, name)
+            if (name, value) != ("q_lora_rank", None) and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        if self.qk_rope_head_dim % 2:
+            raise ValueError(f"qk_rope_head_dim must be even, pairs are rotated, got {self.qk_rope_head_dim}")
+
+
+@dataclass(frozen=True)
+class ExpertsShape:
+    """A mixture of experts in the feed-forward (DeepSeekMoE, 2405.04434, §2.2; V3: 2412.19437, §2.1.2)."""
+
+    n_routed_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    n_shared_experts: int
+    first_k_dense_replace: int = 0  # layers below have a plain feed-forward
+    n_group: int = 1
+    topk_group: int = 1  # experts are chosen within this many groups
+    routed_scaling_factor: float = 1.0
+    norm_topk_prob: bool = False  # the chosen experts' weights sum to one
+    corrected: bool = False  # V3: sigmoid scores, chosen with a learnt bias; V2: softmax
+
+    def __post_init__(self) -> None:
+        if self.n_routed_experts < 1 or self.n_group < 1 or self.n_routed_experts % self.n_group:
+            raise ValueError(f"{self.n_routed_experts} experts do not fall into {self.n_group} equal groups")
+        group = self.n_routed_experts // self.n_group
+        if not 1 <= self.topk_group <= self.n_group:
+            raise ValueError(f"topk_group must lie in [1, n_group = {self.n_group}], got {self.topk_group}")
+        if not 1 <= self.num_experts_per_tok <= self.topk_group * group:
+            raise ValueError(f"num_experts_per_tok = {self.num_experts_per_tok}: the chosen groups hold 1 to "
+                             f"{self.topk_group * group} experts")  # fmt: skip
+        if self.moe_intermediate_size < 1 or self.n_shared_experts < 0:
+            raise ValueError("moe_intermediate_size must be positive, and n_shared_experts not negative")
+        if self.corrected and group < 2:
+            raise ValueError("bias-corrected routing scores a group by its two best experts: a group of one has none")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder-only transformer: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+    """A decoder-only transformer: RMSNorm, RoPE, grouped-query or latent attention, SwiGLU or a mixture of experts.
 
     `heads == kv_heads` is multi-head attention, `kv_heads == 1` multi-query; all between is grouped-query.
+    With `latent`, `kv_heads` keys and values are made of the one vector that is kept.
     Raises ValueError for shapes that no such model has.
     """
 
@@ -45,7 +116,7 @@ class ModelConfig:
     depth: int  # layers, l
     heads: int  # query heads, n_h
     kv_heads: int  # key and value heads, n_g
-    head_dim: int  # d_h
+    head_dim: int  # d_h: width of a query; with `latent`, of its plain and its rotated part together
     ffn_dim: int  # width inside SwiGLU
     max_context: int  # most tokens a sequence may hold
     norm_eps: float = 1e-5
@@ -57,6 +128,8 @@ class ModelConfig:
     mlp_bias: bool = False
     qk_norm: bool = False  # Qwen3: RMSNorm on each query and key head before RoPE
     eos_token_ids: tuple[int, ...] = ()  # any of them ends a text
+    latent: LatentShape | None = None
+    experts: ExpertsShape | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "depth", "heads", "kv_heads", "head_dim", "ffn_dim", "max_context"):
@@ -65,13 +138,40 @@ class ModelConfig:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
-        if self.head_dim % 2:
+        if self.rope_dim % 2:
             raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}")
+        if (m := self.latent) and self.head_dim != m.qk_nope_head_dim + m.qk_rope_head_dim:
+            raise ValueError(f"head_dim ({self.head_dim}) must be qk_nope_head_dim + qk_rope_head_dim "
+                             f"({m.qk_nope_head_dim} + {m.qk_rope_head_dim})")  # fmt: skip
+
+    @property
+    def rope_dim(self) -> int:
+        """How many numbers of a query or key are rotated."""
+        return self.latent.qk_rope_head_dim if self.latent else self.head_dim
+
+    @property
+    def attention_scale(self) -> float:
+        """What scores are multiplied by before the softmax: 1/√d, and YaRN's correction for latent attention."""
+        corrected = self.rope_scaling.logit_scale if self.latent and self.rope_scaling else 1.0
+        return self.head_dim**-0.5 * corrected
+
+    @property
+    def kv_shape(self) -> dict[str, Any]:
+        """What a cache stores, by the names of its arguments.
+
+        A key and a value a KV head; of latent attention one vector a token, whose first `latent_dim` columns are the
+        latent and whose others are the shared rotated key.
+        """
+        if m := self.latent:
+            width = m.kv_lora_rank + m.qk_rope_head_dim
+            return {"depth": self.depth, "kv_heads": 1, "head_dim": width, "latent_dim": m.kv_lora_rank}
+        return {"depth": self.depth, "kv_heads": self.kv_heads, "head_dim": self.head_dim, "latent_dim": None}
 
     @property
     def kv_elements_per_token(self) -> int:
-        """Numbers a KV cache stores for one token: a key and a value a KV head a layer, 2 · n_g · d_h · l."""
-        return 2 * self.kv_heads * self.head_dim * self.depth
+        """Numbers a KV cache stores for one token: 2 · n_g · d_h · l, or (d_c + d_R) · l of latent attention."""
+        kept = self.kv_shape
+        return (1 if self.latent else 2) * kept["kv_heads"] * kept["head_dim"] * self.depth
 
     def check_prompt(self, prompt_ids: Sequence[int]) -> list[int]:
         """The prompt as a list of ints; ValueError where this model cannot continue it."""
@@ -83,131 +183,3 @@ class ModelConfig:
         if len(ids) > self.max_context:
             raise ValueError(f"the prompt has {len(ids)} tokens, the model's context holds {self.max_context}")
         return ids
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; ValueError names the file that holds anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object")
-    return value
-
-
-def _need(fields: Mapping[str, Any], name: str) -> Any:
-    if fields.get(name) is None:
-        raise ValueError(f"the checkpoint's configuration lacks {name!r}")
-    return fields[name]
-
-
-def config_from_hf(fields: Mapping[str, Any], eos_token_ids: Sequence[int] = ()) -> ModelConfig:
-    """Read a Hugging Face `config.json`. Raises ValueError, naming what this code does not compute."""
-    arch = _need(fields, "model_type")
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {arch!r}: this code computes {', '.join(ARCHITECTURES)}")
-    if (act := fields.get("hidden_act", "silu")) != "silu":
-        raise ValueError(f"activation {act!r} is not computed here, only 'silu' (SwiGLU)")
-    if fields.get("quantization_config"):
-        raise ValueError("quantised safetensors (quantization_config) are not read here: take the unquantised model")
-    if fields.get("use_sliding_window"):
-        raise ValueError("sliding-window attention (use_sliding_window) is not computed here")
-    heads = _need(fields, "num_attention_heads")
-    # transformers 5 writes `rope_parameters`; before, `rope_theta` stood alone and `rope_scaling` beside it.
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    if rope.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ValueError("partial rotary embeddings (partial_rotary_factor) are not computed here")
-    bias = bool(fields.get("attention_bias", False))
-    # generation_config.json, given by the caller, knows the end tokens better than config.json where both speak.
-    eos = eos_token_ids or fields.get("eos_token_id") or ()
-    return ModelConfig(
-        vocab_size=_need(fields, "vocab_size"),
-        dim=_need(fields, "hidden_size"),
-        depth=_need(fields, "num_hidden_layers"),
-        heads=heads,
-        kv_heads=fields.get("num_key_value_heads") or heads,
-        head_dim=fields.get("head_dim") or _need(fields, "hidden_size") // max(heads, 1),
-        ffn_dim=_need(fields, "intermediate_size"),
-        max_context=fields.get("max_position_embeddings") or 2048,
-        norm_eps=float(fields.get("rms_norm_eps") or 1e-6),
-        rope_theta=float(rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0),
-        rope_scaling=_rope_scaling_from_hf(rope),
-        tied_embeddings=bool(fields.get("tie_word_embeddings", False)),
-        qkv_bias=arch == "qwen2" or bias,
-        out_bias=arch != "qwen2" and bias,
-        mlp_bias=bool(fields.get("mlp_bias", False)),
-        qk_norm=arch == "qwen3",
-        eos_token_ids=(eos,) if isinstance(eos, int) else tuple(eos),
-    )
-
-
-def _rope_scaling_from_hf(rope: Mapping[str, Any]) -> RopeScaling | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return RopeScaling("linear", factor=float(_need(rope, "factor")))
-    if kind == "llama3":
-        return RopeScaling(
-            "llama3",
-            factor=float(_need(rope, "factor")),
-            low_freq_factor=float(_need(rope, "low_freq_factor")),
-            high_freq_factor=float(_need(rope, "high_freq_factor")),
-            original_context=int(_need(rope, "original_max_position_embeddings")),
-        )
-    raise ValueError(f"RoPE scaling {kind!r} is not computed here, only 'linear' and 'llama3'")
-
-
-# Tokens that end a text under any chat template: a GGUF file names one end-of-sequence token, models emit the others.
-_END_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
-
-
-def config_from_gguf(fields: Mapping[str, Any], rope_factors: Sequence[float] = (), tied: bool = False) -> ModelConfig:
-    """Read a GGUF file's metadata (already a plain mapping). Raises ValueError, naming what is not computed here."""
-    arch = _need(fields, "general.architecture")
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {arch!r}: this code computes {', '.join(ARCHITECTURES)}")
-
-    def get(name: str, default: Any = None) -> Any:
-        value = fields.get(f"{arch}.{name}", default)
-        return _need(fields, f"{arch}.{name}") if value is None else value
-
-    heads, dim = get("attention.head_count"), get("embedding_length")
-    head_dim = get("attention.key_length", dim // heads)
-    if get("rope.dimension_count", head_dim) != head_dim:
-        raise ValueError("partial rotary embeddings (rope.dimension_count) are not computed here")
-    for unknown in ("expert_count", "attention.sliding_window"):
-        if get(unknown, 0):
-            raise ValueError(f"{arch}.{unknown} is set: mixtures of experts and sliding windows are not computed here")
-    scaling: RopeScaling | None = None
-    if (kind := get("rope.scaling.type", "none")) == "linear":
-        scaling = RopeScaling("linear", factor=float(get("rope.scaling.factor")))
-    elif kind != "none":
-        raise ValueError(f"RoPE scaling {kind!r} is not computed here, only 'linear' and stored factors")
-    if rope_factors:
-        if scaling or len(rope_factors) != head_dim // 2:
-            raise ValueError(f"rope_freqs.weight holds {len(rope_factors)} factors for {head_dim // 2} frequencies, or "
-                             "stands beside another scaling")  # fmt: skip
-        scaling = RopeScaling("factors", factors=tuple(rope_factors))
-    tokens = fields.get("tokenizer.ggml.tokens", [])
-    eos = {fields["tokenizer.ggml.eos_token_id"]} if "tokenizer.ggml.eos_token_id" in fields else set()
-    eos |= {i for i, kind in enumerate(fields.get("tokenizer.ggml.token_type", [])) if kind == 3  # a control token
-            and tokens[i] in _END_TOKENS}  # fmt: skip
-    return ModelConfig(
-        vocab_size=int(get("vocab_size", len(tokens))),
-        dim=dim,
-        depth=get("block_count"),
-        heads=heads,
-        kv_heads=get("attention.head_count_kv", heads),
-        head_dim=head_dim,
-        ffn_dim=get("feed_forward_length"),
-        max_context=get("context_length"),
-        norm_eps=float(f"{get('attention.layer_norm_rms_epsilon'):.6g}"),  # float32 in the file: 9.99999975e-06
-        rope_theta=float(get("rope.freq_base", 10_000.0)),
-        rope_scaling=scaling,
-        tied_embeddings=tied,
-        qkv_bias=arch == "qwen2",
-        qk_norm=arch == "qwen3",
-        eos_token_ids=tuple(sorted(eos)),
-    )

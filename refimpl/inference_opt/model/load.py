@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from inference_opt.model.checkpoint import GGUFFile, load_safetensors
-from inference_opt.model.config import read_json
+from inference_opt.model.formats import read_json
 from inference_opt.model.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 from inference_opt.model.transformer import Transformer
 from inference_opt.model.weights import MODELS, fetch

@@ -23,14 +23,20 @@ from inference_opt.model.config import ModelConfig, RopeScaling
 
 def frequencies(config: ModelConfig) -> Float[Tensor, "half"]:
     """ω_i for every pair of a head, in radians a token, scaled for long contexts where the model says so."""
-    pair = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float()
-    omega = 1.0 / (config.rope_theta ** (pair / config.head_dim))
-    return _scaled(omega, config.rope_scaling) if config.rope_scaling else omega
+    pair = torch.arange(0, config.rope_dim, 2, dtype=torch.int64, device="cpu").float()
+    period = config.rope_theta ** (pair / config.rope_dim)
+    if config.rope_scaling is None:
+        return 1.0 / period
+    if config.rope_scaling.kind == "yarn":
+        return _yarn(period, config.rope_theta, config.rope_scaling)
+    return _scaled(1.0 / period, config.rope_scaling)
 
 
 def _scaled(omega: Float[Tensor, "half"], scaling: RopeScaling) -> Float[Tensor, "half"]:
     if scaling.kind == "linear":
         return omega / scaling.factor
+    if scaling.kind == "frequencies":
+        return torch.tensor(scaling.factors, dtype=torch.float32, device="cpu")
     if scaling.kind == "factors":
         return omega / torch.tensor(scaling.factors, dtype=torch.float32, device="cpu")
     wavelength = 2 * math.pi / omega
@@ -38,6 +44,24 @@ def _scaled(omega: Float[Tensor, "half"], scaling: RopeScaling) -> Float[Tensor,
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     keep = ((scaling.original_context / wavelength - low) / (high - low)).clamp(0, 1)
     return (1 - keep) * omega / scaling.factor + keep * omega
+
+
+def _yarn(period: Float[Tensor, "half"], theta: float, scaling: RopeScaling) -> Float[Tensor, "half"]:
+    """Slow pairs divided by the factor, fast ones as they are, a ramp between (Peng et al. 2023, 2309.00071, §3.2)."""
+    d = 2 * len(period)
+
+    def pair(turns: float) -> float:
+        """Which pair (as a real number) turns this often within the original context."""
+        return d * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair(scaling.beta_fast), pair(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, d - 1)
+    if low == high:
+        high += 0.001  # a ramp needs a width
+    kept = 1 - ((torch.arange(len(period), dtype=torch.float32, device="cpu") - low) / (high - low)).clamp(0, 1)
+    return 1.0 / (scaling.factor * period) * (1 - kept) + 1.0 / period * kept
 
 
 class RopeTable:
@@ -49,7 +73,8 @@ class RopeTable:
 
     def __init__(self, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
         angle = torch.outer(torch.arange(config.max_context, device="cpu").float(), frequencies(config))  # m·ω_i
-        cos, sin = angle.cos(), angle.sin()  # [max_context, d/2]
+        factor = config.rope_scaling.attention_factor if config.rope_scaling else 1.0
+        cos, sin = angle.cos() * factor, angle.sin() * factor  # [max_context, d/2]
         self.cos = torch.cat((cos, cos), dim=-1).to(device=device, dtype=dtype)  # [max_context, d]
         self.sin = torch.cat((-sin, sin), dim=-1).to(device=device, dtype=dtype)
 

@@ -1,7 +1,7 @@
-"""The decoder-only transformer of Llama, Qwen2 and Qwen3, on flat ragged batches.
+"""The decoder-only transformer of Llama, Qwen and DeepSeek, on flat ragged batches.
 
-    h ← h + Attention(RMSNorm(h))
-    h ← h + SwiGLU(RMSNorm(h))            a layer, `depth` times
+    h ← h + Attention(RMSNorm(h))         grouped-query or latent
+    h ← h + FeedForward(RMSNorm(h))       SwiGLU, or a mixture of such; a layer, `depth` times
     logits = W_head · RMSNorm(h)
 
 A batch is one flat row of tokens, sequences laid end to end, each token with its position; there is no padding and no
@@ -16,33 +16,22 @@ from torch import Tensor, nn
 
 from inference_opt.model.attention import KV, GroupedQueryAttention
 from inference_opt.model.config import ModelConfig
+from inference_opt.model.experts import MixtureOfExperts, SwiGLU
+from inference_opt.model.latent import LatentAttention
 from inference_opt.model.linear import Linear
 from inference_opt.model.rope import RopeTable
-
-
-class SwiGLU(nn.Module):
-    """W_down (silu(W_gate x) ⊙ W_up x) (Shazeer 2020, 2002.05202); gate and up are one product."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate_up = Linear(config.dim, 2 * config.ffn_dim, bias=config.mlp_bias)
-        self.down = Linear(config.ffn_dim, config.dim, bias=config.mlp_bias)
-
-    def forward(self, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens dim"]:
-        """Token by token."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(nn.functional.silu(gate) * up)
 
 
 class Layer(nn.Module):
     """Attention, then feed-forward, each reading the normalised stream and adding to it."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, index: int = 0) -> None:
         super().__init__()
+        routed = config.experts is not None and index >= config.experts.first_k_dense_replace
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.attention = GroupedQueryAttention(config)
+        self.attention = LatentAttention(config) if config.latent else GroupedQueryAttention(config)
         self.mlp_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        self.mlp = SwiGLU(config)
+        self.mlp = MixtureOfExperts(config) if routed else SwiGLU(config, config.ffn_dim)
 
     def forward(
         self, h: Float[Tensor, "tokens dim"], rope: tuple[Tensor, Tensor], layer: int, kv: KV
@@ -59,7 +48,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.dim), freeze=False)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
+        self.layers = nn.ModuleList(Layer(config, index) for index in range(config.depth))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         # Tied or not, the head is a Linear of its own. Dense and tied, both hold one tensor; packed, the head holds
         # the same numbers in the order that products want, the table in the order that look-ups want.

@@ -68,7 +68,8 @@ class Eagle(Autoregressive):
         bound.head, bound.target, bound.taps = head, target, head.taps
         bound.token_ids = head.token_ids.cpu().numpy()
         bound.cost = sum(p.numel() * p.element_size() for p in head.parameters()) / target.weight_bytes()
-        bound.cache = PagedCache(1, c.kv_heads, c.head_dim, cache.num_pages, cache.page_size, head.dtype, target.device)
+        pages = {"num_pages": cache.num_pages, "page_size": cache.page_size}
+        bound.cache = PagedCache(**(c.kv_shape | {"depth": 1}), **pages, dtype=head.dtype, device=target.device)
         return bound
 
     def first(self, jobs: Sequence[Job]) -> Tensor:

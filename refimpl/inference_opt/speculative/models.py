@@ -122,8 +122,8 @@ class SmallerModel(Autoregressive):
             raise ValueError(f"the drafter's context ({c.max_context}) is shorter than the target's ({t.max_context})")
         bound = SmallerModel(self.model, self.confidence)
         bound.cost = self.model.weight_bytes() / target.weight_bytes()
-        pages = (cache.num_pages, cache.page_size)
-        bound.cache = PagedCache(c.depth, c.kv_heads, c.head_dim, *pages, self.model.dtype, self.model.device)
+        pages = {"num_pages": cache.num_pages, "page_size": cache.page_size}
+        bound.cache = PagedCache(**c.kv_shape, **pages, dtype=self.model.dtype, device=self.model.device)
         return bound
 
     def first(self, jobs: Sequence[Job]) -> Tensor:
