@@ -3,7 +3,7 @@
 import torch
 from hypothesis import strategies as st
 
-from inference_opt.model.config import ModelConfig
+from inference_opt.model.config import ExpertsShape, LatentShape, ModelConfig, RopeScaling
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
 
@@ -17,6 +17,22 @@ def toy(seed=0, eos=(), dtype=torch.float64, **changes):
     return model
 
 
+WIDTHS = {"kv_lora_rank": 6, "qk_rope_head_dim": 4, "qk_nope_head_dim": 3, "v_head_dim": 5, "q_lora_rank": None}
+
+
+def latent_toy(seed=0, eos=(), dtype=torch.float64, **changes):
+    """`toy` with latent attention; `changes` are those of LatentShape, too."""
+    latent = LatentShape(**{n: changes.pop(n, w) for n, w in WIDTHS.items()}, normed=changes.pop("normed", True))
+    head_dim = latent.qk_nope_head_dim + latent.qk_rope_head_dim
+    model = toy(seed, eos, dtype, latent=latent, head_dim=head_dim, **changes)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():  # far from where training begins: there positions, norms and routes hardly show
+        for name, p in model.named_parameters():
+            p.copy_(torch.empty(p.shape).normal_(1.0 if "norm" in name else 0.0, 0.4, generator=generator))
+        model.head.weight.mul_(4)
+    return model
+
+
 SHAPES = st.fixed_dictionaries(  # arguments of toy()
     {
         "seed": st.integers(0, 5),
@@ -24,6 +40,44 @@ SHAPES = st.fixed_dictionaries(  # arguments of toy()
         "kv_heads": st.sampled_from([1, 2, 4]),
         "qk_norm": st.booleans(),
         "qkv_bias": st.booleans(),
+    }
+)
+YARN = st.builds(
+    RopeScaling,
+    kind=st.just("yarn"),
+    factor=st.sampled_from([2.0, 40.0]),
+    original_context=st.sampled_from([4, 16]),
+    beta_fast=st.sampled_from([2.0, 32.0]),
+    mscale=st.sampled_from([None, 0.707]),
+    mscale_all_dim=st.sampled_from([None, 0.707, 1.0]),
+)
+EXPERTS = st.builds(
+    ExpertsShape,
+    n_routed_experts=st.sampled_from([4, 6]),
+    num_experts_per_tok=st.integers(1, 2),
+    moe_intermediate_size=st.integers(1, 8),
+    n_shared_experts=st.integers(0, 1),
+    first_k_dense_replace=st.integers(0, 1),
+    n_group=st.sampled_from([1, 2]),
+    routed_scaling_factor=st.sampled_from([1.0, 2.5]),
+    norm_topk_prob=st.booleans(),
+    corrected=st.booleans(),
+)
+LATENT_SHAPES = st.fixed_dictionaries(  # arguments of latent_toy()
+    {
+        "seed": st.integers(0, 5),
+        "eos": st.sampled_from([(), (3,), (3, 7)]),
+        "kv_heads": st.sampled_from([1, 2, 4]),
+        "kv_lora_rank": st.integers(1, 9),
+        "qk_rope_head_dim": st.sampled_from([2, 4, 6]),
+        "qk_nope_head_dim": st.integers(1, 6),
+        "v_head_dim": st.integers(1, 6),
+        "q_lora_rank": st.sampled_from([None, None, 1, 5]),
+        "normed": st.booleans(),
+        "rope_scaling": st.one_of(st.none(), YARN),
+        "experts": st.one_of(st.none(), EXPERTS),
+        "qkv_bias": st.booleans(),
+        "out_bias": st.booleans(),
     }
 )
 PROMPTS = st.lists(st.integers(0, 12), min_size=1, max_size=12)

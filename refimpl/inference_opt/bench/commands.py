@@ -45,6 +45,47 @@ def decode(
 
 
 @bench_app.command()
+def mla(
+    shape: Annotated[
+        list[str] | None, typer.Option(help="May be given several times.", show_default="DeepSeek's and SmolLM2's")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: DType = Dtype.float32,
+    context: Annotated[list[int] | None, typer.Option(min=1, help="Tokens kept; may be given several times.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="The median is shown.")] = 5,
+    json_file: Json = None,
+) -> None:
+    """Latent attention: the explicit against the absorbed form by context, and where they cross."""
+    from inference_opt.bench.mla import bench_mla, shapes
+
+    contexts = context or [64, 256, 1024, 4096]
+    console = Console()
+    with Progress(console=Console(stderr=True)) as progress:
+        figures = bench_mla(shape or list(shapes()), device, dtype.value, contexts, repeats, progress)
+    for name in dict.fromkeys(row["shape"] for row in figures["results"]):
+        table = Table(title=f"{name}, one layer, one sequence, {dtype.value} on {device}", title_style="bold")
+        for heading in ("context", "explicit, ms", "absorbed, ms", "ratio", "predicted", "cross at", "predicted at"):
+            table.add_column(heading, justify="right")
+        for row in figures["results"]:
+            if row["shape"] == name:
+                table.add_row(
+                    str(row["context"]),
+                    *(f"{1e3 * row[form]['seconds'][0]:.3f}" for form in ("explicit", "absorbed")),
+                    f"{row['decode_speedup']:.1f}×",
+                    f"{row['predicted_decode_speedup']:.1f}×",
+                    *(f"{at:.0f} new" if (at := row[key]) else "–" for key in ("crossing", "predicted_crossing")),
+                )
+        console.print(table)
+    ceilings = figures["ceilings"]
+    console.print(
+        f"ceilings: {ceilings['product_flops'] / 1e9:,.0f} GFLOP/s, {ceilings['read_bandwidth'] / 1e9:,.0f} GB/s; "
+        "times are of one new token"
+    )
+    console.print(f"[dim]{figures['command']}[/]", highlight=False)
+    write_json(json_file, figures)
+
+
+@bench_app.command()
 def prefix(
     model: Model = "smollm2-135m",
     dtype: DType = Dtype.float32,

@@ -6,6 +6,7 @@ import platform
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,25 @@ def describe() -> dict[str, Any]:
     }
 
 
-def read_bandwidth(megabytes: int = 1024, repeats: int = 5) -> float:
-    """Bytes a second at which this CPU reads memory: the best of several sums over an array far larger than caches."""
-    array = torch.ones(megabytes * 2**20 // 4, dtype=torch.float32)
+def read_bandwidth(megabytes: int = 1024, repeats: int = 5, device: torch.device | str = "cpu") -> float:
+    """Bytes a second at which a device reads its memory: the best of several sums over an array larger than caches."""
+    array = torch.ones(megabytes * 2**20 // 4, dtype=torch.float32, device=device)
+    return array.numel() * 4 / _fastest(array.sum, repeats)
+
+
+def product_rate(dtype: torch.dtype, device: torch.device | str = "cpu", repeats: int = 5) -> float:
+    """Operations a second (a multiplication and an addition are two) of a large matrix product, the best of several."""
+    size = 2048 if torch.device(device).type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    a @ b  # warm up
+    return 2 * size**3 / _fastest(lambda: a @ b, repeats)
+
+
+def _fastest(run: Callable[[], torch.Tensor], repeats: int) -> float:
     best = float("inf")
     for _ in range(repeats):
         start = time.perf_counter()
-        array.sum()
+        if run().is_cuda:
+            torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
-    return array.numel() * 4 / best
+    return best

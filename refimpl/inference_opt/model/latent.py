@@ -141,3 +141,12 @@ class LatentAttention(nn.Module):
         explicit = keys * self.kv_heads * made + queries * keys * self.heads * pair
         latent_pair = 2 * s.kv_lora_rank + s.qk_rope_head_dim
         return queries * self.heads * (made + keys * latent_pair) <= explicit
+
+
+def use_form(model: nn.Module, form: str | None) -> None:
+    """Set every latent attention's `form`; ValueError for one that there is not."""
+    if form not in (None, "explicit", "absorbed", "training"):
+        raise ValueError(f'form must be "explicit", "absorbed", "training" or None, got {form!r}')
+    for module in model.modules():
+        if isinstance(module, LatentAttention):
+            module.form = form

@@ -22,28 +22,12 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from inference_opt.model.attention import Core, causal_attention
+from inference_opt.model.attention import Rows
 from inference_opt.model.linear import Linear
 from inference_opt.model.load import load_model
 from inference_opt.model.transformer import Transformer
 from inference_opt.speculative.corpus import KINDS, write_corpus
 from inference_opt.speculative.head import DraftHead
-
-
-class Rows:
-    """Attention of whole rows over themselves: rows of equal length, end to end."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-
-    def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor | None, scale: float, core: Core = causal_attention
-    ) -> Tensor:
-        """Causal, all rows at once. (Latent attention makes its keys and values itself: `form` "training".)"""
-        assert v is not None
-        q, k, v = (x.unflatten(0, (self.rows, -1)).transpose(1, 2) for x in (q, k, v))
-        out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-        return out.transpose(1, 2).flatten(0, 1)
 
 
 # [unrolled]

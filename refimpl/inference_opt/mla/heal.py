@@ -1,0 +1,195 @@
+"""Heals a converted model, on an accelerator: its factors learn the original's law on text that the original samples.
+
+    python -m inference_opt.speculative.train --device cuda corpus --out corpus.safetensors
+    python -m inference_opt.mla.heal corpus.safetensors --device cuda --rank 96 --rope 32 --out f.safetensors --json f
+
+Only what replaces keys and values is trained (W_DKV, W_KR, W_UK, W_UV of every layer: 3.3 of 135 million numbers at
+rank 96 + 32), by KL(original ‖ converted) over the whole vocabulary at every position. Everything else stays the
+original's, so the factors are all there is to ship.
+"""
+
+import argparse
+import json
+import math
+import shlex
+import sys
+import time
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from inference_opt.mla.quality import quality
+from inference_opt.model.attention import Rows
+from inference_opt.model.convert import Factors, assemble, factorise
+from inference_opt.model.latent import use_form
+from inference_opt.model.linear import Linear
+from inference_opt.model.load import load_model
+from inference_opt.model.transformer import Transformer
+from inference_opt.prompts import load_prompts
+
+PACKAGED = "mla-smollm2-135m.safetensors"
+
+
+def save(factors: Factors, path: Path, **notes: str) -> None:
+    """Write factors, in bfloat16 (the mixing, which is small, in float32), whole or not at all."""
+    tensors = {"rotated": torch.tensor(factors.rotated, dtype=torch.int32)}
+    for i, (mixing, down, up) in enumerate(zip(factors.mixing, factors.kv_down, factors.kv_up)):
+        tensors[f"{i}.mixing"] = torch.view_as_real(mixing).float().cpu().contiguous()
+        tensors[f"{i}.kv_down"], tensors[f"{i}.kv_up"] = (x.detach().bfloat16().cpu().contiguous() for x in (down, up))
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, notes)
+    part.replace(path)
+
+
+def load(path: Path | None = None) -> Factors:
+    """The factors from a file, by default those of SmolLM2-135M that come with the package; ValueError for no such."""
+    path = path or Path(str(resources.files("inference_opt") / "data" / PACKAGED))
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        layers = range((len(tensors) - 1) // 3)
+        return Factors(
+            tuple(tensors["rotated"].tolist()),
+            [torch.view_as_complex(tensors[f"{i}.mixing"].double()) for i in layers],
+            [tensors[f"{i}.kv_down"] for i in layers],
+            [tensors[f"{i}.kv_up"] for i in layers],
+        )
+    except (SafetensorError, KeyError, OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{path.name} does not hold a model's latent factors: {type(error).__name__}: {error}"
+        ) from error
+
+
+# [loss]
+def divergence(wanted: Float[Tensor, "positions vocab"], logits: Float[Tensor, "positions vocab"]) -> Float[Tensor, ""]:
+    """Mean KL(original ‖ converted) = Σ p (log p − log q), in nats."""
+    p, q = wanted.float().log_softmax(dim=-1), logits.float().log_softmax(dim=-1)
+    return (p.exp() * (p - q)).sum(dim=-1).mean()
+
+
+# [/loss]
+
+
+def heal(
+    original: Transformer,
+    factors: Factors,
+    tokens: Int[Tensor, "rows length"],
+    ended: Int[Tensor, "rows"],
+    minutes: float,
+    batch: int = 32,
+    lr: float = 2e-3,
+    every: int = 20,
+    seed: int = 0,
+) -> tuple[Factors, dict[str, Any]]:
+    """Train the factors for so many minutes on rows of text that end at `ended`; the healed ones, and the record."""
+    torch.manual_seed(seed)
+    model = assemble(original, factors)
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.unpack()
+    model.requires_grad_(False)
+    use_form(model, "training")
+    names = [f"layers.{i}.attention.{part}.weight" for part in ("kv_down", "kv_up") for i in range(len(model.layers))]
+    trained = [model.get_parameter(name) for name in names]
+    for p in trained:
+        p.data = p.data.clone()  # the factors that were given stay as they are
+        p.requires_grad_(True)
+    optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=0.0)
+    length, curve = tokens.shape[1], []
+    positions = torch.arange(length, device=model.device).repeat(batch)
+    began, step, seen = time.perf_counter(), 0, 0
+    while (share := (time.perf_counter() - began) / (60 * minutes)) < 1:
+        rate = lr * min(1, (step + 1) / 50) * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        pick = torch.randint(len(tokens), (batch,))
+        ids = tokens[pick].to(model.device).long().flatten()
+        keep = (torch.arange(length) < ended[pick][:, None]).flatten().nonzero().squeeze(1).to(model.device)
+        with torch.autocast(model.device.type, torch.bfloat16):
+            with torch.no_grad():
+                wanted = original.logits(original.stream(ids, positions, Rows(batch))[0][keep])
+            loss = divergence(wanted, model.logits(model.stream(ids, positions, Rows(batch))[0][keep]))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        step, seen = step + 1, seen + len(keep)
+        if step % every == 0:
+            curve.append({"step": step, "tokens": seen, "loss": loss.item(), "lr": rate})
+            print(f"{share:4.0%}  step {step}  {seen / 1e6:.1f} M tokens  KL {loss.item():.4f}", flush=True)
+    down, up = trained[: len(model.layers)], trained[len(model.layers) :]
+    healed = Factors(factors.rotated, factors.mixing, [p.detach() for p in down], [p.detach() for p in up])
+    return healed, {"steps": step, "tokens_seen": seen, "minutes": minutes, "curve": curve}
+
+
+def main() -> None:
+    """One rank: factorise, heal, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=Path)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--rank", type=int, default=96)
+    parser.add_argument("--rope", type=int, default=32)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--minutes", type=float, default=5.0)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--calibration", type=int, default=64, help="rows that the factors are made from")
+    parser.add_argument("--held-out", type=int, default=128, help="rows that nothing is made from")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args()
+    original, tokenizer = load_model(options.model, dtype="float32", device=options.device)
+    for module in original.modules():
+        if isinstance(module, Linear):
+            module.unpack()
+    original.requires_grad_(False)
+    corpus = load_file(options.corpus)
+    held, train = corpus["tokens"][: options.held_out], corpus["tokens"][options.held_out :]
+    bounds, ended = corpus["ended"][: options.held_out], corpus["ended"][options.held_out :]
+    texts = {
+        "sampled": [row[: int(end)].tolist() for row, end in zip(held, bounds)],
+        "written": [tokenizer.encode(p.text) for p in load_prompts("speculative")],
+    }
+    observed = [row[: int(end)].tolist() for row, end in zip(train[: options.calibration], ended)]
+    factors = factorise(original, options.rank, options.rope, observed)
+    healed, figures = heal(
+        original, factors, train, ended, options.minutes, options.batch, options.lr, seed=options.seed
+    )
+    about = {"model": options.model, "seed": str(options.seed), "date": time.strftime("%Y-%m-%d")}
+    save(healed, options.out, **about)
+    stages = {
+        "original": original,
+        "converted": assemble(original, factors),
+        "healed": assemble(original, load(options.out)),
+    }
+    measured = {
+        kind: {name: asdict(quality(stage, original, chosen)) for name, stage in stages.items()}
+        for kind, chosen in texts.items()
+    }
+    bytes_ = {name: 2 * stage.config.kv_elements_per_token for name, stage in stages.items()}
+    record = {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        "torch": torch.__version__,
+        **about,
+        "kv_lora_rank": options.rank,
+        "qk_rope_head_dim": options.rope,
+        "rotated": list(factors.rotated),
+        "kv_bytes_per_token": bytes_,
+        "quality": measured,
+        **figures,
+    }
+    options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(measured, indent=1))
+
+
+if __name__ == "__main__":
+    main()
