@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from inference_opt.engine import static
 from inference_opt.engine.engine import Engine
+from inference_opt.mla.packaged import latent_model
 from inference_opt.model.attention import NoCache
-from inference_opt.model.config import ModelConfig
+from inference_opt.model.config import LatentShape, ModelConfig
 from inference_opt.model.load import load_model, parse_device, parse_dtype
 from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
@@ -27,8 +28,10 @@ class TransformerWithOptimizations(nn.Module):
     With `use_radix_attention`, `generate` runs on an `Engine` (kept in `self.engine`, with `page_size` and `num_pages`
     as there) that remembers the prefixes of earlier calls, until a weight changes. With `use_speculative_decoding`,
     that engine drafts with `speculative_model`: a `Drafter`, a smaller model of the same vocabulary, or (None) the
-    model's own first layers.
-    Raises ValueError for impossible sizes and NotImplementedError for a switch whose technique is not in this version.
+    model's own first layers. With `use_mla` attention keeps one latent of `mla_latent_dim` (d_c; by default four heads
+    wide) and one rotated key of half a head's width, as DeepSeek-V2 does; a pretrained grouped-query model is converted
+    (by default to rank 96 + 32, healed: `from_pretrained`).
+    Raises ValueError for impossible sizes.
     """
 
     def __init__(
@@ -53,8 +56,6 @@ class TransformerWithOptimizations(nn.Module):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        if use_mla:
-            raise NotImplementedError("use_mla=True: Multi-head Latent Attention is not in this version yet")
         for name, given, switch in (
             ("mla_latent_dim", mla_latent_dim, use_mla),
             ("speculative_model", speculative_model, use_speculative_decoding),
@@ -64,13 +65,15 @@ class TransformerWithOptimizations(nn.Module):
         self.drafter = _drafter(speculative_model) if use_speculative_decoding else None
         if heads < 1 or dim % heads:
             raise ValueError(f"dim ({dim}) must be a multiple of heads ({heads})")
+        latent = _latent_shape(dim // heads, mla_latent_dim) if use_mla else None
         config = ModelConfig(
             vocab_size=vocab_size,
             dim=dim,
             depth=depth,
             heads=heads,
             kv_heads=heads if kv_heads is None else kv_heads,
-            head_dim=dim // heads,
+            head_dim=latent.qk_nope_head_dim + latent.qk_rope_head_dim if latent else dim // heads,
+            latent=latent,
             ffn_dim=-(-8 * dim // 3 // 64) * 64 if ffn_dim is None else ffn_dim,
             max_context=max_context,
         )
@@ -86,9 +89,16 @@ class TransformerWithOptimizations(nn.Module):
     def from_pretrained(
         cls, source: str | Path, *, dtype: torch.dtype | str = torch.float32, device: str = "cpu", **switches: Any
     ) -> "TransformerWithOptimizations":
-        """The same switches on real weights: `source` as in `load_model`."""
-        self = cls(dim=2, depth=1, heads=1, vocab_size=1, **switches)  # checks the switches; its weights are dropped
+        """The same switches on real weights: `source` as in `load_model`.
+
+        With `use_mla`, "smollm2-135m" takes the healed factors that come with the package; at another `mla_latent_dim`,
+        or for another model, the layers are factorised anew, on the built-in prompts, and not healed.
+        """
+        self = cls(dim=4, depth=1, heads=1, vocab_size=1, **switches)  # checks the switches; its weights are dropped
         self.model, self.tokenizer = load_model(source, dtype=dtype, device=device)
+        if switches.get("use_mla") and self.model.config.latent is None:
+            rank, healed = switches.get("mla_latent_dim"), str(source) == "smollm2-135m"
+            self.model = latent_model(self.model, self.tokenizer, rank, healed)
         return self
 
     def forward(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length vocab"]:
@@ -132,6 +142,12 @@ class TransformerWithOptimizations(nn.Module):
             )
             self._made_for = weights
         return self.engine
+
+
+def _latent_shape(head_dim: int, latent_dim: int | None) -> LatentShape:
+    """DeepSeek-V2's proportions: d_c = 4 d_h, d_R = d_h / 2 (an even number)."""
+    rank = 4 * head_dim if latent_dim is None else latent_dim
+    return LatentShape(rank, max(2, head_dim // 4 * 2), qk_nope_head_dim=head_dim, v_head_dim=head_dim)
 
 
 def _drafter(given: Any) -> Drafter:

@@ -75,7 +75,7 @@ class ContiguousCache:
         layer: int,
         q: Float[Tensor, "tokens heads query_dim"],
         k: Float[Tensor, "tokens kv_heads head_dim"],
-        v: Float[Tensor, "tokens kv_heads head_dim"] | None,
+        v: Float[Tensor, "tokens kv_heads value_dim"] | None,
         scale: float,
         core: Core = causal_attention,
     ) -> Float[Tensor, "tokens heads value_dim"]:

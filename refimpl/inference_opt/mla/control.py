@@ -13,6 +13,8 @@ import math
 import shlex
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -96,7 +98,7 @@ def train(config: ModelConfig, data: dict[str, Tensor], options: argparse.Namesp
     began = time.perf_counter()
     for step, pick in enumerate(batches):
         share = step / len(batches)
-        rate = options.lr * min(1, (step + 1) / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+        rate = options.lr * min(1, 10 * (step + 1) / len(batches)) * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = losses(model, rest["tokens"][pick], rest["ended"][pick]).mean()
@@ -119,22 +121,31 @@ def reduce_vocabulary(tokens: Int[Tensor, "rows length"]) -> tuple[Int[Tensor, "
     return number[tokens], float(counts[frequent].sum() / counts.sum())
 
 
+def job(options: argparse.Namespace, name: str, seed: int) -> tuple[str, dict[str, Any]]:
+    """One run, in a process of its own: so small a model keeps an accelerator waiting, several share it well."""
+    corpus = load_file(options.corpus)
+    tokens, _ = reduce_vocabulary(corpus["tokens"].long())
+    data = {"tokens": tokens.to(options.device), "ended": corpus["ended"].to(options.device)}
+    return name, train(layout(name, tokens.shape[1]), data, options, seed)
+
+
 def main() -> None:
-    """All layouts and seeds, one after the other."""
+    """All layouts and seeds; the record grows run by run, so that nothing is lost if it is cut off."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--layouts", nargs="+", default=["MHA", "GQA-2", "MQA", "MLA-256-32", "MLA-96-32"])
     parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--held-out", type=int, default=512)
+    parser.add_argument("--parallel", type=int, default=5, help="runs at a time")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     corpus = load_file(options.corpus)
     tokens, kept = reduce_vocabulary(corpus["tokens"].long())
-    data = {"tokens": tokens.to(options.device), "ended": corpus["ended"].to(options.device)}
+    configs = {name: layout(name, tokens.shape[1]) for name in options.layouts}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.layouts}
     record: dict[str, Any] = {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -145,25 +156,26 @@ def main() -> None:
         "vocabulary": VOCAB,
         "vocabulary_covers": kept,
     }
-    for seed in range(options.seeds):
-        for name in options.layouts:
-            config = layout(name, tokens.shape[1])
-            runs[name].append(train(config, data, options, seed))
-            print(name, json.dumps(runs[name][-1]), flush=True)
-        configs = {name: layout(name, tokens.shape[1]) for name in options.layouts}
-        record["layouts"] = [
-            {
-                "layout": name,
-                "parameters": parameters(configs[name]),
-                "ffn_dim": configs[name].ffn_dim,
-                "kv_bytes_per_token": 2 * configs[name].kv_elements_per_token,
-                "loss": mean(run["loss"] for run in each),
-                "spread": stdev(run["loss"] for run in each) if len(each) > 1 else None,
-                "runs": each,
-            }
-            for name, each in runs.items()
-        ]
-        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")  # whatever cuts it off
+    jobs = [(name, seed) for seed in range(options.seeds) for name in options.layouts]
+    with ProcessPoolExecutor(options.parallel, mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(job, options, *each) for each in jobs]):
+            name, run = done.result()
+            runs[name].append(run)
+            print(name, json.dumps(run), flush=True)
+            record["layouts"] = [
+                {
+                    "layout": name,
+                    "parameters": parameters(configs[name]),
+                    "ffn_dim": configs[name].ffn_dim,
+                    "kv_bytes_per_token": 2 * configs[name].kv_elements_per_token,
+                    "loss": mean(run["loss"] for run in each),
+                    "spread": stdev(run["loss"] for run in each) if len(each) > 1 else None,
+                    "runs": sorted(each, key=lambda run: run["seed"]),
+                }
+                for name, each in runs.items()
+                if each
+            ]
+            options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -15,16 +15,15 @@ import shlex
 import sys
 import time
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from inference_opt.mla.packaged import load_factors, save_factors
 from inference_opt.mla.quality import quality
 from inference_opt.model.attention import Rows
 from inference_opt.model.convert import Factors, assemble, factorise
@@ -33,38 +32,6 @@ from inference_opt.model.linear import Linear
 from inference_opt.model.load import load_model
 from inference_opt.model.transformer import Transformer
 from inference_opt.prompts import load_prompts
-
-PACKAGED = "mla-smollm2-135m.safetensors"
-
-
-def save(factors: Factors, path: Path, **notes: str) -> None:
-    """Write factors, in bfloat16 (the mixing, which is small, in float32), whole or not at all."""
-    tensors = {"rotated": torch.tensor(factors.rotated, dtype=torch.int32)}
-    for i, (mixing, down, up) in enumerate(zip(factors.mixing, factors.kv_down, factors.kv_up)):
-        tensors[f"{i}.mixing"] = torch.view_as_real(mixing).float().cpu().contiguous()
-        tensors[f"{i}.kv_down"], tensors[f"{i}.kv_up"] = (x.detach().bfloat16().cpu().contiguous() for x in (down, up))
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, notes)
-    part.replace(path)
-
-
-def load(path: Path | None = None) -> Factors:
-    """The factors from a file, by default those of SmolLM2-135M that come with the package; ValueError for no such."""
-    path = path or Path(str(resources.files("inference_opt") / "data" / PACKAGED))
-    try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        layers = range((len(tensors) - 1) // 3)
-        return Factors(
-            tuple(tensors["rotated"].tolist()),
-            [torch.view_as_complex(tensors[f"{i}.mixing"].double()) for i in layers],
-            [tensors[f"{i}.kv_down"] for i in layers],
-            [tensors[f"{i}.kv_up"] for i in layers],
-        )
-    except (SafetensorError, KeyError, OSError, RuntimeError) as error:
-        raise ValueError(
-            f"{path.name} does not hold a model's latent factors: {type(error).__name__}: {error}"
-        ) from error
 
 
 # [loss]
@@ -164,11 +131,11 @@ def main() -> None:
         original, factors, train, ended, options.minutes, options.batch, options.lr, seed=options.seed
     )
     about = {"model": options.model, "seed": str(options.seed), "date": time.strftime("%Y-%m-%d")}
-    save(healed, options.out, **about)
+    save_factors(healed, options.out, **about)
     stages = {
         "original": original,
         "converted": assemble(original, factors),
-        "healed": assemble(original, load(options.out)),
+        "healed": assemble(original, load_factors(options.out)),
     }
     measured = {
         kind: {name: asdict(quality(stage, original, chosen)) for name, stage in stages.items()}

@@ -69,7 +69,7 @@ class KV(Protocol):
         layer: int,
         q: Float[Tensor, "tokens heads query_dim"],
         k: Float[Tensor, "tokens kv_heads head_dim"],
-        v: Float[Tensor, "tokens kv_heads head_dim"] | None,
+        v: Float[Tensor, "tokens kv_heads value_dim"] | None,
         scale: float,
         core: Core = causal_attention,
     ) -> Float[Tensor, "tokens heads value_dim"]:
@@ -94,7 +94,7 @@ class NoCache:
         layer: int,
         q: Float[Tensor, "tokens heads query_dim"],
         k: Float[Tensor, "tokens kv_heads head_dim"],
-        v: Float[Tensor, "tokens kv_heads head_dim"] | None,
+        v: Float[Tensor, "tokens kv_heads value_dim"] | None,
         scale: float,
         core: Core = causal_attention,
     ) -> Float[Tensor, "tokens heads value_dim"]:

@@ -137,10 +137,14 @@ def _latent_to_halves(rows: Tensor, name: str, config: ModelConfig) -> Tensor:
     """Reorder the rotated rows of latent attention: DeepSeek pairs neighbours, here they lie half a head apart."""
     assert config.latent is not None
     if "self_attn.q_proj" in name or "self_attn.q_b_proj" in name:
+        if len(rows) % config.heads:
+            return rows  # `build` says so
         by_head = rows.unflatten(0, (config.heads, -1))
     elif "self_attn.kv_a_proj_with_mqa" in name:
         by_head = rows.unsqueeze(0)
     else:
+        return rows
+    if by_head.shape[1] < config.rope_dim:
         return rows
     plain, rotated = by_head.split((by_head.shape[1] - config.rope_dim, config.rope_dim), dim=1)
     halves = _neighbours_to_halves(rotated.flatten(0, 1), len(by_head)).view(rotated.shape)

@@ -88,6 +88,10 @@ class ExpertsShape:
     corrected: bool = False  # V3: sigmoid scores, chosen with a learnt bias; V2: softmax
 
     def __post_init__(self) -> None:
+        for name in ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts",
+                     "first_k_dense_replace", "n_group", "topk_group"):  # fmt: skip
+            if not isinstance(value := getattr(self, name), int):
+                raise ValueError(f"{name} must be an integer, got {value!r}")
         if self.n_routed_experts < 1 or self.n_group < 1 or self.n_routed_experts % self.n_group:
             raise ValueError(f"{self.n_routed_experts} experts do not fall into {self.n_group} equal groups")
         group = self.n_routed_experts // self.n_group

@@ -48,6 +48,8 @@ def config_from_hf(fields: Mapping[str, Any], eos_token_ids: Sequence[int] = ())
     latent = _latent_from_hf(fields, arch) if deepseek else None
     # transformers 5 writes `rope_parameters`; before, `rope_theta` stood alone and `rope_scaling` beside it.
     rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise ValueError(f"rope_parameters or rope_scaling holds {rope!r}, expected a JSON object")
     if rope.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0)) != 1.0:
         raise ValueError("partial rotary embeddings (partial_rotary_factor) are not computed here")
     bias = bool(fields.get("attention_bias", False))
@@ -96,7 +98,7 @@ def _experts_from_hf(fields: Mapping[str, Any], arch: str) -> ExpertsShape:
     if (fields.get("topk_method") or method, fields.get("scoring_func") or scoring) != (method, scoring):
         raise ValueError(f"experts chosen by {fields.get('topk_method')!r} of {fields.get('scoring_func')!r} scores "
                          f"are not computed here, {arch} takes {method!r} of {scoring!r}")  # fmt: skip
-    if method not in ("greedy", "group_limited_greedy", "noaux_tc"):
+    if not corrected and method not in ("greedy", "group_limited_greedy"):
         raise ValueError(f"topk_method {method!r} is not computed here, only 'greedy' and 'group_limited_greedy'")
     if not corrected and fields.get("norm_topk_prob"):
         raise ValueError("norm_topk_prob=true is not computed for DeepSeek-V2: no released model has it, and "
@@ -110,7 +112,7 @@ def _experts_from_hf(fields: Mapping[str, Any], arch: str) -> ExpertsShape:
         first_k_dense_replace=fields.get("first_k_dense_replace") or 0,
         n_group=_need(fields, "n_group") if grouped else 1,
         topk_group=_need(fields, "topk_group") if grouped else 1,
-        routed_scaling_factor=float(fields.get("routed_scaling_factor", 1.0)),
+        routed_scaling_factor=float(fields.get("routed_scaling_factor") or 1.0),
         norm_topk_prob=corrected and bool(fields.get("norm_topk_prob", True)),
         corrected=corrected,
     )
@@ -120,6 +122,8 @@ def _rope_scaling_from_hf(rope: Mapping[str, Any], fields: Mapping[str, Any]) ->
     kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
         return None
+    if kind != "yarn" and rope.get("mscale_all_dim"):
+        raise ValueError(f"mscale_all_dim is YaRN's: with RoPE scaling {kind!r} it is not computed here")
     if kind == "linear":
         return RopeScaling("linear", factor=float(_need(rope, "factor")))
     if kind == "llama3":

@@ -50,7 +50,7 @@ class Eagle(Autoregressive):
     token_ids: Int[np.ndarray, "scored"]
     cache: PagedCache
 
-    def __init__(self, head: DraftHead | None = None, confidence: float = 0.0) -> None:
+    def __init__(self, head: DraftHead | None = None, confidence: float = 0.4) -> None:
         super().__init__(confidence)
         self.given = head
 
