@@ -26,6 +26,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/inference-opt bench prefix
 	$(BIN)/inference-opt bench radix
 	$(BIN)/inference-opt bench speculative
+	$(BIN)/inference-opt bench mla
 
 check: $(VENV)/.installed-check
 	$(BIN)/ruff check .

@@ -229,12 +229,43 @@ def zoo_figure() -> Figure:
     return figure
 
 
+def kept_figure() -> Figure:
+    """What a token leaves in a layer's cache, by kind of attention: filled; outlined, what is made when needed."""
+    heads = 8
+    figure = Figure(figsize=(7.6, 2.7), layout="constrained")
+    kinds = (("MHA", heads, "16 d"), ("GQA", 2, "4 d"), ("MQA", 1, "2 d"), ("MLA", heads, "4.5 d"))
+    for axes, (name, kv_heads, numbers) in zip(figure.subplots(1, 4), kinds):
+        latent, group = name == "MLA", heads // kv_heads
+        for head in range(heads):
+            axes.add_patch(Rectangle((head, 3), 0.8, 0.6, facecolor="white", edgecolor="#555555"))
+            middle = head // group * group + group / 2 - 0.1
+            axes.plot([head + 0.4, middle], [2.95, 2.45], color="#aaaaaa", lw=0.8)
+        for kv in range(kv_heads):
+            left = kv * group + group / 2 - 0.5
+            for height in (1.8, 1.1):  # the key above the value
+                face = "white" if latent else COMPUTED
+                axes.add_patch(Rectangle((left, height), 0.8, 0.6, facecolor=face, edgecolor=COMPUTED))
+            if latent:
+                axes.plot([left + 0.4, heads / 2 - 0.6], [1.05, 0.65], color="#aaaaaa", lw=0.8)
+        if latent:
+            axes.add_patch(Rectangle((1.4, 0), 4, 0.6, color=COMPUTED))
+            axes.add_patch(Rectangle((5.6, 0), 0.5, 0.6, color=NEW))
+            axes.text(3.4, -0.35, "latent", ha="center", va="center", fontsize=8)
+            axes.text(5.85, -0.35, "rotated key", ha="left", va="center", fontsize=8)
+        axes.set(xlim=(-0.6, heads + 1.6), ylim=(-0.7, 4.9), title=f"{name}: {numbers}")
+        axes.set_axis_off()
+        for height, label in ((3.3, "q"), (2.1, "k"), (1.4, "v")):
+            axes.text(-0.25, height, label, ha="right", va="center", fontsize=9)
+    return figure
+
+
 FIGURES = {
     "00_recompute.svg": lambda: steps_figure(cached=False),
     "01_cache.svg": lambda: steps_figure(cached=True),
     "02_pages.svg": pages_figure,
     "03_tree.svg": tree_figure,
     "04_schedule.svg": schedule_figure,
+    "05_kept.svg": kept_figure,
     "06_speculation.svg": speculation_figure,
     "06_cost.svg": cost_figure,
     "07_split.svg": split_figure,

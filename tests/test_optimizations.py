@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from inference_opt import TransformerWithOptimizations, naive
+from inference_opt.agreement import compare
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.lookup import NGram
 
@@ -45,10 +46,36 @@ def test_pretrained_rows_that_end_early_are_filled_with_their_end(smollm2_path):
     assert any(end and end == list(range(end[0], out.shape[1] - width)) for end in ends)
 
 
-def test_a_switch_without_its_technique_says_so():
-    for make in (TransformerWithOptimizations, lambda **k: TransformerWithOptimizations.from_pretrained("x", **k)):
-        with pytest.raises(NotImplementedError, match="use_mla"):
-            make(use_mla=True)
+def test_latent_attention_is_a_switch():
+    model = TransformerWithOptimizations(dim=32, depth=2, heads=4, vocab_size=50, use_mla=True, dtype="float64")
+    shape = model.model.config.latent
+    assert (shape.kv_lora_rank, shape.qk_rope_head_dim, shape.qk_nope_head_dim, shape.v_head_dim) == (32, 4, 8, 8)
+    out = model.generate(torch.tensor([[1, 2, 3]]), max_length=12)
+    assert out[0].tolist() == [1, 2, 3, *naive.generate(model.model, [1, 2, 3], SamplingParams(max_new_tokens=9))]
+    small = TransformerWithOptimizations(dim=32, depth=2, heads=4, vocab_size=50, use_mla=True, mla_latent_dim=6)
+    assert small.model.config.kv_elements_per_token == 2 * (6 + 4)
+
+
+def test_latent_attention_of_a_pretrained_model_goes_with_the_other_switches(smollm2):
+    """The healed factors by name; and the oracle's tokens with prefix reuse and speculation on."""
+    model = TransformerWithOptimizations.from_pretrained(
+        "smollm2-135m", use_mla=True, use_radix_attention=True, use_speculative_decoding=True, speculative_model=NGram()
+    )
+    plain, tokenizer = smollm2
+    assert 3 * model.model.config.kv_elements_per_token == plain.config.kv_elements_per_token
+    ids = tokenizer.chat("Why is the sky blue?")
+    for _ in range(2):
+        out = model.generate(torch.tensor([ids]), max_length=len(ids) + 16)[0].tolist()
+        got, params = out[len(ids) :], SamplingParams(max_new_tokens=16)
+        assert compare(model.model, ids, naive.generate(model.model, ids, params), got).exact
+    assert model.engine.stats.cached_tokens > 0
+
+
+def test_a_pretrained_model_is_converted_at_the_rank_that_is_asked_for(smollm2_path):
+    model = TransformerWithOptimizations.from_pretrained(smollm2_path, use_mla=True, mla_latent_dim=160)
+    assert model.model.config.kv_elements_per_token == 30 * (160 + 32)
+    with pytest.raises(ValueError, match=r"kv_lora_rank must lie in \[1, 352\]"):
+        TransformerWithOptimizations.from_pretrained(smollm2_path, use_mla=True, mla_latent_dim=353)
 
 
 SIZES = {"dim": 32, "depth": 4, "heads": 4, "vocab_size": 50, "max_context": 64, "dtype": "float64"}

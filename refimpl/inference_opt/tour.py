@@ -7,7 +7,7 @@ against, token by token, and the baseline that their speed is a multiple of.
 import io
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any
 
 import jinja2
+import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
@@ -25,6 +26,8 @@ from inference_opt.bench.machine import command_line, describe
 from inference_opt.engine import static
 from inference_opt.engine.engine import Engine
 from inference_opt.kv.contiguous import ContiguousCache
+from inference_opt.mla.packaged import latent_model
+from inference_opt.model.attention import NoCache
 from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
 from inference_opt.prompts import Prompt, load_prompts
@@ -40,9 +43,19 @@ Decode = Callable[[list[list[int]], SamplingParams], Iterator[dict[int, int]]]
 
 
 @dataclass(frozen=True)
+class Subject:
+    """What the tour is of."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    name: str
+
+
+@dataclass(frozen=True)
 class Session:
     """One stage at work on one model: it may remember from prompt to prompt."""
 
+    model: Transformer
     decode: Decode
     kv_bytes: int = 0  # stored for a token
     reused: Callable[[], int] = lambda: 0  # prompt tokens so far that were found and not computed
@@ -54,30 +67,40 @@ class Stage:
 
     name: str
     what: str
-    start: Callable[[Transformer], Session]
+    start: Callable[[Subject], Session]
     together: bool = False
 
 
-def _naive(model: Transformer) -> Session:
-    return Session(lambda prompts, params: ({0: token} for token in naive.stream(model, prompts[0], params)))
+def _naive(subject: Subject) -> Session:
+    model = subject.model
+    return Session(model, lambda prompts, params: ({0: token} for token in naive.stream(model, prompts[0], params)))
 
 
-def _contiguous(model: Transformer) -> Session:
+def _contiguous(subject: Subject) -> Session:
+    model = subject.model
     one = ContiguousCache(**model.config.kv_shape, capacity=[1], dtype=model.dtype, device=model.device)
-    return Session(lambda prompts, params: static.stream(model, prompts, params), one.bytes_per_token())
+    return Session(model, lambda prompts, params: static.stream(model, prompts, params), one.bytes_per_token())
 
 
-def _engine(model: Transformer, radix: bool, drafter: Drafter | None = None) -> Session:
-    engine = Engine(model, radix=radix, drafter=drafter)
-    return Session(engine.stream, engine.cache.bytes_per_token(), lambda: engine.stats.cached_tokens)
+def _engine(subject: Subject, radix: bool, drafter: Drafter | None = None) -> Session:
+    engine = Engine(subject.model, radix=radix, drafter=drafter)
+    reused = lambda: engine.stats.cached_tokens  # noqa: E731
+    return Session(subject.model, engine.stream, engine.cache.bytes_per_token(), reused)
 
 
-def _speculative(model: Transformer) -> Session:
+def _speculative(subject: Subject) -> Session:
     """With the trained drafter where it was made for a model like this, else with prompt lookup."""
     try:
-        return _engine(model, True, Eagle())
+        return _engine(subject, True, Eagle())
     except ValueError:
-        return _engine(model, True, PromptLookup())
+        return _engine(subject, True, PromptLookup())
+
+
+def _latent(subject: Subject) -> Session:
+    """Another model: the same one with latent attention. ValueError where there is no converting it."""
+    healed = subject.name == "smollm2-135m"
+    model = latent_model(subject.model, subject.tokenizer, None, healed)
+    return _engine(replace(subject, model=model), radix=True)
 
 
 STAGES = (
@@ -85,6 +108,7 @@ STAGES = (
     Stage("KV cache", "keep keys and values, compute the new token only", _contiguous),
     Stage("paged", "keep them in pages that are taken when needed", partial(_engine, radix=False)),
     Stage("radix", "find the pages of earlier prompts that begin alike", partial(_engine, radix=True)),
+    Stage("MLA", "keep one latent in their place: another model, held against its own oracle", _latent),
     Stage("speculative", "guess several tokens, check them in one step", _speculative),
     Stage("continuous batching", "all prompts at once, a new batch every step", partial(_engine, radix=True), True),
 )
@@ -166,10 +190,15 @@ def run_tour(model: Transformer, tokenizer: Tokenizer, name: str, max_new_tokens
     ids = [p.ids(tokenizer) for p in prompts]
     dtype = str(model.dtype).removeprefix("torch.")
     tour = Tour(name, dtype, max_new_tokens, prompts, list(map(len, ids)), {}, {})
+    subject = Subject(model, tokenizer, name)
     for stage in STAGES:
         console.rule(f"[bold]{stage.name}[/]: {stage.what}")
-        list(stage.start(model).decode(ids[:1], SamplingParams(max_new_tokens=2)))  # warm up, and forget
-        session = stage.start(model)
+        try:
+            list(stage.start(subject).decode(ids[:1], SamplingParams(max_new_tokens=2)))  # warm up, and forget
+        except ValueError as error:
+            console.print(f"left out: {error}\n", markup=False)
+            continue
+        session = stage.start(subject)
         tour.kv_bytes[stage.name] = session.kv_bytes
         runs = tour.runs[stage.name] = [Run() for _ in prompts]
         together = list(range(len(prompts)))
@@ -182,12 +211,27 @@ def run_tour(model: Transformer, tokenizer: Tokenizer, name: str, max_new_tokens
             note = f"{new} tokens in {seconds:.1f} s, {new / seconds:.1f} tokens/s"
             if stage is not STAGES[0]:
                 for i in group:
-                    oracle = tour.runs[STAGES[0].name][i].tokens
-                    runs[i].agreement = compare(model, ids[i], oracle, runs[i].tokens)
+                    same = session.model is model
+                    oracle = tour.runs[STAGES[0].name][i].tokens if same else _oracle(session.model, ids[i], runs[i])
+                    runs[i].agreement = compare(session.model, ids[i], oracle, runs[i].tokens)
                 note += "".join(f", {runs[i].agreement}" for i in group)
             console.print(f"\n[dim]{note}[/]\n", highlight=False)
         tour.reused[stage.name] = session.reused()
     return tour
+
+
+@torch.inference_mode()
+def _oracle(model: Transformer, prompt: list[int], run: Run) -> list[int]:
+    """What naive decoding gives, up to its first difference from the run: one look at the whole text is enough.
+
+    As long as the tokens before agree, naive decoding reads this very text, so its next token is the favourite here.
+    """
+    text = torch.tensor(prompt + run.tokens[:-1], device=model.device)
+    rows = torch.arange(len(prompt) - 1, len(text), device=model.device)
+    logits = model(text, torch.arange(len(text), device=model.device), NoCache([len(text)]), rows=rows)
+    favourites = logits.argmax(dim=-1).tolist()
+    until = next((i for i, (a, b) in enumerate(zip(favourites, run.tokens)) if a != b), len(favourites) - 1)
+    return favourites[: until + 1]
 
 
 def _timed(steps: Iterator[dict[int, int]], runs: list[Run], tokenizer: Tokenizer, console: Console) -> float:
@@ -235,8 +279,8 @@ def latency_figure(tour: Tour) -> Figure:
     """Milliseconds for each new token against how long the text is by then: what a cache changes, in one picture."""
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     axes = figure.subplots()
-    colours = ("#c44e52", "#4c72b0", "#55a868", "#8172b2", "#64b5cd", "#dd8452")
-    for (name, runs), marker, colour in zip(tour.runs.items(), "os^DPv", colours):
+    colours = ("#c44e52", "#4c72b0", "#55a868", "#8172b2", "#64b5cd", "#dd8452", "#937860")
+    for (name, runs), marker, colour in zip(tour.runs.items(), "os^DPvX", colours):
         for index, (run, start) in enumerate(zip(runs, tour.prompt_tokens)):
             lengths = range(start + 1, start + len(run.seconds))  # the first token's time is the prefill's
             milliseconds = [1000 * s for s in run.seconds[1:]]

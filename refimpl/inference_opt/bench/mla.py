@@ -47,7 +47,7 @@ def shapes() -> dict[str, ModelConfig]:
     }
 
 
-def cost(config: ModelConfig, form: str, m: int, n: int, element: int) -> tuple[float, float]:
+def cost(config: ModelConfig, form: str, m: int, n: int, element: int) -> tuple[int, int]:
     """Operations, and bytes read or written at the least."""
     s, h, k = config.latent, config.heads, config.kv_heads
     assert s is not None

@@ -42,7 +42,7 @@ def load_model(
     """A model ready for inference, and its tokenizer.
 
     source: "smollm2-135m" (fetched once, about 93 MB), a GGUF file, a folder of `config.json`, `tokenizer.json` and
-    safetensors, or a Hugging Face hub id such as "Qwen/Qwen3-0.6B". Llama, Qwen2 and Qwen3 architectures.
+    safetensors, or a Hugging Face hub id such as "Qwen/Qwen3-0.6B". Llama, Qwen2, Qwen3, DeepSeek-V2 and V3.
     Raises ValueError for what is not there or not computed exactly here, ConnectionError where a fetch has no network.
     """
     kind, where = parse_dtype(dtype), parse_device(device)
