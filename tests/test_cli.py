@@ -71,13 +71,16 @@ def test_tour_reports_tables_figures_and_agreement(run, tmp_path, smollm2_path):
         "KV cache",
         "paged",
         "radix",
+        "MLA",
         "speculative",
         "continuous batching",
     ]
     # Two numbers of 2 bytes for each of 3 KV heads of 64 in 30 layers, read off the cache's own tensors.
-    assert [s["kv_bytes_per_token"] for s in figures["stages"]] == [0, *[2 * 2 * 3 * 64 * 30] * 5]
+    # Of latent attention, one latent of 96 and one rotated key of 32.
+    kept, latent = 2 * 2 * 3 * 64 * 30, 2 * (96 + 32) * 30
+    assert [s["kv_bytes_per_token"] for s in figures["stages"]] == [0, kept, kept, kept, latent, kept, kept]
     # The chat template's own words are shared by all prompts: a page, by the second and the third.
-    assert [s["prompt_tokens_reused"] for s in figures["stages"]] == [0, 0, 0, 32, 32, 32]
+    assert [s["prompt_tokens_reused"] for s in figures["stages"]] == [0, 0, 0, 32, 32, 32, 32]
     for run_, prompt in zip(figures["runs"]["KV cache"], figures["prompts"]):
         assert len(run_["tokens"]) == len(run_["seconds"]) == 3
         assert prompt["source"]
