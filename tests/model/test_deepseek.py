@@ -138,6 +138,20 @@ def use(model, form):
         layer.attention.form = form
 
 
+def test_the_correction_of_routing_keeps_its_float32():
+    make_config, make_model = CLASSES["deepseek_v3"]
+    sizes = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 8, "moe_intermediate_size": 4}
+    heads = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": None}
+    latent = {"kv_lora_rank": 4, "qk_nope_head_dim": 4, "qk_rope_head_dim": 2, "v_head_dim": 4}
+    experts = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2}
+    model = make_model(make_config(**sizes, **heads, **latent, **experts, first_k_dense_replace=0))
+    bias = torch.tensor([1.0, 1.0 + 2**-20, 1.0 + 2**-19, 1.0 + 3 * 2**-20])
+    model.model.layers[0].mlp.gate.e_score_correction_bias.copy_(bias)
+    ours = load_saved(model, torch.bfloat16)
+    assert ours.dtype == torch.bfloat16
+    assert torch.equal(ours.layers[0].mlp.router.correction, bias)
+
+
 FORMS = st.sampled_from(["explicit", "absorbed", None])
 
 

@@ -88,7 +88,9 @@ def build(config: ModelConfig, tensor: TensorReader, dtype: torch.dtype, device:
             rows = _rows(config, module_name) or (slot.shape[0] // len(sources),) * len(sources)
             parts = [_checked(tensor(s), s, (n, *slot.shape[1:])) for s, n in zip(sources, rows, strict=True)]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-            setattr(module, name, nn.Parameter(whole.to(device=device, dtype=dtype), requires_grad=False))
+            # Rounded to bfloat16, a correction that separates two experts may no longer do so.
+            kind = torch.promote_types(dtype, torch.float32) if name == "correction" else dtype
+            setattr(module, name, nn.Parameter(whole.to(device=device, dtype=kind), requires_grad=False))
         if isinstance(module, Linear) and module is not model.head:
             module.pack()
     if config.tied_embeddings:
