@@ -56,3 +56,17 @@ def compare(model: Transformer, prompt_ids: Sequence[int], oracle: Sequence[int]
     gap = float(logits[oracle[position]] - logits[other[position]])
     tie = _TIE_UNITS[model.dtype] * torch.finfo(model.dtype).eps * float(logits.abs().max())
     return Agreement(identical=False, position=position, gap=gap, tie=tie)
+
+
+@torch.inference_mode()
+def followed(model: Transformer, prompt_ids: Sequence[int], tokens: Sequence[int]) -> list[int]:
+    """What greedy naive decoding gives, up to its first difference from `tokens`: one look at the whole text is enough.
+
+    As long as they agree, naive decoding reads this very text, so its next token is the favourite here.
+    """
+    text = torch.tensor([*prompt_ids, *tokens[:-1]], device=model.device)
+    rows = torch.arange(len(prompt_ids) - 1, len(text), device=model.device)
+    logits = model(text, torch.arange(len(text), device=model.device), NoCache([len(text)]), rows=rows)
+    favourites = logits.argmax(dim=-1).tolist()
+    until = next((i for i, (a, b) in enumerate(zip(favourites, tokens)) if a != b), len(favourites) - 1)
+    return favourites[: until + 1]

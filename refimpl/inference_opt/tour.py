@@ -15,19 +15,17 @@ from statistics import median
 from typing import Any
 
 import jinja2
-import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from inference_opt import naive
-from inference_opt.agreement import Agreement, compare
+from inference_opt.agreement import Agreement, compare, followed
 from inference_opt.bench.machine import command_line, describe
 from inference_opt.engine import static
 from inference_opt.engine.engine import Engine
 from inference_opt.kv.contiguous import ContiguousCache
 from inference_opt.mla.packaged import latent_model
-from inference_opt.model.attention import NoCache
 from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
 from inference_opt.prompts import Prompt, load_prompts
@@ -212,26 +210,13 @@ def run_tour(model: Transformer, tokenizer: Tokenizer, name: str, max_new_tokens
             if stage is not STAGES[0]:
                 for i in group:
                     same = session.model is model
-                    oracle = tour.runs[STAGES[0].name][i].tokens if same else _oracle(session.model, ids[i], runs[i])
+                    oracle = tour.runs[STAGES[0].name][i].tokens if same else None
+                    oracle = oracle or followed(session.model, ids[i], runs[i].tokens)
                     runs[i].agreement = compare(session.model, ids[i], oracle, runs[i].tokens)
                 note += "".join(f", {runs[i].agreement}" for i in group)
             console.print(f"\n[dim]{note}[/]\n", highlight=False)
         tour.reused[stage.name] = session.reused()
     return tour
-
-
-@torch.inference_mode()
-def _oracle(model: Transformer, prompt: list[int], run: Run) -> list[int]:
-    """What naive decoding gives, up to its first difference from the run: one look at the whole text is enough.
-
-    As long as the tokens before agree, naive decoding reads this very text, so its next token is the favourite here.
-    """
-    text = torch.tensor(prompt + run.tokens[:-1], device=model.device)
-    rows = torch.arange(len(prompt) - 1, len(text), device=model.device)
-    logits = model(text, torch.arange(len(text), device=model.device), NoCache([len(text)]), rows=rows)
-    favourites = logits.argmax(dim=-1).tolist()
-    until = next((i for i, (a, b) in enumerate(zip(favourites, run.tokens)) if a != b), len(favourites) - 1)
-    return favourites[: until + 1]
 
 
 def _timed(steps: Iterator[dict[int, int]], runs: list[Run], tokenizer: Tokenizer, console: Console) -> float:
