@@ -234,10 +234,10 @@ def test_drafters_that_cannot_be(make, message):
 COST = st.sampled_from([0.0, 0.05, 0.3, 1.0])
 
 
-@given(COST, st.integers(1, 12), st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=60))
+@given(COST, st.integers(0, 12), st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=60))
 def test_lengths_stay_in_range(cost, most, past):
     adaptive = Adaptive(cost, most)
-    for drafted, accepted in past:
+    for drafted, accepted in [*past, *[(0, 0)] * PATIENCE]:
         adaptive.learn(drafted, min(drafted, accepted))
         assert 0 <= adaptive.gamma() <= most
 

@@ -31,7 +31,7 @@ class Adaptive:
         """For the next step."""
         alpha = self.accepted / (self.accepted + self.rejected)
         best = best_gamma(alpha, self.cost + ROW_COST, self.most)
-        return best or int(self.idle >= PATIENCE)
+        return best or min(int(self.idle >= PATIENCE), self.most)
 
     def learn(self, drafted: int, accepted: int) -> None:
         """What became of a step's drafts: those behind the first rejection were not judged."""
