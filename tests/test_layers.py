@@ -10,6 +10,7 @@ ORDER = [
     "model",
     "sampling",
     "naive",
+    "kernels",
     "kv",
     "speculative",
     "prompts",

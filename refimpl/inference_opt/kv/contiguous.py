@@ -24,6 +24,8 @@ from inference_opt.model.attention import Core, causal_attention
 class ContiguousCache:
     """Keys and values of `len(capacity)` sequences, `capacity[i]` tokens at the most each."""
 
+    in_place = False
+
     def __init__(
         self,
         depth: int,

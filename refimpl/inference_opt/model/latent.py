@@ -82,6 +82,9 @@ class LatentAttention(nn.Module):
         kept = torch.cat((latent, rotate(k_rope, *rope)), dim=-1)  # [tokens, 1, d_c + d_R]
         if self.form == "training":
             return self.out(kv.attend(layer, q, *self.expand(kept), self.scale).flatten(1))
+        if kv.in_place:
+            mixed = kv.attend(layer, self.absorb(q), kept, None, self.scale)
+            return self.out(self.values(mixed).flatten(1))
         return self.out(kv.attend(layer, q, kept, None, self.scale, self.core).flatten(1))
 
     def core(

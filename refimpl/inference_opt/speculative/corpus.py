@@ -39,6 +39,8 @@ GREEDY = 0.65
 class Lockstep:
     """A cache for rows that all grow by one token at a time: [rows, LENGTH, kv_heads, d_h] a layer."""
 
+    in_place = False
+
     def __init__(self, model: Transformer, rows: int) -> None:
         c = model.config
         shape = (rows, LENGTH, c.kv_heads, c.head_dim)

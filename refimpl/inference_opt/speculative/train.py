@@ -38,6 +38,8 @@ class Unrolled:
     pass j   keys of pass 1 at slots ≤ t − j + 1, and of pass i at slot t − j + i for i = 2 … j: its own drafts'
     """
 
+    in_place = False
+
     def __init__(self, rows: int) -> None:
         self.rows = rows
         self.keys: list[Float[Tensor, "rows length heads head_dim"]] = []
