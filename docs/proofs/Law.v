@@ -4,7 +4,7 @@
    way, as `exact.every_path` does it. Two laws are the same if every function has the same mean under both; then every
    outcome, and every event, has the same probability. Division by zero is zero in Q. *)
 
-From Coq Require Export QArith Qminmax List Arith Bool Lia Lqa.
+From Coq Require Export QArith Qminmax List Arith Bool Lia Lqa Morphisms.
 Export ListNotations.
 Open Scope Q_scope.
 
@@ -74,6 +74,9 @@ Proof.
   rewrite (H a), (IH f g); auto; reflexivity.
 Qed.
 
+#[export] Instance mean_proper A (d : dist A) : Proper (pointwise_relation A Qeq ==> Qeq) (mean d).
+Proof. intros f g H. apply mean_ext. intros. apply H. Qed.
+
 Lemma mean_ret : forall A (a : A) f, mean (ret a) f == f a.
 Proof. intros. simpl. ring. Qed.
 
@@ -89,6 +92,8 @@ Proof.
   assert (mean (map (fun '(b, v) => (b, w * v)) (k a)) f == w * mean (k a) f) as ->; [| reflexivity].
   induction (k a) as [| [b v] e IHe]; simpl; [ring | rewrite IHe; ring].
 Qed.
+
+Arguments bind : simpl never.
 
 Lemma mean_below : forall t f, mean (below t) f == Qmin t 1 * f true + (1 - Qmin t 1) * f false.
 Proof. intros. simpl. ring. Qed.
@@ -150,6 +155,9 @@ Proof.
   induction xs as [| x xs IH]; simpl; intros f g H; [reflexivity |]. rewrite (H x), (IH f g); auto; reflexivity.
 Qed.
 
+#[export] Instance sum_proper xs : Proper (pointwise_relation token Qeq ==> Qeq) (sum xs).
+Proof. intros f g H. apply sum_ext. intros. apply H. Qed.
+
 Lemma sum_plus : forall xs f g, sum xs (fun x => f x + g x) == sum xs f + sum xs g.
 Proof. induction xs; simpl; intros; [ring |]. rewrite IHxs. ring. Qed.
 
@@ -160,6 +168,11 @@ Lemma sum_nonneg : forall xs f, (forall x, In x xs -> 0 <= f x) -> 0 <= sum xs f
 Proof.
   induction xs as [| x xs IH]; simpl; intros f H; [lra |].
   assert (0 <= f x) by auto. assert (0 <= sum xs f) by auto. lra.
+Qed.
+
+Lemma sum_le : forall xs f g, (forall x, In x xs -> f x <= g x) -> sum xs f <= sum xs g.
+Proof.
+  induction xs as [| x xs IH]; simpl; intros f g H; [apply Qle_refl |]. apply Qplus_le_compat; auto.
 Qed.
 
 Lemma sum_zero : forall xs f, (forall x, In x xs -> 0 <= f x) -> sum xs f == 0 -> forall x, In x xs -> f x == 0.

@@ -63,14 +63,15 @@ Fixpoint chain (q : model) (more : policy) (gamma : nat) (t : text) : dist (list
 Fixpoint verdicts (p : model) (t tokens : text) : list weights :=
   p t :: match tokens with [] => [] | x :: tokens' => verdicts p (t ++ [x]) tokens' end.
 
-Definition always : text -> policy := fun _ _ => true.  (* gamma drafts *)
+Definition always : text -> policy := fun _ _ => true.
 
-(* What one step emits behind a text. How long the draft may get, too, is up to that text. *)
-Definition token_wise_step (p q : model) (more : text -> policy) (gamma : text -> nat) (t : text) : dist text :=
+(* What one step emits behind a text, by a rule. How long the draft may get, too, is up to that text. *)
+Definition rule := list weights -> list weights -> text -> dist text.
+Definition step_law (r : rule) (p q : model) (more : text -> policy) (gamma : text -> nat) (t : text) : dist text :=
   guesses <- chain q (more t) (gamma t) t;;
-  token_wise (verdicts p t (map fst guesses)) (map snd guesses) (map fst guesses).
+  r (verdicts p t (map fst guesses)) (map snd guesses) (map fst guesses).
 
-(* A draft that was found, not drawn: by any search, of the text or at random. *)
+(* A draft that was found, not drawn: by a search of the text, or at random by a law that nobody knows. *)
 Definition point_mass_step (p : model) (propose : text -> dist text) (t : text) : dist text :=
   tokens <- propose t;;
   point_mass (verdicts p t tokens) tokens.
