@@ -1,4 +1,4 @@
-(* What is proved, in one place. Each line of output below says that a theorem rests on no axiom. *)
+(* What is proved, in one place: the theorems on whole texts, then the statement of each and what it rests on. *)
 
 From Speculation Require Import Decode PointMass Wrong.
 
@@ -31,13 +31,14 @@ Proof.
   apply steps_add_up; [now apply point_mass_step_exact | apply point_mass_step_emits].
 Qed.
 
-Print Assumptions token_wise_token_exact.
-Print Assumptions token_wise_step_exact.
-Print Assumptions steps_add_up.
-Print Assumptions joint_law_is_the_product.
-Print Assumptions any_stopping_time_exact.
-Print Assumptions speculative_decoding_exact.
-Print Assumptions point_mass_token_exact.
-Print Assumptions point_mass_exact.
-Print Assumptions no_residual_is_biased.
-Print Assumptions dropping_is_biased.
+Check token_wise_token_exact. Print Assumptions token_wise_token_exact.
+Check token_wise_step_exact. Print Assumptions token_wise_step_exact.
+Check steps_add_up. Print Assumptions steps_add_up.
+Check joint_law_is_the_product. Print Assumptions joint_law_is_the_product.
+Check any_stopping_time_exact. Print Assumptions any_stopping_time_exact.
+Check speculative_decoding_exact. Print Assumptions speculative_decoding_exact.
+Check point_mass_token_exact. Print Assumptions point_mass_token_exact.
+Check point_mass_step_exact. Print Assumptions point_mass_step_exact.
+Check point_mass_exact. Print Assumptions point_mass_exact.
+Check no_residual_is_biased. Print Assumptions no_residual_is_biased.
+Check dropping_is_biased. Print Assumptions dropping_is_biased.
