@@ -112,7 +112,8 @@ Qed.
 (* ---- Steps add up ---- *)
 
 Lemma decode_exact : forall step, exact V p step -> emits step -> forall steps length t,
-  (List.length t <= length <= steps + List.length t)%nat -> same_law (decode step steps length t) (continue V p length t).
+  (List.length t <= length <= steps + List.length t)%nat ->
+  same_law (decode step steps length t) (continue V p length t).
 Proof.
   intros step Exact Emits. induction steps as [| steps IH]; intros length t Bound f.
   - rewrite continue_whole by lia. simpl in *. replace (length - List.length t)%nat with 0%nat by lia. reflexivity.

@@ -11,7 +11,8 @@ Definition one_found (V : nat) (p : weights) (x : token) : dist token :=
 
 (* The hypotheses on a drafter: it proposes something for certain, in the vocabulary. Its law need not be known. *)
 Definition proposes (V : nat) (propose : text -> dist text) : Prop := forall t,
-  mean (propose t) (fun _ => 1) == 1 /\ forall tokens, In tokens (map fst (propose t)) -> Forall (fun x => x < V)%nat tokens.
+  mean (propose t) (fun _ => 1) == 1 /\
+  forall tokens, In tokens (map fst (propose t)) -> Forall (fun x => x < V)%nat tokens.
 
 Section PointMass.
 Variable V : nat.

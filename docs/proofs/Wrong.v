@@ -36,7 +36,8 @@ Definition pair (a b : Q) : model := fun _ x => nth x [a; b] 0.
 
 Lemma pair_model : forall a b, 0 <= a -> 0 <= b -> a + b == 1 -> is_model 2 (pair a b).
 Proof.
-  intros a b Ha Hb One t. split; [| cbn; rewrite <- One; ring]. intros [| [|]] Lt; simpl; [assumption | assumption | lia].
+  intros a b Ha Hb One t. split; [| cbn; rewrite <- One; ring].
+  intros [| [|]] Lt; simpl; [assumption | assumption | lia].
 Qed.
 
 (* [wrong] *)
