@@ -26,7 +26,7 @@ SOURCES = re.findall(r"^\w+\.v$", (PROOFS / "_CoqProject").read_text(), flags=re
 # What a case is written in: laws in states, which every token of the text moves on; a fixed draft for each text, for
 # the rule that takes any; and the draft that ends behind an unsure token. The same as below in Python.
 PRELUDE = """
-From Speculation Require Import Main Wrong PointMass.
+From Speculation Require Import Main Wrong Block PointMass.
 Definition state (n : nat) (t : text) : nat := fold_left (fun s x => Nat.modulo (2 * s + x + 1) n) t 0%nat.
 Definition rows (laws : list (list Q)) : model := fun t x => nth x (nth (state (length laws) t) laws []) 0.
 Definition found (drafts : list text) (t : text) : dist text := ret (nth (state (length drafts) t) drafts []).
@@ -100,6 +100,7 @@ class Case:
         step = f"step_law {v} (token_wise {v}) p q always (fun _ => {g})"
         stopping = f"step_law {v} (token_wise {v}) p q (sure q) (fun _ => {g})"
         biased = f"step_law {v} (no_residual {v}) p q always (fun _ => {g})"
+        block = f"step_law {v} (block {v}) p q always (fun _ => {g})"
         lookup, dropping = f"point_mass_step {v} p (found drafts)", f"step_dropping {v} p q (1 # 3) {g}"
         draft = "(nth 0 drafts [])"
         laws = f"(verdicts p {t} {draft}) (verdicts q {t} {draft}) {draft}"
@@ -111,6 +112,9 @@ class Case:
         yield f"{step} {t}", step_law(p, q, g, token_wise, prefix)
         yield f"{stopping} {t}", step_law(p, q, g, token_wise, prefix, kept)
         yield f"{lookup} {t}", step_law(p, q, g, rules.point_mass, prefix, self.found)
+        yield f"output_law ({block}) {n}", output_law(p, q, g, rules.block, n)
+        yield f"{block} {t}", step_law(p, q, g, rules.block, prefix)
+        yield f"block {v} {laws}", self.judged(rules.block)
         yield f"token_wise {v} {laws}", self.judged(token_wise)
         yield f"point_mass {v} (verdicts p {t} {draft}) {draft}", self.judged(rules.point_mass)
 

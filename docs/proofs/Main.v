@@ -1,6 +1,6 @@
 (* What is proved, in one place: the theorems on whole texts, then the statement of each and what it rests on. *)
 
-From Speculation Require Import Decode PointMass Wrong.
+From Speculation Require Import Decode PointMass Block Wrong.
 
 (* [stopping] *)
 (* The same where `more` decides behind each draft token, from what was drafted so far, whether to draft another, and
@@ -31,6 +31,16 @@ Proof.
   apply steps_add_up; [now apply point_mass_step_exact | apply point_mass_step_emits].
 Qed.
 
+(* [block] *)
+(* Block verification, with any stopping time as well. *)
+Theorem block_exact : forall V p q more gamma L, is_model V p -> is_model V q -> forall s,
+  prob (output_law (step_law V (block V) p q more gamma) L) s == target_law V p L s.
+(* [/block] *)
+Proof.
+  intros. etransitivity; [| now apply joint_law_is_the_product]. apply same_law_prob.
+  apply steps_add_up; [now apply block_step_exact | apply block_step_emits].
+Qed.
+
 Check token_wise_token_exact. Print Assumptions token_wise_token_exact.
 Check token_wise_step_exact. Print Assumptions token_wise_step_exact.
 Check steps_add_up. Print Assumptions steps_add_up.
@@ -40,5 +50,7 @@ Check speculative_decoding_exact. Print Assumptions speculative_decoding_exact.
 Check point_mass_token_exact. Print Assumptions point_mass_token_exact.
 Check point_mass_step_exact. Print Assumptions point_mass_step_exact.
 Check point_mass_exact. Print Assumptions point_mass_exact.
+Check block_step_exact. Print Assumptions block_step_exact.
+Check block_exact. Print Assumptions block_exact.
 Check no_residual_is_biased. Print Assumptions no_residual_is_biased.
 Check dropping_is_biased. Print Assumptions dropping_is_biased.

@@ -43,32 +43,47 @@ Proof.
   apply sum_zero with (vocabulary V); auto. intros y Hy. apply Nonneg, in_vocabulary, Hy.
 Qed.
 
-(* With acceptance g may go on, with rejection h: both are worth what the target's token is worth if g = h. *)
+(* q drafts, r is what may come out in all; g is worth what is accepted, c a rejection. *)
+Lemma judged : forall V r q (g : token -> Q) c, (forall x, (x < V)%nat -> 0 <= r x) -> is_law V q ->
+  sum (vocabulary V) (fun x => q x * (Qmin (r x / q x) 1 * g x + (1 - Qmin (r x / q x) 1) * c)) ==
+  sum (vocabulary V) (fun x => Qmin (r x) (q x) * g x)
+    + (sum (vocabulary V) (excess r q) + 1 - sum (vocabulary V) r) * c.
+Proof.
+  intros V r q g c Hr [Hq <-]. set (vs := vocabulary V).
+  transitivity (sum vs (fun x => Qmin (r x) (q x) * g x + c * (excess r q x + q x + -1 * r x))).
+  - apply sum_ext. intros x Hx. apply in_vocabulary in Hx. unfold excess.
+    assert (Qmax (r x - q x) 0 == r x - Qmin (r x) (q x)) as -> by (pose proof (split (r x) (q x)); lra).
+    rewrite <- (accepted_mass (r x) (q x)) by auto. ring.
+  - rewrite sum_plus, sum_scale, !sum_plus, sum_scale. ring.
+Qed.
+
+(* Drawing from the residual, with its mass for a factor; without mass, nothing. *)
+Lemma owed : forall V r q g,
+  sum (vocabulary V) (excess r q) * mean (choose V (residual V r q)) g ==
+  sum (vocabulary V) (fun x => excess r q x * g x).
+Proof.
+  intros. unfold residual. destruct (any V (excess r q)) eqn:Any.
+  - rewrite mean_choose. field. apply any_true; [| assumption]. intros. apply Q.le_max_r.
+  - assert (forall h, sum (vocabulary V) (fun x => excess r q x * h x) == 0) as Zero.
+    { intros h. rewrite (sum_ext _ _ (fun _ => 0 * 0)), sum_scale; [ring |].
+      intros x Hx. rewrite (any_false V) by (assumption || now apply in_vocabulary). ring. }
+    rewrite Zero. setoid_replace (sum (vocabulary V) (excess r q)) with 0; [ring |].
+    rewrite <- (Zero (fun _ => 1)). apply sum_ext. intros. ring.
+Qed.
+
+(* Accepted tokens and those drawn instead make up what there is to be. *)
+Lemma made_up : forall V r q g,
+  sum (vocabulary V) (fun x => Qmin (r x) (q x) * g x) + sum (vocabulary V) (fun x => excess r q x * g x) ==
+  sum (vocabulary V) (fun x => r x * g x).
+Proof.
+  intros. rewrite <- sum_plus. apply sum_ext. intros x _. unfold excess. rewrite <- (split (r x) (q x)) at 3. ring.
+Qed.
+
 Lemma rejection : forall V p q (g : token -> Q), is_law V p -> is_law V q ->
   sum (vocabulary V) (fun x => q x * (Qmin (p x / q x) 1 * g x
     + (1 - Qmin (p x / q x) 1) * mean (choose V (residual V p q)) g)) == sum (vocabulary V) (fun x => p x * g x).
 Proof.
-  intros V p q g [Hp Sp] [Hq Sq]. set (owed := mean _ _). set (vs := vocabulary V) in *.
-  assert (forall x, In x vs -> (x < V)%nat) as Lt by (intros; now apply in_vocabulary).
-  assert (sum vs (excess p q) == sum vs (fun x => q x - Qmin (p x) (q x))) as Rejected.
-  { (* both are 1 - sum min *)
-    rewrite (sum_ext vs (excess p q) (fun x => p x + -1 * Qmin (p x) (q x)))
-      by (intros x _; unfold excess; pose proof (split (p x) (q x)); lra).
-    rewrite (sum_ext vs (fun x => q x - _) (fun x => q x + -1 * Qmin (p x) (q x))) by (intros; ring).
-    rewrite !sum_plus, Sp, Sq. reflexivity. }
-  transitivity (sum vs (fun x => Qmin (p x) (q x) * g x) + sum vs (excess p q) * owed).
-  { rewrite Rejected, (Qmult_comm _ owed), <- sum_scale, <- sum_plus. apply sum_ext. intros x Hx.
-    rewrite <- (accepted_mass (p x) (q x)) by auto. ring. }
-  assert (sum vs (excess p q) * owed == sum vs (fun x => excess p q x * g x)) as ->.
-  { unfold owed, residual. destruct (any V (excess p q)) eqn:Any.
-    - rewrite mean_choose. fold vs. field. apply any_true; [| assumption]. intros. apply Q.le_max_r.
-    - (* nothing is owed, and nothing rejected *)
-      assert (forall x, In x vs -> excess p q x == 0) as Zero by (intros; apply any_false with V; auto).
-      rewrite (sum_ext vs (excess p q) (fun _ => 0 * 0)), (sum_ext vs (fun x => _ * g x) (fun _ => 0 * 0)), sum_scale.
-      + ring.
-      + intros x Hx. rewrite Zero by assumption. ring.
-      + intros x Hx. rewrite Zero by assumption. ring. }
-  rewrite <- sum_plus. apply sum_ext. intros x _. unfold excess. rewrite <- (split (p x) (q x)) at 3. ring.
+  intros V p q g [Hp Sp] Hq. rewrite judged, Sp, <- (made_up V p q), <- owed by assumption. ring.
 Qed.
 
 Lemma one_token_mean : forall V p q, is_law V p -> is_law V q -> same_law (one_token V p q) (choose V p).
