@@ -72,7 +72,8 @@ class Case:
 
     def _laws(self, rng):
         weights = [[rng.choice([0, 1, 1, 2, 5]) for _ in range(self.vocab)] for _ in range(5)]
-        return [[Fraction(w, sum(row)) for w in row] if any(row) else [1] + [0] * (self.vocab - 1) for row in weights]
+        point = [Fraction(x == 0) for x in range(self.vocab)]
+        return [[Fraction(w, sum(row)) for w in row] if any(row) else point for row in weights]
 
     def model(self, name):
         return lambda text: self.laws[name][state(5, text)]
@@ -84,9 +85,10 @@ class Case:
     def judged(self, rule):
         """The law of a rule on its own: one draft, and the laws along it."""
         text, tokens = tuple(self.text), self.drafts[0]
-        behind = {n: [np.array(self.model(n)((*text, *tokens[:i])), dtype=object) for i in range(99)] for n in "pq"}
+        texts = [(*text, *tokens[:i]) for i in range(len(tokens) + 1)]
+        behind = {name: [np.array(self.model(name)(t), dtype=object) for t in texts] for name in "pq"}
         if any(behind["q"][i][x] == 0 for i, x in enumerate(tokens)):
-            return None  # was not drawn from q
+            return None  # no draft of q's
         law = {}
         for emitted, w in every_path(lambda chance: rule(behind["p"], behind["q"], tokens, chance)):
             law[tuple(emitted)] = law.get(tuple(emitted), 0) + w
@@ -101,7 +103,7 @@ class Case:
         stopping = f"step_law {v} (token_wise {v}) p q (sure q) (fun _ => {g})"
         biased = f"step_law {v} (no_residual {v}) p q always (fun _ => {g})"
         block = f"step_law {v} (block {v}) p q always (fun _ => {g})"
-        lookup, dropping = f"point_mass_step {v} p (found drafts)", f"step_dropping {v} p q (1 # 3) {g}"
+        lookup, dropping = f"point_mass_step {v} p (found drafts)", f"step_dropping {v} p q (1 # 3)%Q {g}"
         draft = "(nth 0 drafts [])"
         laws = f"(verdicts p {t} {draft}) (verdicts q {t} {draft}) {draft}"
         yield f"output_law ({step}) {n}", output_law(p, q, g, token_wise, n)
@@ -129,14 +131,13 @@ def test_what_is_proved_is_what_runs(compiled):
     cases = [Case(seed) for seed in range(20)]
     lines, wanted = [PRELUDE], []
     for number, case in enumerate(cases):
-        laws = {name: [[Fraction(w) for w in row] for row in rows] for name, rows in case.laws.items()}
         lines.append(f"Module Case{number}.")
-        lines += [f"Definition {name} := rows {coq(laws[name])}." for name in "pq"]
+        lines += [f"Definition {name} := rows {coq(case.laws[name])}." for name in "pq"]
         lines.append(f"Definition drafts : list text := {coq(case.drafts)}%nat.")
         for program, law in case.questions():
             if law is not None:
                 wanted.append((number, program, law))
-                lines.append(f"Eval vm_compute in shown (gather (({program})%nat)).".replace("(1 # 3)", "(1 # 3)%Q"))
+                lines.append(f"Eval vm_compute in shown (gather (({program})%nat)).")
         lines.append(f"End Case{number}.")
     folder, _ = compiled
     (folder / "Cases.v").write_text("\n".join(lines))
