@@ -1,17 +1,20 @@
 """Draws the chapters' figures: python docs/figures.py (or `make figures`). Pictures of mechanisms, no measurements."""
 
 import itertools
+import os
 import random
 from fractions import Fraction
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from inference_opt import Engine, SamplingParams, TransformerWithOptimizations
-from inference_opt.figures import draw_pool, draw_schedule, draw_tree
+from inference_opt.figures import draw_pieces, draw_pool, draw_schedule, draw_tree
+from inference_opt.kernels import common_stems, plan_batch
 from inference_opt.kv.radix import RadixTree
 from inference_opt.speculative import pictures, rules
 from inference_opt.speculative.cost import best_gamma, speedup
@@ -259,6 +262,27 @@ def kept_figure() -> Figure:
     return figure
 
 
+def pieces_figure() -> Figure:
+    """Two plans of one batch, for a machine of four processors: every sequence by itself, and a stem read once."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    lengths, stem = [3000, 700, 1500, 1400, 1300], 1024
+    pages = torch.empty(200, 64, 1, 64)
+    own = iter(range(16, 200))
+    tables = [[next(own) for _ in range(-(-n // 64))] for n in lengths]
+    tables = [list(range(16)) + t[16:] if i >= 2 else t for i, t in enumerate(tables)]
+    width = max(map(len, tables))
+    table = torch.tensor([t + [0] * (width - len(t)) for t in tables], dtype=torch.int32)
+    stems = common_stems(tables, [n - 1 for n in lengths], 64)
+    assert stems == [(2, 3, stem)]
+    for axes, shared, title in zip(
+        figure.subplots(1, 2, sharey=True), ([], stems), ("each by itself", "a stem read once")
+    ):
+        draw_pieces(axes, plan_batch(table, lengths, [1] * 5, pages, 1, stems=shared))
+        axes.set_title(title, fontsize=9)
+    return figure
+
+
 FIGURES = {
     "00_recompute.svg": lambda: steps_figure(cached=False),
     "01_cache.svg": lambda: steps_figure(cached=True),
@@ -268,6 +292,7 @@ FIGURES = {
     "05_kept.svg": kept_figure,
     "06_speculation.svg": speculation_figure,
     "06_cost.svg": cost_figure,
+    "08_pieces.svg": pieces_figure,
     "07_split.svg": split_figure,
     "07_paths.svg": paths_figure,
     "07_zoo.svg": zoo_figure,

@@ -1,5 +1,9 @@
-"""Pictures of true state: the radix tree, the page pool, the schedule. What is drawn is read off the live objects."""
+"""Pictures of true state: the radix tree, the page pool, the schedule, the work of a step.
 
+What is drawn is read off the live objects.
+"""
+
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -7,6 +11,7 @@ from matplotlib.patches import Rectangle
 
 from inference_opt.engine.engine import Output
 from inference_opt.engine.request import Request
+from inference_opt.kernels import Batch
 from inference_opt.kv.node import Node, upwards
 from inference_opt.kv.pool import PagePool
 from inference_opt.kv.radix import RadixTree
@@ -106,3 +111,27 @@ def draw_schedule(axes: Axes, steps: Sequence[Sequence[Output]], names: Mapping[
     axes.set_xticks([s + 0.5 for s in range(0, len(steps), 2)], [str(s + 1) for s in range(0, len(steps), 2)])
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_title(title, fontsize=9, loc="left")
+
+
+def draw_pieces(axes: Axes, batch: Batch) -> None:
+    """Who reads what: a row for each sequence's queries, its keys along it, every piece a box; stems span their rows.
+
+    One tile of rows a sequence, as in decoding. ValueError for a batch that was not planned for kernels.
+    """
+    if batch.work is None:
+        raise ValueError("this batch has no plan: pages on the CPU are planned under Triton's interpreter only")
+    token0 = list(itertools.accumulate(batch.counts, initial=0))
+    number = 0
+    for launch in batch.work.launches:
+        for sequence, start, queries, _, _, first, end, state in launch.pieces.tolist():
+            rows = sum(start <= t < start + queries for t in token0[:-1])
+            box = Rectangle((first, sequence + 0.1), end - first, rows - 0.2, facecolor=COLOURS[number % 8], alpha=0.6)
+            axes.add_patch(box)
+            label = "written" if state < 0 else "state" if queries == 1 else "states"
+            turned = 90 if end - first < max(batch.lengths) / 10 else 0
+            middle = (first + end) / 2, sequence + rows / 2
+            axes.text(*middle, label, ha="center", va="center", fontsize=7, rotation=turned)
+            number += 1
+    axes.set(xlim=(0, max(batch.lengths)), ylim=(len(batch.lengths), 0), xlabel="keys")
+    axes.set_yticks([i + 0.5 for i in range(len(batch.lengths))], [f"sequence {i}" for i in range(len(batch.lengths))])
+    axes.spines[["top", "right"]].set_visible(False)
