@@ -1,8 +1,11 @@
 """What an engine says of itself: a step's outputs, and totals."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from inference_opt.engine.request import Request
+
+FED = "{id}: {count:token} went through the model, out come {tokens}"  # what a recorded step says
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,12 @@ class Output:
     count: int
     tokens: list[int]
     drafted: list[int]
+
+    def snapshot(self) -> dict[str, Any]:
+        """The same for a recorded step."""
+        names = ("start", "count", "tokens", "drafted")
+        prompt = self.start < len(self.request.prompt)
+        return {"id": self.request.id, "prompt": prompt} | {name: getattr(self, name) for name in names}
 
 
 @dataclass
