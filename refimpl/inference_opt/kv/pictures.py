@@ -1,7 +1,10 @@
-"""The radix tree as a recorded step shows it: what each step says, the whole state, what must hold, what is counted."""
+"""Tree and pages as recorded steps show them: what each step says, the state, what must hold, what is counted."""
 
 from collections.abc import Hashable, Iterator
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from inference_opt.kv.node import WIDTH, Node
 
@@ -60,3 +63,26 @@ class TreePictures:
             "pages in the tree": sum(len(node.pages) for node in self.nodes()),
             "of these evictable": self.evictable,
         }
+
+
+ATTENDED = "layer {layer}: {q.shape[0]:new token} over {end:key} gathered from pages {pages}"
+
+
+def attended(
+    cache: Any, layer: int, pages: Tensor, end: int, q: Tensor, keys: Tensor, values: Tensor, out: Tensor, scale: float
+) -> dict[str, Any]:
+    """One sequence's attention: where its keys lie, and how the last new token weighs them."""
+    state = {"kind": "attention", "layer": layer, "table": pages.tolist(), "end": end, "new": len(q)}
+    state |= {"page_size": cache.page_size, "pages": cache.num_pages, "weights": []}
+    kept = cache.bytes_per_token() // len(cache.keys)  # of one layer
+    computed = {"value": len(q), "naive": end}
+    counters = {"keys and values computed": computed, "bytes gathered": end * kept}
+    if cache.latent_dim is not None:  # the weights are the latent form's own affair
+        return state | {"counters": counters}
+    k, v = (x.double().repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (keys, values))
+    weights = torch.softmax(torch.einsum("hd,khd->hk", q[-1].double(), k) * scale, dim=-1)  # [heads, end]
+    state["weights"] = weights.numpy().round(4).tolist()
+    same = torch.allclose(torch.einsum("hk,khd->hd", weights, v), out[-1].double(), atol=1e-4)
+    ends = end <= len(pages) * cache.page_size
+    invariants = {"the weights drawn give the output": same, "the page table has a page for every key": ends}
+    return state | {"invariants": invariants, "counters": counters}

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from inference_opt.model.attention import KV, causal_attention
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.linear import Linear
+from inference_opt.model.pictures import ABSORBED, EXPANDED, KEPT, latent_state
 from inference_opt.model.rope import rotate
+from inference_opt.steps import step
 
 LATENT_EPS = 1e-6  # of the latents' norms, in DeepSeek's code and checkpoints, whatever the model's own is
 
@@ -79,6 +81,7 @@ class LatentAttention(nn.Module):
             latent = self.kv_latent_norm(latent)
         q = torch.cat((q_plain, rotate(q_rope, *rope)), dim=-1)  # [tokens, heads, d_h + d_R]
         kept = torch.cat((latent, rotate(k_rope, *rope)), dim=-1)  # [tokens, 1, d_c + d_R]
+        step("mla.keep", latent_state, KEPT, of=self, layer=layer, kept=kept)
         if self.form == "training":
             return self.out(kv.attend(layer, q, *self.expand(kept), self.scale).flatten(1))
         return self.out(kv.attend(layer, q, kept, None, self.scale, self.core).flatten(1))
@@ -92,8 +95,10 @@ class LatentAttention(nn.Module):
     ) -> Float[Tensor, "queries heads value_dim"]:
         """One sequence's attention over what is kept of it, in the form that takes fewer operations."""
         if self.form == "absorbed" or (self.form is None and self.absorbs(len(q), len(kept))):
+            step("mla.absorb", latent_state, ABSORBED, of=self, q=q, kept=kept, form="absorbed")
             latent = causal_attention(self.absorb(q), kept, kept[..., : self.shape.kv_lora_rank], scale)
             return self.values(latent)
+        step("mla.expand", latent_state, EXPANDED, of=self, q=q, kept=kept, form="explicit")
         return causal_attention(q, *self.expand(kept), scale)
 
     # [/latent]
@@ -130,7 +135,12 @@ class LatentAttention(nn.Module):
     # [/forms]
 
     def absorbs(self, queries: int, keys: int) -> bool:
-        """Whether absorption takes fewer multiplications, for new queries over all keys of one sequence.
+        """Whether absorption takes fewer multiplications, for new queries over all keys of one sequence."""
+        explicit, absorbed = self.costs(queries, keys)
+        return absorbed <= explicit
+
+    def costs(self, queries: int, keys: int) -> tuple[int, int]:
+        """Multiplications of either form.
 
         explicit   keys · n_k (d_h + d_v) d_c                 + queries · keys · n_h (d_h + d_R + d_v)
         absorbed   queries · n_h (d_h + d_v) d_c              + queries · keys · n_h (2 d_c + d_R)
@@ -140,7 +150,7 @@ class LatentAttention(nn.Module):
         pair = s.qk_nope_head_dim + s.qk_rope_head_dim + s.v_head_dim
         explicit = keys * self.kv_heads * made + queries * keys * self.heads * pair
         latent_pair = 2 * s.kv_lora_rank + s.qk_rope_head_dim
-        return queries * self.heads * (made + keys * latent_pair) <= explicit
+        return explicit, queries * self.heads * (made + keys * latent_pair)
 
 
 def use_form(model: nn.Module, form: str | None) -> None:

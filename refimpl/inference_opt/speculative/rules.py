@@ -21,6 +21,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Shaped
 
+from inference_opt.speculative.verdicts import ACCEPTED, BONUS, REJECTED, REPLACED, verdict
+from inference_opt.steps import step
+
 Law = Shaped[np.ndarray, "vocab"]  # of floats or Fractions
 
 
@@ -45,12 +48,21 @@ def token_wise(target: Sequence[Law], draft: Sequence[Law], tokens: Sequence[int
     one rejection draws from exactly that: min(p, q) + (p − q)⁺ = p.
     """
     emitted: list[int] = []
+    seen = {"target": target, "draft": draft, "tokens": tokens, "emitted": emitted}
     for i, x in enumerate(tokens):
         p, q = target[i], draft[i]
-        if not chance.uniform(i) < p[x] / q[x]:  # strictly: a token with p(x) = 0 is rejected, u = 0 included
-            return [*emitted, chance.choose(residual(p, q), i)]
+        u = chance.uniform(i)
+        if not u < p[x] / q[x]:  # strictly: a token with p(x) = 0 is rejected, u = 0 included
+            step("speculation.reject", verdict, REJECTED, **seen, i=i, x=x, u=u)
+            rest = residual(p, q)
+            emitted.append(drawn := chance.choose(rest, i))
+            step("speculation.replace", verdict, REPLACED, **seen, i=i, weights=rest, drawn=drawn)
+            return emitted
         emitted.append(x)
-    return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
+        step("speculation.accept", verdict, ACCEPTED, **seen, i=i, x=x, u=u)
+    emitted.append(drawn := chance.choose(target[len(emitted)], len(emitted)))
+    step("speculation.bonus", verdict, BONUS, **seen, i=len(emitted) - 1, drawn=drawn)
+    return emitted
 
 
 def residual(p: Law, q: Law) -> Law:

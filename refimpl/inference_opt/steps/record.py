@@ -4,7 +4,7 @@
           │               │     │                              └─ facts: what happened, as values
           │               │     └─ a sentence, made of the facts with str.format, only when recorded
           │               └─ whose state changed: it has `snapshot()`, and may have `invariants()` and `counters()`;
-          │                  or a function that makes a snapshot of the facts; or None
+          │                  or a function that makes the snapshot, and all these, of the facts
           └─ the event
 
 Unrecorded, a step is one look at a context variable: nothing is formatted, copied or checked.
@@ -38,7 +38,7 @@ _recorder: ContextVar["Recorder | None"] = ContextVar("recorder", default=None)
 
 
 # [step]
-def step(event: str, subject: Any, text: str, **facts: Any) -> None:
+def step(event: str, subject: Any, text: str, /, **facts: Any) -> None:
     """Something has happened. Costs nothing to speak of unless it is recorded."""
     recorder = _recorder.get()
     if recorder is not None:
@@ -50,14 +50,16 @@ def record(
     title: str = "",
     watch: Iterable[Any] = (),
     label: Callable[[int], str] | None = None,
+    only: str = "",
     max_bytes: int = MAX_BYTES,
 ) -> Iterator[Trace]:
     """Keep every step of the block in the trace that is returned.
 
     `watch`: subjects whose state every step shows, though they have not spoken yet. `label`: what a token is called.
+    `only`: keep events that begin so.
     A recording that would pass `max_bytes` is cut: the code runs on, and `trace.cut` says so.
     """
-    recorder = Recorder(Trace(title), watch, label, max_bytes)
+    recorder = Recorder(Trace(title), watch, label, only, max_bytes)
     token = _recorder.set(recorder)
     try:
         yield recorder.trace
@@ -71,15 +73,17 @@ def record(
 class Recorder:
     """Writes steps into a trace."""
 
-    def __init__(self, trace: Trace, watch: Iterable[Any], label: Callable[[int], str] | None, max_bytes: int) -> None:
-        self.trace, self.left, self.max_bytes = trace, max_bytes, max_bytes
+    def __init__(
+        self, trace: Trace, watch: Iterable[Any], label: Callable[[int], str] | None, only: str, max_bytes: int
+    ) -> None:
+        self.trace, self.only, self.left, self.max_bytes = trace, only, max_bytes, max_bytes
         self.subjects = {type(subject): subject for subject in watch}  # one of a class: the last that spoke
         self.words = Words(label or str, letters=label is chr)
         self.busy = False
 
     def add(self, event: str, subject: Any, text: str, facts: dict[str, Any], frame: FrameType) -> None:
         """Keep one step, unless the trace is full."""
-        if self.trace.cut or self.busy:
+        if self.trace.cut or self.busy or not event.startswith(self.only):
             return
         self.busy = True  # whatever a snapshot calls is no step of its own
         try:
@@ -103,7 +107,7 @@ class Recorder:
             shown = subject(**facts)
         elif subject is not None:
             self.subjects[type(subject)] = subject
-        invariants, counters = shown.pop("invariants", {}), shown.pop("counters", {})
+        invariants, counters, said = (shown.pop(name, {}) for name in ("invariants", "counters", "said"))
         states = [each.snapshot() for each in self.subjects.values() if hasattr(each, "snapshot")]
         states += [shown] if shown else []
         if hasattr(subject, "invariants"):  # everyone vouches for himself: between two calls of his, not within one
@@ -114,8 +118,8 @@ class Recorder:
             self.trace.labels[str(token)] = self.words.label(token)
         return {
             "event": event,
-            "text": self.words.format(text, **facts),
-            "facts": plain(facts),
+            "text": self.words.format(text, **(facts | said)),
+            "facts": {} if callable(subject) else plain(facts),  # a snapshot made of the facts is all there is of them
             "state": {state["kind"]: plain(state) for state in states},
             "invariants": {name: bool(held) for name, held in invariants.items()},
             "counters": plain(counters),
@@ -131,7 +135,8 @@ class Recorder:
         lines = without_steps(linecache.getlines(str(path), frame.f_globals))
         before = max((n for n in lines if n < line and lines[n].strip()), default=line)  # what the step tells of
         first = max(before - ABOVE, frame.f_code.co_firstlineno)
-        near = [[n, text] for n, text in lines.items() if first <= n <= before + BELOW]
+        last = min(before + BELOW, max(n for *_, n in frame.f_code.co_lines() if n))
+        near = [[n, text] for n, text in lines.items() if first <= n <= last]
         self.trace.sources.append({"file": file, "step": line, "line": before, "lines": near})
         return len(self.trace.sources) - 1
 
@@ -177,8 +182,9 @@ class Words(string.Formatter):
             words = [self.label(token) for token in (tokens if isinstance(tokens, Iterable) else [tokens])]
             words = [*words[:LONG], "…", *words[-LONG // 2 :]] if len(words) > 2 * LONG else words
             return f"“{('' if self.letters else ' ').join(words)}”" if words else "the root"
-        if format_spec.isalpha() and len(format_spec) > 1:
+        if format_spec.replace(" ", "").isalpha() and len(format_spec) > 1:
             return f"{value} {format_spec}{'' if value == 1 else 's'}"
+        value = value.tolist() if hasattr(value, "tolist") else value
         if isinstance(value, Iterable) and not isinstance(value, str):
             return ", ".join(map(str, value)) or "none"
         return format(value, format_spec)

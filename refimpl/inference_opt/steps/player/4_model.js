@@ -1,0 +1,2 @@
+const drawAttention = () => ({ width: 300, height: 20, body: "", label: "" });
+const drawLatent = drawAttention;

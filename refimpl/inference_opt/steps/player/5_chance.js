@@ -1,0 +1,1 @@
+const drawSpeculation = drawAttention, drawLaw = drawAttention;
