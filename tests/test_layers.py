@@ -22,6 +22,7 @@ ORDER = [
     "options",
     "bench",
     "tour",
+    "scenarios",
 ]
 ORDER += ["generate", "cli"]
 # Exceptions to the order, each narrower than it: parts that must not know these although they stand below them.

@@ -25,7 +25,7 @@ def latent_state(
     """Widths, what is kept, and whether the two forms agree."""
     s = of.shape
     widths = {
-        "dim": of.out.out_features, "heads": of.heads, "kv_heads": of.kv_heads, "latent": s.kv_lora_rank,
+        "heads": of.heads, "kv_heads": of.kv_heads, "latent": s.kv_lora_rank,
         "rope": s.qk_rope_head_dim, "key": s.qk_nope_head_dim, "value": s.v_head_dim,
     }  # fmt: skip
     queries, keys = 0 if q is None else len(q), len(kept)

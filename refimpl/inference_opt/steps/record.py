@@ -50,13 +50,13 @@ def record(
     title: str = "",
     watch: Iterable[Any] = (),
     label: Callable[[int], str] | None = None,
-    only: str = "",
+    only: str | tuple[str, ...] = "",
     max_bytes: int = MAX_BYTES,
 ) -> Iterator[Trace]:
     """Keep every step of the block in the trace that is returned.
 
     `watch`: subjects whose state every step shows, though they have not spoken yet. `label`: what a token is called.
-    `only`: keep events that begin so.
+    `only`: keep events that begin so, or with one of these.
     A recording that would pass `max_bytes` is cut: the code runs on, and `trace.cut` says so.
     """
     recorder = Recorder(Trace(title), watch, label, only, max_bytes)
@@ -74,7 +74,7 @@ class Recorder:
     """Writes steps into a trace."""
 
     def __init__(
-        self, trace: Trace, watch: Iterable[Any], label: Callable[[int], str] | None, only: str, max_bytes: int
+        self, trace: Trace, watch: Iterable[Any], label: Callable[[int], str] | None, only: Any, max_bytes: int
     ) -> None:
         self.trace, self.only, self.left, self.max_bytes = trace, only, max_bytes, max_bytes
         self.subjects = {type(subject): subject for subject in watch}  # one of a class: the last that spoke
