@@ -5,7 +5,7 @@ from typing import Any
 
 from inference_opt.engine.request import Request
 
-FED = "{id}: {count:token} went through the model, out come {tokens}"  # what a recorded step says
+FED = "{id}: {fed:token} through the model, drafts included; out comes {tokens:text}"  # what a recorded step says
 
 
 @dataclass(frozen=True)

@@ -95,11 +95,13 @@ class LatentAttention(nn.Module):
     ) -> Float[Tensor, "queries heads value_dim"]:
         """One sequence's attention over what is kept of it, in the form that takes fewer operations."""
         if self.form == "absorbed" or (self.form is None and self.absorbs(len(q), len(kept))):
+            absorbed = self.absorb(q)
             step("mla.absorb", latent_state, ABSORBED, of=self, q=q, kept=kept, form="absorbed")
-            latent = causal_attention(self.absorb(q), kept, kept[..., : self.shape.kv_lora_rank], scale)
+            latent = causal_attention(absorbed, kept, kept[..., : self.shape.kv_lora_rank], scale)
             return self.values(latent)
+        k, v = self.expand(kept)
         step("mla.expand", latent_state, EXPANDED, of=self, q=q, kept=kept, form="explicit")
-        return causal_attention(q, *self.expand(kept), scale)
+        return causal_attention(q, k, v, scale)
 
     # [/latent]
 

@@ -18,7 +18,7 @@ def speculative_step(
 
     The drafter is the model's own first layer; the target has three.
     """
-    engine = Engine(toy(depth=3), drafter=FirstLayers(1), gamma=gamma, page_size=2, num_pages=32)
+    engine = Engine(toy(depth=3), radix=False, drafter=FirstLayers(1), gamma=gamma, page_size=2, num_pages=32)
     counts = Counts(engine)
     events = ("schedule.", "pool.", "engine.", "speculation.")
     with record(watch=[engine.scheduler, engine.pool, counts], label=spell, only=events) as trace:
@@ -56,7 +56,7 @@ def full_acceptance(gamma: int = 4, seed: int = 0) -> Trace:
     return trace
 
 
-def rejection(gamma: int = 4, seed: int = 5) -> Trace:
+def rejection(gamma: int = 4, seed: int = 10) -> Trace:
     """Rejection at the first token: everything behind it goes, and the residual makes up for it.
 
     u · q(x) is a point under the draft's bar, anywhere with equal chance; it is kept where it lies under p as well.

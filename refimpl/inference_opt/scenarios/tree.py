@@ -3,7 +3,7 @@
 from inference_opt.kv.node import Node
 from inference_opt.kv.pool import PagePool
 from inference_opt.kv.radix import RadixTree
-from inference_opt.steps import Trace, record
+from inference_opt.steps import Trace, record, step
 
 
 class Words:
@@ -70,29 +70,33 @@ def diverging_insert(
 
 SYSTEM = "You are a helpful assistant."
 FEW = "Question 1 … Answer 1 …"
-FIGURE = f"""{SYSTEM} User: Hello! Assistant: Hi!
-{SYSTEM} User: Hello! Assistant: Hi! User: Solve this. Assistant: Sure!
-{SYSTEM} User: What is art? Assistant: Beauty.
-{SYSTEM} User: What is art? Assistant: Beauty. User: Why? Assistant: Look!
-{FEW} Question 2: What … Answer 2: This
-{FEW} Question 3: How … Answer 3: So
-{FEW} Question 4: When … Answer 4: Now
-{SYSTEM} User: Hello! Assistant: Hi! User: Write a story. Assistant: Once upon a time
-{FEW} Question 2: What … Answer 2: That
-{FEW} Question 2: What … Answer 2: Those"""
+FIGURE = f"""2 | {SYSTEM} User: Hello! Assistant: Hi!
+3 | {SYSTEM} User: Hello! Assistant: Hi! User: Solve this. Assistant: Sure!
+4 | {SYSTEM} User: What is art? Assistant: Beauty.
+5 | {SYSTEM} User: What is art? Assistant: Beauty. User: Why? Assistant: Look!
+6 | {FEW} Question 2: What … Answer 2: This
+7 | {FEW} Question 3: How … Answer 3: So
+7 | {FEW} Question 4: When … Answer 4: Now
+8 | {SYSTEM} User: Hello! Assistant: Hi! User: Write a story. Assistant: Once upon a time
+9 | {FEW} Question 2: What … Answer 2: That
+9 | {FEW} Question 2: What … Answer 2: Those"""
 
 
 def sglang_tree(texts: str = FIGURE, num_pages: int = 30) -> Trace:
-    """SGLang's figure of the tree (2312.07104, figure 3): two chats, few-shot questions, many answers, little room.
+    """SGLang's figure of the tree: two chats, few-shot questions and many answers to one of them, in little room.
 
-    One word a token, one token a page. Chats share their system prompt, questions their examples; what was used least
-    recently goes when room is wanted.
+    The texts of figure 3 of 2312.07104, panel by panel (jump to figure.panel), one word a token and a page. Which pages
+    go, and when, is the code's own doing: the end of the leaf used least recently, and no more than is wanted.
     """
     words = Words()
     pool, tree = PagePool(num_pages, 1), RadixTree(1)
     with record(watch=[tree, pool], label=lambda token: words.known[token]) as trace:
-        for text in filter(str.strip, texts.split("\n")):
-            serve(tree, pool, words.ids(text))
+        step("figure.panel", tree, "panel 1: the tree is empty")
+        for line in filter(str.strip, texts.split("\n")):
+            panel, _, text = line.rpartition("|")
+            tokens = words.ids(text)
+            step("figure.panel", tree, "panel {panel}: {tokens:text} comes", panel=panel.strip() or "?", tokens=tokens)
+            serve(tree, pool, tokens)
     if "radix.split" in trace.events():
         trace.ask(
             "radix.split",

@@ -112,8 +112,8 @@ def step_law(
     law: dict[Prefix, Fraction] = defaultdict(Fraction)
     for (emitted, turns), probability in every_path(once):
         law[emitted] += probability
-        path = {"turns": turns, "emitted": emitted, "probability": probability}
-        step("law.path", path_state, PATH, target=target, prefix=prefix, law=law, path=path)
+        seen = {"turns": turns, "emitted": emitted, "probability": probability}
+        step("law.path", path_state, PATH, target=target, prefix=prefix, law=law, path=seen)
     return dict(law)
 
 

@@ -54,8 +54,8 @@ def verdict(
 
 Text = tuple[int, ...]
 
-PATH = "{turns}: {emitted:text} comes out with probability {probability}; {total} of all paths are seen"
-TEXT = "{text:text}, of weight {weight}, has gone on in every way: {done} of all texts are complete"
+PATH = "{emitted:text} comes out of this path, which has probability {probability}; {total} of all has been seen"
+TEXT = "{text:text}, of weight {weight}, has gone on in every way; texts complete so far have {done} of all probability"
 
 
 def path_state(
@@ -68,11 +68,8 @@ def path_state(
     invariants = {"no path is counted twice: the sum is at most 1": total <= 1}
     if total == 1:
         invariants["the first token has the target's law"] = first == truth
-    turns = ", ".join(
-        ("below" if v else "not below") if isinstance(v, bool) else f"drawn {v}" for v, _ in path["turns"]
-    )
     state = {"kind": "law", "prefix": prefix, "first": first, "truth": truth, "total": total, "path": path}
-    said = {"turns": turns, "emitted": path["emitted"], "probability": path["probability"], "total": total}
+    said = {"emitted": path["emitted"], "probability": path["probability"], "total": total}
     counters = {"probability seen": round(float(total), 4)}
     shown = {*range(len(truth)), *prefix}
     return state | {"invariants": invariants, "counters": counters, "said": said, "tokens_shown": shown}

@@ -78,7 +78,7 @@ class Recorder:
     ) -> None:
         self.trace, self.only, self.left, self.max_bytes = trace, only, max_bytes, max_bytes
         self.subjects = {type(subject): subject for subject in watch}  # one of a class: the last that spoke
-        self.words = Words(label or str, letters=label is chr)
+        self.words = Words(label or str, named=label is not None)
         self.busy = False
 
     def add(self, event: str, subject: Any, text: str, facts: dict[str, Any], frame: FrameType) -> None:
@@ -142,14 +142,24 @@ class Recorder:
 
 
 def without_steps(lines: list[str]) -> dict[int, str]:
-    """Source lines by number, less the calls of `step` themselves."""
-    kept, depth = {}, 0
+    """Source lines by number, less what is there for steps alone: their calls, `seen = {…}`, guards of nothing else."""
+    kept: dict[int, str] = {}
+    depth = guard = 0
     for number, line in enumerate(lines, start=1):
-        if depth or line.strip().startswith("step("):
+        told = depth or line.strip().startswith(("step(", "seen = {"))
+        if told:
+            guard = guard or (number - 1 if kept.get(number - 1, "").strip().startswith("if ") else 0)
             depth += line.count("(") - line.count(")")
-        else:
-            kept[number] = line.rstrip("\n")
+            continue
+        if guard and indent(line) <= indent(kept[guard]):
+            del kept[guard]
+        kept[number], guard = line.rstrip("\n"), 0
     return kept
+
+
+def indent(line: str) -> int:
+    """How far a line is indented; an empty one, not at all."""
+    return len(line) - len(line.lstrip())
 
 
 def plain(value: Any) -> Any:
@@ -172,16 +182,23 @@ def plain(value: Any) -> Any:
 class Words(string.Formatter):
     """str.format, and: {n:page} is "1 page" or "2 pages", {tokens:text} what tokens are called; lists have commas."""
 
-    def __init__(self, label: Callable[[int], str], letters: bool) -> None:
-        self.label, self.letters = label, letters
+    def __init__(self, label: Callable[[int], str], named: bool) -> None:
+        self.label, self.named = label, named
 
     def format_field(self, value: Any, format_spec: str) -> str:
         """One field of a sentence."""
         if format_spec == "text":
             tokens = value.snapshot() if hasattr(value, "snapshot") else value
             words = [self.label(token) for token in (tokens if isinstance(tokens, Iterable) else [tokens])]
+            letters = self.named and all(len(word) == 1 for word in words)
             words = [*words[:LONG], "…", *words[-LONG // 2 :]] if len(words) > 2 * LONG else words
-            return f"“{('' if self.letters else ' ').join(words)}”" if words else "the root"
+            return (
+                f"“{('' if letters else ' ').join(words)}”"
+                if words
+                else "the root"
+                if hasattr(value, "snapshot")
+                else "nothing"
+            )
         if format_spec.replace(" ", "").isalpha() and len(format_spec) > 1:
             return f"{value} {format_spec}{'' if value == 1 else 's'}"
         value = value.tolist() if hasattr(value, "tolist") else value

@@ -76,13 +76,17 @@ function drawTables(state, before, left, columns, top) {
   return { body, height: y - top, label };
 }
 
+const longestTrees = new WeakMap(); // of each trace, so that a tree does not change its layout as it grows
+
 function drawTree({ state, before, trace, width, step }) {
   const tree = state.tree, name = (token) => trace.labels[token] ?? String(token);
-  const letters = treeNodes(state).every((node) => node.tokens.every((token) => name(token).length <= 1));
+  const letters = Object.values(trace.labels).every((words) => words.length <= 1);
   const box = (token) => (letters ? 19 : Math.max(22, wide(name(token), 13) + 8));
   const length = (node) => node.tokens.reduce((sum, token) => sum + box(token) + 2, 0);
   const deepest = (node) => length(node) + Math.max(0, ...node.children.map(deepest)) + 14;
-  const natural = Math.max(60, ...tree.roots.map((root) => deepest(root))) + 40;
+  if (!longestTrees.has(trace))
+    longestTrees.set(trace, Math.max(...trace.steps.flatMap((each) => (each.state.tree?.roots ?? []).map(deepest))));
+  const natural = longestTrees.get(trace) + 40;
   const aligned = natural <= width * 1.15 || letters && natural <= width * 1.5; // else: a child begins below its parent
   const old = new Map(before?.tree ? treeNodes(before).flatMap((node) => node.pages.map((page) => [page, node.locks])) : []);
   const hit = new Set(step.event === "radix.match" ? step.facts.pages : []);
@@ -118,11 +122,12 @@ function drawTree({ state, before, trace, width, step }) {
     }
     right = Math.max(right, at);
     node.children.forEach((child, i) => {
-      if (i || !aligned) row += 1;
-      const from = aligned ? at : x + 6, childX = aligned ? at + 14 : x + 26, childY = row * ROW + 32;
-      body += aligned
-        ? path(i ? `M${from} ${y + 12}C${from + 10} ${y + 12} ${from} ${childY} ${childX - 2} ${childY}` : `M${from} ${y + 12}H${childX - 2}`)
-        : path(`M${from} ${y + 26}V${childY}H${childX - 2}`);
+      const beside = aligned || !depth; // the root has its first child beside it in either way
+      if (i || !beside) row += 1;
+      const from = aligned ? at : x + (depth ? 6 : 5), childX = aligned ? at + 14 : x + 26, childY = row * ROW + 32;
+      body += aligned || (!depth && !i)
+        ? path(i ? `M${from} ${y + 12}C${from + 10} ${y + 12} ${from} ${childY} ${childX - 2} ${childY}` : `M${from + (aligned ? 0 : 5)} ${y + 12}H${childX - 2}`)
+        : path(`M${from} ${y + (depth ? 26 : 17)}V${childY}H${childX - 2}`);
       place(child, childX, depth + 1);
     });
   };
