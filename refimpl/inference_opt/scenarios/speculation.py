@@ -45,7 +45,10 @@ def _judge(temper: float, gamma: int, seed: int) -> Trace:
 
 
 def full_acceptance(gamma: int = 4, seed: int = 0) -> Trace:
-    """A draft that is drawn from the target's own law is kept whole, and one token more comes for free."""
+    """A draft that is drawn from the target's own law is kept whole, and one token more comes for free.
+
+    Both laws are alike, so p/q is 1 and every u lies below it.
+    """
     trace = _judge(0.0, gamma, seed)
     trace.ask(
         "speculation.bonus",
