@@ -36,7 +36,7 @@ def opened(browser, file, hash="", **options):
     page.goto(address + hash)
     try:
         yield page
-        assert said == []
+        assert said == [], said
         assert {url.split("#")[0] for url in asked} == {address}
     finally:
         context.close()

@@ -54,7 +54,8 @@ function play(player, trace, alone, el) {
   const range = find("input"), scenes = find(".scenes"), box = find(".question"), dialog = find("dialog");
   scenes.innerHTML = kinds.map((kind) =>
     `<figure class="scene" tabindex="0" data-kind="${kind}" aria-label="${SCENES[kind][0]}"><h3>${SCENES[kind][0]}</h3><div></div></figure>`).join("");
-  const answered = new Set();
+  const answered = new Set(), linkable = alone && location.protocol !== "about:"; // a frame has no address of its own
+  find("[data-do=link]").hidden = !linkable;
   let index = 0, asked = null, timer = 0, wanted = "";
 
   const linked = () => Number(location.hash.match(/^#step-(\d+)$/)?.[1] ?? 1) - 1;
@@ -77,7 +78,7 @@ function play(player, trace, alone, el) {
     find(".heldBox").hidden = !invariants.length;
     find(".countsBox").hidden = !Object.keys(step.counters).length;
     paint();
-    if (alone && location.hash !== `#step-${index + 1}` && (index || location.hash)) history.replaceState(null, "", `#step-${index + 1}`);
+    if (linkable && location.hash !== `#step-${index + 1}` && (index || location.hash)) history.replaceState(null, "", `#step-${index + 1}`);
   }
 
   function paint() {
@@ -85,7 +86,10 @@ function play(player, trace, alone, el) {
     for (const figure of scenes.children) {
       const state = step.state[figure.dataset.kind] ? step.state : null;
       figure.hidden = !state;
-      if (!state) continue;
+      if (!state) {
+        figure.lastElementChild.innerHTML = "";
+        continue;
+      }
       const width = Math.max(260, figure.clientWidth / zoom - 2);
       const scene = SCENES[figure.dataset.kind][1]({ state, before: steps[index - 1]?.state, step, trace, index, width });
       figure.lastElementChild.innerHTML =
@@ -158,6 +162,7 @@ function play(player, trace, alone, el) {
   }
 
   async function link() {
+    if (!linkable) return;
     const address = `${location.href.split("#")[0]}#step-${index + 1}`;
     history.replaceState(null, "", `#step-${index + 1}`);
     try {
@@ -210,11 +215,11 @@ function play(player, trace, alone, el) {
   let wide = 0;
   const watcher = new ResizeObserver(() => player.clientWidth !== wide && ((wide = player.clientWidth), paint()));
   const listeners = [[keysOn, "keydown", pressed], [player, "click", clicked], [player, "change", changed], [night, "change", dark]];
-  if (alone) listeners.push([window, "hashchange", hashed]);
+  if (linkable) listeners.push([window, "hashchange", hashed]);
   range.addEventListener("input", changed);
   for (const [on, kind, what] of listeners) on.addEventListener(kind, what);
   dark();
-  go(alone ? linked() : 0);
+  go(linkable ? linked() : 0);
   watcher.observe(player);
   return () => {
     pause();
