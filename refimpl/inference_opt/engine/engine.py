@@ -170,8 +170,7 @@ class Engine:
             kind = "end" if kind == "decode" else kind
         self.speculation.note(request, chunk.start, states, kind)
         output = Output(request, chunk.start, chunk.count, tokens, draft.tokens)
-        fed = chunk.count + len(draft.tokens)
-        step("engine.commit", self.scheduler, FED, id=request.id, output=output, fed=fed, tokens=tokens)
+        step("engine.commit", self.scheduler, FED, id=request.id, output=output, tokens=tokens)
         if request.finished:
             self._leave(request)
         elif chunk.drafts:

@@ -5,7 +5,7 @@ from typing import Any
 
 from inference_opt.engine.request import Request
 
-FED = "{id}: {fed:token} through the model, drafts included; out comes {tokens:text}"  # what a recorded step says
+FED = "{id}: {output.fed:token} through the model, out comes {tokens:text}"  # what a recorded step says
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,11 @@ class Output:
     count: int
     tokens: list[int]
     drafted: list[int]
+
+    @property
+    def fed(self) -> int:
+        """Tokens that went through the model, drafts included."""
+        return self.count + len(self.drafted)
 
     def snapshot(self) -> dict[str, Any]:
         """The same for a recorded step."""

@@ -191,6 +191,7 @@ class Words(string.Formatter):
         if format_spec == "text":
             tokens = value.snapshot() if hasattr(value, "snapshot") else value
             words = [self.label(token) for token in (tokens if isinstance(tokens, Iterable) else [tokens])]
+            words = ["␣"] if words == [" "] else words
             letters = self.named and all(len(word) == 1 for word in words)
             words = [*words[:LONG], "…", *words[-LONG // 2 :]] if len(words) > 2 * LONG else words
             return (

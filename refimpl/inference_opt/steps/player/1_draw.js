@@ -4,7 +4,10 @@
 const escaped = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
 const esc = (value) => String(value).replace(/[&<>"']/g, (letter) => escaped[letter]);
 
-const attributes = (more) => Object.entries(more).map(([name, value]) => ` ${name}="${esc(value)}"`).join("");
+const attributes = (more) =>
+  Object.entries(more)
+    .map(([name, value]) => ` ${name}="${esc(value)}"`)
+    .join("");
 const rect = (x, y, w, h, kind = "", more = {}) =>
   `<rect x="${x}" y="${y}" width="${Math.max(w, 0)}" height="${Math.max(h, 0)}" class="${kind}"${attributes(more)}/>`;
 const text = (x, y, words, kind = "", more = {}) =>
@@ -29,6 +32,16 @@ const value = (number) => {
   return Number(above) / Number(below);
 };
 const wide = (words, size = 13) => String(words).length * size * 0.6; // about how wide a text will be
+
+// Words in lines that fit, with the height they take: captions are read on a telephone, too.
+function lines(x, y, words, kind, width) {
+  const rows = [""];
+  for (const word of words.split(" ")) {
+    if (rows.at(-1) && x + wide(`${rows.at(-1)} ${word}`, 10.5) > width) rows.push("");
+    rows[rows.length - 1] += (rows.at(-1) ? " " : "") + word;
+  }
+  return { body: rows.map((row, i) => text(x, y + i * 15, row, kind)).join(""), y: y + (rows.length - 1) * 15 };
+}
 
 // Requests have the colour of their arrival, wherever they are drawn.
 const everyone = (state) => [...(state.schedule?.running ?? []), ...(state.schedule?.waiting ?? [])];
