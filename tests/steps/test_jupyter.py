@@ -57,6 +57,7 @@ def test_a_notebook_is_run_stepped_and_its_control_changed(lab):
         page = browser.new_page(viewport={"width": 1500, "height": 1000})
         page.goto(lab)
         page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
+        page.get_by_text("| Idle").wait_for(timeout=120_000)  # a cell run before the kernel is there is lost
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
         player = page.locator(".player")
