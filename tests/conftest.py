@@ -1,12 +1,20 @@
 """Shapes in signatures are checked while testing; hypothesis draws the same examples every time."""
 
 import os
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-install_import_hook("inference_opt", "beartype.beartype")
+# Not those with Triton kernels: the hook would wrap the functions that Triton reads the source of.
+KERNELS = {"attention.py", "write.py"}
+PACKAGE = Path(__file__).parent.parent / "refimpl"
+MODULES = [p for p in PACKAGE.rglob("*.py") if not (p.parent.name == "kernels" and p.name in KERNELS)]
+install_import_hook([".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in MODULES], "beartype.beartype")
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are first imported
 
 settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True, print_blob=True)
 settings.register_profile("long", deadline=None, max_examples=500, print_blob=True)

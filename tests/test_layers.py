@@ -11,6 +11,7 @@ ORDER = [
     "model",
     "sampling",
     "naive",
+    "kernels",
     "kv",
     "speculative",
     "prompts",

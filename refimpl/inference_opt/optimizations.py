@@ -97,8 +97,8 @@ class TransformerWithOptimizations(nn.Module):
         self = cls(dim=4, depth=1, heads=1, vocab_size=1, **switches)  # checks the switches; its weights are dropped
         self.model, self.tokenizer = load_model(source, dtype=dtype, device=device)
         if switches.get("use_mla") and self.model.config.latent is None:
-            rank, healed = switches.get("mla_latent_dim"), str(source) == "smollm2-135m"
-            self.model = latent_model(self.model, self.tokenizer, rank, healed)
+            rank = {"rank": given} if (given := switches.get("mla_latent_dim")) is not None else {}
+            self.model = latent_model(self.model, self.tokenizer, source, **rank)
         return self
 
     def forward(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length vocab"]:

@@ -8,7 +8,7 @@ import io
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path
 from statistics import median
@@ -48,6 +48,14 @@ class Subject:
     tokenizer: Tokenizer
     name: str
 
+    @cached_property
+    def latent(self) -> Transformer | None:
+        """The same model with latent attention; None where there is no converting it."""
+        try:
+            return latent_model(self.model, self.tokenizer, self.name)
+        except ValueError:
+            return None
+
 
 @dataclass(frozen=True)
 class Session:
@@ -61,11 +69,14 @@ class Session:
 
 @dataclass(frozen=True)
 class Stage:
-    """One way to decode. `together`: all prompts are handed over at once, not one after the other."""
+    """One way to decode. `together`: all prompts are handed over at once, not one after the other.
+
+    `start` gives None where there is no such way for the model.
+    """
 
     name: str
     what: str
-    start: Callable[[Subject], Session]
+    start: Callable[[Subject], Session | None]
     together: bool = False
 
 
@@ -94,11 +105,9 @@ def _speculative(subject: Subject) -> Session:
         return _engine(subject, True, PromptLookup())
 
 
-def _latent(subject: Subject) -> Session:
-    """Another model: the same one with latent attention. ValueError where there is no converting it."""
-    healed = subject.name == "smollm2-135m"
-    model = latent_model(subject.model, subject.tokenizer, None, healed)
-    return _engine(replace(subject, model=model), radix=True)
+def _latent(subject: Subject) -> Session | None:
+    """Another model: the same one with latent attention."""
+    return None if subject.latent is None else _engine(replace(subject, model=subject.latent), radix=True)
 
 
 STAGES = (
@@ -191,12 +200,11 @@ def run_tour(model: Transformer, tokenizer: Tokenizer, name: str, max_new_tokens
     subject = Subject(model, tokenizer, name)
     for stage in STAGES:
         console.rule(f"[bold]{stage.name}[/]: {stage.what}")
-        try:
-            list(stage.start(subject).decode(ids[:1], SamplingParams(max_new_tokens=2)))  # warm up, and forget
-        except ValueError as error:
-            console.print(f"left out: {error}\n", markup=False)
+        warm, session = stage.start(subject), stage.start(subject)
+        if warm is None or session is None:
+            console.print("left out: this model has no such form\n")
             continue
-        session = stage.start(subject)
+        list(warm.decode(ids[:1], SamplingParams(max_new_tokens=2)))  # warm up, and forget
         tour.kv_bytes[stage.name] = session.kv_bytes
         runs = tour.runs[stage.name] = [Run() for _ in prompts]
         together = list(range(len(prompts)))
@@ -209,9 +217,9 @@ def run_tour(model: Transformer, tokenizer: Tokenizer, name: str, max_new_tokens
             note = f"{new} tokens in {seconds:.1f} s, {new / seconds:.1f} tokens/s"
             if stage is not STAGES[0]:
                 for i in group:
-                    same = session.model is model
-                    oracle = tour.runs[STAGES[0].name][i].tokens if same else None
-                    oracle = oracle or followed(session.model, ids[i], runs[i].tokens)
+                    oracle = tour.runs[STAGES[0].name][i].tokens
+                    if session.model is not model:
+                        oracle = followed(session.model, ids[i], runs[i].tokens)
                     runs[i].agreement = compare(session.model, ids[i], oracle, runs[i].tokens)
                 note += "".join(f", {runs[i].agreement}" for i in group)
             console.print(f"\n[dim]{note}[/]\n", highlight=False)

@@ -86,7 +86,7 @@ def test_a_file_that_holds_no_factors_is_refused(tmp_path, content):
 
 def test_the_packaged_factors_keep_a_third_of_the_cache_and_most_of_the_law(smollm2):
     model, tokenizer = smollm2
-    healed = latent_model(model, tokenizer, None, healed=True)
+    healed = latent_model(model, tokenizer, "smollm2-135m")
     assert 3 * healed.config.kv_elements_per_token == model.config.kv_elements_per_token
     result = quality(healed, model, sampled_texts("held")[:6])
     base = quality(model, model, sampled_texts("held")[:6])
@@ -139,4 +139,16 @@ def test_the_chapter_s_table_is_that_of_the_committed_runs():
         for part in (sampled, written):
             cells += [f"{part[stage]['perplexity']:.2f}" for stage in ("converted", "healed")]
             cells.append(f"{part['healed']['agreement']:.0%}")
+        assert f"| {' | '.join(cells)} |" in text
+
+
+def test_the_experiment_s_table_is_that_of_the_committed_runs():
+    text = (ROOT / "chapters/05_latent_attention.md").read_text(encoding="utf-8")
+    record = json.loads((ROOT / "docs/results/mla_control.json").read_text(encoding="utf-8"))
+    sizes = [row["parameters"] for row in record["layouts"]]
+    assert max(sizes) - min(sizes) < 1e-3 * min(sizes)  # of equal parameters
+    for row in record["layouts"]:
+        seeds = ", ".join(f"{run['loss']:.2f}" for run in row["runs"])
+        cells = [row["layout"], f"{row['kv_bytes_per_token']:,}", f"{row['ffn_dim']:,}"]
+        cells += [f"{row['loss']:.3f} ± {row['spread']:.3f}", seeds]
         assert f"| {' | '.join(cells)} |" in text

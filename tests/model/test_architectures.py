@@ -94,13 +94,17 @@ def norm_in_float64(x, norm):
     return norm.weight * x * (x.square().mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt()
 
 
-@torch.inference_mode()
-def expected_logits(model, prompt):
+def widen(model):
     """`transformers` rounds what it normalises to float32, whatever the model's dtype: its norms are written anew."""
     model.double()
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = lambda x, norm=module: norm_in_float64(x, norm)
+
+
+@torch.inference_mode()
+def expected_logits(model, prompt):
+    widen(model)
     return model(input_ids=prompt[None]).logits[0]
 
 

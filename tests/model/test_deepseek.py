@@ -12,7 +12,7 @@ from transformers.models.deepseek_v3 import modeling_deepseek_v3 as v3
 from inference_opt.kv.contiguous import ContiguousCache
 from inference_opt.kv.paged import PagedCache
 from inference_opt.model.attention import NoCache
-from tests.model.test_architectures import CPU, EXACT, load_saved, norm_in_float64
+from tests.model.test_architectures import CPU, EXACT, load_saved, widen
 
 CLASSES = {
     "deepseek_v2": (transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM),
@@ -110,10 +110,8 @@ def widened(module, function):
 @torch.inference_mode()
 def expected_logits(model, prompt):
     """`transformers` rounds to float32 in norms, rotations and routing, whatever the dtype: here it is kept from it."""
-    model.double()
+    widen(model)
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm"):
-            module.forward = lambda x, norm=module: norm_in_float64(x, norm)
         if type(module).__name__.endswith("Router"):
             module.forward = widened(v2 if "V2" in type(module).__name__ else v3, module.forward)
     rotate = patch.object(v2, "apply_rotary_emb", widened(v2, v2.apply_rotary_emb))

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from inference_opt.bench.machine import command_line, describe, product_rate, read_bandwidth
 from inference_opt.model.config import LatentShape, ModelConfig
-from inference_opt.model.latent import LatentAttention
+from inference_opt.model.latent import LatentAttention, multiplications
 from inference_opt.model.load import parse_device, parse_dtype
 
 FORMS = ("explicit", "absorbed")
@@ -49,13 +49,12 @@ def shapes() -> dict[str, ModelConfig]:
 
 def cost(config: ModelConfig, form: str, m: int, n: int, element: int) -> tuple[int, int]:
     """Operations, and bytes read or written at the least."""
-    s, h, k = config.latent, config.heads, config.kv_heads
+    s, k = config.latent, config.kv_heads
     assert s is not None
-    made, pair = s.qk_nope_head_dim + s.v_head_dim, s.qk_nope_head_dim + s.qk_rope_head_dim + s.v_head_dim
-    kept = n * (s.kv_lora_rank + s.qk_rope_head_dim) + k * made * s.kv_lora_rank
-    if form == "explicit":
-        return 2 * (n * k * made * s.kv_lora_rank + m * n * h * pair), element * (kept + 2 * n * k * pair)
-    return 2 * (m * h * made * s.kv_lora_rank + m * n * h * (2 * s.kv_lora_rank + s.qk_rope_head_dim)), element * kept
+    moved = n * config.kv_shape["head_dim"] + k * (s.qk_nope_head_dim + s.v_head_dim) * s.kv_lora_rank
+    if form == "explicit":  # every key and value, written and read
+        moved += 2 * n * k * (config.head_dim + s.v_head_dim)
+    return 2 * multiplications(config, form, m, n), element * moved
 
 
 def predicted(config: ModelConfig, form: str, m: int, n: int, element: int, rate: float, bandwidth: float) -> float:

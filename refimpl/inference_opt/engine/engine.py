@@ -25,7 +25,7 @@ from inference_opt.engine.request import Metrics, Request
 from inference_opt.engine.scheduler import Chunk, Scheduler
 from inference_opt.engine.speculation import Rule, Speculation, logprobs
 from inference_opt.engine.stats import FED, Output, Stats
-from inference_opt.kv.paged import PagedCache
+from inference_opt.kv.in_place import cache_class
 from inference_opt.kv.policies import Policy
 from inference_opt.kv.pool import PagePool
 from inference_opt.kv.radix import RadixTree
@@ -69,7 +69,7 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         self.pool = PagePool(num_pages, page_size)
         self.tree = RadixTree(page_size, policy)
-        self.cache = PagedCache(
+        self.cache = cache_class(model.device)(
             **config.kv_shape, num_pages=num_pages, page_size=page_size, dtype=model.dtype, device=model.device
         )
         self.speculation = Speculation(drafter, rule, gamma, model, self.cache)

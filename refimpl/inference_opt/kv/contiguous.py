@@ -24,6 +24,8 @@ from inference_opt.model.attention import Core, causal_attention
 class ContiguousCache:
     """Keys and values of `len(capacity)` sequences, `capacity[i]` tokens at the most each."""
 
+    in_place = False
+
     def __init__(
         self,
         depth: int,
@@ -43,8 +45,10 @@ class ContiguousCache:
 
         self.keys = rows(head_dim)
         # Of latent attention (2405.04434, §2.1.2) one vector a token is kept: the values are a view of the keys.
-        latents = [[keys[..., :latent_dim] for keys in layers] for layers in self.keys]
-        self.values = rows(head_dim) if latent_dim is None else latents
+        if latent_dim is None:
+            self.values = rows(head_dim)
+        else:
+            self.values = [[keys[..., :latent_dim] for keys in layers] for layers in self.keys]
         self.latent_dim = latent_dim
         self.capacity = list(capacity)
         self.lengths = [0] * len(capacity)

@@ -5,7 +5,7 @@
         cut      to the length     →       [10, kv_heads, d_h], in the order of the text
 
 The tensors know nothing of who owns a page: `pool.py` and `radix.py` keep that. This file is the plain PyTorch answer
-to `attend`, and what a CUDA kernel must equal: the kernel reads the same pages in place, without the gather.
+to `attend`; `in_place.py` is the same by kernels, which read the pages where they lie, without the gather.
 
 Several sequences of one batch may list the same page. Each layer writes all new keys and values before any sequence
 reads, so a sequence may even attend to what another one computes in the same batch.
@@ -27,6 +27,8 @@ from inference_opt.steps import step
 
 class PagedCache:
     """Keys and values of `num_pages` pages of `page_size` tokens, for every layer."""
+
+    in_place = False
 
     def __init__(
         self,
@@ -64,16 +66,9 @@ class PagedCache:
 
         `tables[i]` lists the sequence's pages, room for the new tokens included. ValueError, and no change, if not.
         """
-        ends = [length + count for length, count in zip(lengths, counts, strict=True)]
-        for i, (table, end, count) in enumerate(zip(tables, ends, counts, strict=True)):
-            if count < 1 or end > len(table) * self.page_size:
-                raise ValueError(
-                    f"sequence {i} of the batch: {count} new tokens up to {end} do not fit its "
-                    f"{len(table)} pages of {self.page_size}"
-                )
-            if not 0 <= min(table) <= max(table) < self.num_pages:
-                raise ValueError(f"sequence {i} of the batch: pages {list(table)} are not all in [0, {self.num_pages})")
-        self.counts, self.ends = list(counts), ends
+        self.check(tables, lengths, counts)
+        self.counts, ends = list(counts), [length + count for length, count in zip(lengths, counts)]
+        self.ends = ends
         # Each sequence's pages up to its end: [ceil(end / page_size)]
         used = [-(-end // self.page_size) for end in ends]
         self.pages = [torch.tensor(table[:n], device=self.device) for table, n in zip(tables, used)]
@@ -117,6 +112,17 @@ class PagedCache:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     # [/attend]
+
+    def check(self, tables: Sequence[Sequence[int]], lengths: Sequence[int], counts: Sequence[int]) -> None:
+        """ValueError for sequences that their pages do not hold, and for pages that there are not."""
+        for i, (table, length, count) in enumerate(zip(tables, lengths, counts, strict=True)):
+            if count < 1 or length + count > len(table) * self.page_size:
+                raise ValueError(
+                    f"sequence {i} of the batch: {count} new tokens up to {length + count} do not fit its "
+                    f"{len(table)} pages of {self.page_size}"
+                )
+            if not 0 <= min(table) <= max(table) < self.num_pages:
+                raise ValueError(f"sequence {i} of the batch: pages {list(table)} are not all in [0, {self.num_pages})")
 
     def bytes_per_token(self) -> int:
         """Bytes one token takes, read off the tensors."""

@@ -81,7 +81,7 @@ def attended(
         return state | {"counters": counters}
     k, v = (x.double().repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (keys, values))
     weights = torch.softmax(torch.einsum("hd,khd->hk", q[-1].double(), k) * scale, dim=-1)  # [heads, end]
-    state["weights"] = weights.numpy().round(4).tolist()
+    state["weights"] = weights.round(decimals=4).tolist()
     same = torch.allclose(torch.einsum("hk,khd->hd", weights, v), out[-1].double(), atol=1e-4)
     ends = end <= len(pages) * cache.page_size
     invariants = {"the weights drawn give the output": same, "the page table has a page for every key": ends}

@@ -9,9 +9,6 @@ the bytes that it keeps of a token; the spread over seeds says which differences
 
 import argparse
 import json
-import math
-import shlex
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -28,6 +25,7 @@ from inference_opt.model.attention import Rows
 from inference_opt.model.config import LatentShape, ModelConfig
 from inference_opt.model.latent import use_form
 from inference_opt.model.transformer import Transformer
+from inference_opt.speculative.train import ran_on, set_rate
 
 DIM, DEPTH, HEADS, HEAD, VOCAB, FFN = 384, 6, 6, 64, 8192, 1024
 
@@ -97,10 +95,7 @@ def train(config: ModelConfig, data: dict[str, Tensor], options: argparse.Namesp
     batches = order[: len(order) // options.batch * options.batch].view(-1, options.batch).to(device)
     began = time.perf_counter()
     for step, pick in enumerate(batches):
-        share = step / len(batches)
-        rate = options.lr * min(1, 10 * (step + 1) / len(batches)) * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        set_rate([optimizer], options.lr, 10 * (step + 1) / len(batches), step / len(batches))
         loss = losses(model, rest["tokens"][pick], rest["ended"][pick]).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -121,11 +116,11 @@ def reduce_vocabulary(tokens: Int[Tensor, "rows length"]) -> tuple[Int[Tensor, "
     return number[tokens], float(counts[frequent].sum() / counts.sum())
 
 
-def job(options: argparse.Namespace, name: str, seed: int) -> tuple[str, dict[str, Any]]:
+def job(options: argparse.Namespace, name: str, seed: int, device: str) -> tuple[str, dict[str, Any]]:
     """One run, in a process of its own: so small a model keeps an accelerator waiting, several share it well."""
     corpus = load_file(options.corpus)
     tokens, _ = reduce_vocabulary(corpus["tokens"].long())
-    data = {"tokens": tokens.to(options.device), "ended": corpus["ended"].to(options.device)}
+    data = {"tokens": tokens.to(device), "ended": corpus["ended"].to(device)}
     return name, train(layout(name, tokens.shape[1]), data, options, seed)
 
 
@@ -133,7 +128,7 @@ def main() -> None:
     """All layouts and seeds; the record grows run by run, so that nothing is lost if it is cut off."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", nargs="+", default=["cpu"], help="one or several: runs are dealt out among them")
     parser.add_argument("--layouts", nargs="+", default=["MHA", "GQA-2", "MQA", "MLA-256-32", "MLA-96-32"])
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=2)
@@ -148,15 +143,13 @@ def main() -> None:
     configs = {name: layout(name, tokens.shape[1]) for name in options.layouts}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.layouts}
     record: dict[str, Any] = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
+        **ran_on(options.device[0]),
         "tokens_a_run": int(corpus["ended"][options.held_out :].sum()) * options.epochs,
         "vocabulary": VOCAB,
         "vocabulary_covers": kept,
     }
-    jobs = [(name, seed) for seed in range(options.seeds) for name in options.layouts]
+    pairs = [(name, seed) for seed in range(options.seeds) for name in options.layouts]
+    jobs = [(*pair, options.device[i % len(options.device)]) for i, pair in enumerate(pairs)]
     with ProcessPoolExecutor(options.parallel, mp_context=get_context("spawn")) as pool:
         for done in as_completed([pool.submit(job, options, *each) for each in jobs]):
             name, run = done.result()

@@ -10,9 +10,6 @@ original's, so the factors are all there is to ship.
 
 import argparse
 import json
-import math
-import shlex
-import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -23,15 +20,15 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from inference_opt.mla.packaged import load_factors, save_factors
+from inference_opt.mla.packaged import load_factors, save_factors, texts_of
 from inference_opt.mla.quality import quality
 from inference_opt.model.attention import Rows
 from inference_opt.model.convert import Factors, assemble, factorise
 from inference_opt.model.latent import use_form
-from inference_opt.model.linear import Linear
 from inference_opt.model.load import load_model
 from inference_opt.model.transformer import Transformer
 from inference_opt.prompts import load_prompts
+from inference_opt.speculative.train import ran_on, set_rate
 
 
 # [loss]
@@ -58,10 +55,7 @@ def heal(
     """Train the factors for so many minutes on rows of text that end at `ended`; the healed ones, and the record."""
     torch.manual_seed(seed)
     model = assemble(original, factors)
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.unpack()
-    model.requires_grad_(False)
+    model.unpack().requires_grad_(False)
     use_form(model, "training")
     names = [f"layers.{i}.attention.{part}.weight" for part in ("kv_down", "kv_up") for i in range(len(model.layers))]
     trained = [model.get_parameter(name) for name in names]
@@ -73,9 +67,7 @@ def heal(
     positions = torch.arange(length, device=model.device).repeat(batch)
     began, step, seen = time.perf_counter(), 0, 0
     while (share := (time.perf_counter() - began) / (60 * minutes)) < 1:
-        rate = lr * min(1, (step + 1) / 50) * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        rate = set_rate([optimizer], lr, (step + 1) / 50, share)
         pick = torch.randint(len(tokens), (batch,))
         ids = tokens[pick].to(model.device).long().flatten()
         keep = (torch.arange(length) < ended[pick][:, None]).flatten().nonzero().squeeze(1).to(model.device)
@@ -114,23 +106,21 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     original, tokenizer = load_model(options.model, dtype="float32", device=options.device)
-    for module in original.modules():
-        if isinstance(module, Linear):
-            module.unpack()
-    original.requires_grad_(False)
+    original.unpack().requires_grad_(False)
     corpus = load_file(options.corpus)
     held, train = corpus["tokens"][: options.held_out], corpus["tokens"][options.held_out :]
     bounds, ended = corpus["ended"][: options.held_out], corpus["ended"][options.held_out :]
     texts = {
-        "sampled": [row[: int(end)].tolist() for row, end in zip(held, bounds)],
+        "sampled": texts_of(held, bounds),
         "written": [tokenizer.encode(p.text) for p in load_prompts("speculative")],
     }
-    observed = [row[: int(end)].tolist() for row, end in zip(train[: options.calibration], ended)]
-    factors = factorise(original, options.rank, options.rope, observed)
+    observed = slice(options.calibration)
+    factors = factorise(original, options.rank, options.rope, texts_of(train[observed], ended[observed]))
     healed, figures = heal(
         original, factors, train, ended, options.minutes, options.batch, options.lr, seed=options.seed
     )
-    about = {"model": options.model, "seed": str(options.seed), "date": time.strftime("%Y-%m-%d")}
+    run = ran_on(options.device)
+    about = {"model": options.model, "seed": str(options.seed), "date": run["date"]}
     save_factors(healed, options.out, **about)
     stages = {
         "original": original,
@@ -143,9 +133,7 @@ def main() -> None:
     }
     bytes_ = {name: 2 * stage.config.kv_elements_per_token for name, stage in stages.items()}
     record = {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
-        "torch": torch.__version__,
+        **run,
         **about,
         "kv_lora_rank": options.rank,
         "qk_rope_head_dim": options.rope,

@@ -4,9 +4,12 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torch import Tensor
 
+from inference_opt.model.checkpoint import save_whole
 from inference_opt.model.convert import Factors, assemble, convert_to_mla
 from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
@@ -22,9 +25,7 @@ def save_factors(factors: Factors, path: Path, **notes: str) -> None:
     for i, (mixing, down, up) in enumerate(zip(factors.mixing, factors.kv_down, factors.kv_up)):
         tensors[f"{i}.mixing"] = torch.view_as_real(mixing).float().cpu().contiguous()
         tensors[f"{i}.kv_down"], tensors[f"{i}.kv_up"] = (x.detach().bfloat16().cpu().contiguous() for x in (down, up))
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, notes)
-    part.replace(path)
+    save_whole(tensors, path, notes)
 
 
 def load_factors(path: Path | None = None) -> Factors:
@@ -46,23 +47,28 @@ def load_factors(path: Path | None = None) -> Factors:
         ) from error
 
 
+def texts_of(tokens: Int[Tensor, "rows length"], ended: Int[Tensor, "rows"]) -> list[list[int]]:
+    """The rows of a corpus, each up to where it has ended."""
+    return [row[: int(end)].tolist() for row, end in zip(tokens, ended)]
+
+
 def sampled_texts(part: str) -> list[list[int]]:
     """Conversations that SmolLM2-135M wrote, as its token ids: 64 to "observe" (make factors from), 128 "held" out."""
     if part not in ("observe", "held"):
         raise ValueError(f'part must be "observe" or "held", got {part!r}')
     rows = load_file(str(resources.files("inference_opt") / "data" / TEXTS))
-    texts = [row[: int(end)].tolist() for row, end in zip(rows["tokens"].int(), rows["ended"])]
+    texts = texts_of(rows["tokens"].int(), rows["ended"])
     return texts[:128] if part == "held" else texts[128:]
 
 
-def latent_model(model: Transformer, tokenizer: Tokenizer, rank: int | None, healed: bool) -> Transformer:
-    """The model with latent attention of this rank (kv_lora_rank; by default the packaged factors').
+def latent_model(model: Transformer, tokenizer: Tokenizer, source: str | Path, rank: int = RANK) -> Transformer:
+    """The model, loaded from `source`, with latent attention of this rank (kv_lora_rank).
 
-    healed: the model is SmolLM2-135M, and the packaged factors serve if they have the rank. Otherwise its layers are
-    factorised on the built-in prompts, with a rotated key of half a head's width. ValueError where that is impossible.
+    "smollm2-135m" at the packaged rank takes the packaged, healed factors. Otherwise the layers are factorised on the
+    built-in prompts, with a rotated key of half a head's width. ValueError where that is impossible.
     """
-    c, rank = model.config, RANK if rank is None else rank
-    if healed and rank == RANK:
+    c = model.config
+    if (str(source), rank) == ("smollm2-135m", RANK):
         return assemble(model, load_factors())
     texts = [tokenizer.encode(prompt.text) for prompt in load_prompts("speculative")]
     width = min(c.kv_heads * c.head_dim, c.head_dim // 4 * 2)

@@ -63,6 +63,8 @@ Core = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 class KV(Protocol):
     """Whoever answers for keys and values."""
 
+    in_place: bool  # kept vectors are attended where they lie, so a latent only as it is: absorbed, without a `core`
+
     # [attend]
     def attend(
         self,
@@ -86,6 +88,8 @@ class KV(Protocol):
 class NoCache:
     """The first answer to `attend`: nothing is remembered, the batch holds every sequence from its first token."""
 
+    in_place = False
+
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = list(lengths)  # tokens of each sequence, laid end to end
 
@@ -106,6 +110,8 @@ class NoCache:
 
 class Rows:
     """The answer for training: sequences of equal length, all at once. Nothing is kept, so v is never None."""
+
+    in_place = False
 
     def __init__(self, rows: int) -> None:
         self.rows = rows

@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inference_opt.model.config import ModelConfig
@@ -157,6 +158,13 @@ def _refuse_unused(path: Path, names: set[str]) -> None:
     """A tensor that the model does not use, a bias say, means that it is not the model that the file holds."""
     if names:
         raise ValueError(f"{path}: the tensor {min(names)!r} has no place in the configured architecture")
+
+
+def save_whole(tensors: dict[str, Tensor], path: Path, notes: dict[str, str] | None = None) -> None:
+    """A safetensors file, whole or not at all; `notes` are its metadata."""
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, notes)
+    part.replace(path)
 
 
 class _PlainReader(gguf.GGUFReader):

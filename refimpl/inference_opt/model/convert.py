@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from inference_opt.model.attention import NoCache
 from inference_opt.model.config import LatentShape, ModelConfig, RopeScaling
+from inference_opt.model.linear import dense
 from inference_opt.model.rope import frequencies
 from inference_opt.model.transformer import Transformer
 
@@ -104,7 +105,7 @@ def assemble(model: Transformer, factors: Factors) -> Transformer:
         converted = Transformer(config)
     for name, p in model.named_parameters():
         if ".attention." not in name or name.endswith("attention.out.weight"):
-            _put(converted, name, _dense(p))
+            _put(converted, name, dense(p))
     if c.tied_embeddings:
         converted.head.weight = converted.embed.weight
     index = torch.tensor([i for i, count in enumerate(factors.rotated) for _ in range(count)], device=model.device)
@@ -143,13 +144,9 @@ def _put(model: Transformer, name: str, tensor: Tensor) -> None:
     setattr(model.get_submodule(module), parameter, nn.Parameter(tensor, requires_grad=False))
 
 
-def _dense(weight: Tensor) -> Tensor:
-    return weight.detach().to_dense() if weight.is_mkldnn else weight.detach()
-
-
 def _projections(model: Transformer, layer: int) -> tuple[Float[Tensor, "groups heads head_dim dim"], Tensor, Tensor]:
     """A layer's queries by group and head, its keys and its values by group, in float64."""
-    c, weight = model.config, _dense(model.get_parameter(f"layers.{layer}.attention.qkv.weight")).double()
+    c, weight = model.config, dense(model.get_parameter(f"layers.{layer}.attention.qkv.weight")).double()
     rows = weight.split((c.heads * c.head_dim, c.kv_heads * c.head_dim, c.kv_heads * c.head_dim))
     q, k, v = (part.unflatten(0, (-1, c.head_dim)) for part in rows)
     return q.unflatten(0, (c.kv_heads, -1)), k, v
@@ -180,7 +177,7 @@ def _observe(model: Transformer, texts: Sequence[Sequence[int]]) -> list[_Heads]
             hook.remove()
     result = []
     for index, moment in enumerate(moments):
-        out = _dense(model.get_parameter(f"layers.{index}.attention.out.weight")).double()
+        out = dense(model.get_parameter(f"layers.{index}.attention.out.weight")).double()
         by_head = out.unflatten(1, (c.kv_heads, -1, c.head_dim)).permute(1, 2, 0, 3)
         result.append(_Heads(*_projections(model, index), by_head, moment / tokens))
     return result

@@ -48,7 +48,8 @@ class LatentAttention(nn.Module):
         super().__init__()
         shape = config.latent
         assert shape is not None
-        self.shape, self.heads, self.kv_heads, self.scale = shape, config.heads, config.kv_heads, config.attention_scale
+        self.config, self.shape, self.scale = config, shape, config.attention_scale
+        self.heads, self.kv_heads = config.heads, config.kv_heads
         width = config.heads * config.head_dim
         if shape.q_lora_rank is None:
             self.q = Linear(config.dim, width)
@@ -84,6 +85,9 @@ class LatentAttention(nn.Module):
         step("mla.keep", latent_state, KEPT, of=self, layer=layer, kept=kept)
         if self.form == "training":
             return self.out(kv.attend(layer, q, *self.expand(kept), self.scale).flatten(1))
+        if kv.in_place:
+            mixed = kv.attend(layer, self.absorb(q), kept, None, self.scale)
+            return self.out(self.values(mixed).flatten(1))
         return self.out(kv.attend(layer, q, kept, None, self.scale, self.core).flatten(1))
 
     def core(
@@ -137,22 +141,23 @@ class LatentAttention(nn.Module):
     # [/forms]
 
     def absorbs(self, queries: int, keys: int) -> bool:
-        """Whether absorption takes fewer multiplications, for new queries over all keys of one sequence."""
-        explicit, absorbed = self.costs(queries, keys)
+        """Whether absorption takes no more multiplications, for new queries over all keys of one sequence."""
+        explicit, absorbed = (multiplications(self.config, form, queries, keys) for form in ("explicit", "absorbed"))
         return absorbed <= explicit
 
-    def costs(self, queries: int, keys: int) -> tuple[int, int]:
-        """Multiplications of either form.
 
-        explicit   keys · n_k (d_h + d_v) d_c                 + queries · keys · n_h (d_h + d_R + d_v)
-        absorbed   queries · n_h (d_h + d_v) d_c              + queries · keys · n_h (2 d_c + d_R)
-        """
-        s = self.shape
-        made = (s.qk_nope_head_dim + s.v_head_dim) * s.kv_lora_rank
-        pair = s.qk_nope_head_dim + s.qk_rope_head_dim + s.v_head_dim
-        explicit = keys * self.kv_heads * made + queries * keys * self.heads * pair
-        latent_pair = 2 * s.kv_lora_rank + s.qk_rope_head_dim
-        return explicit, queries * self.heads * (made + keys * latent_pair)
+def multiplications(config: ModelConfig, form: str, queries: int, keys: int) -> int:
+    """What a form costs for new queries over all keys of one sequence.
+
+    explicit   keys · n_k (d_h + d_v) d_c                 + queries · keys · n_h (d_h + d_R + d_v)
+    absorbed   queries · n_h (d_h + d_v) d_c              + queries · keys · n_h (2 d_c + d_R)
+    """
+    s, pairs = config.latent, queries * keys * config.heads
+    assert s is not None
+    made = (s.qk_nope_head_dim + s.v_head_dim) * s.kv_lora_rank
+    if form == "explicit":
+        return keys * config.kv_heads * made + pairs * (s.qk_nope_head_dim + s.qk_rope_head_dim + s.v_head_dim)
+    return queries * config.heads * made + pairs * (2 * s.kv_lora_rank + s.qk_rope_head_dim)
 
 
 def use_form(model: nn.Module, form: str | None) -> None:

@@ -27,6 +27,11 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype == torch.float32
 
 
+def dense(weight: Tensor) -> Tensor:
+    """A weight's numbers in the order that the mathematics has them, however it is stored."""
+    return weight.detach().to_dense() if weight.is_mkldnn else weight.detach()
+
+
 class Linear(nn.Module):
     """y = x Wᵀ + b."""
 
@@ -50,4 +55,4 @@ class Linear(nn.Module):
     def unpack(self) -> None:
         """Store the weight densely again, as training and conversion need it."""
         if self.weight.is_mkldnn:
-            self.weight = nn.Parameter(self.weight.detach().to_dense())
+            self.weight = nn.Parameter(dense(self.weight))

@@ -133,6 +133,13 @@ class Transformer(nn.Module):
                 module.pack()
         return self
 
+    def unpack(self) -> "Transformer":
+        """Store every product's weight densely, as training and conversion need it."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.unpack()
+        return self
+
     def weight_bytes(self) -> int:
         """Bytes that one decoding step reads: every weight once, the embedding table only as the head."""
         head = self.head.weight

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from inference_opt.model.checkpoint import save_whole
 from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
 
@@ -38,6 +38,8 @@ GREEDY = 0.65
 
 class Lockstep:
     """A cache for rows that all grow by one token at a time: [rows, LENGTH, kv_heads, d_h] a layer."""
+
+    in_place = False
 
     def __init__(self, model: Transformer, rows: int) -> None:
         c = model.config
@@ -110,4 +112,4 @@ def write_corpus(
         parts.append(converse(model, tokenizer, min(batch, rows - start), rng))
         words = parts[-1]["ended"] - parts[-1]["answer"]
         say(f"{min(start + batch, rows)} of {rows} rows, answers of {float(words.float().mean()):.0f} tokens")
-    save_file({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, out)
+    save_whole({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, out)

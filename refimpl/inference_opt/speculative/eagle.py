@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from inference_opt.kv.in_place import cache_class
 from inference_opt.kv.paged import PagedCache
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import probabilities
@@ -69,7 +70,9 @@ class Eagle(Autoregressive):
         bound.token_ids = head.token_ids.cpu().numpy()
         bound.cost = sum(p.numel() * p.element_size() for p in head.parameters()) / target.weight_bytes()
         pages = {"num_pages": cache.num_pages, "page_size": cache.page_size}
-        bound.cache = PagedCache(**(c.kv_shape | {"depth": 1}), **pages, dtype=head.dtype, device=target.device)
+        bound.cache = cache_class(target.device)(
+            **(c.kv_shape | {"depth": 1}), **pages, dtype=head.dtype, device=target.device
+        )
         return bound
 
     def first(self, jobs: Sequence[Job]) -> Tensor:

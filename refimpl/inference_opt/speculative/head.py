@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inference_opt.model.attention import KV
+from inference_opt.model.checkpoint import save_whole
 from inference_opt.model.config import ModelConfig
-from inference_opt.model.linear import Linear, can_pack
+from inference_opt.model.linear import Linear, can_pack, dense
 from inference_opt.model.rope import RopeTable
 from inference_opt.model.transformer import Layer, Transformer
 
@@ -80,9 +80,8 @@ class DraftHead(nn.Module):
     def use_head_of(self, target: Transformer, token_ids: Int[Tensor, "reduced"]) -> None:
         """Score these tokens, by the target's own rows for them."""
         table = target.embed.weight if target.config.tied_embeddings else target.head.weight
-        table = table.to_dense() if table.is_mkldnn else table
         self.token_ids = token_ids.to(table.device)
-        self.head.weight = nn.Parameter(table.detach()[self.token_ids].clone(), requires_grad=False)
+        self.head.weight = nn.Parameter(dense(table)[self.token_ids].clone(), requires_grad=False)
 
     def save(self, path: Path, **notes: str) -> None:
         """Write what was trained, in bfloat16, whole or not at all; `notes` go into the file's metadata."""
@@ -92,9 +91,7 @@ class DraftHead(nn.Module):
             if name != "head.weight"
         }
         tensors["token_ids"] = self.token_ids.to(device="cpu", dtype=torch.int32)
-        part = path.with_name(path.name + ".part")
-        save_file(tensors, part, {"taps": json.dumps(self.taps), "dim": str(self.config.dim)} | notes)
-        part.replace(path)
+        save_whole(tensors, path, {"taps": json.dumps(self.taps), "dim": str(self.config.dim)} | notes)
 
     @classmethod
     def load(cls, target: Transformer, path: Path | None = None) -> "DraftHead":

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inference_opt.kv.in_place import cache_class
 from inference_opt.kv.paged import PagedCache
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import probabilities
@@ -123,7 +124,9 @@ class SmallerModel(Autoregressive):
         bound = SmallerModel(self.model, self.confidence)
         bound.cost = self.model.weight_bytes() / target.weight_bytes()
         pages = {"num_pages": cache.num_pages, "page_size": cache.page_size}
-        bound.cache = PagedCache(**c.kv_shape, **pages, dtype=self.model.dtype, device=self.model.device)
+        bound.cache = cache_class(self.model.device)(
+            **c.kv_shape, **pages, dtype=self.model.dtype, device=self.model.device
+        )
         return bound
 
     def first(self, jobs: Sequence[Job]) -> Tensor:

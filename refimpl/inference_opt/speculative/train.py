@@ -14,6 +14,7 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from inference_opt.model.attention import Rows
-from inference_opt.model.linear import Linear
 from inference_opt.model.load import load_model
 from inference_opt.model.transformer import Transformer
 from inference_opt.speculative.corpus import KINDS, write_corpus
@@ -37,6 +37,8 @@ class Unrolled:
     pass 1   keys of slots ≤ t                          read with the target's features
     pass j   keys of pass 1 at slots ≤ t − j + 1, and of pass i at slot t − j + i for i = 2 … j: its own drafts'
     """
+
+    in_place = False
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -153,6 +155,24 @@ def answers(corpus: dict[str, Tensor]) -> Bool[Tensor, "rows length"]:
     return (slot >= corpus["answer"][:, None]) & (slot < corpus["ended"][:, None])
 
 
+def set_rate(optimizers: Sequence[torch.optim.Optimizer], peak: float, warm: float, share: float) -> float:
+    """Learning rate: up to its peak as `warm` goes to 1, along a cosine to 2% of it as `share` of the run goes to 1."""
+    rate = peak * min(1, warm) * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = rate
+    return rate
+
+
+def ran_on(device: str) -> dict[str, str]:
+    """What a record of a run begins with."""
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
 def fit(
     target: Transformer, corpus: dict[str, Tensor], options: argparse.Namespace
 ) -> tuple[DraftHead, dict[str, Any]]:
@@ -182,9 +202,7 @@ def fit(
     curve: list[dict[str, float]] = []
     began, step, seen = time.perf_counter(), 0, 0
     while (share := (time.perf_counter() - began) / (60 * options.minutes)) < 1:
-        rate = options.lr * min(1, step / 100) * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = rate
+        rate = set_rate(optimizers, options.lr, step / 100, share)
         pick = torch.randint(len(train["tokens"]), (options.batch,))
         rows = {name: tensor[pick].to(target.device) for name, tensor in train.items()}
         with torch.autocast(target.device.type, torch.bfloat16):
@@ -242,20 +260,16 @@ def main() -> None:
     learn.add_argument("--every", type=int, default=20)
     options = parser.parse_args()
     target, tokenizer = load_model(options.target, dtype=options.dtype, device=options.device)
-    for module in target.modules():
-        if isinstance(module, Linear):
-            module.unpack()
-    target.requires_grad_(False)
+    target.unpack().requires_grad_(False)
     if options.command == "corpus":
         write_corpus(target, tokenizer, options.rows, options.batch, options.seed, options.out, print)
         return
     corpora = [load_file(path) for path in options.corpus]
     head, figures = fit(target, {name: torch.cat([each[name] for each in corpora]) for name in corpora[0]}, options)
-    about = {"target": options.target, "seed": str(options.seed), "date": time.strftime("%Y-%m-%d")}
+    run = ran_on(options.device)
+    about = {"target": options.target, "seed": str(options.seed), "date": run["date"]}
     head.save(options.out, **about)
-    device = torch.cuda.get_device_name() if options.device == "cuda" else "cpu"
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    record = {"command": command, "device": device, "torch": torch.__version__, **about, **figures}
+    record = {**run, **about, **figures}
     options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(figures["acceptance"], indent=1), figures["vocabulary_covers"])
 

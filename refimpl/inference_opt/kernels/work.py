@@ -1,0 +1,169 @@
+"""Who reads what: the work of one step's attention, cut into pieces, once for all layers.
+
+A *piece* is what one program does for one key head: some rows (queries × the heads that share the key) of one sequence,
+against a run of its keys. Three reasons to cut:
+
+    rows    a prompt has more queries than one program holds: tiles of `rows`, each over the keys that its last row sees
+    keys    a few long sequences would leave most of the machine idle: each is split over several programs, and the
+            states are merged (FlashDecoding)
+    shared  requests on one stem read the same pages: the stem's keys meet the rows of all of them at once (Hydragen
+            2402.05099, cascade), and each request's own keys follow as pieces of their own
+
+All three leave lists of states to merge a token, so that one kernel and one merge serve decode, verification, prefill
+and shared prefixes. The lists depend on lengths only, which the scheduler knows: no look at the device is needed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.int64]
+
+# What a piece says, one int32 each. Its query i stands at position + i and sees the keys up to there. Its output goes
+# to token token0 + i, or, where state >= 0, as a partial result to state + i.
+PIECE = ("sequence", "token0", "queries", "position", "row0", "first", "end", "state")
+OVERHEAD = 64  # what beginning a piece costs, in keys read
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Queries against keys, entry by entry: `queries` tokens from `token0` on, against keys [first, end) of the pages
+    that row `sequence` of the page table lists. `position` is the first query's; a query sees no key behind its own."""
+
+    sequence: Array
+    token0: Array
+    queries: Array
+    position: Array
+    first: Array
+    end: Array
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What one program holds at a time: query rows, against `block` keys; and how many run on a multiprocessor."""
+
+    rows: int
+    block: int
+    warps: int
+    stages: int  # keys and values in flight: those being read and `stages` − 1 blocks ahead
+    resident: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Pieces that one launch does."""
+
+    pieces: Int[Tensor, "pieces 8"]
+    tile: Tile
+
+
+@dataclass(frozen=True)
+class Work:
+    """Launches, then a merge: token t joins states[offsets[t] : offsets[t + 1]], and none where it has none."""
+
+    launches: tuple[Launch, ...]
+    offsets: Int[Tensor, "tokens_and_1"]
+    states: Int[Tensor, "listed"]
+    num_states: int
+
+
+# [tile]
+def choose_tile(rows: int, key_bytes: int) -> Tile:
+    """A tile for so many rows, of keys that take `key_bytes` with their values.
+
+    Tensor cores take 16 rows at the least; more than 64 leave too few registers for what is summed. The blocks are as
+    long as shared memory (227 KiB on an H100) lets two programs share a multiprocessor, one of them loading while the
+    other computes; wide keys under many rows have one to themselves. Found by trying, on an H100 (chapter 08).
+    """
+    height = min(max(16, 1 << (rows - 1).bit_length()), 64)
+    if key_bytes <= 512:  # keys and values of 128 numbers in half precision
+        return Tile(height, 64, 4, 3, 2)
+    if height > 16 and 1024 < key_bytes <= 1280:  # latents in half precision, under the heads of a large model
+        return Tile(height, 64, 8, 2, 1)
+    return Tile(height, 32 if key_bytes <= 1280 else 16, 4, 2, 2)
+
+
+# [/tile]
+
+
+# [chunk]
+def chunk_size(keys: Array, heads: int, programs: int, block: int) -> int:
+    """Keys a piece so that `programs` at a time are done soonest: rounds · (keys + OVERHEAD) is least.
+
+    `keys`: of every tile of rows, each cut for each of `heads`.
+    """
+    longest = max(int(keys.max(initial=1)), 1)
+    sizes = np.unique(-(-longest // np.arange(1, 129)) + block - 1) // block * block  # an n-th of the longest
+    rounds = np.maximum(1.0, (-(-keys[:, None] // sizes)).sum(0) * heads / programs)
+    rounds = np.where(rounds < 8, np.ceil(rounds), rounds)  # of many rounds the last one's gaps are filled
+    return int(sizes[(rounds * (sizes + OVERHEAD)).argmin()])
+
+
+# [/chunk]
+
+
+def spread(counts: Array) -> tuple[Array, Array]:
+    """counts [2, 0, 3] → owners [0, 0, 2, 2, 2] and their indices [0, 1, 0, 1, 2]."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+# [plan]
+def plan(
+    groups: Sequence[tuple[Runs, Tile]],
+    group: int,
+    kv_heads: int,
+    tokens: int,
+    processors: int,
+    device: torch.device,
+) -> Work:
+    """Cut runs into pieces, each group of runs with a tile of its own; `group` query heads share a key head.
+
+    A token whose keys all lie in one piece is written where it belongs; any other gets a list of states.
+    """
+    reads = np.zeros(tokens, dtype=int)  # of how many runs each token is part
+    for runs, _ in groups:
+        owner, i = spread(runs.queries)
+        np.add.at(reads, runs.token0[owner] + i, 1)
+    launches, listed, num_states = [], [np.zeros((0, 2), dtype=int)], 0
+    for runs, tile in groups:
+        height = tile.rows
+        # Rows: blocks of whole queries, or, where a query has more heads than a tile has rows, several tiles a query.
+        each, tiles = max(height // group, 1), -(-group // height)
+        owner, i = spread(-(-runs.queries // each))
+        token0, position = runs.token0[owner] + i * each, runs.position[owner] + i * each
+        queries = np.minimum(each, runs.queries[owner] - i * each)
+        first, end = runs.first[owner], np.minimum(runs.end[owner], position + queries)
+        # Keys: pieces of one size.
+        keys = np.maximum(end - first, 0)
+        size = chunk_size(keys, kv_heads * tiles, processors * tile.resident, tile.block)
+        cuts = np.maximum(-(-keys // size), 1)
+        cut, c = spread(cuts)
+        partial = np.where((cuts > 1) | (reads[token0] > 1), queries, 0)[cut]  # states that a piece writes
+        state = np.where(partial > 0, num_states + np.cumsum(partial) - partial, -1)
+        begin = first[cut] + c * size
+        stop = np.minimum(begin + size, end[cut])
+        fields = [runs.sequence[owner][cut], token0[cut], queries[cut], position[cut], begin, stop, state]
+        pieces = np.stack(fields, axis=1).repeat(tiles, axis=0)
+        row0 = np.tile(np.arange(tiles) * height, len(cut))
+        launches.append(Launch(on_device(np.insert(pieces, 4, row0, axis=1), device), tile))
+        piece, j = spread(partial)
+        listed.append(np.stack((token0[cut][piece] + j, state[piece] + j), axis=1))
+        num_states += int(partial.sum())
+    pairs = np.concatenate(listed)
+    pairs = pairs[pairs[:, 0].argsort(kind="stable")]
+    offsets = np.concatenate(([0], np.cumsum(np.bincount(pairs[:, 0], minlength=tokens))))
+    return Work(tuple(launches), on_device(offsets, device), on_device(pairs[:, 1], device), num_states)
+
+
+# [/plan]
+
+
+def on_device(values: Array, device: torch.device) -> Tensor:
+    """As int32."""
+    return torch.from_numpy(values.astype(np.int32)).to(device)

@@ -1,0 +1,288 @@
+"""The kernels against plain PyTorch in float64: on CUDA where there is one, under Triton's interpreter elsewhere.
+
+Pages are shuffled, some are shared, whatever no sequence reads holds NaN, and so does every output before it is written.
+"""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from jaxtyping import config
+
+from inference_opt import kernels
+from inference_opt.kernels import paged, plain
+from inference_opt.kernels.work import PIECE
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
+# Of float32 sums; then of rounding a weight before it meets its value, and the result, to the dtype.
+ROUNDING = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """What is allocated holds NaN until it is written."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@st.composite
+def batches(draw):
+    page = draw(st.sampled_from([1, 3, 16, 64]))
+    kv_heads, group = draw(st.sampled_from([(1, 1), (1, 16), (1, 20), (2, 4), (3, 3), (8, 1), (1, 65)]))
+    dim = draw(st.sampled_from([64, 80, 96, 192, 576] if kv_heads == 1 else [64, 80, 128]))
+    latent = draw(st.booleans())
+    value_dim = draw(st.sampled_from([dim - 16, dim - 32, dim] if latent else [dim, 64]))
+    lengths = draw(st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 63, 64, 65, 130]), min_size=1, max_size=4))
+    counts = [draw(st.integers(0, 5)) if length else 1 for length in lengths]  # a query of an empty sequence, too
+    lengths = [max(length, count) if length else 0 for length, count in zip(lengths, counts)]
+    stem = draw(st.sampled_from([0, 1, 40, 64]))  # keys that all have in common
+    return {
+        "page": page, "kv_heads": kv_heads, "heads": kv_heads * group, "dim": dim, "value_dim": value_dim,
+        "latent": latent, "lengths": [n + stem for n in lengths] if all(lengths) else lengths, "counts": counts,
+        "stem": stem // page * page if all(lengths) else 0, "dtype": draw(DTYPES), "seed": draw(st.integers(0, 99)),
+        "processors": draw(st.sampled_from([1, 8, 100])),  # few make long pieces, many make splits
+    }  # fmt: skip
+
+
+def build(s):
+    """q, k_pages, v_pages, page_table."""
+    g = torch.Generator().manual_seed(s["seed"])
+    page, whole = s["page"], s["stem"] // s["page"]
+    used = [-(-length // page) for length in s["lengths"]]
+    total = whole + sum(max(n - whole, 0) for n in used) + 3
+    free = torch.randperm(total, generator=g).tolist()
+    common = [free.pop() for _ in range(whole)]
+    table = torch.full((len(used), max(used) + 1), -7, dtype=torch.int32)  # beyond its end a table may hold anything
+    widths = [s["dim"]] if s["latent"] else [s["dim"], s["value_dim"]]
+    pages = [torch.full((total, page, s["kv_heads"], width), float("nan")) for width in widths]
+    for i, (n, length) in enumerate(zip(used, s["lengths"])):
+        mine = common[:n] + [free.pop() for _ in range(n - whole)]
+        table[i, :n] = torch.tensor(mine, dtype=torch.int32)
+        for x in pages:
+            for j in range(length):
+                if x[mine[j // page], j % page].isnan().any():
+                    x[mine[j // page], j % page] = torch.randn(x.shape[2:], generator=g)
+    q = torch.randn(sum(s["counts"]), s["heads"], s["dim"], generator=g)
+    q, k, *v = (x.to(DEVICE, s["dtype"]) for x in (q, *pages))
+    return q, k, v[0] if v else None, table.to(DEVICE)
+
+
+def oracle(s, q, k, v, table):
+    q, k, v = (x if x is None else x.double() for x in (q, k, v))
+    values = k[..., : s["value_dim"]] if v is None else v
+    return plain.attend(q, k, values, table, s["lengths"], s["counts"], s["dim"] ** -0.5)
+
+
+def check(s, got, want):
+    (out, lse), (right, right_lse) = got, want
+    assert (out.dtype, lse.dtype) == (s["dtype"], torch.float32)
+    torch.testing.assert_close(out.double(), right, rtol=ROUNDING[s["dtype"]], atol=ROUNDING[s["dtype"]])
+    torch.testing.assert_close(lse.double(), right_lse, rtol=1e-5, atol=1e-5)  # −∞ included
+
+
+def planned(s, k, v, table, stems=()):
+    """For a machine of the drawn size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paged, "processors_of", lambda device: s["processors"])
+        inner = s["value_dim"] if v is None else None
+        return kernels.plan_batch(table, s["lengths"], s["counts"], k, s["heads"], inner, stems)
+
+
+@given(s=batches())
+def test_attention_is_the_plain_function_s(s):
+    q, k, v, table = build(s)
+    got = kernels.paged_attention(q, k, v, planned(s, k, v, table), s["dim"] ** -0.5, s["value_dim"])
+    check(s, got, oracle(s, q, k, v, table))
+
+
+@given(s=batches())
+def test_a_shared_stem_read_once_changes_nothing(s):
+    q, k, v, table = build(s)
+    cached = [length - count for length, count in zip(s["lengths"], s["counts"])]
+    stem = min([s["stem"], *cached])
+    stems = [(0, len(cached), stem)] if stem > 0 else []
+    got = kernels.paged_prefill(
+        q, k, v, table, torch.tensor(s["lengths"]), s["counts"], s["dim"] ** -0.5,
+        value_dim=s["value_dim"], return_lse=True, stems=stems,
+    )  # fmt: skip
+    check(s, got, oracle(s, q, k, v, table))
+
+
+@given(s=batches(), queries=st.integers(1, 4), one=st.booleans())
+def test_decode_is_the_last_tokens_of_each(s, queries, one):
+    s["counts"] = [1 if one else queries] * len(s["lengths"])
+    q, k, v, table = build(s)
+    shape = (len(s["lengths"]), *([] if one else [queries]), s["heads"])
+    lens = torch.tensor(s["lengths"], device=DEVICE)
+    given_q = q.view(*shape, s["dim"])
+    out, lse = kernels.paged_decode(
+        given_q, k, v, table, lens, s["dim"] ** -0.5, value_dim=s["value_dim"], return_lse=True
+    )
+    assert (out.shape, lse.shape) == ((*shape, s["value_dim"]), shape)
+    check(s, (out.flatten(0, -3), lse.flatten(0, -2)), oracle(s, q, k, v, table))
+    alone = kernels.paged_decode(given_q, k, v, table, lens, s["dim"] ** -0.5, value_dim=s["value_dim"])
+    assert torch.equal(alone, out)
+
+
+@given(s=batches())
+def test_every_key_is_read_once_a_row(s):
+    """The plan against counting: the pieces of a token cover the keys that it sees, each once, for every head."""
+    _, k, v, table = build(s)
+    stem = min([s["stem"], *np.subtract(s["lengths"], s["counts"]).tolist()])
+    batch = planned(s, k, v, table, [(0, len(s["lengths"]), stem)] if stem > 0 else [])
+    group, tokens = s["heads"] // s["kv_heads"], sum(s["counts"])
+    seen = np.zeros((tokens, group, max([*s["lengths"], 1])), dtype=int)
+    direct, states = np.zeros((tokens, group), dtype=int), {}
+    for launch in batch.work.launches:
+        for row in launch.pieces.tolist():
+            piece = dict(zip(PIECE, row))
+            for r in range(piece["row0"], min(piece["row0"] + launch.tile.rows, piece["queries"] * group)):
+                query, head = divmod(r, group)
+                seen[
+                    piece["token0"] + query, head, piece["first"] : min(piece["end"], piece["position"] + query + 1)
+                ] += 1
+                if piece["state"] < 0:
+                    direct[piece["token0"] + query, head] += 1
+                else:
+                    states.setdefault((piece["state"] + query, head), []).append(piece["token0"] + query)
+    token = 0
+    for length, count in zip(s["lengths"], s["counts"]):
+        for position in range(length - count, length):
+            assert (seen[token, :, : position + 1] == 1).all()
+            assert (seen[token, :, position + 1 :] == 0).all()
+            token += 1
+    offsets, listed = batch.work.offsets.tolist(), batch.work.states.tolist()
+    assert sorted(listed) == list(range(batch.work.num_states))
+    for t in range(tokens):
+        mine = listed[offsets[t] : offsets[t + 1]]
+        assert (direct[t] == (not mine)).all()  # written where it belongs, or merged
+        assert all(states[i, head] == [t] for i in mine for head in range(group))
+
+
+@given(
+    shape=st.tuples(st.integers(1, 20), st.integers(0, 5), st.integers(1, 4), st.sampled_from([16, 72])),
+    dtype=DTYPES,
+    seed=st.integers(0, 9),
+)
+def test_states_merge_as_the_plain_function_merges_them(shape, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    outs = torch.randn(shape, generator=generator).to(DEVICE, dtype)
+    lses = torch.randn(shape[:3], generator=generator).mul(20).to(DEVICE)
+    lses[torch.rand(shape[:3], generator=generator).to(DEVICE) < 0.3] = float("-inf")  # states of no key
+    outs[lses.isinf()] = 0
+    out, lse = kernels.merge_states(outs, lses)
+    right, right_lse = plain.merge_states(outs.double(), lses.double())
+    torch.testing.assert_close(out.double(), right, rtol=ROUNDING[dtype], atol=ROUNDING[dtype])
+    torch.testing.assert_close(lse.double(), right_lse, rtol=1e-5, atol=1e-5)
+
+
+@given(
+    tokens=st.integers(1, 9),
+    page=st.sampled_from([1, 3, 16]),
+    kv_heads=st.integers(1, 3),
+    dims=st.sampled_from([(64, 64), (80, 48), (576, None)]),
+    dtype=DTYPES,
+    seed=st.integers(0, 9),
+)
+def test_writing_puts_each_token_in_its_slot_and_touches_no_other(tokens, page, kv_heads, dims, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    slots = torch.randperm(12 * page, generator=generator)[:tokens]
+    slots[torch.rand(len(slots), generator=generator) < 0.2] = -1
+    new, mine, theirs = [], [], []
+    for width in dims:
+        wide = torch.randn(len(slots), kv_heads + 2, width or 1, generator=generator).to(DEVICE, dtype)
+        new.append(wide[:, 1:-1] if width else None)  # a view, as a split of one projection gives
+        for pages in (mine, theirs):
+            pages.append(torch.full((12, page, kv_heads, width), 7.0, device=DEVICE, dtype=dtype) if width else None)
+    kernels.write_kv(*new, *mine, slots.to(DEVICE))
+    plain.write_kv(*new, *theirs, slots.to(DEVICE))
+    for a, b in zip(mine, theirs):
+        assert a is b is None or torch.equal(a, b)
+
+
+@given(
+    tables=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=5),
+    page=st.integers(1, 3),
+    data=st.data(),
+)
+def test_stems_are_shared_by_all_their_members(tables, page, data):
+    cached = [data.draw(st.integers(0, len(table) * page)) for table in tables]
+    least = data.draw(st.integers(1, 4))
+    after = 0
+    for first, members, keys in kernels.common_stems(tables, cached, page, least):
+        assert first >= after
+        assert members > 1
+        assert keys >= least
+        assert keys % page == 0
+        for i in range(first, first + members):
+            assert keys <= cached[i]
+            assert tables[i][: keys // page] == tables[first][: keys // page]
+        after = first + members
+
+
+def test_stems_are_found():
+    tables = [[5, 6, 7], [5, 6, 8], [5, 6], [1, 2], [1, 2], [9]]
+    assert kernels.common_stems(tables, [12, 11, 8, 8, 8, 4], 4, least=4) == [(0, 3, 8), (3, 2, 8)]
+    assert kernels.common_stems(tables, [12, 11, 7, 8, 8, 4], 4, least=8) == [(0, 2, 8), (3, 2, 8)]
+
+
+@pytest.fixture
+def unchecked():
+    """As a user calls: without the check of shapes that the tests run under."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+def usual(**changes):
+    s = {"q": torch.zeros(2, 4, 64), "k": torch.zeros(5, 4, 2, 64), "v": torch.zeros(5, 4, 2, 64)}
+    s |= {"table": torch.tensor([[0, 1], [2, 3]], dtype=torch.int32), "lens": torch.tensor([5, 8])}
+    s = {name: x.to(DEVICE) for name, x in s.items()} | changes
+    more = {name: s[name] for name in s.keys() - {"q", "k", "v", "table", "lens"}}
+    return kernels.paged_decode(s["q"], s["k"], s["v"], s["table"], s["lens"], 0.1, **more)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"lens": torch.tensor([5, 9])}, "sequence 1: 1 queries on 9 keys, but its table holds 2 pages of 4"),
+        ({"lens": torch.tensor([-1, 8])}, "sequence 0"),
+        ({"lens": torch.tensor([5])}, "2 page tables for 1 lengths and 2 counts"),
+        ({"table": torch.tensor([[0, 1], [2, 5]], dtype=torch.int32)}, r"pages \[2, 5\] are not all in \[0, 5\)"),
+        ({"table": torch.tensor([[0, -1], [2, 3]], dtype=torch.int32)}, r"pages \[0, -1\] are not all in \[0, 5\)"),
+        ({"table": torch.tensor([[0, 1], [2, 3]])}, "page tables are int32, got torch.int64"),
+        ({"q": torch.zeros(2, 4, 64, dtype=torch.float16)}, "q and pages must agree"),
+        ({"q": torch.zeros(2, 4, 32)}, r"expected queries \[2, heads, 64\]"),
+        ({"q": torch.zeros(2, 3, 64)}, "3 query heads cannot share 2 key heads"),
+        ({"q": torch.zeros(2, 1, 1, 4, 64)}, "q must be"),
+        ({"v": torch.zeros(5, 8, 2, 64)}, "different pages"),
+        ({"v": None}, "without v_pages, value_dim must lie in"),
+        ({"v": None, "value_dim": 65}, r"value_dim must lie in \[1, 64\], got 65"),
+        ({"value_dim": 32}, "different pages"),
+        ({"k": torch.zeros(5, 4, 64, 2).transpose(2, 3)}, "pages must be contiguous"),
+        ({"stems": [(0, 2, 4)]}, "sequences 0 to 1 do not share 4 cached keys"),
+        ({"stems": [(0, 3, 4)]}, "sequences 0 to 2 do not share"),
+        ({"stems": [(0, 1, 5)]}, "sequences 0 to 0 do not share 5 cached keys"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_launched(unchecked, changes, says):
+    usual()
+    with pytest.raises(ValueError, match=says):
+        usual(**{name: x.to(DEVICE) if isinstance(x, torch.Tensor) else x for name, x in changes.items()})
+
+
+def test_bad_writes_are_named(unchecked):
+    k, pages = torch.zeros(2, 3, 8), torch.zeros(4, 2, 3, 8)
+    for call, says in [
+        ((k, None, pages, pages, torch.tensor([0, 1])), "values: given exactly where"),
+        ((k, None, torch.zeros(4, 2, 3, 4), None, torch.tensor([0, 1])), "keys .* for 2 slots of pages"),
+        ((k, None, pages, None, torch.tensor([0])), "for 1 slots"),
+        ((k.half(), None, pages, None, torch.tensor([0, 1])), "cannot go to pages"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            kernels.write_kv(*call)
+    with pytest.raises(ValueError, match="expected outputs"):
+        kernels.merge_states(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 5))

@@ -1,0 +1,88 @@
+"""The cache that kernels answer for is the gathering one: the plain functions in float64, Triton's in float32."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference_opt import Engine, SamplingParams, kernels, naive
+from inference_opt.kv import in_place
+from inference_opt.kv.in_place import InPlaceCache, cache_class
+from inference_opt.kv.paged import PagedCache
+from inference_opt.speculative.lookup import PromptLookup
+from tests.toys import SHAPES, latent_toy, toy
+
+TEXT = st.lists(st.integers(0, 12), min_size=1, max_size=12)
+
+
+def short_stems(tables, cached, page_size):
+    """Toys' stems are short."""
+    return kernels.common_stems(tables, cached, page_size, least=1)
+
+
+@given(
+    SHAPES,
+    st.lists(TEXT, min_size=1, max_size=4),
+    st.integers(1, 5),
+    st.booleans(),
+    st.sampled_from([torch.float64, torch.float32]),
+    st.data(),
+)
+@torch.inference_mode()
+def test_logits_are_the_gathering_cache_s(shape, texts, page_size, latent, dtype, data):
+    model = latent_toy(shape["seed"], dtype=dtype) if latent else toy(**shape, dtype=dtype)
+    stem = data.draw(st.integers(0, 2))  # pages that all texts begin with
+    if stem:
+        texts = [texts[0][:1] * (stem * page_size) + text for text in texts]
+    counts = [-(-len(text) // page_size) for text in texts]
+    pages = data.draw(st.permutations(range(sum(counts) + 3)))
+    tables = [[pages.pop() for _ in range(count)] for count in counts]
+    tables = [tables[0][:stem] + table[stem:] for table in tables]
+    shape = {"num_pages": sum(counts) + 3, "page_size": page_size, "dtype": dtype, "device": model.device}
+    ours, theirs = (kind(**model.config.kv_shape, **shape) for kind in (InPlaceCache, PagedCache))
+    for cache in (ours, theirs):
+        for each in (*cache.keys, *(cache.values or ())):
+            each.fill_(torch.nan)  # what was never written must not be read
+    fed = [0] * len(texts)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(in_place, "common_stems", short_stems)
+    while any(n < len(t) for n, t in zip(fed, texts)):
+        # The stem in the first step whole, so that it is cached for all in the next.
+        most = [len(t) - n for n, t in zip(fed, texts)]
+        counts = [stem * page_size if stem and not any(fed) else data.draw(st.integers(min(1, m), m)) for m in most]
+        part = [i for i, count in enumerate(counts) if count]
+        tokens = torch.tensor([t for i in part for t in texts[i][fed[i] : fed[i] + counts[i]]])
+        args = [tables[i] for i in part], [fed[i] for i in part], [counts[i] for i in part]
+        positions = ours.extend(*args)
+        assert torch.equal(positions, theirs.extend(*args))
+        close = {"rtol": 1e-11, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 2e-3, "atol": 2e-3}
+        torch.testing.assert_close(model(tokens, positions, ours), model(tokens, positions, theirs), **close)
+        fed = [n + count for n, count in zip(fed, counts)]
+    patch.undo()
+
+
+@given(SHAPES, st.lists(TEXT, min_size=1, max_size=4), st.integers(1, 4), st.booleans())
+def test_the_engine_on_it_gives_the_oracle_s_tokens(shape, prompts, page_size, latent):
+    """With the tree, stems read once, drafts and rollback."""
+    model = latent_toy(shape["seed"]) if latent else toy(**shape)
+    params = SamplingParams(max_new_tokens=8)
+    prompts = prompts + [prompts[0] + prompt[:4] for prompt in prompts]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("inference_opt.engine.engine.cache_class", lambda device: InPlaceCache)
+        patch.setattr(in_place, "common_stems", short_stems)
+        engine = Engine(model, drafter=PromptLookup(), page_size=page_size)
+        assert isinstance(engine.cache, InPlaceCache)
+        got = engine.generate(prompts, params)
+    assert got == [naive.generate(model, prompt, params) for prompt in prompts]
+
+
+def test_kernels_answer_on_cuda_and_gathering_elsewhere():
+    assert cache_class(torch.device("cuda")) is InPlaceCache
+    assert cache_class(torch.device("cpu")) is PagedCache
+
+
+def test_a_core_has_no_place_in_it():
+    cache = InPlaceCache(1, 1, 4, 2, 4, torch.float64, torch.device("cpu"), latent_dim=2)
+    cache.extend([[0]], [0], [1])
+    with pytest.raises(ValueError, match="without a core"):
+        cache.attend(0, torch.zeros(1, 2, 4), torch.zeros(1, 1, 4), None, 1.0, lambda q, k, v, scale: q)
