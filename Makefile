@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: tour test test-long lab notebooks bench check figures clean
+.PHONY: tour test test-long lab notebooks bench check figures screens clean
 
 tour: $(VENV)/.installed-base
 	$(BIN)/inference-opt tour
@@ -35,6 +35,9 @@ check: $(VENV)/.installed-check
 
 figures: $(VENV)/.installed-base
 	$(BIN)/python docs/figures.py
+
+screens: $(VENV)/.installed-test
+	$(BIN)/python docs/screens.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info refimpl/*.egg-info

@@ -70,7 +70,7 @@ def path_state(
         invariants["the first token has the target's law"] = first == truth
     state = {"kind": "law", "prefix": prefix, "first": first, "truth": truth, "total": total, "path": path}
     said = {"emitted": path["emitted"], "probability": path["probability"], "total": total}
-    counters = {"probability seen": round(float(total), 4)}
+    counters = {"probability seen": round(float(total), 6)}
     shown = {*range(len(truth)), *prefix}
     return state | {"invariants": invariants, "counters": counters, "said": said, "tokens_shown": shown}
 
@@ -87,7 +87,7 @@ def text_state(
     right, found = truth(target, length), laws[length]
     done = sum(found.values(), Fraction(0))
     texts: list[Any] = [[t, found.get(t, Fraction(0)), right.get(t, Fraction(0))] for t in sorted({*right, *found})]
-    invariants, counters = {"the sum is at most 1": done <= 1}, {"texts complete": round(float(done), 4)}
+    invariants, counters = {"the sum is at most 1": done <= 1}, {"texts complete": round(float(done), 6)}
     if done == 1:
         apart = sum((abs(mine - its) for _, mine, its in texts), Fraction(0)) / 2
         invariants["the texts have the target's law"] = apart == 0
