@@ -1,13 +1,23 @@
 """A trace is true: its recorded operations, run again by fresh instances, give every snapshot that it holds."""
 
+from contextlib import nullcontext
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference_opt.engine.engine import Engine
+from inference_opt.kv.node import as_bytes
 from inference_opt.kv.pool import PagePool
 from inference_opt.kv.radix import RadixTree
+from inference_opt.scenarios.law import DRAFT, TARGET
+from inference_opt.scenarios.toys import arrivals, toy
+from inference_opt.speculative import rules
+from inference_opt.speculative.exact import output_law
+from inference_opt.speculative.models import FirstLayers
 from inference_opt.steps import record
 
 TEXT = st.lists(st.integers(0, 1), max_size=8)
+PROMPTS = "first come: 9\nsecond: 7"
 OPERATIONS = st.lists(
     st.one_of(
         st.tuples(st.just("serve"), TEXT),
@@ -42,8 +52,7 @@ def run(tree, pool, operations):
 
 
 def again(trace, tree, pool):
-    """Do what the steps say was done; yield (the step, whether it was told within another call)."""
-    splits = []
+    """Do what the steps say was done; yield each step that told of a whole call."""
     for one in trace.steps:
         event, facts = one["event"], one["facts"]
         if event == "pool.allocate":
@@ -51,25 +60,18 @@ def again(trace, tree, pool):
         elif event == "pool.release":
             pool.release(facts["pages"])
         elif event == "radix.split":
-            splits.append(facts)  # told by the match or insert that follows
-            continue
+            continue  # told again by the match or insert that follows
         elif event == "radix.match":
             assert tree.match(facts["tokens"]).pages == facts["pages"]
         elif event == "radix.insert":
             assert tree.insert(facts["tokens"], facts["pages"]).pages == facts["own"]
         elif event == "radix.lock":
-            tree.lock(tree._split(*tree._walk(bytes_of(facts["node"]), None)[:2]))
+            tree.lock(tree._split(*tree._walk(as_bytes(facts["node"]), None)[:2]))
         elif event == "radix.unlock":
-            tree.unlock(tree._split(*tree._walk(bytes_of(facts["node"]), None)[:2]))
+            tree.unlock(tree._split(*tree._walk(as_bytes(facts["node"]), None)[:2]))
         elif event == "radix.evict":
             assert tree.evict(len(facts["removed"])) == facts["removed"][::-1]
         yield one
-
-
-def bytes_of(tokens):
-    from inference_opt.kv.node import as_bytes
-
-    return as_bytes(tokens)
 
 
 @settings(max_examples=60)
@@ -98,3 +100,16 @@ def test_recording_changes_nothing(operations, page_size):
             run(tree, pool, operations)
         states.append((tree.snapshot(), pool.snapshot(), tree.clock, tree.inserted, tree.evicted))
     assert states[0] == states[1]
+
+
+def test_recording_changes_no_text_and_no_law():
+    results = []
+    for recorded in (False, True):
+        with record() if recorded else nullcontext():
+            engine = Engine(toy(depth=2), drafter=FirstLayers(1), gamma=2, page_size=2, num_pages=16)
+            requests = arrivals(engine, PROMPTS, temperature=0.8, seed=1)
+            while engine.requests:
+                engine.step()
+            laws = [output_law(TARGET, DRAFT, 2, rule, 2) for rule in (rules.token_wise, rules.block, rules.coupled)]
+        results.append(([request.output for request in requests], engine.stats.accepted_tokens, laws))
+    assert results[0] == results[1]

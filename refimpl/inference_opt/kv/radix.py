@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 from inference_opt.kv.node import WIDTH, Node, as_bytes, common, upwards
 from inference_opt.kv.pictures import EVICTED, INSERTED, LOCKED, MATCHED, SPLIT, UNLOCKED, TreePictures
 from inference_opt.kv.policies import LRU, Policy
-from inference_opt.steps import step
+from inference_opt.steps import recording, step
 
 
 class Match(NamedTuple):
@@ -121,7 +121,8 @@ class RadixTree(TreePictures):
         node, within, _ = self._walk(text, namespace)
         node = self._split(node, within)
         pages = self._use(node, text, namespace, hit=True)
-        step("radix.match", self, MATCHED, tokens=tokens, found=node, pages=pages, namespace=namespace)
+        if recording():
+            step("radix.match", self, MATCHED, tokens=tokens, found=node, pages=pages, namespace=namespace)
         return Match(pages, node)
 
     # [/match]
@@ -160,7 +161,8 @@ class RadixTree(TreePictures):
                     self._split(leaf, cut * self._step - depth)
                     depth = cut * self._step
         own = self._use(node, text, namespace, hit=False)
-        step("radix.insert", self, INSERTED, tokens=tokens, pages=pages, new=new, own=own, namespace=namespace)
+        if recording():
+            step("radix.insert", self, INSERTED, tokens=tokens, pages=pages, new=new, own=own, namespace=namespace)
         return Match(own, node)
 
     # [/insert]
