@@ -27,7 +27,14 @@ def explore(name: str, **changes: Any) -> widgets.VBox:
 
     for each in controls.values():
         each.observe(again, names="value")
-    return widgets.VBox([widgets.HBox(list(controls.values()), layout={"flex_flow": "row wrap"}), said, player])
+    return Shown([widgets.HBox(list(controls.values()), layout={"flex_flow": "row wrap"}), said, player])
+
+
+class Shown(widgets.VBox):
+    """Controls, complaints, player; as text, where no widget can be shown, only what it is."""
+
+    def __repr__(self) -> str:
+        return f"{self.children[2]!r} and controls: run this cell to play it"
 
 
 def control(name: str, value: Any) -> Any:

@@ -21,3 +21,6 @@ class Player(anywidget.AnyWidget):
     def show(self, trace: Trace) -> None:
         """Another trace, from its first step."""
         self.trace = trace.as_json()
+
+    def __repr__(self) -> str:
+        return f"Player({self.trace['title']!r}, {len(self.trace['steps'])} steps)"
