@@ -67,5 +67,5 @@ def play(name: str, **changes: Any) -> Trace:
     trace = scenario.run(**changes)
     if not trace.steps:
         raise ValueError(f"scenario {name!r} recorded no step on this input")
-    trace.title, trace.about = scenario.sentence, trace.about or scenario.about
+    trace.title, trace.about = scenario.sentence.rstrip("."), trace.about or scenario.about
     return trace
