@@ -10,15 +10,27 @@ from inference_opt.speculative.models import FirstLayers
 from inference_opt.speculative.zoo import DRAFT, TARGET
 from inference_opt.steps import Trace, record
 
+RULES = {rule.__name__: rule for rule in (rules.token_wise, rules.coupled)}
+
 
 def speculative_step(
-    prompt: str = "guess and check", new_tokens: int = 10, gamma: int = 3, temperature: float = 0.7, seed: int = 3
+    prompt: str = "guess and check",
+    new_tokens: int = 10,
+    gamma: int = 3,
+    temperature: float = 0.7,
+    seed: int = 3,
+    rule: str = "token_wise",
 ) -> Trace:
     """Drafts are read all at once, kept as far as they pass, and the pages of the rest are given back.
 
     The drafter is the model's own first layer; the target has three.
     """
-    engine = Engine(toy(depth=3), radix=False, drafter=FirstLayers(1), gamma=gamma, page_size=2, num_pages=32)
+    if rule not in RULES:
+        raise ValueError(f"no rule {rule!r} judges drafts that are drawn: expected one of {', '.join(RULES)}")
+    judge = RULES[rule]
+    engine = Engine(
+        toy(depth=3), radix=False, drafter=FirstLayers(1), gamma=gamma, page_size=2, num_pages=32, rule=judge
+    )
     counts = Counts(engine)
     events = ("schedule.", "pool.", "engine.", "speculation.")
     with record(watch=[engine.scheduler, engine.pool, counts], label=spell, only=events) as trace:

@@ -11,12 +11,13 @@ MOST = 12  # tokens whose bars are shown: the likeliest, and those that the step
 ACCEPTED = "draft {i} is {x:text}: u = {u} lies below p/q = {ratio}, so it is kept"
 REJECTED = "draft {i} is {x:text}: u = {u} does not lie below p/q = {ratio}, so it is rejected, and all behind it"
 REPLACED = "{drawn:text} is drawn from what the target has in excess, (p − q)⁺, in place of the rejected draft"
+COMPARED = "{drawn:text} is drawn from p by the noise that drew draft {i}, {x:text}: the draft is {fate}"
 BONUS = "all drafts were kept: {drawn:text} is drawn from the target's law behind them, a token for free"
 
 
 def verdict(
     target: Sequence[Any],
-    draft: Sequence[Any],
+    draft: Sequence[Any] | None,
     tokens: Sequence[int],
     emitted: Sequence[int],
     i: int,
@@ -25,30 +26,39 @@ def verdict(
     weights: Any = None,
     drawn: int | None = None,
 ) -> dict[str, Any]:
-    """The state of a rule at draft i: x judged by u, or `drawn` from `weights`."""
+    """The state of a rule at draft i: x judged by u, or `drawn` from `weights`; x and `drawn`: compared.
+
+    Without laws of the draft (None, []) drafts were found: all of q lies on each.
+    """
+    drafts = tokens.snapshot() if hasattr(tokens, "snapshot") else list(tokens)  # never more than the rule has read
     p = np.array(target[i], dtype=float)
-    q = np.array(draft[i], dtype=float) if x is not None or weights is not None else np.zeros_like(p)
+    q = np.zeros_like(p)
+    if x is not None or weights is not None:
+        if draft is None or draft == []:
+            q[drafts[i]] = 1
+        else:
+            q = np.array(draft[i], dtype=float)
     spared = np.maximum(p - q, 0)
     likely = np.argsort(-np.maximum(p, q), kind="stable")[:MOST]
     shown = sorted({*map(int, likely), *(t for t in (x, drawn) if t is not None)})
-    rest = spared if weights is None else np.array(weights, dtype=float)
+    rest = np.array(p if weights is None else weights, dtype=float)  # what `drawn` is drawn from
     number = None if u is None else float((u.low + u.high) / 2 if hasattr(u, "low") else u)
     ratio = None if x is None else float(p[x] / q[x])
-    drafts = tokens.snapshot() if hasattr(tokens, "snapshot") else list(tokens)  # never more than the rule has read
     state = {
         "kind": "speculation", "drafts": drafts, "emitted": list(emitted), "at": i, "x": x, "u": number, "ratio": ratio,
-        "kept": None if x is None else len(emitted) > i, "drawn": drawn, "vocab": shown,
+        "kept": None if x is None else emitted[i : i + 1] == [x], "drawn": drawn, "vocab": shown,
         "p": p[shown].tolist(), "q": q[shown].tolist(), "rest": (rest[shown] / (rest.sum() or 1)).tolist(),
         "tokens_shown": {*shown, *drafts, *emitted},
     }  # fmt: skip
     laws = {"p and q are laws": bool(np.isclose(p.sum(), 1)) and (x is None or bool(np.isclose(q.sum(), 1)))}
-    if x is not None:
+    if number is not None:
         laws["min(p, q) + (p − q)⁺ = p"] = bool(np.allclose(np.minimum(p, q) + spared, p))
         laws["kept exactly where u q(x) < p(x)"] = state["kept"] == (number * q[x] < p[x])
     counters: dict[str, float] = {"drafts kept": min(len(emitted), i + bool(state["kept"]))}
     if x is not None:
         counters |= {"chance that a draft is kept here, Σ min(p, q)": round(float(np.minimum(p, q).sum()), 4)}
-    said = {name: "?" if value is None else f"{value:.3f}" for name, value in (("u", number), ("ratio", ratio))}
+    said = {"fate": "kept" if state["kept"] else "given up"}
+    said |= {name: "?" if value is None else f"{value:.3f}" for name, value in (("u", number), ("ratio", ratio))}
     return state | {"invariants": laws, "counters": counters, "said": said}
 
 

@@ -9,15 +9,13 @@ function lanes(trace, index) {
     const { event, facts } = trace.steps[i];
     if (event === "schedule.arrive") lane(facts.id);
     if (event === "schedule.prefill" || event === "schedule.decode")
-      columns
-        .at(-1)
-        .push({
-          id: facts.id,
-          count: facts.count,
-          prompt: event === "schedule.prefill",
-          plan: true,
-          fresh: i === index,
-        });
+      columns.at(-1).push({
+        id: facts.id,
+        count: facts.count,
+        prompt: event === "schedule.prefill",
+        plan: true,
+        fresh: i === index,
+      });
     if (event === "schedule.draft") columns.at(-1).find((cell) => cell.id === facts.id).drafts = facts.gamma;
     if (event === "schedule.preempt" || event === "schedule.leave" || event === "schedule.refuse") {
       const column = columns.length - 1;

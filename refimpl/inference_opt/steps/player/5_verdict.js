@@ -79,7 +79,7 @@ function drawSpeculation({ state, before, trace, width }) {
       judged ? line(x - 3, y(q), x + w + 3, y(q), "", { style: "stroke:var(--q);stroke-width:3" }) : "",
       text(x + w / 2, base + 17, name(token), token === s.x || token === s.drawn ? "mid bold" : "mid dim"),
     );
-    if (token === s.x) {
+    if (token === s.x && s.u !== null) {
       const h = y(s.u * q);
       body +=
         line(x - 6, h, x + w + 6, h, "", { style: "stroke:var(--ink);stroke-width:1.5;stroke-dasharray:4 3" }) +
@@ -108,9 +108,11 @@ function drawSpeculation({ state, before, trace, width }) {
     const said = lines(
       left,
       bottom,
-      judged
-        ? "the residual, (p − q)⁺ made a law: the replacement is drawn from it"
-        : "p behind the last draft: the token for free is drawn from it",
+      s.x !== null
+        ? "p: the target's own draw, by the drafter's noise; the draft is kept if it is the same"
+        : judged
+          ? "the residual, (p − q)⁺ made a law: the replacement is drawn from it"
+          : "p behind the last draft: the token for free is drawn from it",
       "small",
       Math.max(width, 320),
     );
