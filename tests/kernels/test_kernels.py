@@ -1,6 +1,6 @@
 """The kernels against plain PyTorch in float64: on CUDA where there is one, under Triton's interpreter elsewhere.
 
-Pages are shuffled, some are shared, whatever no sequence reads holds NaN, and so does every output before it is written.
+Pages are shuffled, some are shared, what no sequence reads holds NaN, and so does every output before it is written.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jaxtyping import config
 
 from inference_opt import kernels
-from inference_opt.kernels import paged, plain
+from inference_opt.kernels import lesson, paged, plain
 from inference_opt.kernels.work import PIECE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -286,3 +286,25 @@ def test_bad_writes_are_named(unchecked):
             kernels.write_kv(*call)
     with pytest.raises(ValueError, match="expected outputs"):
         kernels.merge_states(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 5))
+
+
+@given(
+    batch=st.integers(1, 3),
+    length=st.sampled_from([1, 63, 64, 65, 200]),
+    heads=st.sampled_from([(4, 1), (9, 3), (2, 2)]),
+    splits=st.sampled_from([1, 3, 8]),
+    page=st.sampled_from([1, 16, 64]),
+    seed=st.integers(0, 9),
+)
+def test_every_step_of_the_lesson_is_right(batch, length, heads, splits, page, seed):
+    s = {"page": page, "heads": heads[0], "kv_heads": heads[1], "dim": 64, "value_dim": 64, "latent": False, "stem": 0}
+    s |= {"lengths": [length] * batch, "counts": [1] * batch, "dtype": torch.float32, "seed": seed}
+    q, k, v, table = build(s)
+    right, _ = oracle(s, q, k, v, table)
+    apart = [x[table[:, : -(-length // page)].long()].flatten(1, 2)[:, :length].contiguous() for x in (k, v)]
+    for got in (
+        lesson.lesson_one(q, *apart, 0.125),
+        lesson.lesson_split(q, *apart, 0.125, splits),
+        lesson.lesson_split(q, k, v, 0.125, splits, table, length),
+    ):
+        torch.testing.assert_close(got.double(), right, rtol=2e-6, atol=2e-6)

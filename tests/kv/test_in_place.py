@@ -12,6 +12,7 @@ from inference_opt.kv.paged import PagedCache
 from inference_opt.speculative.lookup import PromptLookup
 from tests.toys import SHAPES, latent_toy, toy
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TEXT = st.lists(st.integers(0, 12), min_size=1, max_size=12)
 
 
@@ -30,7 +31,7 @@ def short_stems(tables, cached, page_size):
 )
 @torch.inference_mode()
 def test_logits_are_the_gathering_cache_s(shape, texts, page_size, latent, dtype, data):
-    model = latent_toy(shape["seed"], dtype=dtype) if latent else toy(**shape, dtype=dtype)
+    model = (latent_toy(shape["seed"], dtype=dtype) if latent else toy(**shape, dtype=dtype)).to(DEVICE)
     stem = data.draw(st.integers(0, 2))  # pages that all texts begin with
     if stem:
         texts = [texts[0][:1] * (stem * page_size) + text for text in texts]
@@ -51,7 +52,7 @@ def test_logits_are_the_gathering_cache_s(shape, texts, page_size, latent, dtype
         most = [len(t) - n for n, t in zip(fed, texts)]
         counts = [stem * page_size if stem and not any(fed) else data.draw(st.integers(min(1, m), m)) for m in most]
         part = [i for i, count in enumerate(counts) if count]
-        tokens = torch.tensor([t for i in part for t in texts[i][fed[i] : fed[i] + counts[i]]])
+        tokens = torch.tensor([t for i in part for t in texts[i][fed[i] : fed[i] + counts[i]]], device=DEVICE)
         args = [tables[i] for i in part], [fed[i] for i in part], [counts[i] for i in part]
         positions = ours.extend(*args)
         assert torch.equal(positions, theirs.extend(*args))
@@ -64,7 +65,7 @@ def test_logits_are_the_gathering_cache_s(shape, texts, page_size, latent, dtype
 @given(SHAPES, st.lists(TEXT, min_size=1, max_size=4), st.integers(1, 4), st.booleans())
 def test_the_engine_on_it_gives_the_oracle_s_tokens(shape, prompts, page_size, latent):
     """With the tree, stems read once, drafts and rollback."""
-    model = latent_toy(shape["seed"]) if latent else toy(**shape)
+    model = (latent_toy(shape["seed"]) if latent else toy(**shape)).to(DEVICE)
     params = SamplingParams(max_new_tokens=8)
     prompts = prompts + [prompts[0] + prompt[:4] for prompt in prompts]
     with pytest.MonkeyPatch.context() as patch:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from inference_opt import kernels
 from inference_opt.bench.kernel_peers import PEERS
-from inference_opt.bench.machine import command_line, describe, product_rate, read_bandwidth
+from inference_opt.bench.machine import command_line, describe, graph_seconds, product_rate, read_bandwidth
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,9 @@ CASES = {
 }
 
 
+STEPS = ("gqa-1x32768", "gqa-128x1024")  # the cases that the lesson's steps are timed on
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What every implementation is given."""
@@ -118,28 +121,19 @@ def ours(case: Case, inputs: Inputs, cascade: bool = True) -> Callable[[], Tenso
     )[0]
 
 
-def seconds(run: Callable[[], Tensor], repeats: int) -> list[float]:
-    """Of each replay of a captured run, caches flushed before it."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # compiles, and fills what is allocated once
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    flush = torch.zeros(64 * 2**20, device="cuda")  # read, not written: what is written must still go back to memory
-    times = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        flush.sum()
-        begin.record()
-        graph.replay()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
-    return times
+def steps(case: Case, inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
+    """The steps of the lesson that lead to ours, on the same keys and values, laid out as each step has them."""
+    from inference_opt.kernels import lesson  # needs Triton
+
+    splits = max(1, 8 * 132 // (case.batch * case.heads))
+    assert inputs.v_pages is not None
+    q, pages, scale = inputs.q, (inputs.k_pages, inputs.v_pages), inputs.scale
+    k, v = (x[inputs.table.long()].flatten(1, 2) for x in pages)
+    return {
+        "step 1: one program a head": lambda: lesson.lesson_one(q, k, v, scale),
+        "step 2: split": lambda: lesson.lesson_split(q, k, v, scale, splits),
+        "step 3: page table": lambda: lesson.lesson_split(q, *pages, scale, splits, inputs.table, case.length),
+    }
 
 
 @torch.inference_mode()
@@ -156,6 +150,8 @@ def bench_kernels(names: list[str], repeats: int, peers: bool, progress: Progres
         case = CASES[name]
         inputs = make(case)
         runs: dict[str, Callable[[], Tensor] | str] = {"inference-opt": ours(case, inputs)}
+        if name in STEPS:
+            runs |= steps(case, inputs)
         if case.stem:
             runs["inference-opt, no cascade"] = ours(case, inputs, cascade=False)
         if peers:
@@ -174,7 +170,7 @@ def bench_kernels(names: list[str], repeats: int, peers: bool, progress: Progres
             off = float((run().float().view_as(right) - right).norm() / right.norm())
             if not off < 0.01:
                 raise ValueError(f"{name}: {who} differs from ours by {off:.2%}")
-            each = seconds(run, repeats)
+            each = graph_seconds(run, repeats)
             took = median(each)
             row["times"][who] = {
                 "seconds": took,

@@ -49,6 +49,30 @@ def product_rate(dtype: torch.dtype, device: torch.device | str = "cpu", repeats
     return 2 * size**3 / _fastest(lambda: a @ b, repeats)
 
 
+def graph_seconds(run: Callable[[], torch.Tensor], repeats: int) -> list[float]:
+    """Of each replay of a captured run on CUDA, caches flushed before it: the card's time, not the host's."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # compiles, and fills what is allocated once
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    flush = torch.zeros(64 * 2**20, device="cuda")  # read, not written: what is written must still go back to memory
+    times = []
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.sum()
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return times
+
+
 def _fastest(run: Callable[[], torch.Tensor], repeats: int) -> float:
     best = float("inf")
     for _ in range(repeats):

@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 from rich.progress import Progress
-from torch import Tensor
+from torch import Tensor, nn
 
-from inference_opt.bench.machine import command_line, describe, product_rate, read_bandwidth
+from inference_opt import kernels
+from inference_opt.bench.machine import command_line, describe, graph_seconds, product_rate, read_bandwidth
 from inference_opt.model.config import LatentShape, ModelConfig
 from inference_opt.model.latent import LatentAttention, multiplications
 from inference_opt.model.load import parse_device, parse_dtype
@@ -84,16 +85,16 @@ def _seconds(run: Callable[[], Tensor], device: torch.device, repeats: int) -> f
             run()
             times.append(time.perf_counter() - began)
         return median(times)
-    times = []
-    for _ in range(repeats):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(10):  # in one queue: the host runs ahead
-            run()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / 1e4)
-    return median(times)
+    return median(graph_seconds(run, repeats))
+
+
+def in_place(layer: LatentAttention, q: Tensor, kept: Tensor, page: int = 64) -> Callable[[], Tensor]:
+    """The absorbed form as an engine on CUDA runs it: by the kernel, over pages, planned beforehand."""
+    n, d_c = len(kept), layer.shape.kv_lora_rank
+    pages = nn.functional.pad(kept, (0, 0, 0, 0, 0, -n % page)).unflatten(0, (-1, page))
+    table = torch.arange(len(pages), dtype=torch.int32)[None]
+    batch = kernels.plan_batch(table, [n], [len(q)], pages, layer.heads, d_c)
+    return lambda: layer.values(kernels.paged_attention(layer.absorb(q), pages, None, batch, layer.scale, d_c)[0])
 
 
 @torch.inference_mode()
@@ -124,7 +125,9 @@ def bench_mla(
                 outputs = {}
                 for form in FORMS:
                     layer.form = form
-                    run = partial(layer.core, q, kept, kept, layer.scale)
+                    run: Callable[[], Tensor] = partial(layer.core, q, kept, kept, layer.scale)
+                    if form == "absorbed" and kept.is_cuda:
+                        run = in_place(layer, q, kept)
                     outputs[form] = run()
                     times[form].append(_seconds(run, device, repeats))
                     limits[form].append(predicted(config, form, m, n, element, rate, bandwidth))

@@ -138,9 +138,12 @@ def merge_token(
     V: tl.constexpr,
     DV: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """Join one head's states of one token: a softmax over states, BLOCK of them at a time."""
     token, head = tl.program_id(0), tl.program_id(1)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()  # launched while the last pieces still run: wait until what they wrote is there
     first, end = tl.load(offsets + token), tl.load(offsets + token + 1)
     cv = tl.arange(0, DV)
     m = tl.full([], float("-inf"), tl.float32)
@@ -207,6 +210,9 @@ def merge(
 ) -> None:
     """Join states[offsets[t] : offsets[t + 1]] into out[t] and lse[t], for the tokens that have any."""
     tokens, heads, value_dim = out.shape
+    early = not INTERPRETED and torch.cuda.get_device_capability() >= (9, 0)  # programmatic dependent launch
+    options = {"launch_pdl": True} if early else {}
     merge_token[(tokens, heads)](
-        partial, partial_lse, offsets, states, out, lse, heads, value_dim, triton.next_power_of_2(value_dim), BLOCK=16
-    )
+        partial, partial_lse, offsets, states, out, lse,
+        heads, value_dim, triton.next_power_of_2(value_dim), 16, early, **options,
+    )  # fmt: skip
