@@ -184,7 +184,7 @@ def test_the_page_holds_no_way_out_and_no_way_in():
         PagePool(1, 1).allocate(1)
         step("a.b", None, "{x:text} </script><!--", x=[1])
     whole = page(trace)
-    assert whole.count("</script>") == 2, "one ends the trace, one the player"
+    assert whole.count("</script>") == 3, "the table's, the trace's, the player's"
     assert 'srcdoc="' in frame(trace) == trace._repr_html_()
 
 

@@ -51,6 +51,7 @@ def page(trace: Trace) -> str:
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <title>{html.escape(trace.title)} · inference-opt</title>
 <style>{STYLE}</style>
+<script>document.documentElement.className = "plays"; // before the table is laid out in vain</script>
 </head>
 <body>
 <main>
@@ -60,7 +61,6 @@ def page(trace: Trace) -> str:
 <script type="application/json" id="trace">{inline}</script>
 <script type="module">
 {script}
-document.documentElement.classList.add("plays");
 mount(document.getElementById("player"), document.getElementById("trace").textContent, true);
 </script>
 </body>

@@ -163,7 +163,11 @@ function play(player, trace, alone, el) {
   }
 
   const night = matchMedia("(prefers-color-scheme: dark)");
-  const dark = () => player.classList.toggle("dark", wanted ? wanted === "dark" : night.matches);
+  const around = () => {
+    const { jpThemeLight: lab, theme } = document.body.dataset; // JupyterLab and the docs have a theme of their own
+    return lab ? lab === "false" : theme === "dark" || (theme !== "light" && night.matches);
+  };
+  const dark = () => player.classList.toggle("dark", wanted ? wanted === "dark" : around());
   const theme = () => ((wanted = player.classList.contains("dark") ? "light" : "dark"), dark());
   const help = () => (dialog.open ? dialog.close() : dialog.showModal());
   const actions = {
