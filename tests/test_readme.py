@@ -47,7 +47,9 @@ def test_links_and_code_markers_exist(page):
         assert target.startswith("https://") or (folder / target).exists(), target
     for target, options in re.findall(r"```\{literalinclude\} (\S+)\n(.*?)```", text, flags=re.DOTALL):
         source = (folder / target).read_text(encoding="utf-8")
-        for marker in re.findall(r'"(# \[.*?\])"', options):
+        markers = re.findall(r'"((?:# |\(\* )\[.*?\](?: \*\))?)"', options)
+        assert len(markers) == options.count(":start-after:") + options.count(":end-before:")
+        for marker in markers:
             assert source.count(f"{marker}\n") == 1, f"{target} has no single {marker}"
 
 

@@ -1,0 +1,56 @@
+(* What is proved, in one place: the theorems on whole texts, then the statement of each and what it rests on. *)
+
+From Speculation Require Import Decode PointMass Block Wrong.
+
+(* [stopping] *)
+(* The same where `more` decides behind each draft token, from what was drafted so far, whether to draft another, and
+   where the most drafts a step may have depends on the text. *)
+Theorem any_stopping_time_exact : forall V p q more gamma L, is_model V p -> is_model V q -> forall s,
+  prob (output_law (step_law V (token_wise V) p q more gamma) L) s == target_law V p L s.
+(* [/stopping] *)
+Proof.
+  intros. etransitivity; [| now apply joint_law_is_the_product]. apply same_law_prob.
+  apply steps_add_up; [now apply token_wise_step_exact | apply token_wise_step_emits].
+Qed.
+
+(* [main] *)
+(* Decoding by speculative steps of gamma drafts has the target's joint law: every text s of every length L comes with
+   probability p(s_1) p(s_2 | s_1) ..., whatever the draft's law q is, and for a vocabulary of any size V. *)
+Theorem speculative_decoding_exact : forall V p q gamma L, is_model V p -> is_model V q -> forall s,
+  prob (output_law (step_law V (token_wise V) p q always (fun _ => gamma)) L) s == target_law V p L s.
+(* [/main] *)
+Proof. intros. now apply any_stopping_time_exact. Qed.
+
+(* [found] *)
+(* The point-mass rule: the draft may be found by any search. *)
+Theorem point_mass_exact : forall V p propose L, is_model V p -> proposes V propose -> forall s,
+  prob (output_law (point_mass_step V p propose) L) s == target_law V p L s.
+(* [/found] *)
+Proof.
+  intros. etransitivity; [| now apply joint_law_is_the_product]. apply same_law_prob.
+  apply steps_add_up; [now apply point_mass_step_exact | apply point_mass_step_emits].
+Qed.
+
+(* [block] *)
+(* Block verification, with any stopping time as well. *)
+Theorem block_exact : forall V p q more gamma L, is_model V p -> is_model V q -> forall s,
+  prob (output_law (step_law V (block V) p q more gamma) L) s == target_law V p L s.
+(* [/block] *)
+Proof.
+  intros. etransitivity; [| now apply joint_law_is_the_product]. apply same_law_prob.
+  apply steps_add_up; [now apply block_step_exact | apply block_step_emits].
+Qed.
+
+Check token_wise_token_exact. Print Assumptions token_wise_token_exact.
+Check token_wise_step_exact. Print Assumptions token_wise_step_exact.
+Check steps_add_up. Print Assumptions steps_add_up.
+Check joint_law_is_the_product. Print Assumptions joint_law_is_the_product.
+Check any_stopping_time_exact. Print Assumptions any_stopping_time_exact.
+Check speculative_decoding_exact. Print Assumptions speculative_decoding_exact.
+Check point_mass_token_exact. Print Assumptions point_mass_token_exact.
+Check point_mass_step_exact. Print Assumptions point_mass_step_exact.
+Check point_mass_exact. Print Assumptions point_mass_exact.
+Check block_step_exact. Print Assumptions block_step_exact.
+Check block_exact. Print Assumptions block_exact.
+Check no_residual_is_biased. Print Assumptions no_residual_is_biased.
+Check dropping_is_biased. Print Assumptions dropping_is_biased.

@@ -1,0 +1,61 @@
+(* Two rules of the zoo (`speculative/wrong.py`). Of these the theorem is false, which takes one pair of laws each. *)
+
+From Speculation Require Export Decode.
+
+(* [no_residual] *)
+(* A rejected token is replaced by a draw from p: what acceptance let through already comes twice. *)
+Fixpoint no_residual (V : nat) (target draft : list weights) (tokens : text) : dist text :=
+  match target, draft, tokens with
+  | p :: target', q :: draft', x :: tokens' =>
+      accepted <- below (p x / q x);;
+      if accepted : bool then rest <- no_residual V target' draft' tokens';; ret (x :: rest)
+      else y <- choose V p;; ret [y]  (* wrong *)
+  | p :: _, _, _ => y <- choose V p;; ret [y]
+  | [], _, _ => ret []
+  end.
+(* [/no_residual] *)
+
+(* A draft ends at a token of low q, and that token is dropped: those that remain are drawn from q given that they are
+   sure. A policy cannot say this, for it sees the tokens so far and not the one to come. *)
+Fixpoint chain_dropping (V : nat) (q : model) (low : Q) (gamma : nat) (t : text) : dist (list (token * weights)) :=
+  match gamma with
+  | S fewer =>
+      x <- choose V (q t);;
+      if Qle_bool low (q t x) then
+        guesses <- chain_dropping V q low fewer (t ++ [x]);; ret ((x, q t) :: guesses)
+      else ret []  (* wrong *)
+  | O => ret []
+  end.
+
+Definition step_dropping (V : nat) (p q : model) (low : Q) (gamma : nat) (t : text) : dist text :=
+  guesses <- chain_dropping V q low gamma t;;
+  token_wise V (verdicts p t (map fst guesses)) (map snd guesses) (map fst guesses).
+
+(* The law (a, b) of two tokens, behind every text. *)
+Definition pair (a b : Q) : model := fun _ x => nth x [a; b] 0.
+
+Lemma pair_model : forall a b, 0 <= a -> 0 <= b -> a + b == 1 -> is_model 2 (pair a b).
+Proof.
+  intros a b Ha Hb One t. split; [| cbn; rewrite <- One; ring].
+  intros [| [|]] Lt; simpl; [assumption | assumption | lia].
+Qed.
+
+(* [wrong] *)
+(* p = (1/4, 3/4), q = (1/2, 1/2): token 0 comes with probability 5/16. *)
+Theorem no_residual_is_biased : ~ forall V p q, is_model V p -> is_model V q -> forall s,
+  prob (output_law (step_law V (no_residual V) p q always (fun _ => 1%nat)) 1) s == target_law V p 1 s.
+Proof.
+  intros Claim. specialize (Claim 2%nat (pair (1 # 4) (3 # 4)) (pair (1 # 2) (1 # 2))).
+  specialize (Claim ltac:(apply pair_model; lra) ltac:(apply pair_model; lra) [0%nat]).
+  vm_compute in Claim. discriminate Claim.
+Qed.
+(* [/wrong] *)
+
+(* p = (1/2, 1/2), q = (1/4, 3/4), unsure below 1/3: token 0 comes with probability 3/8. *)
+Theorem dropping_is_biased : ~ forall V p q, is_model V p -> is_model V q -> forall s,
+  prob (output_law (step_dropping V p q (1 # 3) 1) 1) s == target_law V p 1 s.
+Proof.
+  intros Claim. specialize (Claim 2%nat (pair (1 # 2) (1 # 2)) (pair (1 # 4) (3 # 4))).
+  specialize (Claim ltac:(apply pair_model; lra) ltac:(apply pair_model; lra) [0%nat]).
+  vm_compute in Claim. discriminate Claim.
+Qed.
