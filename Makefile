@@ -4,7 +4,7 @@ VENV ?= .venv
 COQC ?= coqc
 BIN := $(VENV)/bin
 
-.PHONY: tour test test-long lab notebooks bench check proofs figures clean
+.PHONY: tour test test-long lab notebooks bench check proofs figures screens clean
 
 tour: $(VENV)/.installed-base
 	$(BIN)/inference-opt tour
@@ -44,6 +44,9 @@ proofs:
 
 figures: $(VENV)/.installed-base
 	$(BIN)/python docs/figures.py
+
+screens: $(VENV)/.installed-test
+	$(BIN)/python docs/screens.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info refimpl/*.egg-info

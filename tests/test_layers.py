@@ -7,6 +7,7 @@ import inference_opt
 
 # From the ground up; a part may import what stands before it.
 ORDER = [
+    "steps",
     "model",
     "sampling",
     "naive",
@@ -22,6 +23,7 @@ ORDER = [
     "options",
     "bench",
     "tour",
+    "scenarios",
 ]
 ORDER += ["generate", "cli"]
 # Exceptions to the order, each narrower than it: parts that must not know these although they stand below them.

@@ -1,4 +1,4 @@
-"""The command line: tour, generate, bench, fetch."""
+"""The command line: tour, generate, step, bench, fetch."""
 
 import os
 import secrets
@@ -90,6 +90,43 @@ def generate(
             print("prompt (end with Ctrl-D):", file=sys.stderr)
         prompt = sys.stdin.read()
     write_json(json_file, generate_text(model, dtype.value, prompt, chat, params, drafter and drafter.value))
+
+
+@app.command("step")
+def step_through(
+    scenario: Annotated[str | None, typer.Argument(help="Name of the scenario (see --list).")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The HTML file.", dir_okay=False)] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="Name the scenarios, one a line.")] = False,
+    seed: Annotated[int | None, typer.Option(help="For scenarios with chance.", show_default="the scenario's")] = None,
+    trace_file: Annotated[Path | None, typer.Option("--trace", help="Show this saved trace.", dir_okay=False)] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the trace to this file.")] = None,
+) -> None:
+    """Record a scenario and write it as one HTML file, to be stepped through in any browser."""
+    from inference_opt.scenarios import SCENARIOS, play
+    from inference_opt.steps.page import page
+    from inference_opt.steps.trace import Trace
+
+    if list_all:
+        width = max(map(len, SCENARIOS))
+        for name, each in SCENARIOS.items():
+            print(f"{name:{width}}  {each.sentence}")
+        return
+    if (scenario is None) == (trace_file is None):
+        raise ValueError("expected the name of a scenario, or --trace FILE (inference-opt step --list names them all)")
+    if trace_file is not None:
+        trace, name = Trace.load(trace_file), trace_file.stem
+    else:
+        assert scenario is not None
+        trace, name = play(scenario, **({} if seed is None else {"seed": seed})), scenario
+    write_json(json_file, trace.as_json())
+    path = output or (None if json_file else Path(f"{name}.html"))
+    if path is not None:
+        part = path.with_name(path.name + ".part")
+        part.write_text(page(trace), encoding="utf-8")
+        part.replace(path)
+        print(f"{len(trace)} steps: {path.resolve()}")
+    if trace.cut:
+        print(f"note: {trace.cut}", file=sys.stderr)
 
 
 def main() -> None:

@@ -189,7 +189,7 @@ BUGS = [
     Bug("a chunk does not see the latents before it (vllm#26042)", "v2", "in chunks",
         LatentAttention, "core", "self.expand(kept)", "self.expand(kept[-len(q) :])"),
     Bug("a chunk, absorbed, does not see the latents before it", "v3", "in chunks",
-        LatentAttention, "core", "absorb(q), kept, kept[", "absorb(q), kept[-len(q) :], kept[-len(q) :]["),
+        LatentAttention, "core", "absorbed, kept, kept[", "absorbed, kept[-len(q) :], kept[-len(q) :]["),
     Bug("a chunk's mask begins with the text", "v2", "in chunks",
         latent, "causal_attention", "torch.arange(keys - queries, keys, ", "torch.arange(queries, "),
     Bug("a chunk's positions begin at 0 (contiguous)", "v3", "in chunks",

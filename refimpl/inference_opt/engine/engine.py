@@ -24,7 +24,7 @@ from inference_opt.engine.memory import Memory
 from inference_opt.engine.request import Metrics, Request
 from inference_opt.engine.scheduler import Chunk, Scheduler
 from inference_opt.engine.speculation import Rule, Speculation, logprobs
-from inference_opt.engine.stats import Output, Stats
+from inference_opt.engine.stats import FED, Output, Stats
 from inference_opt.kv.in_place import cache_class
 from inference_opt.kv.policies import Policy
 from inference_opt.kv.pool import PagePool
@@ -34,6 +34,7 @@ from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams, StopCheck
 from inference_opt.speculative.drafter import Draft, Drafter
 from inference_opt.speculative.rules import token_wise
+from inference_opt.steps import step
 
 
 class Engine:
@@ -107,6 +108,7 @@ class Engine:
         self._totals.run_seconds += ran - drafted
         self._totals.draft_seconds += drafted - scheduled + observed - began
         self._totals.schedule_seconds += time.perf_counter() - ran + scheduled - observed
+        step("engine.step", self.scheduler, "step {n} of the engine is done", n=self._totals.steps, outputs=outputs)
         return outputs
 
     def _run(self, chunks: list[Chunk], drafts: list[Draft]) -> tuple[list[Tensor], list[list[Tensor]]]:
@@ -167,11 +169,13 @@ class Engine:
             metrics.finished = now
             kind = "end" if kind == "decode" else kind
         self.speculation.note(request, chunk.start, states, kind)
+        output = Output(request, chunk.start, chunk.count, tokens, draft.tokens)
+        step("engine.commit", self.scheduler, FED, id=request.id, output=output, tokens=tokens)
         if request.finished:
             self._leave(request)
         elif chunk.drafts:
             self.scheduler.memory.trim(request)
-        return Output(request, chunk.start, chunk.count, tokens, draft.tokens)
+        return output
 
     def _count(self, request: Request, drafted: int, accepted: int) -> None:
         if request.adaptive is not None and request.decoding:

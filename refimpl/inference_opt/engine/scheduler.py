@@ -26,9 +26,11 @@ in either case one request has what it needs, since no request is admitted that 
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from inference_opt.engine.memory import Memory
 from inference_opt.engine.request import Request
+from inference_opt.steps import step
 
 LOOKAHEAD = 64  # waiting requests, the oldest first, whose cached prefixes are compared
 
@@ -113,6 +115,8 @@ class Scheduler:
         if request.remaining > 1 or request.computed < len(request.prompt):
             # All but the last known token: whoever finds a prompt whole computes its last page again, in its own copy.
             self.memory.publish(request, min(request.computed + count, len(request.tokens) - 1))
+        event = "schedule.prefill" if request.remaining > 1 else "schedule.decode"
+        step(event, self, "{id}: {count:token} from {start} on", id=request.id, start=request.computed, count=count)
         return Chunk(request, request.computed, count)
 
     # [/schedule]
@@ -130,6 +134,8 @@ class Scheduler:
             while gamma and not self.memory.reserve(request, request.computed + 1 + gamma):
                 gamma -= 1
             chunks[i] = replace(chunk, drafts=gamma)
+            if gamma:
+                step("schedule.draft", self, "{id} may draft {gamma:token}", id=request.id, gamma=gamma)
             room, asking = room - gamma, asking - 1
         return chunks
 
@@ -156,6 +162,7 @@ class Scheduler:
         saved = memory.attach(request)
         if memory.pool.pages_for(len(request.tokens)) - len(request.table) > memory.available:
             self._release(request)
+            step("schedule.refuse", self, "{id} must wait: its pages cannot be had", id=request.id)
             return False
         request.metrics.cached_tokens += saved
         del self.waiting[request.id]
@@ -163,6 +170,7 @@ class Scheduler:
         self.running.sort(key=lambda each: each.arrival)
         for other in self.waiting.values():
             other.metrics.overtaken += other.arrival < request.arrival
+        step("schedule.admit", self, "{id} is let in; {saved:token} of it were found", id=request.id, saved=saved)
         return True
 
     # [/admit]
@@ -175,6 +183,7 @@ class Scheduler:
         self._wait(request)
         request.metrics.preemptions += 1
         self.preemptions += 1
+        step("schedule.preempt", self, "{id} is preempted: it gives up its pages and waits again", id=request.id)
 
     def _release(self, request: Request) -> None:
         self.memory.release(request)
@@ -196,6 +205,7 @@ class Scheduler:
                 f"the pool has {pool.num_pages}; shorten it, lower max_new_tokens, or give the engine more num_pages"
             )
         self.waiting[request.id] = request
+        step("schedule.arrive", self, "{id} arrives, {tokens:token} long", id=request.id, tokens=len(request.tokens))
 
     def remove(self, request: Request) -> None:
         """A request leaves, done or aborted, wherever it is."""
@@ -205,6 +215,7 @@ class Scheduler:
             self.running.remove(request)
             self.memory.publish(request, request.computed)  # what it computed stays as long as there is room
             self.memory.release(request)
+        step("schedule.leave", self, "{id} leaves: {why}", id=request.id, why=request.finish_reason)
 
     def restart(self, requests: Iterable[Request]) -> None:
         """A step failed, wherever it was: all `requests` wait again, and nothing that was computed is trusted."""
@@ -213,3 +224,21 @@ class Scheduler:
         for request in self.waiting.values():
             request.forget()
         self.memory.forget()
+
+    def snapshot(self) -> dict[str, Any]:
+        """Who runs, who waits, and what each has, for a step."""
+        running, waiting = ([each.snapshot() for each in group] for group in (self.running, self.waiting.values()))
+        return {"kind": "schedule", "token_budget": self.token_budget, "running": running, "waiting": waiting}
+
+    def invariants(self) -> dict[str, bool]:
+        """What holds whenever the scheduler tells of a step."""
+        running, pool, tree = self.running, self.memory.pool, self.memory.tree
+        owned = [page for request in running for page in request.table[request.shared :]]
+        owned += [page for node in tree.nodes() for page in node.pages]
+        owned += [page for page in range(pool.num_pages) if pool.is_free(page)]
+        return {
+            "a page is free, the tree's, or one request's own": sorted(owned) == list(range(pool.num_pages)),
+            "no page table names a free page": not any(pool.is_free(page) for each in running for page in each.table),
+            "who waits holds no page": not any(each.table for each in self.waiting.values()),
+            "requests run in the order of arrival": running == sorted(running, key=lambda each: each.arrival),
+        }

@@ -1,7 +1,7 @@
 """A node of the radix tree: a run of tokens, the pages that hold them, and who needs them."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 WIDTH = array("i").itemsize  # bytes of a token
@@ -28,6 +28,10 @@ class Node:
         """The edge's tokens."""
         return array("i", self.edge).tolist()
 
+    def snapshot(self) -> list[int]:
+        """What a handle means: the tokens from the root to the end of the edge."""
+        return array("i", b"".join(node.edge for node in list(upwards(self))[::-1])).tolist()
+
 
 def upwards(node: Node) -> Iterator[Node]:
     """The node, its parent, and so on up to the root."""
@@ -47,3 +51,13 @@ def common(edge: bytes, text: bytes, start: int) -> int:
         else:
             high = middle - 1
     return low
+
+
+def as_bytes(tokens: Sequence[int]) -> bytes:
+    """Four bytes a token; an array("i") is taken as it is, anything else is converted number by number."""
+    if not (isinstance(tokens, array) and tokens.typecode == "i"):
+        try:
+            tokens = array("i", tokens)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(f"tokens must be integers that fit 32 bits: {error}") from None
+    return tokens.tobytes()

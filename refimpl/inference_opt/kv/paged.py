@@ -20,7 +20,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from inference_opt.kv.pictures import ATTENDED, attended
 from inference_opt.model.attention import Core, causal_attention
+from inference_opt.steps import step
 
 
 class PagedCache:
@@ -105,6 +107,8 @@ class PagedCache:
             else:
                 values = keys[..., : self.latent_dim]
             outputs.append(core(queries, keys, values, scale))
+            seen = {"q": queries, "keys": keys, "values": values, "out": outputs[-1], "scale": scale}
+            step("paged.attend", attended, ATTENDED, cache=self, layer=layer, pages=pages, end=end, **seen)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     # [/attend]

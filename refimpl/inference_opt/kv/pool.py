@@ -16,6 +16,9 @@ any number of requests (the tree's locks count them: one count a node stands for
 """
 
 from collections.abc import Iterable
+from typing import Any
+
+from inference_opt.steps import step
 
 
 class PagePool:
@@ -55,6 +58,7 @@ class PagePool:
         pages = [self._free.pop() for _ in range(count)]
         for page in pages:
             self._is_free[page] = 0
+        step("pool.allocate", self, "{count:page} taken from the pool: {pages}", count=count, pages=pages)
         return pages
 
     def release(self, pages: Iterable[int]) -> None:
@@ -68,5 +72,21 @@ class PagePool:
         for page in pages:
             self._is_free[page] = 1
         self._free.extend(pages)
+        if pages:
+            step("pool.release", self, "given back to the pool: pages {pages}", pages=pages)
 
     # [/pool]
+
+    def snapshot(self) -> dict[str, Any]:
+        """The pool's whole state, for a step."""
+        return {"kind": "pool", "pages": self.num_pages, "page_size": self.page_size, "free": self._free}
+
+    def invariants(self) -> dict[str, bool]:
+        """What must hold of it."""
+        once = len(set(self._free)) == len(self._free)
+        flags = sum(self._is_free) == len(self._free) and all(map(self.is_free, self._free))
+        return {"every free page is on the stack once": once and flags}
+
+    def counters(self) -> dict[str, int]:
+        """What a step shows beside it."""
+        return {"pages in use": self.num_pages - len(self._free)}

@@ -22,12 +22,13 @@ Invariants, after every call:
 
 import heapq
 import itertools
-from array import array
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from inference_opt.kv.node import WIDTH, Node, common, upwards
+from inference_opt.kv.node import WIDTH, Node, as_bytes, common, upwards
+from inference_opt.kv.pictures import EVICTED, INSERTED, LOCKED, MATCHED, SPLIT, UNLOCKED, TreePictures
 from inference_opt.kv.policies import LRU, Policy
+from inference_opt.steps import recording, step
 
 
 class Match(NamedTuple):
@@ -52,7 +53,7 @@ class Removed(NamedTuple):
     pages: tuple[int, ...]
 
 
-class RadixTree:
+class RadixTree(TreePictures):
     """Prefixes to pages. A `namespace` (of a model, an adapter, a tenant) shares nothing with another.
 
     `log`, if given, is called with every change of content, in order: replayed from nothing they give the tree's
@@ -94,20 +95,20 @@ class RadixTree:
     # [match]
     def _walk(self, text: bytes, namespace: Hashable) -> tuple[Node, int, int]:
         """Follow `text` down: (the last node reached, bytes matched of its edge, bytes matched in all)."""
-        step = self._step
+        size = self._step
         node, depth = self.roots.get(namespace, _NOTHING), 0
-        while (child := node.children.get(text[depth : depth + step])) is not None:
+        while (child := node.children.get(text[depth : depth + size])) is not None:
             node = child
             edge = node.edge
             if not text.startswith(edge, depth):  # the match ends within this edge, behind one whole page at least
-                within = common(edge, text, depth) // step * step
+                within = common(edge, text, depth) // size * size
                 return node, within, depth + within
             depth += len(edge)
         return node, len(node.edge), depth
 
     def cached(self, tokens: Sequence[int], namespace: Hashable = None) -> int:
         """How many tokens a match would find. Changes nothing, so a scheduler may ask about requests that wait."""
-        return self._walk(_as_bytes(tokens), namespace)[2] // WIDTH
+        return self._walk(as_bytes(tokens), namespace)[2] // WIDTH
 
     def match(self, tokens: Sequence[int], namespace: Hashable = None) -> Match:
         """The longest cached prefix, in whole pages, and a use of it.
@@ -115,11 +116,14 @@ class RadixTree:
         The edge that it ends within is split, so that the node returned ends where the match does. Before the next
         `evict`, lock the node or let go of the pages.
         """
-        text = _as_bytes(tokens)
+        text = as_bytes(tokens)
         self._root(namespace)
         node, within, _ = self._walk(text, namespace)
         node = self._split(node, within)
-        return Match(self._use(node, text, namespace, hit=True), node)
+        pages = self._use(node, text, namespace, hit=True)
+        if recording():
+            step("radix.match", self, MATCHED, tokens=tokens, found=node, pages=pages, namespace=namespace)
+        return Match(pages, node)
 
     # [/match]
 
@@ -131,7 +135,7 @@ class RadixTree:
         given, the ones given are still the caller's. ValueError, and no change, for tokens that are not whole pages
         or for a page that the tree owns in another place.
         """
-        text, pages = _as_bytes(tokens), list(pages)
+        text, pages = as_bytes(tokens), list(pages)
         if len(text) != len(pages) * self._step:
             expected = len(pages) * self.page_size
             raise ValueError(f"{len(pages)} pages of {self.page_size} hold {expected} tokens, got {len(tokens)}")
@@ -156,7 +160,10 @@ class RadixTree:
                 if cut * self._step > depth:
                     self._split(leaf, cut * self._step - depth)
                     depth = cut * self._step
-        return Match(self._use(node, text, namespace, hit=False), node)
+        own = self._use(node, text, namespace, hit=False)
+        if recording():
+            step("radix.insert", self, INSERTED, tokens=tokens, pages=pages, new=new, own=own, namespace=namespace)
+        return Match(own, node)
 
     # [/insert]
 
@@ -165,15 +172,16 @@ class RadixTree:
         """The node that ends after `within` bytes of the edge: the node itself, or a new one put above its rest."""
         if within == len(node.edge):
             return node
-        parent, step = node.parent, self._step
+        parent, size = node.parent, self._step
         assert parent is not None
-        count = within // step
+        count = within // size
         head = Node(node.edge[:within], node.pages[:count], parent, node.born)
         # Whoever needs the rest needs the head; handles keep meaning the end of the rest, so none is the head's.
         head.used, head.hits, head.locks, head.note = node.used, node.hits, node.locks, node.note
-        parent.children[head.edge[:step]] = head
+        parent.children[head.edge[:size]] = head
         node.edge, node.pages, node.parent = node.edge[within:], node.pages[count:], head
-        head.children[node.edge[:step]] = node  # looked up by the first page of its own edge, which begins here
+        head.children[node.edge[:size]] = node  # looked up by the first page of its own edge, which begins here
+        step("radix.split", self, SPLIT, head=head.tokens, rest=node.tokens, locks=head.locks)
         return head
 
     # [/split]
@@ -187,6 +195,7 @@ class RadixTree:
             if above.locks == 0:
                 self.evictable -= len(above.pages)
             above.locks += 1
+        step("radix.lock", self, LOCKED, node=node, locks=node.locks)
 
     def unlock(self, node: Node) -> None:
         """Take one lock back. ValueError, and no change, where none is held on this very node."""
@@ -199,6 +208,7 @@ class RadixTree:
             if above.locks == 0:
                 self.evictable += len(above.pages)
         self._enqueue(node)
+        step("radix.unlock", self, UNLOCKED, node=node, locks=node.locks)
 
     # [/lock]
 
@@ -238,6 +248,7 @@ class RadixTree:
                 parent, node.parent, node.locks = node.parent, None, -1
                 del parent.children[node.edge[: self._step]]
                 self._enqueue(parent)
+            step("radix.evict", self, EVICTED, removed=removed, gone=gone, count=count, kept=keep)
         return gone
 
     def _enqueue(self, node: Node) -> None:
@@ -280,13 +291,3 @@ class RadixTree:
 
 
 _NOTHING = Node(b"", [], None, 0)  # the root of every namespace that nothing was inserted in
-
-
-def _as_bytes(tokens: Sequence[int]) -> bytes:
-    """Four bytes a token; an array("i") is taken as it is, anything else is converted number by number."""
-    if not (isinstance(tokens, array) and tokens.typecode == "i"):
-        try:
-            tokens = array("i", tokens)
-        except (TypeError, OverflowError) as error:
-            raise ValueError(f"tokens must be integers that fit 32 bits: {error}") from None
-    return tokens.tobytes()

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from inference_opt.model.attention import KV, causal_attention
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.linear import Linear
+from inference_opt.model.pictures import ABSORBED, EXPANDED, KEPT, latent_state
 from inference_opt.model.rope import rotate
+from inference_opt.steps import step
 
 LATENT_EPS = 1e-6  # of the latents' norms, in DeepSeek's code and checkpoints, whatever the model's own is
 
@@ -80,6 +82,7 @@ class LatentAttention(nn.Module):
             latent = self.kv_latent_norm(latent)
         q = torch.cat((q_plain, rotate(q_rope, *rope)), dim=-1)  # [tokens, heads, d_h + d_R]
         kept = torch.cat((latent, rotate(k_rope, *rope)), dim=-1)  # [tokens, 1, d_c + d_R]
+        step("mla.keep", latent_state, KEPT, of=self, layer=layer, kept=kept)
         if self.form == "training":
             return self.out(kv.attend(layer, q, *self.expand(kept), self.scale).flatten(1))
         if kv.in_place:
@@ -96,9 +99,13 @@ class LatentAttention(nn.Module):
     ) -> Float[Tensor, "queries heads value_dim"]:
         """One sequence's attention over what is kept of it, in the form that takes fewer operations."""
         if self.form == "absorbed" or (self.form is None and self.absorbs(len(q), len(kept))):
-            latent = causal_attention(self.absorb(q), kept, kept[..., : self.shape.kv_lora_rank], scale)
+            absorbed = self.absorb(q)
+            step("mla.absorb", latent_state, ABSORBED, of=self, q=q, kept=kept, form="absorbed")
+            latent = causal_attention(absorbed, kept, kept[..., : self.shape.kv_lora_rank], scale)
             return self.values(latent)
-        return causal_attention(q, *self.expand(kept), scale)
+        k, v = self.expand(kept)
+        step("mla.expand", latent_state, EXPANDED, of=self, q=q, kept=kept, form="explicit")
+        return causal_attention(q, k, v, scale)
 
     # [/latent]
 

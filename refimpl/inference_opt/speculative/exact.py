@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 
 from inference_opt.speculative import rules
+from inference_opt.speculative.lazy import Lazy
 from inference_opt.speculative.rules import Chance, Law
+from inference_opt.speculative.verdicts import PATH, TEXT, path_state, text_state
+from inference_opt.steps import step
 
 Prefix = tuple[int, ...]
 Model = Callable[[Prefix], Sequence[Fraction]]  # the law of the token behind a prefix
@@ -31,6 +34,7 @@ class Branching:
     def __init__(self, script: Sequence[int]) -> None:
         self.script = list(script)
         self.widths: list[int] = []  # how many outcomes each turn had
+        self.turns: list[tuple[Any, Fraction]] = []  # what came of it, and how likely that was
         self.probability = Fraction(1)
         self.won: dict[int, tuple[Law, int]] = {}  # races that were run: whose, and who won
 
@@ -41,7 +45,8 @@ class Branching:
             self.script.append(0)
         self.widths.append(len(possible))
         value, weight = possible[self.script[depth]]
-        self.probability *= Fraction(weight) / sum(weight for _, weight in possible)
+        self.turns.append((value, Fraction(weight) / sum(weight for _, weight in possible)))
+        self.probability *= self.turns[-1][1]
         return value
 
     def choose(self, weights: Law, i: int) -> int:
@@ -98,15 +103,17 @@ def step_law(
     _check(gamma, "gamma")
     proposal = propose or PROPOSALS.get(rule, chain)
 
-    def step(chance: Branching) -> Prefix:
+    def once(chance: Branching) -> tuple[Prefix, Any]:
         # The coupled rule races with the drafter's own noise; for the others the drafter's is its own.
         common = rule is rules.coupled
         laws, guesses, tokens = proposal(target, draft, prefix, gamma, chance.race if common else chance.choose)
-        return tuple(rule(laws, guesses, tokens, _Racing(chance) if common else chance))
+        return tuple(rule(laws, guesses, tokens, _Racing(chance) if common else chance)), chance.turns
 
     law: dict[Prefix, Fraction] = defaultdict(Fraction)
-    for emitted, probability in every_path(step):
+    for (emitted, turns), probability in every_path(once):
         law[emitted] += probability
+        seen = {"turns": turns, "emitted": emitted, "probability": probability}
+        step("law.path", path_state, PATH, target=target, prefix=prefix, law=law, path=seen)
     return dict(law)
 
 
@@ -127,6 +134,7 @@ def output_law(
             for emitted, probability in step_law(target, draft, gamma, rule, text, propose).items():
                 longer = (text + emitted)[:length]
                 open_[len(longer)][longer] += weight * probability
+            step("law.text", text_state, TEXT, target=target, text=text, weight=weight, laws=open_, truth=joint_law)
     return dict(open_[length])
 
 
@@ -183,26 +191,6 @@ def second_winner(q: Law, i: int, p: Law) -> Law:
 
 
 # [/second_winner]
-
-
-class Lazy(Sequence[Any]):
-    """A sequence that is drawn as it is read: what a rule never looks at need not be enumerated."""
-
-    def __init__(self, items: Iterator[Any]) -> None:
-        self._items = items
-        self._read: list[Any] = []
-
-    def __getitem__(self, i: Any) -> Any:
-        while i >= len(self._read):
-            try:
-                self._read.append(next(self._items))
-            except StopIteration:
-                raise IndexError(i) from None
-        return self._read[i]
-
-    def __len__(self) -> int:
-        self._read.extend(self._items)
-        return len(self._read)
 
 
 # [proposals]

@@ -21,6 +21,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Shaped
 
+from inference_opt.speculative.verdicts import ACCEPTED, BONUS, COMPARED, REJECTED, REPLACED, verdict
+from inference_opt.steps import step
+
 Law = Shaped[np.ndarray, "vocab"]  # of floats or Fractions
 
 
@@ -45,12 +48,21 @@ def token_wise(target: Sequence[Law], draft: Sequence[Law], tokens: Sequence[int
     one rejection draws from exactly that: min(p, q) + (p − q)⁺ = p.
     """
     emitted: list[int] = []
+    seen = {"target": target, "draft": draft, "tokens": tokens, "emitted": emitted}
     for i, x in enumerate(tokens):
         p, q = target[i], draft[i]
-        if not chance.uniform(i) < p[x] / q[x]:  # strictly: a token with p(x) = 0 is rejected, u = 0 included
-            return [*emitted, chance.choose(residual(p, q), i)]
+        u = chance.uniform(i)
+        if not u < p[x] / q[x]:  # strictly: a token with p(x) = 0 is rejected, u = 0 included
+            step("speculation.reject", verdict, REJECTED, **seen, i=i, x=x, u=u)
+            rest = residual(p, q)
+            emitted.append(chance.choose(rest, i))
+            step("speculation.replace", verdict, REPLACED, **seen, i=i, weights=rest, drawn=emitted[i])
+            return emitted
         emitted.append(x)
-    return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
+        step("speculation.accept", verdict, ACCEPTED, **seen, i=i, x=x, u=u)
+    emitted.append(chance.choose(target[len(emitted)], len(emitted)))
+    step("speculation.bonus", verdict, BONUS, **seen, i=len(emitted) - 1, drawn=emitted[-1])
+    return emitted
 
 
 def residual(p: Law, q: Law) -> Law:
@@ -97,11 +109,15 @@ def coupled(target: Sequence[Law], draft: Sequence[Law], tokens: Sequence[int], 
     the same seed gives the same text with any drafter, or none.
     """
     emitted: list[int] = []
+    seen = {"target": target, "draft": draft, "tokens": tokens, "emitted": emitted}
     for i, x in enumerate(tokens):
         emitted.append(chance.choose(target[i], i))
+        step("speculation.compare", verdict, COMPARED, **seen, i=i, x=x, drawn=emitted[i])
         if emitted[i] != x:
             return emitted
-    return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
+    emitted.append(chance.choose(target[len(emitted)], len(emitted)))
+    step("speculation.bonus", verdict, BONUS, **seen, i=len(emitted) - 1, drawn=emitted[-1])
+    return emitted
 
 
 # [/coupled]
@@ -114,14 +130,21 @@ def point_mass(target: Sequence[Law], draft: Any, tokens: Sequence[int], chance:
     Accept with probability p(x); what is left of p after a rejection is p without x.
     """
     emitted: list[int] = []
+    seen = {"target": target, "draft": None, "tokens": tokens, "emitted": emitted}
     for i, x in enumerate(tokens):
-        p = target[i]
-        if not chance.uniform(i) < p[x]:
+        p, u = target[i], chance.uniform(i)
+        if not u < p[x]:
+            step("speculation.reject", verdict, REJECTED, **seen, i=i, x=x, u=u)
             rest = p.copy()
             rest[x] = 0
-            return [*emitted, chance.choose(rest if rest.any() else p, i)]
+            emitted.append(chance.choose(rest if rest.any() else p, i))
+            step("speculation.replace", verdict, REPLACED, **seen, i=i, weights=rest, drawn=emitted[i])
+            return emitted
         emitted.append(x)
-    return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
+        step("speculation.accept", verdict, ACCEPTED, **seen, i=i, x=x, u=u)
+    emitted.append(chance.choose(target[len(emitted)], len(emitted)))
+    step("speculation.bonus", verdict, BONUS, **seen, i=len(emitted) - 1, drawn=emitted[-1])
+    return emitted
 
 
 # [/point_mass]

@@ -1,0 +1,55 @@
+"""Takes the chapters' pictures of the player, in a chromium: python docs/screens.py (or `make screens`)."""
+
+import io
+import shutil
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
+
+from inference_opt.scenarios import play
+from inference_opt.steps.page import page as html_page
+
+OUT = Path(__file__).resolve().parent.parent / "chapters" / "figures"
+# {file: (scenario, event, which of these, theme)}
+SHOTS = {
+    "02_step_pool": ("page-pool", "pool.release", 1, "light"),
+    "02_step_attention": ("paged-attention", "paged.attend", 7, "light"),
+    "03_step": ("diverging-insert", "radix.evict", 0, "light"),
+    "03_step_dark": ("diverging-insert", "radix.evict", 0, "dark"),
+    "04_step": ("preemption", "schedule.preempt", 1, "light"),
+    "05_step": ("latent-attention", "mla.absorb", 1, "light"),
+    "06_step": ("rejection", "speculation.reject", 0, "light"),
+    "07_step": ("biased-rule", "law.path", 13, "light"),
+}
+
+
+def shoot(browser: Browser, folder: Path, name: str) -> int:
+    """One picture, in a palette of 200 colours; returns its bytes."""
+    scenario, event, nth, theme = SHOTS[name]
+    trace = play(scenario)
+    step = [i for i, each in enumerate(trace.events()) if each == event][nth]
+    file = folder / f"{scenario}.html"
+    file.write_text(html_page(trace), encoding="utf-8")
+    page = browser.new_page(viewport={"width": 1160, "height": 900}, color_scheme=theme)  # type: ignore[arg-type]
+    page.goto(f"{file.as_uri()}#step-{step + 1}")
+    page.locator(".scene svg").first.wait_for()
+    image = Image.open(io.BytesIO(page.locator(".player").screenshot()))
+    path = OUT / f"{name}.png"
+    image.convert("RGB").quantize(200, dither=Image.Dither.NONE).save(path, optimize=True)
+    page.close()
+    return path.stat().st_size
+
+
+def main() -> None:
+    """All of them."""
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for name in SHOTS:
+            print(f"{name}.png: {shoot(browser, Path(folder), name) / 1000:.0f} kB")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()

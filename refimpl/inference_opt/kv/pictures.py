@@ -1,0 +1,88 @@
+"""Tree and pages as recorded steps show them: what each step says, the state, what must hold, what is counted."""
+
+from collections.abc import Hashable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inference_opt.kv.node import WIDTH, Node
+
+MATCHED = "{tokens:text} is looked up: found as far as {found:text}, pages {pages}"
+INSERTED = "{tokens:text} is handed over on pages {pages}; new to the tree: {new}"
+SPLIT = "an edge is split: {head:text} above, {rest:text} below, either with {locks:lock}"
+LOCKED = "a lock on {node:text} and all above it: {locks:lock} there now"
+UNLOCKED = "a lock less on {node:text} and all above it: {locks:lock} left there"
+EVICTED = "{count:page} wanted: {removed} from the end of the leaf valued least, which keeps {kept:page}"
+
+
+class TreePictures:
+    """What `RadixTree` shows of itself. Reads, and changes nothing."""
+
+    page_size: int
+    clock: int
+    evictable: int
+    roots: dict[Hashable, Node]
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node but the roots."""
+        raise NotImplementedError
+
+    def snapshot(self) -> dict[str, Any]:
+        """Every node under its parent, children in the order of their arrival."""
+
+        def show(node: Node) -> dict[str, Any]:
+            names = ("tokens", "pages", "locks", "users", "used", "hits")
+            return {name: getattr(node, name) for name in names} | {"children": list(map(show, node.children.values()))}
+
+        roots = [{"namespace": name, **show(root)} for name, root in self.roots.items()]
+        state = {"page_size": self.page_size, "clock": self.clock, "evictable": self.evictable, "roots": roots}
+        return {"kind": "tree", **state, "tokens_shown": {token for node in self.nodes() for token in node.tokens}}
+
+    def invariants(self) -> dict[str, bool]:
+        """Those at the head of `radix.py`."""
+        nodes = list(self.nodes())
+        everyone = (*nodes, *self.roots.values())
+        pages = [page for node in nodes for page in node.pages]
+        size = self.page_size * WIDTH
+        return {
+            "every page is in the tree once": len(set(pages)) == len(pages),
+            "edges are whole pages, none is empty": all(n.edge and len(n.edge) == len(n.pages) * size for n in nodes),
+            "children are found by their first page": all(
+                key == child.edge[:size] for node in everyone for key, child in node.children.items()
+            ),
+            "a lock counts on every node up to the root": all(
+                node.locks == node.users + sum(child.locks for child in node.children.values()) for node in nodes
+            ),
+            "evictable: the pages without a lock": self.evictable == sum(len(n.pages) for n in nodes if not n.locks),
+        }
+
+    def counters(self) -> dict[str, int]:
+        """Pages kept, and those that could be had."""
+        return {
+            "pages in the tree": sum(len(node.pages) for node in self.nodes()),
+            "of these evictable": self.evictable,
+        }
+
+
+ATTENDED = "layer {layer}: {q.shape[0]:new token} over {end:key} gathered from pages {pages}"
+
+
+def attended(
+    cache: Any, layer: int, pages: Tensor, end: int, q: Tensor, keys: Tensor, values: Tensor, out: Tensor, scale: float
+) -> dict[str, Any]:
+    """One sequence's attention: where its keys lie, and how the last new token weighs them."""
+    state = {"kind": "attention", "layer": layer, "table": pages.tolist(), "end": end, "new": len(q)}
+    state |= {"page_size": cache.page_size, "pages": cache.num_pages, "weights": []}
+    kept = cache.bytes_per_token() // len(cache.keys)  # of one layer
+    computed = {"value": len(q), "naive": end}
+    counters = {"keys and values computed": computed, "bytes gathered": end * kept}
+    if cache.latent_dim is not None:  # the weights are the latent form's own affair
+        return state | {"counters": counters}
+    k, v = (x.double().repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (keys, values))
+    weights = torch.softmax(torch.einsum("hd,khd->hk", q[-1].double(), k) * scale, dim=-1)  # [heads, end]
+    state["weights"] = weights.round(decimals=4).tolist()
+    same = torch.allclose(torch.einsum("hk,khd->hd", weights, v), out[-1].double(), atol=1e-4)
+    ends = end <= len(pages) * cache.page_size
+    invariants = {"the weights drawn give the output": same, "the page table has a page for every key": ends}
+    return state | {"invariants": invariants, "counters": counters}

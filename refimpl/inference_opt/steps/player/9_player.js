@@ -1,0 +1,57 @@
+// The player: a trace, a step's number, and ways to change it. `render({ model, el })` is what anywidget calls;
+// a page calls it with a model of its own (see `mount`).
+
+const VERSION = 1;
+const SCENES = {
+  schedule: ["schedule", drawSchedule],
+  pool: ["page pool and page tables", drawPool],
+  tree: ["radix tree", drawTree],
+  attention: ["attention over pages", drawAttention],
+  mla: ["latent attention", drawLatent],
+  speculation: ["acceptance", drawSpeculation],
+  law: ["the law, path by path", drawLaw],
+};
+
+function readTrace(given) {
+  let trace = given;
+  if (typeof given === "string") {
+    try {
+      trace = JSON.parse(given);
+    } catch (error) {
+      throw new Error(`This trace is not whole (was the file truncated?): ${error.message}`);
+    }
+  }
+  if (trace?.format !== "inference-opt trace") throw new Error("This is not a trace of inference-opt.");
+  if (trace.version !== VERSION)
+    throw new Error(`This trace has version ${trace.version}; this player shows version ${VERSION}. Record it anew.`);
+  if (!trace.steps?.length) throw new Error("This trace has no steps.");
+  return trace;
+}
+
+export function render({ model, el }) {
+  const root = el.shadowRoot ?? el.attachShadow({ mode: "open" });
+  root.innerHTML = `<style>${CSS}</style><section class="player" tabindex="0" role="group"></section>`;
+  const player = root.querySelector(".player");
+  const alone = model.get("alone") === true; // it has the page to itself: the address names the step
+  let stop = () => {};
+  const start = () => {
+    stop();
+    try {
+      stop = play(player, readTrace(model.get("trace")), alone, el);
+    } catch (error) {
+      player.innerHTML = `<p class="trouble" role="alert">${esc(error.message)}</p>`;
+      stop = () => {};
+    }
+  };
+  start();
+  model.on?.("change:trace", start);
+  return () => stop();
+}
+
+// A page that has no widget machinery: the trace stands in a script tag.
+export function mount(el, trace, alone) {
+  const given = { trace, alone };
+  return render({ model: { get: (name) => given[name] }, el });
+}
+
+export default { render };

@@ -1,0 +1,206 @@
+"""Recording: what a trace holds, what it costs where nothing is recorded, what is said of bad ones."""
+
+import json
+from fractions import Fraction
+
+import jsonschema
+import pytest
+
+from inference_opt.kv.pool import PagePool
+from inference_opt.kv.radix import RadixTree
+from inference_opt.scenarios import SCENARIOS, play
+from inference_opt.scenarios.explore import explore
+from inference_opt.steps import Trace, record, step
+from inference_opt.steps.page import frame, page
+from inference_opt.steps.record import ROOT
+
+SCHEMA = json.loads((ROOT / "steps" / "trace.schema.json").read_text(encoding="utf-8"))
+
+
+class Loud:
+    """A subject that may not be asked."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"{name} was asked for")
+
+
+def test_unrecorded_nothing_is_formatted_copied_or_checked():
+    step("a.b", Loud(), "{nothing.there}", fact=Loud())
+
+
+def test_a_step_holds_a_whole_state_that_no_later_step_changes():
+    pool = PagePool(4, 2)
+    with record("two steps", watch=[pool]) as trace:
+        pages = pool.allocate(2)
+        pool.release(pages)
+    first, second = trace.steps
+    assert [first["event"], second["event"]] == ["pool.allocate", "pool.release"]
+    assert first["text"] == "2 pages taken from the pool: 0, 1"
+    assert first["state"]["pool"]["free"] == [3, 2]
+    assert sorted(second["state"]["pool"]["free"]) == [0, 1, 2, 3]
+    assert first["invariants"] == {"every free page is on the stack once": True}
+    assert (first["counters"], second["counters"]) == ({"pages in use": 2}, {"pages in use": 0})
+    pool.allocate(1)
+    assert len(trace) == 2, "recording has ended"
+
+
+def test_the_source_of_a_step_is_the_line_that_it_tells_of():
+    with record() as trace:
+        PagePool(2, 1).allocate(1)
+    source = trace.sources[trace.steps[0]["source"]]
+    lines = (ROOT / "kv" / "pool.py").read_text(encoding="utf-8").splitlines()
+    assert source["file"] == "kv/pool.py"
+    assert lines[source["line"] - 1].strip() == "self._is_free[page] = 0"
+    for number, text in source["lines"]:
+        assert lines[number - 1] == text
+    assert not any("step(" in text for _, text in source["lines"])
+
+
+def test_a_broken_invariant_is_told_not_hidden():
+    pool = PagePool(2, 1)
+    with record() as trace:
+        pool.allocate(1)
+        pool._free.append(pool._free[0])
+        step("test.broken", pool, "someone meddled")
+    assert [s["invariants"]["every free page is on the stack once"] for s in trace.steps] == [True, False]
+
+
+def test_sentences_count_spell_and_list():
+    with record(label=chr) as trace:
+        step(
+            "a.b",
+            None,
+            "{n:page}, {m:page}, {x:text}, {pages}, {f}",
+            n=1,
+            m=2,
+            x=[99, 97],
+            pages=[3, 4],
+            f=Fraction(1, 3),
+        )
+        step("a.b", None, "{x:text}; {pages}", x=[], pages=[])
+    assert [s["text"] for s in trace.steps] == ["1 page, 2 pages, “ca”, 3, 4, 1/3", "nothing; none"]
+    assert trace.steps[0]["facts"]["f"] == "1/3"
+
+
+def test_a_recording_is_cut_at_its_size_and_says_so():
+    pool = PagePool(64, 1)
+    with record("cut", max_bytes=2000) as trace:
+        for _ in range(64):
+            pool.allocate(1)
+    assert pool.free == 0, "the code ran on"
+    assert 1 <= len(trace) < 64
+    assert trace.cut == (
+        f"the recording was cut after {len(trace)} steps: the next would have passed max_bytes = 2,000"
+    )
+    assert trace.cut in page(trace)
+
+
+def test_only_some_events_are_kept():
+    tree = RadixTree(1)
+    with record(only=("radix.lock", "radix.unlock")) as trace:
+        node = tree.insert([1], [0]).node
+        tree.lock(node)
+        tree.unlock(node)
+    assert trace.events() == ["radix.lock", "radix.unlock"]
+
+
+def test_recordings_nest():
+    pool = PagePool(4, 1)
+    with record() as outer:
+        pool.allocate(1)
+        with record() as inner:
+            pool.allocate(1)
+        pool.allocate(1)
+    assert (len(outer), len(inner)) == (2, 1)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_scenario_fits_the_schema_and_comes_back_from_a_file(name, tmp_path):
+    trace = play(name)
+    whole = trace.as_json()
+    jsonschema.validate(whole, SCHEMA)
+    trace.save(tmp_path / "trace.json")
+    assert Trace.load(tmp_path / "trace.json").as_json() == whole == json.loads(json.dumps(whole))
+    assert not trace.cut
+    assert any("question" in s for s in trace.steps) or name in ("continuous-batching", "exact-law", "speculative-step")
+    broken = {held for s in trace.steps for held, so in s["invariants"].items() if not so}
+    expected = {"the first token has the target's law", "the texts have the target's law"}
+    assert broken == (expected if name == "biased-rule" else set())
+
+
+def test_a_scenario_says_what_it_shows():
+    for scenario in SCENARIOS.values():
+        assert scenario.sentence.endswith(".")
+        assert scenario.about
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t | {"version": 2}, "version 2; this code reads version 1"),
+        (lambda t: t | {"format": "x"}, "not a trace"),
+        (lambda t: [t], "not a trace"),
+        (lambda t: t | {"steps": [t["steps"][0] | {"source": 9}]}, "names source 9"),
+        (
+            lambda t: t | {"steps": [t["steps"][0] | {"text": None}]},
+            "step 0 should have 'text' of type str, got NoneType",
+        ),
+        (lambda t: {name: part for name, part in t.items() if name != "labels"}, "'labels' of type dict, got nothing"),
+    ],
+)
+def test_what_is_no_trace_is_refused_with_a_reason(change, message, tmp_path):
+    file = tmp_path / "trace.json"
+    file.write_text(json.dumps(change(play("rejection").as_json())))
+    with pytest.raises(ValueError, match=message) as error:
+        Trace.load(file)
+    assert str(error.value).startswith(str(file))
+
+
+def test_a_truncated_file_is_refused_with_a_reason(tmp_path):
+    file = tmp_path / "trace.json"
+    play("rejection").save(file)
+    file.write_text(file.read_text()[:-200])
+    with pytest.raises(ValueError, match=r"not a whole trace.*truncated"):
+        Trace.load(file)
+
+
+def test_questions_are_put_to_steps_that_there_are():
+    trace = play("rejection")
+    with pytest.raises(ValueError, match=r"has 1 steps 'speculation.reject', no number 1"):
+        trace.ask("speculation.reject", "?", "!", nth=1)
+    with pytest.raises(ValueError, match="none of the choices"):
+        trace.ask("speculation.reject", "?", "!", ("a", "b"))
+
+
+def test_scenarios_and_parameters_that_there_are_not():
+    with pytest.raises(ValueError, match="there is no scenario 'x'; there are: page-pool, "):
+        play("x")
+    with pytest.raises(ValueError, match="'page-pool' has no seed; what may be changed: prompts, page_size, num_pages"):
+        play("page-pool", seed=1)
+
+
+def test_the_page_holds_no_way_out_and_no_way_in():
+    with record("</script><script>alert(1)</script>", label=lambda token: "</script>") as trace:
+        PagePool(1, 1).allocate(1)
+        step("a.b", None, "{x:text} </script><!--", x=[1])
+    whole = page(trace)
+    assert whole.count("</script>") == 3, "the table's, the trace's, the player's"
+    assert 'srcdoc="' in frame(trace) == trace._repr_html_()
+
+
+def test_controls_run_the_scenario_again_and_say_what_is_wrong():
+    controls, said, player = explore("diverging-insert").children
+    page_size, evict = controls.children[3:]
+    before = player.trace
+    page_size.value = 1
+    assert player.trace["steps"][0]["state"]["tree"]["page_size"] == 1
+    evict.value = 0
+    assert not any(s["event"] == "radix.evict" for s in player.trace["steps"])
+    page_size.value, evict.value = 2, 3
+    assert player.trace == before
+    boxes = explore("page-pool")
+    controls, said, player = boxes.children
+    kept = player.trace
+    controls.children[2].value = 1
+    assert "can never fit" in said.value
+    assert player.trace == kept

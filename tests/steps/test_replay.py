@@ -1,0 +1,115 @@
+"""A trace is true: its recorded operations, run again by fresh instances, give every snapshot that it holds."""
+
+from contextlib import nullcontext
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference_opt.engine.engine import Engine
+from inference_opt.kv.node import as_bytes
+from inference_opt.kv.pool import PagePool
+from inference_opt.kv.radix import RadixTree
+from inference_opt.scenarios.law import DRAFT, TARGET
+from inference_opt.scenarios.toys import arrivals, toy
+from inference_opt.speculative import rules
+from inference_opt.speculative.exact import output_law
+from inference_opt.speculative.models import FirstLayers
+from inference_opt.steps import record
+
+TEXT = st.lists(st.integers(0, 1), max_size=8)
+PROMPTS = "first come: 9\nsecond: 7"
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("serve"), TEXT),
+        st.tuples(st.just("match"), TEXT),
+        st.tuples(st.just("lock"), TEXT),
+        st.tuples(st.just("unlock"), st.integers(0, 9)),
+        st.tuples(st.just("evict"), st.integers(0, 5)),
+    ),
+    max_size=12,
+)
+
+
+def run(tree, pool, operations):
+    """What an engine does with a tree and a pool, in any order."""
+    locked = []
+    for name, what in operations:
+        if name == "serve":
+            tokens = what[: len(what) // tree.page_size * tree.page_size]
+            found = tree.match(tokens)
+            need = len(tokens) // tree.page_size - len(found.pages)
+            if need <= pool.free:
+                tree.insert(tokens, found.pages + pool.allocate(need))
+        elif name == "match":
+            tree.match(what)
+        elif name == "lock":
+            locked.append(tree.match(what).node)
+            tree.lock(locked[-1])
+        elif name == "unlock" and locked:
+            tree.unlock(locked.pop(what % len(locked)))
+        elif name == "evict":
+            pool.release(tree.evict(what))
+
+
+def again(trace, tree, pool):
+    """Do what the steps say was done; yield each step that told of a whole call."""
+    for one in trace.steps:
+        event, facts = one["event"], one["facts"]
+        if event == "pool.allocate":
+            assert pool.allocate(facts["count"]) == facts["pages"]
+        elif event == "pool.release":
+            pool.release(facts["pages"])
+        elif event == "radix.split":
+            continue  # told again by the match or insert that follows
+        elif event == "radix.match":
+            assert tree.match(facts["tokens"]).pages == facts["pages"]
+        elif event == "radix.insert":
+            assert tree.insert(facts["tokens"], facts["pages"]).pages == facts["own"]
+        elif event == "radix.lock":
+            tree.lock(tree._split(*tree._walk(as_bytes(facts["node"]), None)[:2]))
+        elif event == "radix.unlock":
+            tree.unlock(tree._split(*tree._walk(as_bytes(facts["node"]), None)[:2]))
+        elif event == "radix.evict":
+            assert tree.evict(len(facts["removed"])) == facts["removed"][::-1]
+        yield one
+
+
+@settings(max_examples=60)
+@given(OPERATIONS, st.integers(1, 3), st.integers(1, 12))
+def test_replaying_a_trace_gives_its_snapshots(operations, page_size, num_pages):
+    tree, pool = RadixTree(page_size), PagePool(num_pages, page_size)
+    with record(watch=[tree, pool]) as trace:
+        run(tree, pool, operations)
+    assert all(held for one in trace.steps for held in one["invariants"].values())
+    tree, pool = RadixTree(page_size), PagePool(num_pages, page_size)
+    with record(watch=[tree, pool]) as second:
+        for one in again(trace, tree, pool):
+            assert second.steps[-1]["state"] == one["state"], one["event"]
+    assert [(s["event"], s["state"]) for s in second.steps] == [(s["event"], s["state"]) for s in trace.steps]
+
+
+@given(OPERATIONS, st.integers(1, 3))
+def test_recording_changes_nothing(operations, page_size):
+    states = []
+    for recorded in (False, True):
+        tree, pool = RadixTree(page_size), PagePool(9, page_size)
+        if recorded:
+            with record(watch=[tree, pool]):
+                run(tree, pool, operations)
+        else:
+            run(tree, pool, operations)
+        states.append((tree.snapshot(), pool.snapshot(), tree.clock, tree.inserted, tree.evicted))
+    assert states[0] == states[1]
+
+
+def test_recording_changes_no_text_and_no_law():
+    results = []
+    for recorded in (False, True):
+        with record() if recorded else nullcontext():
+            engine = Engine(toy(depth=2), drafter=FirstLayers(1), gamma=2, page_size=2, num_pages=16)
+            requests = arrivals(engine, PROMPTS, temperature=0.8, seed=1)
+            while engine.requests:
+                engine.step()
+            laws = [output_law(TARGET, DRAFT, 2, rule, 2) for rule in (rules.token_wise, rules.block, rules.coupled)]
+        results.append(([request.output for request in requests], engine.stats.accepted_tokens, laws))
+    assert results[0] == results[1]
