@@ -18,20 +18,22 @@ import numpy as np
 import pytest
 
 from inference_opt.speculative import rules, wrong
-from inference_opt.speculative.exact import every_path, output_law, step_law, verdicts
+from inference_opt.speculative.exact import chain, every_path, output_law, step_law, verdicts
 
 PROOFS = Path(__file__).resolve().parent.parent / "docs" / "proofs"
 SOURCES = re.findall(r"^\w+\.v$", (PROOFS / "_CoqProject").read_text(), flags=re.MULTILINE)
 
 # What a case is written in: laws in states, which every token of the text moves on; a fixed draft for each text, for
-# the rule that takes any; and the draft that ends behind an unsure token. The same as below in Python.
+# the rule that takes any; the draft that ends behind an unsure token; and something to learn of a step, which is the
+# length of the next draft. The same as below in Python.
 PRELUDE = """
-From Speculation Require Import Main Wrong Block PointMass.
+From Speculation Require Import Main Wrong Block PointMass Memory.
 Definition state (n : nat) (t : text) : nat := fold_left (fun s x => Nat.modulo (2 * s + x + 1) n) t 0%nat.
 Definition rows (laws : list (list Q)) : model := fun t x => nth x (nth (state (length laws) t) laws []) 0.
 Definition found (drafts : list text) (t : text) : dist text := ret (nth (state (length drafts) t) drafts []).
 Definition sure (q : model) (t : text) : policy := fun drafted =>
   match rev drafted with [] => true | x :: before => Qle_bool (1 # 3) (q (t ++ rev before) x) end.
+Definition learn (m : nat) (drafted emitted : text) : nat := ((m + 2 * length drafted + length emitted) mod 4)%nat.
 Definition shown (d : dist text) := map (fun '(s, w) => (s, (Qnum w, Zpos (Qden w)))) d.
 """
 
@@ -82,6 +84,19 @@ class Case:
         tokens = self.drafts[state(3, prefix)]
         return verdicts(target, prefix, tokens), None, tokens
 
+    def learned(self):
+        """The law of a step by what was learned for the next one and what was emitted. 2 was learned before."""
+        law, p, q, text = {}, self.model("p"), self.model("q"), tuple(self.text)
+
+        def step(chance):
+            laws, guesses, tokens = chain(p, q, text, 2, chance.choose)
+            emitted = rules.token_wise(laws, guesses, tokens, chance)
+            return ((2 + 2 * len(list(tokens)) + len(emitted)) % 4, *emitted)
+
+        for outcome, w in every_path(step):
+            law[outcome] = law.get(outcome, 0) + w
+        return law
+
     def judged(self, rule):
         """The law of a rule on its own: one draft, and the laws along it."""
         text, tokens = tuple(self.text), self.drafts[0]
@@ -104,6 +119,7 @@ class Case:
         biased = f"step_law {v} (no_residual {v}) p q always (fun _ => {g})"
         block = f"step_law {v} (block {v}) p q always (fun _ => {g})"
         lookup, dropping = f"point_mass_step {v} p (found drafts)", f"step_dropping {v} p q (1 # 3)%Q {g}"
+        learning = f"learning_step {v} nat (token_wise {v}) p q (fun _ => always) (fun m _ => m) learn 2 {t}"
         draft = "(nth 0 drafts [])"
         laws = f"(verdicts p {t} {draft}) (verdicts q {t} {draft}) {draft}"
         yield f"output_law ({step}) {n}", output_law(p, q, g, token_wise, n)
@@ -114,6 +130,7 @@ class Case:
         yield f"{step} {t}", step_law(p, q, g, token_wise, prefix)
         yield f"{stopping} {t}", step_law(p, q, g, token_wise, prefix, kept)
         yield f"{lookup} {t}", step_law(p, q, g, rules.point_mass, prefix, self.found)
+        yield f"o <- {learning};; ret (snd o :: fst o)", self.learned()
         yield f"output_law ({block}) {n}", output_law(p, q, g, rules.block, n)
         yield f"{block} {t}", step_law(p, q, g, rules.block, prefix)
         yield f"block {v} {laws}", self.judged(rules.block)

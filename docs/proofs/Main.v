@@ -1,6 +1,6 @@
 (* What is proved, in one place: the theorems on whole texts, then the statement of each and what it rests on. *)
 
-From Speculation Require Import Decode PointMass Block Wrong.
+From Speculation Require Import Decode Memory PointMass Block Wrong.
 
 (* [stopping] *)
 (* The same where `more` decides behind each draft token, from what was drafted so far, whether to draft another, and
@@ -20,6 +20,19 @@ Theorem speculative_decoding_exact : forall V p q gamma L, is_model V p -> is_mo
   prob (output_law (step_law V (token_wise V) p q always (fun _ => gamma)) L) s == target_law V p L s.
 (* [/main] *)
 Proof. intros. now apply any_stopping_time_exact. Qed.
+
+(* [adaptive] *)
+(* The same where all that may depend on what became of earlier drafts, too: m is the memory to begin with. *)
+Theorem adaptive_length_exact : forall V p q memory more gamma learn (m : memory) L, is_model V p -> is_model V q ->
+  forall s, prob (decode_on memory (learning_step V memory (token_wise V) p q more gamma learn) L L m []) s
+            == target_law V p L s.
+(* [/adaptive] *)
+Proof.
+  intros. etransitivity; [| now apply joint_law_is_the_product]. apply same_law_prob. intros f.
+  etransitivity; [apply learning_steps_add_up; intros; [now apply token_wise_step_exact | | simpl; lia] |].
+  - apply token_wise_step_emits.
+  - unfold continue. simpl. now rewrite firstn_nil, Nat.sub_0_r.
+Qed.
 
 (* [found] *)
 (* The point-mass rule: the draft may be found by any search. *)
@@ -46,6 +59,8 @@ Check token_wise_step_exact. Print Assumptions token_wise_step_exact.
 Check steps_add_up. Print Assumptions steps_add_up.
 Check joint_law_is_the_product. Print Assumptions joint_law_is_the_product.
 Check any_stopping_time_exact. Print Assumptions any_stopping_time_exact.
+Check learning_steps_add_up. Print Assumptions learning_steps_add_up.
+Check adaptive_length_exact. Print Assumptions adaptive_length_exact.
 Check speculative_decoding_exact. Print Assumptions speculative_decoding_exact.
 Check point_mass_token_exact. Print Assumptions point_mass_token_exact.
 Check point_mass_step_exact. Print Assumptions point_mass_step_exact.
