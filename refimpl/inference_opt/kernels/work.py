@@ -50,7 +50,7 @@ class Tile:
     rows: int
     block: int
     warps: int
-    stages: int  # keys and values in flight: those being read and `stages` − 1 blocks ahead
+    stages: int  # depth of the pipeline that loads the next blocks while one is computed
     resident: int
 
 
