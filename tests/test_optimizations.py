@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from jaxtyping import config
 
 from inference_opt import TransformerWithOptimizations, naive
 from inference_opt.agreement import compare
@@ -176,6 +177,16 @@ def test_changed_weights_are_never_answered_from_old_pages():
     prompt = ids[0].tolist()
     expected = prompt + naive.generate(model.model, prompt, SamplingParams(max_new_tokens=14))
     assert model.generate(ids, 20)[0].tolist() == expected
+
+
+def test_text_is_no_tensor():
+    model = TransformerWithOptimizations(dim=8, depth=1, heads=2, vocab_size=50, max_context=64)
+    config.update("jaxtyping_disable", True)  # as a user calls it
+    try:
+        with pytest.raises(ValueError, match=r"must be a \[batch, length\] tensor of integers, got 'The sky'"):
+            model.generate("The sky", max_length=9)
+    finally:
+        config.update("jaxtyping_disable", False)
 
 
 def test_a_prompt_that_the_pool_cannot_hold_is_refused():

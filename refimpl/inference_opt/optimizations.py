@@ -113,6 +113,8 @@ class TransformerWithOptimizations(nn.Module):
         `sampling`: fields of `SamplingParams` (greedy unless told otherwise). A row that ends early is filled with its
         end-of-sequence token. Raises ValueError for rows the model cannot continue and for lengths that leave no room.
         """
+        if not isinstance(input_ids, Tensor):
+            raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {str(input_ids)[:80]!r}")
         if input_ids.ndim != 2 or input_ids.is_floating_point():
             got = f"{input_ids.dtype} {tuple(input_ids.shape)}"
             raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {got}")
