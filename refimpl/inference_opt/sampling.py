@@ -71,7 +71,7 @@ def probabilities(logits: Float[Tensor, "*rows vocab"], params: SamplingParams) 
     """
     x = logits.double()
     top = x.amax(dim=-1, keepdim=True)
-    _check_top(top)
+    check_top(top)
     if params.temperature == 0:
         # Ties go to the lowest token id, so that greedy decoding is a function.
         return torch.zeros_like(x).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
@@ -91,8 +91,8 @@ def probabilities(logits: Float[Tensor, "*rows vocab"], params: SamplingParams) 
     return p
 
 
-def _check_top(top: Tensor) -> None:
-    """A row's largest logit is NaN if any is, +∞ if any is, and −∞ if all are."""
+def check_top(top: Float[Tensor, "*rows"]) -> None:
+    """ValueError unless all are finite: a row's largest logit is NaN if any is, +∞ if any is, and −∞ if all are."""
     if not torch.isfinite(top).all():
         raise ValueError("the logits hold NaN or infinity: the model's output is broken, there is no law to sample")
 
@@ -154,12 +154,17 @@ class CommonNoise(Noise):
         return Noise(self.seed, self.start + i, self.stream)._generator(0, kind)
 
 
+def greedy(logits: Float[Tensor, "rows vocab"]) -> list[int]:
+    """Each row's token at temperature 0: the whole law is on the largest logit, no need to write it down."""
+    tops, tokens = logits.max(dim=-1)  # of equals the first
+    check_top(tops)
+    return tokens.tolist()
+
+
 def sample(logits: Float[Tensor, "vocab"], params: SamplingParams, position: int) -> int:
     """The token at `position` (counted from the start of prompt and text) of a request with these parameters."""
-    if params.temperature == 0:  # the whole law is on the largest logit: no need to write it down
-        top, token = logits.max(dim=-1)  # of equals the first
-        _check_top(top)
-        return int(token)
+    if params.temperature == 0:
+        return greedy(logits[None])[0]
     return Noise(params.seed, position).choose(probabilities(logits, params).cpu().numpy(), 0)
 
 

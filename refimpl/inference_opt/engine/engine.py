@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from inference_opt.engine.ahead import run_ahead
 from inference_opt.engine.memory import Memory
 from inference_opt.engine.request import Metrics, Request
 from inference_opt.engine.scheduler import Chunk, Scheduler
@@ -43,7 +44,8 @@ class Engine:
     `num_pages` defaults to pages for two texts of the model's full context. `token_budget` bounds the tokens of a
     step, `max_running` the requests in it, `patience` how often a waiting request may be overtaken.
     With a `drafter` (`speculative/`), requests in decode speculate: `gamma` drafts a step (None: adapted to each),
-    judged by `rule`, in steps of up to `draft_rows` rows. ValueError for values that no engine can have.
+    judged by `rule`, in steps of up to `draft_rows` rows. On CUDA greedy requests without a drafter decode up to
+    `ahead` tokens a step (`ahead.py`). ValueError for values that no engine can have.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Engine:
         gamma: int | None = None,
         rule: Rule = token_wise,
         draft_rows: int = 64,
+        ahead: int = 16,
     ) -> None:
         config = model.config
         if num_pages is None:
@@ -72,6 +75,7 @@ class Engine:
         self.cache = cache_class(model.device)(
             **config.kv_shape, num_pages=num_pages, page_size=page_size, dtype=model.dtype, device=model.device
         )
+        self.ahead = run_ahead(model, self.cache, drafter, ahead, min(max_running, token_budget))
         self.speculation = Speculation(drafter, rule, gamma, model, self.cache)
         self.scheduler = Scheduler(
             Memory(self.pool, self.tree, radix), token_budget, max_running, patience, self.speculation.gamma, draft_rows
@@ -93,11 +97,7 @@ class Engine:
             scheduled = time.perf_counter()
             drafts = self.speculation.propose(chunks)
             drafted = time.perf_counter()
-            logits, states = self._run(chunks, drafts)
-            emitted = [
-                self.speculation.accept(chunk.request, rows, draft) if chunk.samples else []
-                for chunk, rows, draft in zip(chunks, logits, drafts)
-            ]
+            emitted, logits, states = self._run(chunks, drafts)
         except BaseException:
             self.speculation.pending = []
             self.scheduler.restart(self.requests.values())
@@ -111,12 +111,17 @@ class Engine:
         step("engine.step", self.scheduler, "step {n} of the engine is done", n=self._totals.steps, outputs=outputs)
         return outputs
 
-    def _run(self, chunks: list[Chunk], drafts: list[Draft]) -> tuple[list[Tensor], list[list[Tensor]]]:
+    def _run(
+        self, chunks: list[Chunk], drafts: list[Draft]
+    ) -> tuple[list[list[int]], list[Tensor], list[list[Tensor]]]:
         """The model over all chunks and drafts laid end to end.
 
-        For each chunk: the logits behind its last token and behind each draft, [1 + drafts, vocab] (no row where there
-        is prompt left), and the residual stream where the drafter taps it.
+        For each chunk: what it emits; the logits behind its last token and behind each draft, [1 + drafts, vocab] (no
+        row where there is prompt left); and the residual stream where the drafter taps it.
         """
+        none: list[list[Tensor]] = [[] for _ in chunks]
+        if self.ahead is not None and self.ahead.takes(chunks):
+            return self.ahead.run(chunks, self.scheduler.memory), [torch.empty(0)] * len(chunks), none
         fed = [
             chunk.request.tokens[chunk.start : chunk.start + chunk.count].tolist() + draft.tokens
             for chunk, draft in zip(chunks, drafts)
@@ -133,7 +138,8 @@ class Engine:
             h, tapped = self.model.stream(tokens, positions, self.cache, taps=self.speculation.taps)
             logits = self.model.logits(h[torch.tensor(rows, device=h.device).long()])
         states = [list(each) for each in zip(*(tap.split(counts) for tap in tapped))]
-        return list(logits.split(wanted)), states or [[] for _ in chunks]
+        each = logits.split(wanted)
+        return self.speculation.decide(chunks, each, drafts), list(each), states or none
 
     def _commit(
         self, chunk: Chunk, draft: Draft, emitted: list[int], logits: Tensor, states: list[Tensor], began: float

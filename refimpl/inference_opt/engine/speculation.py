@@ -20,7 +20,7 @@ from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.kv.paged import PagedCache
 from inference_opt.model.transformer import Transformer
-from inference_opt.sampling import CommonNoise, Noise, probabilities, sample
+from inference_opt.sampling import CommonNoise, Noise, greedy, probabilities, sample
 from inference_opt.speculative import rules
 from inference_opt.speculative.drafter import Draft, Drafter, Job, Span, check_draft
 from inference_opt.speculative.length import Adaptive
@@ -97,6 +97,19 @@ class Speculation:
         return CommonNoise(seed, start) if self.rule is rules.coupled else Noise(seed, start, stream=int(drafting))
 
     # [accept]
+    def decide(self, chunks: Sequence[Chunk], logits: Sequence[Tensor], drafts: Sequence[Draft]) -> list[list[int]]:
+        """What each chunk emits. Greedy tokens are chosen together: the device is waited for once."""
+        plain = [
+            i
+            for i, (chunk, draft) in enumerate(zip(chunks, drafts))
+            if chunk.samples and not draft.tokens and chunk.request.params.temperature == 0
+        ]
+        chosen = dict(zip(plain, greedy(torch.cat([logits[i] for i in plain])))) if plain else {}
+        return [
+            [chosen[i]] if i in chosen else self.accept(chunk.request, rows, draft) if chunk.samples else []
+            for i, (chunk, rows, draft) in enumerate(zip(chunks, logits, drafts))
+        ]
+
     def accept(self, request: Request, logits: Float[Tensor, "rows vocab"], draft: Draft) -> list[int]:
         """What the step emits: `logits` are the target's behind the last known token and behind each draft."""
         params = request.params

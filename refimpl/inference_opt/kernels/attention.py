@@ -72,6 +72,8 @@ def attend_piece(
     sequence, token0, queries, position0 = tl.load(piece), tl.load(piece + 1), tl.load(piece + 2), tl.load(piece + 3)
     row0, first, end, state = tl.load(piece + 4), tl.load(piece + 5), tl.load(piece + 6), tl.load(piece + 7)
 
+    end = tl.minimum(end, position0 + queries)  # a plan may reach further, for steps to come (engine/ahead.py)
+
     rows = row0 + tl.arange(0, ROWS)
     query = rows // GROUP
     head = kv_head * GROUP + rows % GROUP

@@ -56,7 +56,7 @@ def plan_batch(
     are read once for all of them. A page table on the host spares a wait for the device. ValueError for lengths beyond
     the table, pages outside the pool and stems that are none.
     """
-    (num_pages, page_size, kv_heads, dim), width = k_pages.shape, page_table.shape[1]
+    (num_pages, page_size, kv_heads, _), width = k_pages.shape, page_table.shape[1]
     lengths, counts = list(lengths), list(counts)
     if not len(lengths) == len(counts) == len(page_table):
         raise ValueError(f"{len(page_table)} page tables for {len(lengths)} lengths and {len(counts)} counts")
@@ -84,21 +84,24 @@ def plan_batch(
     page_table = page_table.to(k_pages.device)
     if not uses_triton(k_pages):
         return Batch(page_table, lengths, counts, None)
-    key_bytes = (dim + (0 if value_dim else dim)) * k_pages.element_size()
-    work = cut(lengths, counts, stems, heads // kv_heads, kv_heads, key_bytes, k_pages.device)
-    return Batch(page_table, lengths, counts, work)
+    work = cut(lengths, counts, stems, k_pages, heads, value_dim)
+    return Batch(page_table, lengths, counts, work.to(k_pages.device))
 
 
 def cut(
     lengths: Sequence[int],
     counts: Sequence[int],
     stems: Sequence[Stem],
-    group: int,
-    kv_heads: int,
-    key_bytes: int,
-    device: torch.device,
+    k_pages: Float[Tensor, "pages page_size kv_heads dim"],
+    heads: int,
+    value_dim: int | None = None,
 ) -> Work:
-    """The pieces of a batch: every sequence's own keys; and each stem's, against the rows of all that share it."""
+    """The pieces of a batch: every sequence's own keys; and each stem's, against the rows of all that share it.
+
+    The lists are on the host: arguments as `plan_batch` takes and has checked them.
+    """
+    kv_heads, dim = k_pages.shape[2:]
+    group, key_bytes = heads // kv_heads, (dim + (0 if value_dim else dim)) * k_pages.element_size()
     length, count = np.array(lengths, dtype=np.int64), np.array(counts, dtype=np.int64)
     sequence, token0, first = np.arange(len(length)), np.cumsum(count) - count, np.zeros_like(length)
     for who, members, keys in stems:
@@ -110,7 +113,7 @@ def cut(
         rows = np.array([count[w : w + m].sum() for w, m in zip(who, members)])
         shared = Runs(who, token0[who], rows, keys, 0 * keys, keys)  # each row stands behind every key of the stem
         groups.append((shared, choose_tile(int(rows.max()) * group, key_bytes)))
-    return plan(groups, group, kv_heads, int(count.sum()), processors_of(device), device)
+    return plan(groups, group, kv_heads, int(count.sum()), processors_of(k_pages.device))
 
 
 def processors_of(device: torch.device) -> int:

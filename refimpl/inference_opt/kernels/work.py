@@ -71,6 +71,11 @@ class Work:
     states: Int[Tensor, "listed"]
     num_states: int
 
+    def to(self, device: torch.device) -> "Work":
+        """The lists where the kernels read them."""
+        launches = tuple(Launch(each.pieces.to(device), each.tile) for each in self.launches)
+        return Work(launches, self.offsets.to(device), self.states.to(device), self.num_states)
+
 
 # [tile]
 def choose_tile(rows: int, key_bytes: int) -> Tile:
@@ -120,11 +125,11 @@ def plan(
     kv_heads: int,
     tokens: int,
     processors: int,
-    device: torch.device,
 ) -> Work:
     """Cut runs into pieces, each group of runs with a tile of its own; `group` query heads share a key head.
 
-    A token whose keys all lie in one piece is written where it belongs; any other gets a list of states.
+    A token whose keys all lie in one piece is written where it belongs; any other gets a list of states. The lists are
+    on the host.
     """
     reads = np.zeros(tokens, dtype=int)  # of how many runs each token is part
     for runs, _ in groups:
@@ -151,19 +156,19 @@ def plan(
         fields = [runs.sequence[owner][cut], token0[cut], queries[cut], position[cut], begin, stop, state]
         pieces = np.stack(fields, axis=1).repeat(tiles, axis=0)
         row0 = np.tile(np.arange(tiles) * height, len(cut))
-        launches.append(Launch(on_device(np.insert(pieces, 4, row0, axis=1), device), tile))
+        launches.append(Launch(int32(np.insert(pieces, 4, row0, axis=1)), tile))
         piece, j = spread(partial)
         listed.append(np.stack((token0[cut][piece] + j, state[piece] + j), axis=1))
         num_states += int(partial.sum())
     pairs = np.concatenate(listed)
     pairs = pairs[pairs[:, 0].argsort(kind="stable")]
     offsets = np.concatenate(([0], np.cumsum(np.bincount(pairs[:, 0], minlength=tokens))))
-    return Work(tuple(launches), on_device(offsets, device), on_device(pairs[:, 1], device), num_states)
+    return Work(tuple(launches), int32(offsets), int32(pairs[:, 1]), num_states)
 
 
 # [/plan]
 
 
-def on_device(values: Array, device: torch.device) -> Tensor:
-    """As int32."""
-    return torch.from_numpy(values.astype(np.int32)).to(device)
+def int32(values: Array) -> Tensor:
+    """As kernels read it."""
+    return torch.from_numpy(values.astype(np.int32))

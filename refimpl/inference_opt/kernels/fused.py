@@ -1,0 +1,194 @@
+"""A decoding step's small work, joined to the large: fewer launches between one weight matrix and the next.
+
+A model of a billion weights decodes a token on an H100 in under a millisecond if it does nothing but read its weights.
+Run operation by operation, a layer is some sixteen launches, and the card idles between any two. Here it is seven:
+
+    project       norm → product → (silu(gate) · up) → + residual, of one row: each of these is one pass over the row or
+                  the result, so it costs nothing beside reading the weight. The next weights are asked for while the
+                  last launch still runs (programmatic dependent launch): they depend on nobody.
+    rotate_write  RoPE of queries and keys, and keys and values into their pages: q, k and v are read once
+
+Many rows are matrix products proper, best left to the library; there only what surrounds them is joined.
+"""
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def early() -> dict[str, bool]:
+    """Whether a launch may begin before the one before it has ended: `tl.extra.cuda.gdc_wait` says from where not."""
+    allowed = not INTERPRETED and torch.cuda.get_device_capability() >= (9, 0)
+    return {"EARLY": allowed} | ({"launch_pdl": True} if allowed else {})
+
+
+# [project]
+@triton.jit
+def project_row(
+    x,  # [K]
+    weight,  # [N, K], or [2 N, K] where GATED: gates, then what they let through
+    norm,  # [K], where NORM
+    out,  # [N], added to where RESIDUAL
+    eps,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    NORM: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    GATED: tl.constexpr,
+    ROWS: tl.constexpr,  # of the weight, a program
+    BLOCK: tl.constexpr,  # of K, at a time
+    EARLY: tl.constexpr,
+):
+    """ROWS numbers of weight · (x / rms(x) · norm): the root mean square is summed along the way."""
+    n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    k = tl.arange(0, BLOCK)
+    row = weight + n.to(tl.int64)[:, None] * K + k[None, :]
+    first = (n < N)[:, None] & (k < K)[None, :]
+    w = tl.load(row, mask=first, other=0.0)
+    gate = tl.load(row + N * K, mask=first, other=0.0) if GATED else w
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()  # weights are nobody's result; x is
+    acc = tl.zeros([ROWS, BLOCK], tl.float32)
+    through = tl.zeros([ROWS, BLOCK], tl.float32)
+    squares = tl.zeros([BLOCK], tl.float32)
+    for start in tl.static_range(0, K, BLOCK):
+        if start > 0:
+            inside = (n < N)[:, None] & (start + k < K)[None, :]
+            w = tl.load(row + start, mask=inside, other=0.0)
+            gate = tl.load(row + N * K + start, mask=inside, other=0.0) if GATED else w
+        part = tl.load(x + start + k, mask=start + k < K, other=0.0).to(tl.float32)
+        if NORM:
+            squares += part * part
+            part *= tl.load(norm + start + k, mask=start + k < K, other=0.0).to(tl.float32)
+        acc += w.to(tl.float32) * part[None, :]
+        if GATED:
+            through += gate.to(tl.float32) * part[None, :]
+    y = tl.sum(acc, 1)
+    scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / K + eps) if NORM else 1.0
+    y *= scale
+    if GATED:
+        y = y / (1.0 + tl.exp(-y)) * (tl.sum(through, 1) * scale)
+    if RESIDUAL:
+        y += tl.load(out + n, mask=n < N).to(tl.float32)
+    tl.store(out + n, y, mask=n < N)
+
+
+# [/project]
+
+
+def project(
+    x: Float[Tensor, "tokens in_features"],
+    weight: Float[Tensor, "rows in_features"],
+    norm: nn.RMSNorm | None = None,
+    residual: Float[Tensor, "tokens rows"] | None = None,
+    gated: bool = False,
+) -> Float[Tensor, "tokens out_features"]:
+    """norm(x) · weightᵀ; with `gated` silu of its first half times the second; added to `residual` in place, if given.
+
+    One row's norm and gate are not rounded on the way.
+    """
+    if len(x) > 1:
+        x = x if norm is None else norm(x)
+        if residual is not None:
+            return residual.addmm_(x, weight.T)
+        y = nn.functional.linear(x, weight)
+        return swiglu(y) if gated else y
+    n, k = len(weight) // (1 + gated), x.shape[1]
+    out = x.new_empty(1, n) if residual is None else residual
+    block = min(triton.next_power_of_2(k), 2048)
+    rows = 8 if not gated and k <= block else 4
+    project_row[(triton.cdiv(n, rows),)](
+        x, weight, x if norm is None else norm.weight, out, 0.0 if norm is None else norm.eps, n, k,
+        norm is not None, residual is not None, gated, rows, block, num_warps=8, **early(),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def gate_token(y, out, N: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    """BLOCK numbers of one token: silu(y[:N]) · y[N:]."""
+    token, n = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    gate = tl.load(y + token * 2 * N + n, mask=n < N).to(tl.float32)
+    through = tl.load(y + token * 2 * N + N + n, mask=n < N)
+    silu = (gate / (1.0 + tl.exp(-gate))).to(through.dtype)
+    tl.store(out + token * N + n, silu * through, mask=n < N)
+
+
+def swiglu(y: Float[Tensor, "tokens both"]) -> Float[Tensor, "tokens half"]:
+    """silu of each token's first half times its second."""
+    out = y.new_empty(len(y), y.shape[1] // 2)
+    gate_token[(len(y), triton.cdiv(out.shape[1], 1024))](y, out, out.shape[1], 1024, **early())
+    return out
+
+
+# [rotate]
+@triton.jit
+def rotate_token(
+    qkv,  # [tokens, HEADS + 2 KV_HEADS, D]
+    cos,  # [positions, D]
+    sin,  # [positions, D], its first half negative
+    positions,  # [tokens]
+    slots,  # [tokens]
+    q,  # [tokens, HEADS, D]
+    k_pages,  # [slots, KV_HEADS, D]
+    v_pages,  # [slots, KV_HEADS, D]
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    ROWS: tl.constexpr,  # powers of two: at least HEADS + 2 KV_HEADS, and D
+    WIDE: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """One token: its queries turned, its keys turned and kept, its values kept. A slot below 0: nowhere."""
+    token = tl.program_id(0).to(tl.int64)
+    h, d = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDE)[None, :]
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    position, slot = tl.load(positions + token), tl.load(slots + token).to(tl.int64)
+    inside = (h < HEADS + 2 * KV_HEADS) & (d < D)
+    row = qkv + token * (HEADS + 2 * KV_HEADS) * D + h * D
+    x = tl.load(row + d, mask=inside)
+    other = tl.load(row + (d + D // 2) % D, mask=inside).to(tl.float32)
+    c = tl.load(cos + position * D + d, mask=d < D).to(tl.float32)
+    s = tl.load(sin + position * D + d, mask=d < D).to(tl.float32)
+    turned = (x.to(tl.float32) * c).to(x.dtype).to(tl.float32) + other * s  # rounded as `model.rope.rotate` rounds
+    tl.store(q + (token * HEADS + h) * D + d, turned, mask=inside & (h < HEADS))
+    if slot >= 0:
+        k, v = h - HEADS, h - HEADS - KV_HEADS
+        tl.store(k_pages + (slot * KV_HEADS + k) * D + d, turned, mask=inside & (k >= 0) & (v < 0))
+        tl.store(v_pages + (slot * KV_HEADS + v) * D + d, x, mask=inside & (v >= 0))
+
+
+# [/rotate]
+
+
+def rotate_write(
+    qkv: Float[Tensor, "tokens width"],
+    cos: Float[Tensor, "positions dim"],
+    sin: Float[Tensor, "positions dim"],
+    positions: Int[Tensor, "tokens"],
+    slots: Int[Tensor, "tokens"],
+    k_pages: Float[Tensor, "pages page_size kv_heads dim"],
+    v_pages: Float[Tensor, "pages page_size kv_heads dim"],
+) -> Float[Tensor, "tokens heads dim"]:
+    """The rotated queries; keys, rotated, and values go to their slots. The caller has checked positions and slots."""
+    kv_heads, dim = k_pages.shape[2:]
+    rows = qkv.shape[1] // dim
+    heads = rows - 2 * kv_heads
+    q = qkv.new_empty(len(qkv), heads, dim)
+    rotate_token[(len(qkv),)](
+        qkv, cos, sin, positions, slots, q, k_pages, v_pages, heads, kv_heads, dim,
+        triton.next_power_of_2(rows), triton.next_power_of_2(dim), **early(),
+    )  # fmt: skip
+    return q

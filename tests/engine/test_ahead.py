@@ -1,0 +1,170 @@
+"""Decoding ahead is decoding: the same tokens, whatever the number of steps, the pages and who else is there.
+
+Under Triton's interpreter the steps are run; on CUDA the same tests capture and replay them.
+"""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference_opt import Engine, SamplingParams, naive
+from inference_opt.engine import ahead
+from inference_opt.engine.ahead import fused_logits
+from inference_opt.kernels import common_stems, fused, paged
+from inference_opt.kv.in_place import InPlaceCache
+from inference_opt.model.rope import rotate
+from inference_opt.speculative.lookup import PromptLookup
+from tests.toys import SHAPES, latent_toy, toy
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TEXT = st.lists(st.integers(0, 12), min_size=1, max_size=12)
+CLOSE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+@pytest.fixture(autouse=True)
+def in_place(monkeypatch):
+    """Kernels answer on every machine, and toys' stems are short."""
+    monkeypatch.setattr("inference_opt.engine.engine.cache_class", lambda device: InPlaceCache)
+    monkeypatch.setattr(ahead, "common_stems", lambda tables, cached, page: common_stems(tables, cached, page, least=1))
+
+
+def decisive(model):
+    """Logits so far apart that rounding in float32 does not change which is the largest."""
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim > 1:
+                p.mul_(3)
+    return model
+
+
+@settings(max_examples=12)
+@given(
+    SHAPES,
+    st.lists(TEXT, min_size=1, max_size=5),
+    st.integers(1, 4),
+    st.integers(1, 7),
+    st.lists(st.integers(1, 9), min_size=5, max_size=5),
+    st.booleans(),
+)
+def test_the_engine_gives_the_oracle_s_tokens(shape, prompts, page_size, steps, news, latent):
+    """Texts of different lengths, on shared stems, in a pool that is too small for all."""
+    model = latent_toy(shape["seed"], dtype=torch.float32) if latent else toy(**shape, dtype=torch.float32)
+    model = decisive(model).to(DEVICE)
+    prompts = prompts + [prompts[0] + prompt[:4] for prompt in prompts]
+    params = [SamplingParams(max_new_tokens=new) for new, _ in zip(news * 2, prompts)]
+    num_pages = 2 * max(-(-(len(p) + each.max_new_tokens) // page_size) for p, each in zip(prompts, params)) + 2
+    engine = Engine(model, page_size=page_size, num_pages=num_pages, ahead=steps)
+    assert engine.ahead is not None
+    requests = [engine.add(prompt, each) for prompt, each in zip(prompts, params)]
+    while not all(request.finished for request in requests):
+        engine.step()
+        assert all(engine.scheduler.invariants().values())
+    exact = model.double()
+    for request, prompt, each in zip(requests, prompts, params):
+        assert request.output == naive.generate(exact, prompt, each)
+
+
+def test_many_tokens_a_step_and_fewer_where_a_text_ends(monkeypatch):
+    model = toy(dtype=torch.float32).to(DEVICE)
+    engine = Engine(model, page_size=4, ahead=4)
+    long, short = (engine.add([1, 2, 3], SamplingParams(max_new_tokens=n, ignore_eos=True)) for n in (8, 3))
+    engine.step()  # the prompts: two chunks, and a token each
+    outputs = {output.request: output.tokens for output in engine.step()}
+    assert [len(outputs[each]) for each in (long, short)] == [4, 2]
+    assert len(engine.step()[0].tokens) == 3
+    assert long.output[:3] == short.output
+
+
+def test_who_wants_more_than_greedy_tokens_is_decoded_step_by_step():
+    model = toy(dtype=torch.float32).to(DEVICE)
+    for params in (SamplingParams(temperature=1.0, seed=1, max_new_tokens=3), SamplingParams(logprobs=True)):
+        engine = Engine(model, page_size=4)
+        engine.add([1, 2], params)
+        engine.step()
+        assert len(engine.step()[0].tokens) == 1
+    assert Engine(model, drafter=PromptLookup()).ahead is None
+
+
+def test_a_broken_model_says_so_and_nothing_is_lost():
+    model = toy(dtype=torch.float32).to(DEVICE)
+    engine = Engine(model, page_size=4)
+    request = engine.add([1, 2], SamplingParams(max_new_tokens=5, ignore_eos=True))
+    engine.step()
+    whole = model.norm.weight.detach().clone()
+    with torch.no_grad():
+        model.norm.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaN"):
+        engine.step()
+    with torch.no_grad():
+        model.norm.weight.copy_(whole)
+    while not request.finished:
+        engine.step()
+    assert request.output == naive.generate(model.double(), [1, 2], request.params)
+    with pytest.raises(ValueError, match="ahead must be at least 1"):
+        Engine(model, ahead=0)
+
+
+@given(
+    st.integers(1, 3), st.sampled_from([24, 64, 576, 2100]), st.sampled_from([1, 7, 40]), st.booleans(),
+    st.sampled_from(["none", "residual", "gated"]),
+)  # fmt: skip
+def test_a_projection_is_its_operations(rows, width, out, normed, after):
+    g = torch.Generator().manual_seed(rows * width + out)
+    x, residual = torch.randn(rows, width, generator=g), torch.randn(rows, out, generator=g)
+    weight = torch.randn(out * (1 + (after == "gated")), width, generator=g) / width**0.5
+    norm = torch.nn.RMSNorm(width, eps=1e-5)
+    torch.nn.init.normal_(norm.weight)
+    x, residual, weight, norm = (each.to(DEVICE) for each in (x, residual, weight, norm))
+    with torch.no_grad():
+        expected = torch.nn.functional.linear(norm(x) if normed else x, weight)
+        if after == "gated":
+            gate, up = expected.chunk(2, dim=-1)
+            expected = torch.nn.functional.silu(gate) * up
+        elif after == "residual":
+            expected = expected + residual
+        into = residual if after == "residual" else None
+        got = fused.project(x, weight, norm if normed else None, into, after == "gated")
+    torch.testing.assert_close(got, expected, **CLOSE)
+
+
+@given(st.integers(1, 4), st.sampled_from([(1, 1, 8), (9, 3, 16), (4, 2, 20)]), st.sampled_from([1, 3]))
+def test_rotating_and_writing_is_rotate_and_write_kv(tokens, shape, page):
+    heads, kv_heads, dim = shape
+    g = torch.Generator().manual_seed(tokens)
+    qkv = torch.randn(tokens, heads + 2 * kv_heads, dim, generator=g)
+    angle = torch.randn(9, dim // 2, generator=g)
+    cos, sin = torch.cat((angle.cos(), angle.cos()), 1), torch.cat((-angle.sin(), angle.sin()), 1)
+    positions = torch.randint(9, (tokens,), generator=g)
+    slots = torch.randperm(6 * page, generator=g)[:tokens] - 1  # one may be −1: nowhere
+    qkv, cos, sin, positions, slots = (each.to(DEVICE) for each in (qkv, cos, sin, positions, slots))
+    pages = [torch.full((6, page, kv_heads, dim), 7.0, device=DEVICE) for _ in range(4)]
+    q = fused.rotate_write(qkv.flatten(1), cos, sin, positions, slots, *pages[:2])
+    turned = rotate(qkv[:, : heads + kv_heads], cos[positions, None], sin[positions, None])
+    paged.write_kv(turned[:, heads:].contiguous(), qkv[:, heads + kv_heads :].contiguous(), *pages[2:], slots)
+    torch.testing.assert_close(q, turned[:, :heads], **CLOSE)
+    for ours, theirs in zip(pages[:2], pages[2:]):
+        torch.testing.assert_close(ours, theirs, **CLOSE)
+
+
+def test_fused_layers_give_the_model_s_logits():
+    model = toy(dtype=torch.float32).to(DEVICE)
+    caches = [
+        InPlaceCache(**model.config.kv_shape, num_pages=8, page_size=4, dtype=model.dtype, device=model.device)
+        for _ in range(2)
+    ]
+    prompt = torch.tensor([1, 2, 3, 4, 5], device=DEVICE)
+    tables = [[3, 1], [5, 2]]
+    with torch.inference_mode():
+        for cache in caches:
+            positions = cache.extend(tables, [0, 0], [5, 5])
+            model(prompt.repeat(2), positions, cache)
+        tokens = torch.tensor([6, 7], device=DEVICE)
+        for rows in (2, 1):  # matrix products, and one row's own kernel
+            positions, _ = (cache.extend(tables[:rows], [5] * rows, [1] * rows) for cache in caches)
+            expected = model(tokens[:rows], positions, caches[0])
+            mine = caches[1]
+            table = torch.tensor(tables[:rows], dtype=torch.int32)
+            mine.batch = paged.plan_batch(table, [6] * rows, [1] * rows, mine.keys[0], model.config.heads)
+            got = fused_logits(model, tokens[:rows], positions, mine.slots, mine, mine.batch)
+            torch.testing.assert_close(got, expected, **CLOSE)
