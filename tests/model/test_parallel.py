@@ -15,6 +15,7 @@ from inference_opt import Engine, SamplingParams, load_model, naive
 from inference_opt.model.parallel import local_config, parallelize
 from inference_opt.prompts import load_prompts
 from inference_opt.speculative.lookup import PromptLookup
+from inference_opt.speculative.rules import coupled
 from tests.toys import LATENT_SHAPES, PARAMS, PROMPTS, SHAPES, latent_toy, toy
 
 
@@ -56,7 +57,9 @@ def same_tokens(mesh, make):
         part = parallelize(model, mesh)
         if not part.config.latent:
             assert part.config.kv_elements_per_token * mesh.size() == kept
-        found = Engine(part, drafter=PromptLookup() if drafts else None, page_size=2).generate(prompts, params)
+        drafter = PromptLookup() if drafts else None
+        engine = Engine(part, drafter=drafter, page_size=2, rule=coupled)  # the rule that keeps sampled tokens, too
+        found = engine.generate(prompts, params)
         everyones = [None] * mesh.size()
         dist.all_gather_object(everyones, (found, expected))
         assert all(texts == everyones[0][1] for texts, _ in everyones)
