@@ -4,7 +4,7 @@ VENV ?= .venv
 COQC ?= coqc
 BIN := $(VENV)/bin
 
-.PHONY: tour test test-long lab notebooks bench check proofs figures screens clean
+.PHONY: tour test test-long lab notebooks docs bench check proofs figures screens clean
 
 tour: $(VENV)/.installed-base
 	$(BIN)/inference-opt tour
@@ -21,6 +21,11 @@ lab: $(VENV)/.installed-lab
 # Executes every notebook; a cell that raises, an assertion that fails, fails the target. Outputs on disk stay as they are.
 notebooks: $(VENV)/.installed-test
 	$(BIN)/pytest --nbmake --nbmake-timeout=300 notebooks
+
+# The site, in build/site: notebooks are executed (and kept in build/notebooks until they change), warnings are errors.
+docs: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build -W --keep-going -q -j auto -c docs -b html -d build/doctrees . build/site
+	@echo 'open build/site/index.html'
 
 bench: $(VENV)/.installed-test
 	$(BIN)/inference-opt bench decode
@@ -56,7 +61,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": say make PYTHON=python3.11, for example")'
 	$(PYTHON) -m venv $(VENV)
 
-# One stamp a set of dependencies: base, test, lab, check.
+# One stamp a set of dependencies: base, test, lab, docs, check.
 $(VENV)/.installed-%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e $(if $(filter base,$*),.,'.[$*]')
 	touch $@

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from drawings import DRAWINGS
 from matplotlib.patches import Patch, Rectangle
 
 from inference_opt import Engine, SamplingParams, TransformerWithOptimizations
@@ -303,3 +304,8 @@ if __name__ == "__main__":
     for name, draw in FIGURES.items():
         draw().savefig(OUT / name, metadata={"Date": None})
         print(OUT / name)
+    own = Path(__file__).resolve().parent / "figures"
+    own.mkdir(exist_ok=True)
+    for name, draw in DRAWINGS.items():
+        draw().savefig(own / name, metadata={"Date": None})
+        print(own / name)

@@ -37,12 +37,19 @@ def module() -> str:
     return f"const CSS = {css};\n" + "\n".join(parts)
 
 
+def classic() -> str:
+    """The player as a plain script, which leaves `mount`: it can stand within a page, and beside one on a disk."""
+    script = module().replace("export default", "const player =").replace("export function", "function")
+    return script.replace("</", "<\\/")  # it would end the script's element, wherever it stands
+
+
+def inline(trace: Trace) -> str:
+    """A trace's JSON as it may stand in a script's element."""
+    return json.dumps(trace.as_json(), ensure_ascii=False).replace("<", "\\u003c")
+
+
 def page(trace: Trace) -> str:
     """A whole HTML file."""
-    # `</` would end the script's element, wherever it stands.
-    inline = json.dumps(trace.as_json(), ensure_ascii=False).replace("<", "\\u003c")
-    script = module().replace("export default", "const player =").replace("export function", "function")
-    script = script.replace("</", "<\\/")
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -56,11 +63,11 @@ def page(trace: Trace) -> str:
 <body>
 <main>
 <div id="player"></div>
-{_table(trace)}
+{table(trace)}
 </main>
-<script type="application/json" id="trace">{inline}</script>
+<script type="application/json" id="trace">{inline(trace)}</script>
 <script type="module">
-{script}
+{classic()}
 mount(document.getElementById("player"), document.getElementById("trace").textContent, true);
 </script>
 </body>
@@ -76,7 +83,9 @@ def frame(trace: Trace, height: int = 760) -> str:
     return f'<iframe srcdoc="{content}" title="{title}" style="{style}" loading="lazy"></iframe>'
 
 
-def _table(trace: Trace) -> str:
+def table(trace: Trace) -> str:
+    """What a trace tells, a row a step: for print, and where scripts do not run."""
+
     def row(number: int) -> str:
         step = trace.steps[number]
         source = trace.sources[step["source"]]

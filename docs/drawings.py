@@ -1,0 +1,117 @@
+"""Draws the site's own pictures: the map of the book, the layers, the seams. `make figures` draws them."""
+
+import ast
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch, Rectangle
+
+PACKAGE = Path(__file__).resolve().parent.parent / "refimpl" / "inference_opt"
+INK, SOFT, FILL, ACCENT = "#1d2733", "#8a94a0", "#d9dee8", "#4c72b0"
+# {chapter: (name, column, row, the chapters it needs)}
+CHAPTERS = {
+    "00": ("naive oracle", 0, 1, ()),
+    "01": ("KV cache", 1, 1, ("00",)),
+    "02": ("paging", 2, 1, ("01",)),
+    "03": ("radix attention", 3, 1, ("02",)),
+    "04": ("continuous\nbatching", 4, 1, ("03",)),
+    "05": ("latent\nattention", 2, 0, ("01",)),
+    "06": ("speculative\ndecoding", 5, 2, ("04",)),
+    "07": ("exactness", 6, 2, ("06",)),
+    "08": ("kernels", 3, 0, ("02", "05")),
+    "09": ("all together", 7, 1, ("04", "07", "08")),
+    "10": ("to production", 8, 1, ("09",)),
+}
+# From the ground up, as tests/test_layers.py orders them.
+PARTS = (
+    *("steps", "model", "sampling", "naive", "kernels", "kv", "speculative", "prompts", "mla", "engine", "agreement"),
+    *("figures", "optimizations", "options", "bench", "tour", "scenarios", "generate", "cli"),
+)
+SEAMS = (
+    ("model", "attend(layer, q, k, v, scale)", "kv"),
+    ("engine", "γ ≥ 0 drafts a step; 0 is plain decoding", "speculative"),
+    ("drafter", "propose: tokens and their law; accept: what to emit", "rule"),
+    ("all code", "record(), step(name, …)", "trace"),
+)
+
+
+def box(axes: Axes, x: float, y: float, text: str, width: float = 0.8, colour: str = FILL) -> None:
+    """A rounded box about (x, y)."""
+    shape = FancyBboxPatch((x - width / 2, y - 0.26), width, 0.52, boxstyle="round,pad=0.02", fc=colour, ec=SOFT)
+    axes.add_patch(shape)
+    axes.text(x, y, text, ha="center", va="center", fontsize=8.5, color="white" if colour == ACCENT else INK)
+
+
+def arrow(
+    axes: Axes, start: tuple[float, float], end: tuple[float, float], bend: float = 0.0, style: str = "->"
+) -> None:
+    """From one point to another, behind the boxes."""
+    look = {"arrowstyle": style, "color": SOFT, "lw": 1, "connectionstyle": f"arc3,rad={bend}"}
+    axes.annotate("", xy=end, xytext=start, arrowprops=look, zorder=0)
+
+
+def map_figure() -> Figure:
+    """The chapters in order; an arrow leads from each to those that need it."""
+    figure = Figure(figsize=(10.5, 3), layout="constrained")
+    axes = figure.subplots()
+    for number, (name, x, y, needs) in CHAPTERS.items():
+        box(axes, x, y, f"{number}\n{name}", colour=ACCENT if number == "03" else FILL)
+        for need in needs:
+            _, left, below, _ = CHAPTERS[need]
+            arrow(axes, (left + 0.42, below), (x - 0.42, y))
+    axes.set(xlim=(-0.6, 8.6), ylim=(-0.5, 2.5))
+    axes.set_axis_off()
+    return figure
+
+
+def part_of(path: Path) -> str:
+    """The part that a module of the package belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports() -> set[tuple[str, str]]:
+    """(part, part that it imports), read off the code."""
+    found = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("inference_opt"):
+                inner = (node.module or "").split(".")[1:2] or [alias.name for alias in node.names]
+                found |= {(part_of(path), other) for other in inner}
+    return {(part, other) for part, other in found if {part, other} <= set(PARTS) and part != other}
+
+
+def layers_figure() -> Figure:
+    """A row a part, the ground at the bottom; a square where it imports the part of the column."""
+    figure = Figure(figsize=(7.6, 6.2), layout="constrained")
+    axes = figure.subplots()
+    for y in range(len(PARTS)):
+        axes.add_patch(Rectangle((0, y), y, 1, facecolor="#f3f5f8", edgecolor="white"))
+        axes.add_patch(Rectangle((y, y), 1, 1, facecolor=FILL, edgecolor="white"))
+    for part, other in imports():
+        axes.add_patch(Rectangle((PARTS.index(other), PARTS.index(part)), 1, 1, facecolor=ACCENT, edgecolor="white"))
+    middles = [i + 0.5 for i in range(len(PARTS))]
+    axes.set_xticks(middles, PARTS, rotation=60, ha="right", rotation_mode="anchor")
+    axes.set_yticks(middles, PARTS)
+    axes.set(xlim=(0, len(PARTS)), ylim=(0, len(PARTS)), aspect="equal", ylabel="a part …", xlabel="… imports")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure
+
+
+def seams_figure() -> Figure:
+    """Two sides and what passes between them, a row each."""
+    figure = Figure(figsize=(7.6, 3), layout="constrained")
+    axes = figure.subplots()
+    for row, (left, question, right) in enumerate(SEAMS):
+        y = -row * 0.8
+        box(axes, 0, y, left, 1.2)
+        box(axes, 6, y, right, 1.2, ACCENT)
+        arrow(axes, (0.65, y), (5.35, y), style="<->")
+        axes.text(3, y + 0.1, question, ha="center", va="bottom", fontsize=9, color=INK)
+    axes.set(xlim=(-0.8, 6.8), ylim=(-len(SEAMS) * 0.8 + 0.4, 0.5))
+    axes.set_axis_off()
+    return figure
+
+
+DRAWINGS = {"map.svg": map_figure, "layers.svg": layers_figure, "seams.svg": seams_figure}

@@ -1,0 +1,129 @@
+"""What the book's plain Markdown is given when the site is built.
+
+`<!-- step: SCENARIO -->` puts the player over the scenario's trace, in the place of the picture in the next line, if
+there is one: on other sites the comment is not seen, and the picture is.
+
+`<!-- modules: PART -->` documents every module of a part of the package, or the one module that it is.
+
+Links to folders and to package modules lead to their place in the reference; links to other files copy the file.
+"""
+
+import html
+import re
+from functools import cache
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx.application import Sphinx
+
+from inference_opt.scenarios import play
+from inference_opt.steps import page
+from inference_opt.steps.trace import Trace
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "refimpl" / "inference_opt"
+recorded = cache(play)
+
+
+class Step(Directive):
+    """`{step} SCENARIO`: a player inline, and a plain table of the same in print and where no scripts run."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """ValueError if there is no such scenario: the build stops."""
+        (name,) = self.arguments
+        return [nodes.raw("", _inline(name, recorded(name)), format="html")]
+
+
+def _inline(name: str, trace: Trace) -> str:
+    label = html.escape(f"step through: {trace.title}", quote=True)
+    return (
+        f'<div class="stepped" id="step-{name}">'
+        f'<div class="steps" aria-label="{label}" role="region"></div>'
+        f'<script type="application/json">{page.inline(trace)}</script>'
+        f'<div class="table-wrapper">{page.table(trace)}</div></div>'
+    )
+
+
+def player_script() -> str:
+    """The player as a classic script, since pages opened from disk may not load modules."""
+    return f"""(() => {{
+{page.classic()}
+for (const each of document.querySelectorAll(".stepped"))
+  mount(each.querySelector(".steps"), each.querySelector("script").textContent, false);
+}})();
+"""
+
+
+def modules_of(part: str) -> list[str]:
+    """A part's modules, by their whole names, the package itself first."""
+    if (PACKAGE / f"{part}.py").exists():
+        return [f"inference_opt.{part}"]
+    files = sorted((PACKAGE / part).glob("*.py"), key=lambda path: (path.stem != "__init__", path.stem))
+    if not files:
+        raise ValueError(f"<!-- modules: {part} -->: inference_opt has no such part; it has parts like kv and naive")
+    return [f"inference_opt.{part}" + ("" if path.stem == "__init__" else f".{path.stem}") for path in files]
+
+
+def _reference(part: str) -> str:
+    def one(module: str) -> str:
+        return f"## `{module}`\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n"
+
+    return "\n".join(map(one, modules_of(part)))
+
+
+def plain(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Docstrings are prose, not reStructuredText: code in backticks, what is indented as it stands, all else as text."""
+    told, verbatim = [], False
+    for line in lines:
+        indented = line.startswith("  ") and not (told and told[-1].lstrip().startswith("- "))
+        if line and not indented:
+            pieces = re.split(r"(`+[^`]+`+)", line)
+            pieces[::2] = [re.sub(r"([*|_\\`])", r"\\\1", piece) for piece in pieces[::2]]
+            pieces[1::2] = [f"\\ ``{piece.strip('`')}``\\ " for piece in pieces[1::2]]
+            line = "".join(pieces)
+        if indented != verbatim and line:
+            told += ["", "::", ""] if indented else [""]
+            verbatim = indented
+        told.append(line)
+    lines[:] = [*told, ""]
+
+
+def _link(match: re.Match[str]) -> str:
+    path = match[1].rstrip("/")
+    if (PACKAGE / path).is_dir():
+        return f"](../docs/api/{path}.md)"
+    return match[0]
+
+
+def read(app: Sphinx, name: str, source: list[str]) -> None:
+    """Write directives where the markers stand."""
+    if name.startswith("notebooks/"):
+        return
+    text = re.sub(r"<!-- step: (\S+) -->\n(?:!\[[^\]]*\]\([^)]*\)\n)?", r"```{step} \1\n```\n", source[0])
+    text = re.sub(r"<!-- modules: (\S+) -->", lambda match: _reference(match[1]), text)
+    source[0] = re.sub(r"\]\(\.\./refimpl/inference_opt/([\w/]+/)\)", _link, text)
+
+
+def finish(app: Sphinx, error: Exception | None) -> None:
+    """The player's one copy."""
+    if error is None and app.builder.format == "html":
+        (Path(app.outdir) / "_static" / "player.js").write_text(player_script(), encoding="utf-8")
+
+
+def add_player(app: Sphinx, name: str, template: str, context: dict, doctree: nodes.document | None) -> None:
+    """Only where there is something to play."""
+    if 'class="stepped"' in context.get("body", ""):
+        app.add_js_file("player.js", loading_method="defer")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Sphinx calls this."""
+    app.add_directive("step", Step)
+    app.connect("source-read", read)
+    app.connect("autodoc-process-docstring", plain)
+    app.connect("html-page-context", add_player)
+    app.connect("build-finished", finish)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
