@@ -56,7 +56,7 @@ def map_figure() -> Figure:
     figure = Figure(figsize=(10.5, 3), layout="constrained")
     axes = figure.subplots()
     for number, (name, x, y, needs) in CHAPTERS.items():
-        box(axes, x, y, f"{number}\n{name}", colour=ACCENT if number == "03" else FILL)
+        box(axes, x, y, f"{number}\n{name}")
         for need in needs:
             _, left, below, _ = CHAPTERS[need]
             arrow(axes, (left + 0.42, below), (x - 0.42, y))

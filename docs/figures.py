@@ -9,8 +9,8 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from drawings import DRAWINGS
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from inference_opt import Engine, SamplingParams, TransformerWithOptimizations

@@ -75,7 +75,7 @@ def _reference(part: str) -> str:
 
 
 def plain(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Docstrings are prose, not reStructuredText: code in backticks, what is indented as it stands, all else as text."""
+    """Docstrings are prose, not reStructuredText: code in backticks, the indented as it stands, the rest text."""
     told, verbatim = [], False
     for line in lines:
         indented = line.startswith("  ") and not (told and told[-1].lstrip().startswith("- "))
