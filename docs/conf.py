@@ -21,7 +21,8 @@ exclude_patterns = ["build", ".venv", "**/.ipynb_checkpoints"]
 html_theme = "furo"
 html_title = "inference-opt"
 html_show_copyright = False
-html_show_sourcelink = html_copy_source = False  # else every search result is fetched anew from a server
+html_show_sourcelink = html_copy_source = False
+html_show_search_summary = False  # it would be fetched, which a page opened from disk may not do
 templates_path = ["_templates"]
 html_extra_path = ["first"]  # index.html, which leads to docs/index.html
 html_css_files = ["book.css"]
@@ -44,4 +45,5 @@ suppress_warnings = ["mystnb.unknown_mime_type"]  # of a widget its text is show
 
 autodoc_default_options = {"members": True, "member-order": "bysource", "ignore-module-all": True}
 autodoc_typehints = "signature"
+viewcode_follow_imported_members = False
 autodoc_preserve_defaults = True

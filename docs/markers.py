@@ -52,7 +52,7 @@ def player_script() -> str:
     return f"""(() => {{
 {page.classic()}
 for (const each of document.querySelectorAll(".stepped"))
-  mount(each.querySelector(".steps"), each.querySelector("script").textContent, false);
+  mount(each.querySelector(".steps"), each.querySelector("script").textContent, false), each.classList.add("plays");
 }})();
 """
 
@@ -114,9 +114,14 @@ def finish(app: Sphinx, error: Exception | None) -> None:
 
 
 def add_player(app: Sphinx, name: str, template: str, context: dict, doctree: nodes.document | None) -> None:
-    """Only where there is something to play."""
+    """The player, only where there is something to play; and what the theme leaves out for those who do not see."""
     if 'class="stepped"' in context.get("body", ""):
         app.add_js_file("player.js", loading_method="defer")
+    for part in ("body", "furo_navigation_tree"):
+        whole = context.get(part, "").replace(
+            "<pre>", '<pre tabindex="0">'
+        )  # else its end is out of a keyboard's reach
+        context[part] = whole.replace('class="caption" role="heading"', 'class="caption" role="heading" aria-level="2"')
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
