@@ -129,6 +129,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("step", Step)
     app.connect("source-read", read)
     app.connect("autodoc-process-docstring", plain)
-    app.connect("html-page-context", add_player)
+    app.connect("html-page-context", add_player, priority=900)  # behind the theme
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

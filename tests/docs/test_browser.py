@@ -55,9 +55,7 @@ def test_a_page_is_quiet_fits_a_telephone_and_shows_its_mathematics(show, file):
 
 def test_search_finds_split(show):
     page = show(SITE / "search.html", "?q=split")
-    page.locator("#search-results li a").first.wait_for()
-    found = [link.get_attribute("href") for link in page.locator("#search-results li a").all()]
-    assert any("03_radix_attention" in address for address in found), found
+    page.locator("#search-results a[href*='03_radix_attention']").first.wait_for()
 
 
 def test_next_and_previous_walk_the_whole_book(show):
@@ -112,7 +110,7 @@ def test_a_player_within_its_page_steps_forward_and_back_to_the_same_picture(sho
 def test_the_checker_of_accessibility_finds_nothing_serious(show, file, theme):
     page = show(file, color_scheme=theme)
     assert page.locator(".player.dark").count() == (page.locator(".player").count() if theme == "dark" else 0)
-    assert serious(page) == []
+    assert serious(page, preload=False) == []  # it would fetch the style sheets, which no page on a disk may
 
 
 def test_in_print_and_without_scripts_a_player_is_a_table(show):

@@ -39,10 +39,10 @@ def step_on(page, times=1, key="ArrowRight"):
             page.keyboard.press("Enter")
 
 
-def serious(page):
+def serious(page, **options):
     """What the accessibility checker finds serious or worse."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    found = axe.run(page).response["violations"]
+    found = axe.run(page, options=options).response["violations"]
     return [(v["id"], v["nodes"][0]["html"][:120]) for v in found if v["impact"] in ("serious", "critical")]
 
 
