@@ -1,0 +1,44 @@
+"""Notebooks as the site's build executed them: what a cell tagged `exact` printed when committed, it prints still."""
+
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def exact(notebook):
+    """{number of a cell tagged exact: its texts}."""
+    return {
+        number: [out["text"] if "text" in out else out["data"].get("text/plain") for out in cell.outputs]
+        for number, cell in enumerate(cell for cell in notebook.cells if cell.cell_type == "code")
+        if "exact" in cell.metadata.get("tags", [])
+    }
+
+
+def sources(notebook):
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_committed_outputs_of_exact_cells_hold():
+    cached = [nbformat.read(path, 4) for path in (ROOT / "build" / "notebooks").rglob("base.ipynb")]
+    if not cached:
+        pytest.skip("no executed notebooks in build/notebooks: make docs")
+    tagged = 0
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        committed = nbformat.read(path, 4)
+        runs = [run for run in cached if sources(run) == sources(committed)]
+        assert runs, f"{path.name} has changed since it was executed: make docs"
+        tagged += len(exact(committed))
+        for number, texts in exact(committed).items():
+            now = [
+                out["text"] if "text" in out else out["data"].get("text/plain")
+                for out in code(runs[-1])[number].outputs
+            ]
+            assert now == texts, f"{path.name}, code cell {number + 1}: its committed output no longer holds"
+    assert tagged, "no cell of any notebook is tagged exact"
+
+
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
