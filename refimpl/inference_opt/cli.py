@@ -9,10 +9,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from inference_opt.bench import cuda
 from inference_opt.bench.commands import bench_app
 from inference_opt.options import DrafterName, DType, Dtype, Json, MaxNewTokens, Model, write_json
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+for command in (cuda.kernels, cuda.engine):
+    bench_app.command()(command)
 app.add_typer(bench_app, name="bench")
 
 

@@ -257,35 +257,3 @@ def _speculative_table(title: str, rows: list[dict[str, Any]]) -> Table:
 def _rates(case: dict[str, Any]) -> str:
     least, most = case["spread"]
     return f"{case['decode']:.1f} ({least:.1f} to {most:.1f})"
-
-
-@bench_app.command(name="kernels")
-def paged_kernels(
-    case: Annotated[
-        list[str] | None, typer.Option(help="May be given several times.", show_default="all of them")
-    ] = None,
-    peer: Annotated[bool, typer.Option(help="Beside FlashInfer, FlashMLA and SGLang, where installed.")] = True,
-    repeats: Annotated[int, typer.Option(min=1, help="The median is shown.")] = 30,
-    json_file: Json = None,
-) -> None:
-    """Paged decoding kernels on CUDA, against others' and against what the card reads and multiplies."""
-    from inference_opt.bench.kernels import CASES, bench_kernels
-
-    console = Console()
-    with Progress(console=Console(stderr=True)) as progress:
-        figures = bench_kernels(case or list(CASES), repeats, peer, progress)
-    ceilings = figures["ceilings"]
-    title = f"{figures['machine']['device']}: reads {ceilings['read_bandwidth'] / 1e9:,.0f} GB/s, "
-    table = Table(title=f"{title}multiplies {ceilings['product_flops'] / 1e12:,.0f} TFLOP/s", title_style="bold")
-    for heading in ("case", "kernel", "µs", "GB/s", "TFLOP/s", "of the limit"):
-        table.add_column(heading, justify="left" if heading in ("case", "kernel") else "right")
-    for row in figures["results"]:
-        for who, run in row["times"].items():
-            if "error" in run:
-                table.add_row(row["case"]["name"], who, run["error"][:60])
-                continue
-            rates = f"{run['bytes_per_second'] / 1e9:,.0f}", f"{run['operations_per_second'] / 1e12:,.0f}"
-            table.add_row(row["case"]["name"], who, f"{1e6 * run['seconds']:,.1f}", *rates, f"{run['of_limit']:.0%}")
-    console.print(table)
-    console.print(f"[dim]{figures['command']}[/]", highlight=False)
-    write_json(json_file, figures)

@@ -32,11 +32,11 @@ SHAPES = {
 Decoder = Callable[[list[list[int]], int], Any]  # prompts, new tokens
 
 
-def _ours(config: ModelConfig, batch: int, longest: int) -> Decoder:
+def _ours(config: ModelConfig, batch: int, longest: int, ahead: int) -> Decoder:
     with torch.device("cuda"):
         model = Transformer(config).to(torch.bfloat16).init_weights()
     num_pages = (batch + 1) * -(-longest // PAGE)
-    engine = Engine(model, False, None, PAGE, num_pages, token_budget=8_192, max_running=batch)
+    engine = Engine(model, False, None, PAGE, num_pages, token_budget=8_192, max_running=batch, ahead=ahead)
 
     def decode(prompts: list[list[int]], new: int) -> Any:
         return engine.generate(prompts, SamplingParams(max_new_tokens=new, ignore_eos=True))
@@ -47,16 +47,16 @@ def _ours(config: ModelConfig, batch: int, longest: int) -> Decoder:
 def transformers_model(config: ModelConfig) -> Any:
     """The same shape in `transformers`, random weights. ValueError where it is not installed."""
     try:
-        from transformers import LlamaConfig, LlamaForCausalLM
+        from transformers import AutoConfig, AutoModelForCausalLM
     except ImportError as error:
         raise ValueError("--peer needs transformers: pip install 'inference-opt[test]', or say --no-peer") from error
-    shape = LlamaConfig(
-        vocab_size=config.vocab_size, hidden_size=config.dim, num_hidden_layers=config.depth,
+    shape = AutoConfig.for_model(
+        "llama", vocab_size=config.vocab_size, hidden_size=config.dim, num_hidden_layers=config.depth,
         num_attention_heads=config.heads, num_key_value_heads=config.kv_heads, intermediate_size=config.ffn_dim,
         max_position_embeddings=config.max_context, tie_word_embeddings=True, attn_implementation="sdpa",
     )  # fmt: skip
     with torch.device("cuda"):
-        model: Any = LlamaForCausalLM(shape).bfloat16().eval()
+        model = AutoModelForCausalLM.from_config(shape).bfloat16().eval()
     model.generation_config.eos_token_id = model.config.eos_token_id = None
     return model
 
@@ -85,7 +85,7 @@ def _seconds(decode: Decoder, prompts: list[list[int]], new: int) -> float:
 
 
 def bench_engine(
-    shapes: Iterable[str], batches: list[int], new: int, repeats: int, peer: bool, progress: Progress
+    shapes: Iterable[str], batches: list[int], new: int, ahead: int, repeats: int, peer: bool, progress: Progress
 ) -> dict[str, Any]:
     """Tokens a second in decode, prefill apart, by shape and batch; ours, the peer's, and the limit.
 
@@ -108,7 +108,8 @@ def bench_engine(
             prompts = torch.randint(config.vocab_size, (batch, PROMPT), generator=generator).tolist()
             row: dict[str, Any] = {"shape": shape, "batch": batch}
             for name in ("inference-opt", "transformers")[: 1 + peer]:
-                decode = _ours(config, batch, PROMPT + new + 1) if name == "inference-opt" else _transformers(config)
+                ours = name == "inference-opt"
+                decode = _ours(config, batch, PROMPT + new + 1, ahead) if ours else _transformers(config)
                 for n in (1, new + 1):  # warm up: compile, capture
                     decode(prompts, n)
                 times = [[_seconds(decode, prompts, n) for n in (1, new + 1)] for _ in range(repeats)]
@@ -125,7 +126,14 @@ def bench_engine(
             row["of_limit"] = row["inference-opt"]["decode"] / row["limit"]
             results.append(row)
     machine = {**describe(), "device": torch.cuda.get_device_name()}
-    sizes = {"prompt": PROMPT, "new_tokens": new, "repeats": repeats, "page_size": PAGE, "dtype": "bfloat16"}
+    sizes = {
+        "prompt": PROMPT,
+        "new_tokens": new,
+        "ahead": ahead,
+        "repeats": repeats,
+        "page_size": PAGE,
+        "dtype": "bfloat16",
+    }
     head = {"command": command_line(), "machine": machine, "read_bandwidth": bandwidth}
     return head | sizes | {"results": results}
 

@@ -183,14 +183,15 @@ def _greedy(request: Request) -> bool:
 
 
 def run_ahead(model: Transformer, cache: PagedCache, drafter: Drafter | None, steps: int, most: int) -> Ahead | None:
-    """For what kernels answer for, where no drafter takes part, and no router, whose launches depend on the data.
+    """For what kernels answer for, where no drafter takes part, no router, whose launches depend on the data, and no
+    other rank (`model/parallel.py`), whose share is summed behind each product.
 
     ValueError for fewer steps than one.
     """
     if steps < 1:
         raise ValueError(f"ahead must be at least 1, got {steps}")
     kernels = isinstance(cache, InPlaceCache) and uses_triton(cache.keys[0])
-    if not kernels or drafter is not None or model.config.experts:
+    if not kernels or drafter is not None or model.config.experts or model.head._forward_hooks:
         return None
     assert isinstance(cache, InPlaceCache)
     return Ahead(model, cache, steps, most)

@@ -5,7 +5,7 @@
     run        the model once, over all of them laid end to end: prompts' chunks, single tokens and drafts alike
     commit     what was fed and kept is now computed; requests whose last known token was fed get their next, or several
 
-Plain decoding is speculation with no drafts: there is one step, and no second path.
+Plain decoding is speculation with no drafts: one step for both. (On CUDA, `ahead.py` runs steps that are all greedy.)
 
 When is a sampled token written to a page? Not when it is sampled: it joins `tokens`, and its key and value are
 computed, and written, by the next step, which feeds it. So the last token of a text never takes a slot.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from inference_opt.engine.ahead import run_ahead
 from inference_opt.engine.memory import Memory
-from inference_opt.engine.request import Metrics, Request
+from inference_opt.engine.request import Metrics, Request, check_hashable
 from inference_opt.engine.scheduler import Chunk, Scheduler
 from inference_opt.engine.speculation import Rule, Speculation, logprobs
 from inference_opt.engine.stats import FED, Output, Stats
@@ -36,6 +36,8 @@ from inference_opt.sampling import SamplingParams, StopCheck
 from inference_opt.speculative.drafter import Draft, Drafter
 from inference_opt.speculative.rules import token_wise
 from inference_opt.steps import step
+
+States = list[Tensor]  # the residual stream of one chunk, at each layer that the drafter taps
 
 
 class Engine:
@@ -111,15 +113,13 @@ class Engine:
         step("engine.step", self.scheduler, "step {n} of the engine is done", n=self._totals.steps, outputs=outputs)
         return outputs
 
-    def _run(
-        self, chunks: list[Chunk], drafts: list[Draft]
-    ) -> tuple[list[list[int]], list[Tensor], list[list[Tensor]]]:
+    def _run(self, chunks: list[Chunk], drafts: list[Draft]) -> tuple[list[list[int]], list[Tensor], list[States]]:
         """The model over all chunks and drafts laid end to end.
 
         For each chunk: what it emits; the logits behind its last token and behind each draft, [1 + drafts, vocab] (no
         row where there is prompt left); and the residual stream where the drafter taps it.
         """
-        none: list[list[Tensor]] = [[] for _ in chunks]
+        none: list[States] = [[] for _ in chunks]
         if self.ahead is not None and self.ahead.takes(chunks):
             return self.ahead.run(chunks, self.scheduler.memory), [torch.empty(0)] * len(chunks), none
         fed = [
@@ -138,11 +138,11 @@ class Engine:
             h, tapped = self.model.stream(tokens, positions, self.cache, taps=self.speculation.taps)
             logits = self.model.logits(h[torch.tensor(rows, device=h.device).long()])
         states = [list(each) for each in zip(*(tap.split(counts) for tap in tapped))]
-        each = logits.split(wanted)
-        return self.speculation.decide(chunks, each, drafts), list(each), states or none
+        split = list(logits.split(wanted))
+        return self.speculation.decide(chunks, split, drafts), split, states or none
 
     def _commit(
-        self, chunk: Chunk, draft: Draft, emitted: list[int], logits: Tensor, states: list[Tensor], began: float
+        self, chunk: Chunk, draft: Draft, emitted: list[int], logits: Tensor, states: States, began: float
     ) -> Output:
         """Write down what a step did for one request: every emitted token, up to the one that ends the text."""
         request, metrics, totals, now = chunk.request, chunk.request.metrics, self._totals, time.perf_counter()
@@ -218,7 +218,7 @@ class Engine:
 
     def abort(self, id: Any) -> Request:
         """End a request now; what it has stays on its handle. ValueError if there is none of this id."""
-        _check_hashable("id", id)
+        check_hashable("id", id)
         if id not in self.requests:
             raise ValueError(f"no unfinished request has the id {id!r}")
         request = self.requests[id]
@@ -236,8 +236,8 @@ class Engine:
         ids = config.check_prompt(prompt)
         if id is None:
             id = f"request-{next(self._names)}"
-        _check_hashable("id", id)
-        _check_hashable("namespace", namespace)
+        check_hashable("id", id)
+        check_hashable("namespace", namespace)
         if id in self.requests:
             raise ValueError(f"request id {id!r} is taken by a request that is not finished")
         room = config.max_context - len(ids) + 1
@@ -296,10 +296,3 @@ class Engine:
             pages_cached=len(self.tree),
             pages_private=self.pool.num_pages - self.pool.free - len(self.tree),
         )
-
-
-def _check_hashable(name: str, value: Any) -> None:
-    try:
-        hash(value)
-    except TypeError as error:
-        raise ValueError(f"{name} must be hashable, got {value!r} ({error})") from None

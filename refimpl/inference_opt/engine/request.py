@@ -100,3 +100,11 @@ class Request:
         """It has stopped running: nothing of what was computed for it is its own any more."""
         self.node, self.table, self.shared, self.computed = None, [], 0, 0
         self.decoding, self.memo = False, None
+
+
+def check_hashable(name: str, value: Any) -> None:
+    """ValueError for what cannot be looked up."""
+    try:
+        hash(value)
+    except TypeError as error:
+        raise ValueError(f"{name} must be hashable, got {value!r} ({error})") from None
