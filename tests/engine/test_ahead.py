@@ -128,6 +128,19 @@ def test_a_projection_is_its_operations(rows, width, out, normed, after):
     torch.testing.assert_close(got, expected, **CLOSE)
 
 
+@given(st.integers(1, 3), st.sampled_from([1, 5, 4096, 9000]), st.integers(0, 99), st.booleans())
+def test_the_chosen_are_the_first_of_the_largest(rows, vocab, seed, broken):
+    logits = torch.randint(4, (rows, vocab), generator=torch.Generator().manual_seed(seed)).float().to(DEVICE)
+    if broken:
+        logits[-1, seed % vocab] = torch.nan
+    tops, chosen = fused.choose(logits)
+    assert torch.equal(tops.isnan(), logits.isnan().any(1))
+    whole = ~tops.isnan()
+    best = logits.max(dim=1)
+    assert torch.equal(tops[whole], best.values[whole])
+    assert torch.equal(chosen[whole], best.indices[whole])
+
+
 @given(st.integers(1, 4), st.sampled_from([(1, 1, 8), (9, 3, 16), (4, 2, 20)]), st.sampled_from([1, 3]))
 def test_rotating_and_writing_is_rotate_and_write_kv(tokens, shape, page):
     heads, kv_heads, dim = shape

@@ -156,6 +156,8 @@ class Ahead:
     @torch.inference_mode()
     def _step(self, rows: int, lists: Work) -> None:
         """One step of `rows` rows, from the buffers to the buffers."""
+        from inference_opt.kernels.fused import choose  # Triton is there where it is used
+
         positions, slots = self.places.index_select(0, self.step)[0, :, :rows]
         batch, tokens = Batch(self.table, [0] * rows, [1] * rows, lists), self.tokens[:rows]
         if self.fused:
@@ -163,9 +165,9 @@ class Ahead:
         else:
             self.cache.slots, self.cache.batch = slots, batch
             logits = self.model(tokens, positions, self.cache)
-        tops, chosen = logits.max(dim=-1)  # of equals the first
+        tops, chosen = choose(logits)
         self.chosen[:, :rows].index_copy_(0, self.step, chosen[None])
-        self.tops[:, :rows].index_copy_(0, self.step, tops.float()[None])
+        self.tops[:, :rows].index_copy_(0, self.step, tops[None])
         tokens.copy_(chosen)
         for moving in (self.step, *(launch.pieces[:, PIECE.index("position")] for launch in lists.launches)):
             moving += 1

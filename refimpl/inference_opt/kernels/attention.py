@@ -28,6 +28,15 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LN2 = tl.constexpr(0.6931471805599453)
 
 
+def early() -> dict[str, bool]:
+    """Options of a launch that may begin before the one before it has ended (programmatic dependent launch).
+
+    The kernel waits (`gdc_wait`) before it reads what others wrote, and says at its start that the next may begin.
+    """
+    allowed = not INTERPRETED and torch.cuda.get_device_capability() >= (9, 0)
+    return {"EARLY": allowed} | ({"launch_pdl": True} if allowed else {})
+
+
 @triton.jit
 def dot(a, b, acc, WIDEN: tl.constexpr):
     """acc + a · b in float32; the interpreter has no products in bfloat16, so there operands are widened first."""
@@ -64,6 +73,7 @@ def attend_piece(
     DA: tl.constexpr,  # SPLIT, D − SPLIT and V, as powers of two
     DB: tl.constexpr,
     DV: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
     """One piece for one key head."""
     GROUP: tl.constexpr = HEADS // KV_HEADS
@@ -72,6 +82,9 @@ def attend_piece(
     sequence, token0, queries, position0 = tl.load(piece), tl.load(piece + 1), tl.load(piece + 2), tl.load(piece + 3)
     row0, first, end, state = tl.load(piece + 4), tl.load(piece + 5), tl.load(piece + 6), tl.load(piece + 7)
 
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()  # plans were there before; queries, keys and values may be a moment old
     end = tl.minimum(end, position0 + queries)  # a plan may reach further, for steps to come (engine/ahead.py)
 
     rows = row0 + tl.arange(0, ROWS)
@@ -145,6 +158,7 @@ def merge_token(
     """Join one head's states of one token: a softmax over states, BLOCK of them at a time."""
     token, head = tl.program_id(0), tl.program_id(1)
     if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()  # launched while the last pieces still run: wait until what they wrote is there
     first, end = tl.load(offsets + token), tl.load(offsets + token + 1)
     cv = tl.arange(0, DV)
@@ -195,7 +209,7 @@ def attend(
             q, k_pages, k_pages if shared else v_pages, page_table, launch.pieces, out, lse, partial, partial_lse,
             page_table.stride(0), scale * 1.4426950408889634,
             heads, kv_heads, dim, value_dim, split, page, shared, tile.rows, tile.block, len(PIECE),
-            INTERPRETED and q.dtype == torch.bfloat16, *sizes, num_warps=tile.warps, num_stages=tile.stages,
+            INTERPRETED and q.dtype == torch.bfloat16, *sizes, num_warps=tile.warps, num_stages=tile.stages, **early(),
         )  # fmt: skip
     if work.num_states:
         merge(partial, partial_lse, work.offsets, work.states, out, lse)
@@ -212,9 +226,7 @@ def merge(
 ) -> None:
     """Join states[offsets[t] : offsets[t + 1]] into out[t] and lse[t], for the tokens that have any."""
     tokens, heads, value_dim = out.shape
-    early = not INTERPRETED and torch.cuda.get_device_capability() >= (9, 0)  # programmatic dependent launch
-    options = {"launch_pdl": True} if early else {}
     merge_token[(tokens, heads)](
         partial, partial_lse, offsets, states, out, lse,
-        heads, value_dim, triton.next_power_of_2(value_dim), 16, early, **options,
+        heads, value_dim, triton.next_power_of_2(value_dim), 16, **early(),
     )  # fmt: skip

@@ -7,11 +7,10 @@ Run operation by operation, a layer is some sixteen launches, and the card idles
                   the result, so it costs nothing beside reading the weight. The next weights are asked for while the
                   last launch still runs (programmatic dependent launch): they depend on nobody.
     rotate_write  RoPE of queries and keys, and keys and values into their pages: q, k and v are read once
+    choose        the largest logit of each row, many programs a row
 
 Many rows are matrix products proper, best left to the library; there only what surrounds them is joined.
 """
-
-import os
 
 import torch
 import triton
@@ -19,13 +18,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def early() -> dict[str, bool]:
-    """Whether a launch may begin before the one before it has ended: `tl.extra.cuda.gdc_wait` says from where not."""
-    allowed = not INTERPRETED and torch.cuda.get_device_capability() >= (9, 0)
-    return {"EARLY": allowed} | ({"launch_pdl": True} if allowed else {})
+from inference_opt.kernels.attention import early
 
 
 # [project]
@@ -102,11 +95,10 @@ def project(
         return swiglu(y) if gated else y
     n, k = len(weight) // (1 + gated), x.shape[1]
     out = x.new_empty(1, n) if residual is None else residual
-    block = min(triton.next_power_of_2(k), 2048)
-    rows = 8 if not gated and k <= block else 4
+    rows, block = 8, 1024 if k <= 2048 else 2048  # found by trying, on an H100
     project_row[(triton.cdiv(n, rows),)](
         x, weight, x if norm is None else norm.weight, out, 0.0 if norm is None else norm.eps, n, k,
-        norm is not None, residual is not None, gated, rows, block, num_warps=8, **early(),
+        norm is not None, residual is not None, gated, rows, block, num_warps=block // 256, **early(),
     )  # fmt: skip
     return out
 
@@ -192,3 +184,48 @@ def rotate_write(
         triton.next_power_of_2(rows), triton.next_power_of_2(dim), **early(),
     )  # fmt: skip
     return q
+
+
+# [choose]
+@triton.jit
+def best_of_part(logits, tops, chosen, N, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    """The largest of BLOCK logits of one row, the first of equals; NaN where one is NaN."""
+    row, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    n = part * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(logits + row * N + n, mask=n < N, other=float("-inf")).to(tl.float32)
+    broken = tl.max((x != x).to(tl.int32), 0)
+    top, where = tl.max(tl.where(x != x, float("-inf"), x), 0, return_indices=True)
+    tl.store(tops + row * parts + part, tl.where(broken > 0, float("nan"), top))
+    tl.store(chosen + row * parts + part, part * BLOCK + where)
+
+
+@triton.jit
+def best_of_row(part_tops, part_chosen, tops, chosen, parts, PARTS: tl.constexpr, EARLY: tl.constexpr):
+    """The same, of the parts of one row."""
+    row = tl.program_id(0).to(tl.int64)
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    i = tl.arange(0, PARTS)
+    x = tl.load(part_tops + row * parts + i, mask=i < parts, other=float("-inf"))
+    broken = tl.max((x != x).to(tl.int32), 0)
+    top, where = tl.max(tl.where(x != x, float("-inf"), x), 0, return_indices=True)
+    tl.store(tops + row, tl.where(broken > 0, float("nan"), top))
+    tl.store(chosen + row, tl.load(part_chosen + row * parts + where).to(tl.int64))
+
+
+# [/choose]
+
+
+def choose(logits: Float[Tensor, "rows vocab"]) -> tuple[Float[Tensor, "rows"], Int[Tensor, "rows"]]:
+    """Each row's largest logit, in float32, and its token: of equals the first. NaN where the row holds one."""
+    (rows, vocab), block = logits.shape, 4096
+    parts = triton.cdiv(vocab, block)
+    part_tops, part_chosen = (logits.new_empty(rows, parts, dtype=kind) for kind in (torch.float32, torch.int32))
+    tops, chosen = (logits.new_empty(rows, dtype=kind) for kind in (torch.float32, torch.int64))
+    best_of_part[(rows, parts)](logits, part_tops, part_chosen, vocab, block, **early())
+    best_of_row[(rows,)](part_tops, part_chosen, tops, chosen, parts, triton.next_power_of_2(parts), **early())
+    return tops, chosen
