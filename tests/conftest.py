@@ -9,7 +9,7 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Not those with Triton kernels: the hook would wrap the functions that Triton reads the source of.
-KERNELS = {"attention.py", "lesson.py", "write.py"}
+KERNELS = {"attention.py", "fused.py", "lesson.py", "write.py"}
 PACKAGE = Path(__file__).parent.parent / "refimpl"
 MODULES = [p for p in PACKAGE.rglob("*.py") if not (p.parent.name == "kernels" and p.name in KERNELS)]
 install_import_hook([".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in MODULES], "beartype.beartype")

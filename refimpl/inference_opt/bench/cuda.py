@@ -1,5 +1,6 @@
 """The benchmarks that need a card: `inference-opt bench kernels` and `bench engine`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -49,8 +50,11 @@ def engine(
         list[int] | None, typer.Option(min=1, help="May be given several times.", show_default="1, 8, 64, 256")
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    ahead: Annotated[int, typer.Option(min=1, help="Tokens decoded in a row before the host looks.")] = 16,
+    ahead: Annotated[int, typer.Option(min=1, help="Tokens decoded in a row before the host looks.")] = 32,
     peer: Annotated[bool, typer.Option(help="Beside transformers' generate.")] = True,
+    gpt_fast: Annotated[
+        Path | None, typer.Option(help="A checkout of gpt-fast: beside it, too, for one request.", exists=True)
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="The median is shown.")] = 5,
     json_file: Json = None,
 ) -> None:
@@ -60,16 +64,17 @@ def engine(
     console = Console()
     with Progress(console=Console(stderr=True)) as progress:
         figures = bench_engine(
-            shape or list(SHAPES), batch or [1, 8, 64, 256], new_tokens, ahead, repeats, peer, progress
+            shape or list(SHAPES), batch or [1, 8, 64, 256], new_tokens, ahead, repeats, peer, gpt_fast, progress
         )
     title = (
         f"{figures['machine']['device']}: reads {figures['read_bandwidth'] / 1e9:,.0f} GB/s; tokens a second in decode"
     )
     table = Table(title=title, title_style="bold")
-    for heading in ("shape", "batch", "inference-opt", *(["transformers"] if peer else []), "limit", "of the limit"):
+    who = ["inference-opt", *(["transformers"] if peer else []), *(["gpt-fast"] if gpt_fast else [])]
+    for heading in ("shape", "batch", *who, "limit", "of the limit"):
         table.add_column(heading, justify="left" if heading == "shape" else "right")
     for row in figures["results"]:
-        rates = [f"{row[who]['decode']:,.0f}" for who in ("inference-opt", "transformers") if who in row]
+        rates = [f"{row[name]['decode']:,.0f}" if name in row else "" for name in who]
         table.add_row(row["shape"], str(row["batch"]), *rates, f"{row['limit']:,.0f}", f"{row['of_limit']:.0%}")
     console.print(table)
     console.print(f"[dim]{figures['command']}[/]", highlight=False)

@@ -5,17 +5,21 @@ A decoding step reads every weight, and every key and value of every request, on
     tokens a second ≤ batch · read bandwidth / (bytes of weights + bytes of the requests' keys and values)
 
 The weights are random, of a real model's shape: how long a step takes does not depend on them. Prompts are random, so
-no prefix is shared. Prefill is timed apart, and taken off.
+no prefix is shared. Decoding is timed from when every request has its first token; of `generate`, which does not say
+when that is, the time of one token is taken off.
 """
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from rich.progress import Progress
 
+from inference_opt.bench.engine_peers import Decoder, gpt_fast, transformers
 from inference_opt.bench.machine import command_line, describe, read_bandwidth
 from inference_opt.engine.engine import Engine
 from inference_opt.model.config import ModelConfig
@@ -29,7 +33,6 @@ SHAPES = {
         128_256, 2_048, 16, 32, 8, 64, 8_192, 8_192, tied_embeddings=True, rope_theta=500_000.0
     ),
 }
-Decoder = Callable[[list[list[int]], int], Any]  # prompts, new tokens
 
 
 def _ours(config: ModelConfig, batch: int, longest: int, ahead: int) -> Decoder:
@@ -38,54 +41,28 @@ def _ours(config: ModelConfig, batch: int, longest: int, ahead: int) -> Decoder:
     num_pages = (batch + 1) * -(-longest // PAGE)
     engine = Engine(model, False, None, PAGE, num_pages, token_budget=8_192, max_running=batch, ahead=ahead)
 
-    def decode(prompts: list[list[int]], new: int) -> Any:
-        return engine.generate(prompts, SamplingParams(max_new_tokens=new, ignore_eos=True))
+    def decode(prompts: list[list[int]], new: int) -> tuple[float, float]:
+        began = time.perf_counter()
+        requests = [engine.add(prompt, SamplingParams(max_new_tokens=new, ignore_eos=True)) for prompt in prompts]
+        while not all(request.output for request in requests):
+            engine.step()
+        prefilled, known = time.perf_counter(), sum(len(request.output) for request in requests)
+        while engine.requests:
+            engine.step()
+        return prefilled - began, (batch * new - known) / (time.perf_counter() - prefilled)
 
     return decode
-
-
-def transformers_model(config: ModelConfig) -> Any:
-    """The same shape in `transformers`, random weights. ValueError where it is not installed."""
-    try:
-        from transformers import AutoConfig, AutoModelForCausalLM
-    except ImportError as error:
-        raise ValueError("--peer needs transformers: pip install 'inference-opt[test]', or say --no-peer") from error
-    shape = AutoConfig.for_model(
-        "llama", vocab_size=config.vocab_size, hidden_size=config.dim, num_hidden_layers=config.depth,
-        num_attention_heads=config.heads, num_key_value_heads=config.kv_heads, intermediate_size=config.ffn_dim,
-        max_position_embeddings=config.max_context, tie_word_embeddings=True, attn_implementation="sdpa",
-    )  # fmt: skip
-    with torch.device("cuda"):
-        model = AutoModelForCausalLM.from_config(shape).bfloat16().eval()
-    model.generation_config.eos_token_id = model.config.eos_token_id = None
-    return model
-
-
-def _transformers(config: ModelConfig) -> Decoder:
-    model = transformers_model(config)
-
-    def decode(prompts: list[list[int]], new: int) -> Any:
-        ids = torch.tensor(prompts, device="cuda")
-        with torch.inference_mode():
-            out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=0
-            )
-        assert out.shape[1] == PROMPT + new
-        return out
-
-    return decode
-
-
-def _seconds(decode: Decoder, prompts: list[list[int]], new: int) -> float:
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    decode(prompts, new)
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
 
 
 def bench_engine(
-    shapes: Iterable[str], batches: list[int], new: int, ahead: int, repeats: int, peer: bool, progress: Progress
+    shapes: Iterable[str],
+    batches: list[int],
+    new: int,
+    ahead: int,
+    repeats: int,
+    peer: bool,
+    gpt_fast_folder: Path | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Tokens a second in decode, prefill apart, by shape and batch; ours, the peer's, and the limit.
 
@@ -99,7 +76,10 @@ def bench_engine(
             "the engine is timed on CUDA here; for the processor there are `bench decode` and `bench radix`"
         )
     bandwidth = read_bandwidth(4096, device="cuda")
-    task = progress.add_task("bench engine", total=len(shapes) * len(batches) * (1 + peer))
+    task = progress.add_task(
+        "bench engine",
+        total=len(shapes) * len(batches) * (1 + peer) + (1 in batches) * len(shapes) * bool(gpt_fast_folder),
+    )
     results = []
     for shape in shapes:
         config = SHAPES[shape]
@@ -107,16 +87,19 @@ def bench_engine(
             generator = torch.Generator().manual_seed(batch)
             prompts = torch.randint(config.vocab_size, (batch, PROMPT), generator=generator).tolist()
             row: dict[str, Any] = {"shape": shape, "batch": batch}
-            for name in ("inference-opt", "transformers")[: 1 + peer]:
-                ours = name == "inference-opt"
-                decode = _ours(config, batch, PROMPT + new + 1, ahead) if ours else _transformers(config)
-                for n in (1, new + 1):  # warm up: compile, capture
-                    decode(prompts, n)
-                times = [[_seconds(decode, prompts, n) for n in (1, new + 1)] for _ in range(repeats)]
-                rates = [batch * new / (whole - first) for first, whole in times]
+            make: dict[str, Callable[[], Decoder]]
+            make = {"inference-opt": partial(_ours, config, batch, PROMPT + new, ahead)}
+            if peer:
+                make["transformers"] = partial(transformers, config)
+            if gpt_fast_folder and batch == 1:
+                make["gpt-fast"] = partial(gpt_fast, config, gpt_fast_folder, PROMPT + new)
+            for name, of in make.items():
+                decode = of()
+                decode(prompts, new)  # warm up: compile, capture
+                runs = [decode(prompts, new) for _ in range(repeats)]
+                rates = [rate for _, rate in runs]
                 figures = {"decode": median(rates), "spread": [min(rates), max(rates)]}
-                figures["prefill_seconds"] = median(first for first, _ in times)
-                figures["with_prefill"] = batch * (new + 1) / median(whole for _, whole in times)
+                figures["prefill_seconds"] = median(prefill for prefill, _ in runs)
                 row[name] = figures
                 del decode
                 torch.cuda.empty_cache()

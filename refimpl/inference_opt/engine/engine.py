@@ -66,7 +66,7 @@ class Engine:
         gamma: int | None = None,
         rule: Rule = token_wise,
         draft_rows: int = 64,
-        ahead: int = 16,
+        ahead: int = 32,
     ) -> None:
         config = model.config
         if num_pages is None:
