@@ -50,7 +50,7 @@ def engine(
         list[int] | None, typer.Option(min=1, help="May be given several times.", show_default="1, 8, 64, 256")
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=1)] = 128,
-    ahead: Annotated[int, typer.Option(min=1, help="Tokens decoded in a row before the host looks.")] = 32,
+    ahead: Annotated[int, typer.Option(min=1, help="Tokens decoded in a row before the host looks.")] = 64,
     peer: Annotated[bool, typer.Option(help="Beside transformers' generate.")] = True,
     gpt_fast: Annotated[
         Path | None, typer.Option(help="A checkout of gpt-fast: beside it, too, for one request.", exists=True)

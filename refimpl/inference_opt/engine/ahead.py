@@ -80,8 +80,7 @@ class Ahead:
         for _ in range(max(rooms)):
             replay()
         tokens, tops = self.chosen[:, : len(chunks)].T.tolist(), self.tops[:, : len(chunks)].T.cpu()
-        for top, room in zip(tops, rooms):
-            check_top(top[:room])
+        check_top(tops[torch.arange(self.steps) < torch.tensor(rooms)[:, None]])
         return [row[:room] for row, room in zip(tokens, rooms)]
 
     # [/run]
