@@ -42,7 +42,7 @@ class Ahead:
         self.model, self.cache, self.steps = model, cache, steps
         config = model.config
         extras = config.latent or config.qk_norm or config.qkv_bias or config.out_bias or config.mlp_bias
-        self.fused = not extras  # the plain layers of Llama
+        self.fused = not extras and not model.head.weight.is_mkldnn  # the plain layers of Llama, stored densely
         most, pages = _bucket(most), -(-config.max_context // cache.page_size)
 
         def buffer(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:

@@ -22,7 +22,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inference_opt.kernels.work import PIECE, Work
+from inference_opt.kernels.work import PIECE, Work, padded
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LN2 = tl.constexpr(0.6931471805599453)
@@ -168,11 +168,11 @@ def merge_token(
     for n in range(first, end, BLOCK):
         i = n + tl.arange(0, BLOCK)
         row = tl.load(states + i, mask=i < end, other=0).to(tl.int64) * HEADS + head
-        log = tl.load(partial_lse + row, mask=i < end, other=float("-inf")) / LN2
+        log = tl.load(partial_lse + row, mask=i < end, other=float("-inf"))
         o = tl.load(partial + row[:, None] * V + cv[None, :], mask=(i < end)[:, None] & (cv < V)[None, :], other=0.0)
         m_new = tl.maximum(m, tl.max(log, 0))
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
-        weight, shrink = tl.exp2(log - m_safe), tl.exp2(m - m_safe)
+        weight, shrink = tl.exp(log - m_safe), tl.exp(m - m_safe)  # the difference first: it is nearly exact
         l = l * shrink + tl.sum(weight, 0)  # noqa: E741
         acc = acc * shrink + tl.sum(o * weight[:, None], 0)
         m = m_new
@@ -180,7 +180,7 @@ def merge_token(
     if first < end:  # a token without states was written where it belongs
         total = tl.where(l > 0, l, 1.0)
         tl.store(out + where * V + cv, acc / total, mask=cv < V)
-        tl.store(lse + where, (m + tl.log2(total)) * LN2)
+        tl.store(lse + where, m + tl.log(total))
 
 
 # [/merge]
@@ -198,8 +198,7 @@ def attend(
     """All pieces, then the merge. Where there are no values, they are the first `value_dim` columns of the keys."""
     (tokens, heads, dim), (_, page, kv_heads, _) = q.shape, k_pages.shape
     shared = v_pages is None
-    split = value_dim if shared else 1 << (dim.bit_length() - 1)
-    sizes = [max(triton.next_power_of_2(n), 16) for n in (split, dim - split, value_dim)]
+    split, *sizes = padded(dim, value_dim, shared)
     out, lse = q.new_empty(tokens, heads, value_dim), q.new_empty(tokens, heads, dtype=torch.float32)
     partial = q.new_empty(work.num_states, heads, value_dim, dtype=torch.float32)
     partial_lse = q.new_empty(work.num_states, heads, dtype=torch.float32)

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference_opt.kernels import plain
-from inference_opt.kernels.work import Runs, Work, choose_tile, plan
+from inference_opt.kernels.work import Runs, Work, choose_tile, padded, plan
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 Stem = tuple[int, int, int]  # first sequence, how many from there on, keys that all of them share
@@ -101,18 +101,21 @@ def cut(
     The lists are on the host: arguments as `plan_batch` takes and has checked them.
     """
     kv_heads, dim = k_pages.shape[2:]
-    group, key_bytes = heads // kv_heads, (dim + (0 if value_dim else dim)) * k_pages.element_size()
+    group, size = heads // kv_heads, k_pages.element_size()
+    split, low, high, value = padded(dim, value_dim or dim, shared=value_dim is not None)
+    query_bytes = (low + (high if split < dim else 0)) * size
+    key_bytes = query_bytes + (0 if value_dim else value * size)
     length, count = np.array(lengths, dtype=np.int64), np.array(counts, dtype=np.int64)
     sequence, token0, first = np.arange(len(length)), np.cumsum(count) - count, np.zeros_like(length)
     for who, members, keys in stems:
         first[who : who + members] = keys
     own = Runs(sequence, token0, count, length - count, first, length)
-    groups = [(own, choose_tile(int(count.max(initial=1)) * group, key_bytes))]
+    groups = [(own, choose_tile(int(count.max(initial=1)) * group, key_bytes, query_bytes))]
     if stems:
         who, members, keys = np.array(stems, dtype=np.int64).T
         rows = np.array([count[w : w + m].sum() for w, m in zip(who, members)])
         shared = Runs(who, token0[who], rows, keys, 0 * keys, keys)  # each row stands behind every key of the stem
-        groups.append((shared, choose_tile(int(rows.max()) * group, key_bytes)))
+        groups.append((shared, choose_tile(int(rows.max()) * group, key_bytes, query_bytes)))
     return plan(groups, group, kv_heads, int(count.sum()), processors_of(k_pages.device))
 
 
@@ -207,7 +210,8 @@ def paged_prefill(
 
     ValueError, before anything is launched, for shapes, dtypes or devices that do not fit, and as of `plan_batch`.
     """
-    batch = plan_batch(page_table, seq_lens.tolist(), counts, k_pages, q.shape[-2], value_dim, stems)
+    inner = value_dim if v_pages is None else None
+    batch = plan_batch(page_table, seq_lens.tolist(), counts, k_pages, q.shape[-2], inner, stems)
     out, lse = paged_attention(q, k_pages, v_pages, batch, scale, value_dim)
     return (out, lse) if return_lse else out
 
@@ -231,7 +235,8 @@ def paged_decode(
     if q.ndim not in (3, 4):
         raise ValueError(f"q must be [batch, heads, dim] or [batch, queries, heads, dim], got {list(q.shape)}")
     counts = [1 if q.ndim == 3 else q.shape[1]] * len(q)
-    batch = plan_batch(page_table, seq_lens.tolist(), counts, k_pages, q.shape[-2], value_dim, stems)
+    inner = value_dim if v_pages is None else None
+    batch = plan_batch(page_table, seq_lens.tolist(), counts, k_pages, q.shape[-2], inner, stems)
     out, lse = paged_attention(q.flatten(0, -3), k_pages, v_pages, batch, scale, value_dim)
     out, lse = out.view(*q.shape[:-1], out.shape[-1]), lse.view(q.shape[:-1])
     return (out, lse) if return_lse else out

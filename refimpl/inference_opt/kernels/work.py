@@ -14,7 +14,7 @@ and shared prefixes. The lists depend on lengths only, which the scheduler knows
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ Array = NDArray[np.int64]
 # to token token0 + i, or, where state >= 0, as a partial result to state + i.
 PIECE = ("sequence", "token0", "queries", "position", "row0", "first", "end", "state")
 OVERHEAD = 64  # what beginning a piece costs, in keys read
+SHARED_MEMORY = 220 * 1024  # bytes a program may have: 227 KiB on an H100, less what the kernel keeps besides
 
 
 @dataclass(frozen=True)
@@ -77,20 +78,33 @@ class Work:
         return Work(launches, self.offsets.to(device), self.states.to(device), self.num_states)
 
 
+def padded(dim: int, value_dim: int, shared: bool) -> tuple[int, int, int, int]:
+    """Where a key is split, and the widths of the tiles for its two parts and for the value: powers of two, from 16."""
+    split = value_dim if shared else 1 << (dim.bit_length() - 1)
+    low, high, value = (max(1 << max(n - 1, 0).bit_length(), 16) for n in (split, dim - split, value_dim))
+    return split, low, high, value
+
+
 # [tile]
-def choose_tile(rows: int, key_bytes: int) -> Tile:
-    """A tile for so many rows, of keys that take `key_bytes` with their values.
+def choose_tile(rows: int, key_bytes: int, query_bytes: int) -> Tile:
+    """A tile for so many rows of `query_bytes`, of keys that take `key_bytes` with their values.
 
     Tensor cores take 16 rows at the least; more than 64 leave too few registers for what is summed. The blocks are as
-    long as shared memory (227 KiB on an H100) lets two programs share a multiprocessor, one of them loading while the
-    other computes; wide keys under many rows have one to themselves. Found by trying, on an H100 (chapter 08).
+    long as shared memory lets two programs share a multiprocessor, one of them loading while the other computes; wide
+    keys under many rows have one to themselves. Found by trying, on an H100 (chapter 08). Widths that no model has may
+    need a smaller one: the queries and the blocks in the pipeline must fit.
     """
     height = min(max(16, 1 << (rows - 1).bit_length()), 64)
     if key_bytes <= 512:  # keys and values of 128 numbers in half precision
-        return Tile(height, 64, 4, 3, 2)
-    if height > 16 and 1024 < key_bytes <= 1280:  # latents in half precision, under the heads of a large model
-        return Tile(height, 64, 8, 2, 1)
-    return Tile(height, 32 if key_bytes <= 1280 else 16, 4, 2, 2)
+        tile = Tile(height, 64, 4, 3, 2)
+    elif height > 16 and 1024 < key_bytes <= 1280:  # latents in half precision, under the heads of a large model
+        tile = Tile(height, 64, 8, 2, 1)
+    else:
+        tile = Tile(height, 32 if key_bytes <= 1280 else 16, 4, 2, 2)
+    while tile.rows * query_bytes + tile.stages * tile.block * key_bytes > SHARED_MEMORY and tile.stages > 1:
+        smaller = tile.rows > 16
+        tile = replace(tile, rows=tile.rows // 2) if smaller else replace(tile, stages=tile.stages - 1)
+    return tile
 
 
 # [/tile]
