@@ -3,6 +3,9 @@
 Under Triton's interpreter the steps are run; on CUDA the same tests capture and replay them.
 """
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -181,3 +184,15 @@ def test_fused_layers_give_the_model_s_logits():
             mine.batch = paged.plan_batch(table, [6] * rows, [1] * rows, mine.keys[0], model.config.heads)
             got = fused_logits(model, tokens[:rows], positions, mine.slots, mine, mine.batch)
             torch.testing.assert_close(got, expected, **CLOSE)
+
+
+def test_the_chapter_s_table_is_that_of_the_committed_runs():
+    root = Path(__file__).parents[2]
+    text = (root / "chapters/08_kernels.md").read_text(encoding="utf-8")
+    for shape in ("1b", "smollm2"):
+        figures = json.loads((root / f"docs/results/bench_engine_{shape}.json").read_text(encoding="utf-8"))
+        for row in figures["results"]:
+            rate, limit = row["inference-opt"]["decode"], row["limit"]
+            cells = f"{rate:,.0f} | {limit:,.0f} | {row['of_limit']:.0%}"
+            assert f"| {row['shape']}, batch {row['batch']} | {cells} |" in text
+            assert row["of_limit"] == pytest.approx(rate / limit)
