@@ -4,6 +4,9 @@ Pages are shuffled, some are shared, what no sequence reads holds NaN, and so do
 """
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -318,6 +321,21 @@ def test_every_step_of_the_lesson_is_right(batch, length, heads, splits, page, s
         lesson.lesson_split(q, k, v, 0.125, splits, table, length),
     ):
         torch.testing.assert_close(got.double(), right, rtol=2e-6, atol=2e-6)
+
+
+def test_every_width_compiles_into_the_shared_memory_of_an_h100():
+    """Widths that no model has, too. Compiled, not run: it takes no card."""
+    cases = [(rows, group, dim, value_dim, latent, dtype)
+             for rows, group, dim, value_dim, latent in ((4, 4, 128, 128, False), (128, 128, 576, 512, True),
+                                                         (65, 65, 576, 544, True), (20, 20, 576, 576, False))
+             for dtype in ("bf16", "fp32")]  # fmt: skip
+    script = Path(__file__).parent / "compiled.py"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = [sys.executable, str(script), json.dumps(cases)]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    taken = dict(zip(cases, json.loads(done.stdout)))
+    assert {case: n for case, n in taken.items() if n > 227 * 1024} == {}
 
 
 def test_the_chapter_s_tables_are_those_of_the_committed_run():

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference_opt.kernels import plain
-from inference_opt.kernels.work import Runs, Work, choose_tile, padded, plan
+from inference_opt.kernels.work import Runs, Work, choose_tile, plan, tile_bytes
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 Stem = tuple[int, int, int]  # first sequence, how many from there on, keys that all of them share
@@ -101,21 +101,18 @@ def cut(
     The lists are on the host: arguments as `plan_batch` takes and has checked them.
     """
     kv_heads, dim = k_pages.shape[2:]
-    group, size = heads // kv_heads, k_pages.element_size()
-    split, low, high, value = padded(dim, value_dim or dim, shared=value_dim is not None)
-    query_bytes = (low + (high if split < dim else 0)) * size
-    key_bytes = query_bytes + (0 if value_dim else value * size)
+    group, sizes = heads // kv_heads, tile_bytes(dim, value_dim, k_pages.element_size())
     length, count = np.array(lengths, dtype=np.int64), np.array(counts, dtype=np.int64)
     sequence, token0, first = np.arange(len(length)), np.cumsum(count) - count, np.zeros_like(length)
     for who, members, keys in stems:
         first[who : who + members] = keys
     own = Runs(sequence, token0, count, length - count, first, length)
-    groups = [(own, choose_tile(int(count.max(initial=1)) * group, key_bytes, query_bytes))]
+    groups = [(own, choose_tile(int(count.max(initial=1)) * group, *sizes))]
     if stems:
         who, members, keys = np.array(stems, dtype=np.int64).T
         rows = np.array([count[w : w + m].sum() for w, m in zip(who, members)])
         shared = Runs(who, token0[who], rows, keys, 0 * keys, keys)  # each row stands behind every key of the stem
-        groups.append((shared, choose_tile(int(rows.max()) * group, key_bytes, query_bytes)))
+        groups.append((shared, choose_tile(int(rows.max()) * group, *sizes)))
     return plan(groups, group, kv_heads, int(count.sum()), processors_of(k_pages.device))
 
 

@@ -85,6 +85,13 @@ def padded(dim: int, value_dim: int, shared: bool) -> tuple[int, int, int, int]:
     return split, low, high, value
 
 
+def tile_bytes(dim: int, value_dim: int | None, size: int) -> tuple[int, int]:
+    """Of a key with its value, and of a query, as a program holds them; `value_dim`: where values lie in the keys."""
+    split, low, high, value = padded(dim, value_dim or dim, shared=value_dim is not None)
+    query = (low + (high if split < dim else 0)) * size
+    return query + (0 if value_dim else value * size), query
+
+
 # [tile]
 def choose_tile(rows: int, key_bytes: int, query_bytes: int) -> Tile:
     """A tile for so many rows of `query_bytes`, of keys that take `key_bytes` with their values.
