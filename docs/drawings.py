@@ -1,6 +1,6 @@
 """Draws the site's own pictures: the map of the book, the layers, the seams. `make figures` draws them."""
 
-import ast
+import runpy
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -23,11 +23,8 @@ CHAPTERS = {
     "09": ("all together", 7, 1, ("04", "07", "08")),
     "10": ("to production", 8, 1, ("09",)),
 }
-# From the ground up, as tests/test_layers.py orders them.
-PARTS = (
-    *("steps", "model", "sampling", "naive", "kernels", "kv", "speculative", "prompts", "mla", "engine", "agreement"),
-    *("figures", "optimizations", "options", "bench", "tour", "scenarios", "generate", "cli"),
-)
+LAYERS = runpy.run_path(str(PACKAGE.parents[1] / "tests" / "test_layers.py"))  # whose test holds the order
+PARTS = LAYERS["ORDER"]  # from the ground up
 SEAMS = (
     ("model", "attend(layer, q, k, v, scale)", "kv"),
     ("engine", "γ ≥ 0 drafts a step; 0 is plain decoding", "speculative"),
@@ -65,19 +62,13 @@ def map_figure() -> Figure:
     return figure
 
 
-def part_of(path: Path) -> str:
-    """The part that a module of the package belongs to."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
 def imports() -> set[tuple[str, str]]:
     """(part, part that it imports), read off the code."""
-    found = set()
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("inference_opt"):
-                inner = (node.module or "").split(".")[1:2] or [alias.name for alias in node.names]
-                found |= {(part_of(path), other) for other in inner}
+    found = {
+        (path.relative_to(PACKAGE).parts[0].removesuffix(".py"), LAYERS["part_of"](module))
+        for path in PACKAGE.rglob("*.py")
+        for module in LAYERS["imports"](path)
+    }
     return {(part, other) for part, other in found if {part, other} <= set(PARTS) and part != other}
 
 

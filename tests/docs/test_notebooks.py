@@ -8,17 +8,21 @@ nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def code(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def texts(cell):
+    return [out["text"] if "text" in out else out["data"].get("text/plain") for out in cell.outputs]
+
+
 def exact(notebook):
-    """{number of a cell tagged exact: its texts}."""
-    return {
-        number: [out["text"] if "text" in out else out["data"].get("text/plain") for out in cell.outputs]
-        for number, cell in enumerate(cell for cell in notebook.cells if cell.cell_type == "code")
-        if "exact" in cell.metadata.get("tags", [])
-    }
+    """The numbers of the cells tagged exact."""
+    return [number for number, cell in enumerate(code(notebook)) if "exact" in cell.metadata.get("tags", [])]
 
 
 def sources(notebook):
-    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return [cell.source for cell in code(notebook)]
 
 
 def test_committed_outputs_of_exact_cells_hold():
@@ -31,14 +35,7 @@ def test_committed_outputs_of_exact_cells_hold():
         runs = [run for run in cached if sources(run) == sources(committed)]
         assert runs, f"{path.name} has changed since it was executed: make docs"
         tagged += len(exact(committed))
-        for number, texts in exact(committed).items():
-            now = [
-                out["text"] if "text" in out else out["data"].get("text/plain")
-                for out in code(runs[-1])[number].outputs
-            ]
-            assert now == texts, f"{path.name}, code cell {number + 1}: its committed output no longer holds"
+        for number in exact(committed):
+            then, now = (texts(code(run)[number]) for run in (committed, runs[-1]))
+            assert now == then, f"{path.name}, code cell {number + 1}: its committed output no longer holds"
     assert tagged, "no cell of any notebook is tagged exact"
-
-
-def code(notebook):
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]

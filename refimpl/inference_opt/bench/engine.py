@@ -21,23 +21,17 @@ from rich.progress import Progress
 
 from inference_opt.bench.engine_peers import Decoder, gpt_fast, transformers
 from inference_opt.bench.machine import command_line, describe, read_bandwidth
+from inference_opt.bench.shapes import SHAPES, random_model
 from inference_opt.engine.engine import Engine
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
 
 PROMPT, PAGE = 128, 16
-SHAPES = {
-    "SmolLM2-135M": ModelConfig(49_152, 576, 30, 9, 3, 64, 1_536, 8_192, tied_embeddings=True, rope_theta=100_000.0),
-    "Llama-3.2-1B": ModelConfig(
-        128_256, 2_048, 16, 32, 8, 64, 8_192, 8_192, tied_embeddings=True, rope_theta=500_000.0
-    ),
-}
 
 
 def _ours(config: ModelConfig, batch: int, longest: int, ahead: int) -> Decoder:
-    with torch.device("cuda"):
-        model = Transformer(config).to(torch.bfloat16).init_weights()
+    model = random_model(config, torch.bfloat16, torch.device("cuda"))
     num_pages = (batch + 1) * -(-longest // PAGE)
     engine = Engine(model, False, None, PAGE, num_pages, token_budget=8_192, max_running=batch, ahead=ahead)
 

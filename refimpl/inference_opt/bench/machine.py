@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from inference_opt.kernels.graph import capture
+
 
 def command_line() -> str:
     """The command that is running, as one would type it."""
@@ -51,15 +53,7 @@ def product_rate(dtype: torch.dtype, device: torch.device | str = "cpu", repeats
 
 def graph_seconds(run: Callable[[], torch.Tensor], repeats: int) -> list[float]:
     """Of each replay of a captured run on CUDA, caches flushed before it: the card's time, not the host's."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # compiles, and fills what is allocated once
-            run()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
+    graph = capture(run, warmups=3)
     flush = torch.zeros(64 * 2**20, device="cuda")  # read, not written: what is written must still go back to memory
     times = []
     for _ in range(repeats):

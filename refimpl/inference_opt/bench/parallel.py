@@ -24,6 +24,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from inference_opt.agreement import compare
 from inference_opt.bench.machine import describe
+from inference_opt.bench.shapes import SHAPES, random_model
 from inference_opt.engine.engine import Engine
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.load import DTYPES, load_model
@@ -32,9 +33,8 @@ from inference_opt.model.transformer import Transformer
 from inference_opt.options import write_json
 from inference_opt.sampling import SamplingParams
 
-SHAPES = {
-    "llama-1b": ModelConfig(128_256, 2048, 16, 32, 8, 64, 8192, 4096, tied_embeddings=True),  # of Llama-3.2-1B
-    "llama-8b": ModelConfig(128_256, 4096, 32, 32, 8, 128, 14_336, 4096),  # of Llama-3.1-8B
+ALL = SHAPES | {
+    "Llama-3.1-8B": ModelConfig(128_256, 4_096, 32, 32, 8, 128, 14_336, 4_096, rope_theta=500_000.0),
     "tiny": ModelConfig(256, 64, 2, 8, 4, 8, 128, 512),
 }
 
@@ -43,9 +43,7 @@ def make(shape: str, source: str | None, dtype: torch.dtype, device: torch.devic
     """Weights from a file, or random ones of a shape: made where they are used, equal where the seed is."""
     if source:
         return load_model(source, dtype, device)[0]
-    with torch.device(device):
-        model = Transformer(SHAPES[shape]).to(dtype).eval()
-    return model.init_weights(seed).pack().requires_grad_(False)
+    return random_model(ALL[shape], dtype, device, seed)
 
 
 def model_bytes(model: Transformer) -> int:
@@ -57,7 +55,7 @@ def bench_parallel(options: argparse.Namespace) -> dict[str, Any]:
     """Run on every rank; the figures are whole on the first. ValueError where the model cannot be cut so."""
     rank, ranks, device, dtype = dist.get_rank(), dist.get_world_size(), options.on, DTYPES[options.dtype]
     if not options.model:
-        local_config(SHAPES[options.shape], ranks)  # refused before anything is made
+        local_config(ALL[options.shape], ranks)  # refused before anything is made
     whole = make(options.shape, options.model, dtype, device, options.seed) if rank == 0 else None
     part = make(options.shape, options.model, dtype, device, options.seed)
     part = parallelize(part, init_device_mesh(device.type, (ranks,)))
@@ -115,7 +113,7 @@ def bench_parallel(options: argparse.Namespace) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """What each of torchrun's processes runs."""
     parser = argparse.ArgumentParser(prog="inference_opt.bench.parallel", description=__doc__.split("\n")[0])
-    parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
+    parser.add_argument("--shape", choices=ALL, default="Llama-3.2-1B")
     parser.add_argument("--model", help="weights to load instead: as load_model takes them")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")

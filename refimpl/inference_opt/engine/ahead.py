@@ -14,6 +14,7 @@ dropped; a row that has no room left writes nowhere (slot −1).
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,9 +25,10 @@ from inference_opt.engine.memory import Memory
 from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.kernels import Batch, common_stems, paged_attention
+from inference_opt.kernels.graph import capture
 from inference_opt.kernels.paged import cut, uses_triton
 from inference_opt.kernels.work import PIECE, Launch, Work
-from inference_opt.kv.in_place import InPlaceCache
+from inference_opt.kv.in_place import InPlaceCache, padded_table
 from inference_opt.kv.paged import PagedCache
 from inference_opt.model.attention import GroupedQueryAttention
 from inference_opt.model.experts import SwiGLU
@@ -59,9 +61,7 @@ class Ahead:
 
     def takes(self, chunks: Sequence[Chunk]) -> bool:
         """Whether a step is all plain greedy decoding: nobody wants to see the logits."""
-        return all(
-            chunk.count == 1 and chunk.samples and not chunk.drafts and _greedy(chunk.request) for chunk in chunks
-        )
+        return all(chunk.count == 1 and chunk.samples and _greedy(chunk.request) for chunk in chunks)
 
     # [run]
     def run(self, chunks: Sequence[Chunk], memory: Memory) -> list[list[int]]:
@@ -99,9 +99,7 @@ class Ahead:
     def _fill(self, chunks: Sequence[Chunk], rooms: list[int], lists: Work, work: Work) -> None:
         """Write down for the graph what the next steps are about."""
         page, batch = self.cache.page_size, len(chunks)
-        table = np.zeros((batch, max(len(chunk.request.table) for chunk in chunks)), dtype=np.int32)
-        for row, chunk in zip(table, chunks):
-            row[: len(chunk.request.table)] = chunk.request.table
+        table = padded_table([chunk.request.table for chunk in chunks])
         start, last, step = np.array([chunk.start for chunk in chunks]), np.array(rooms) - 1, np.arange(self.steps)
         position = start + np.minimum(step[:, None], last)  # [steps, batch]
         slot = table[np.arange(batch), position // page].astype(np.int64) * page + position % page
@@ -124,7 +122,10 @@ class Ahead:
 
     # [graph]
     def _graph(self, batch: int, work: Work) -> tuple[Work, Callable[[], None]]:
-        """A step for so many rows, pieces and states, rounded up to powers of two; captured when first asked for."""
+        """A step for so many rows, pieces and states, rounded up to powers of two; captured when first asked for.
+
+        Without CUDA the run itself.
+        """
         rows, num_states = _bucket(batch), _bucket(work.num_states)
         sizes = tuple((_bucket(len(launch.pieces)), launch.tile) for launch in work.launches)
         key = (rows, num_states, sizes)
@@ -135,22 +136,9 @@ class Ahead:
             lists = Work(tuple(launches), self.offsets[: rows + 1], states, num_states)
             self.step.zero_()
             self.places[:, 0], self.places[:, 1] = 0, -1  # capturing runs: it may write nowhere
-            self.graphs[key] = lists, self._capture(lambda: self._step(rows, lists))
+            run = partial(self._step, rows, lists)
+            self.graphs[key] = lists, run if self.pool is None else capture(run, self.pool).replay
         return self.graphs[key]
-
-    def _capture(self, run: Callable[[], None]) -> Callable[[], None]:
-        """The launches of a run, to be repeated; without CUDA, the run itself."""
-        if self.pool is None:
-            return run
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            run()  # compiles kernels, and lets libraries make their work spaces
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            run()
-        return graph.replay
 
     @torch.inference_mode()
     def _step(self, rows: int, lists: Work) -> None:
@@ -191,11 +179,10 @@ def run_ahead(model: Transformer, cache: PagedCache, drafter: Drafter | None, st
     """
     if steps < 1:
         raise ValueError(f"ahead must be at least 1, got {steps}")
-    kernels = isinstance(cache, InPlaceCache) and uses_triton(cache.keys[0])
-    if not kernels or drafter is not None or model.config.experts or model.head._forward_hooks:
-        return None
-    assert isinstance(cache, InPlaceCache)
-    return Ahead(model, cache, steps, most)
+    alone = drafter is None and not model.config.experts and not model.head._forward_hooks
+    if isinstance(cache, InPlaceCache) and uses_triton(cache.keys[0]) and alone:
+        return Ahead(model, cache, steps, most)
+    return None
 
 
 # [fused]

@@ -188,33 +188,30 @@ def rotate_write(
 
 # [choose]
 @triton.jit
-def best_of_part(logits, tops, chosen, N, BLOCK: tl.constexpr, EARLY: tl.constexpr):
-    """The largest of BLOCK logits of one row, the first of equals; NaN where one is NaN."""
-    row, part, parts = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+def best_of_block(
+    values,  # [rows, N]
+    tokens,  # [rows, N]: whose each value is, where LISTED; else each is its own place's
+    tops,  # [rows, blocks]
+    chosen,  # [rows, blocks]
+    N,
+    LISTED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
+):
+    """The largest of BLOCK values of one row, the first of equals; NaN where one is NaN."""
+    row, block, blocks = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    n = part * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(logits + row * N + n, mask=n < N, other=float("-inf")).to(tl.float32)
+    n = block * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(values + row * N + n, mask=n < N, other=float("-inf")).to(tl.float32)
     broken = tl.max((x != x).to(tl.int32), 0)
     top, where = tl.max(tl.where(x != x, float("-inf"), x), 0, return_indices=True)
-    tl.store(tops + row * parts + part, tl.where(broken > 0, float("nan"), top))
-    tl.store(chosen + row * parts + part, part * BLOCK + where)
-
-
-@triton.jit
-def best_of_row(part_tops, part_chosen, tops, chosen, parts, PARTS: tl.constexpr, EARLY: tl.constexpr):
-    """The same, of the parts of one row."""
-    row = tl.program_id(0).to(tl.int64)
-    if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    i = tl.arange(0, PARTS)
-    x = tl.load(part_tops + row * parts + i, mask=i < parts, other=float("-inf"))
-    broken = tl.max((x != x).to(tl.int32), 0)
-    top, where = tl.max(tl.where(x != x, float("-inf"), x), 0, return_indices=True)
-    tl.store(tops + row, tl.where(broken > 0, float("nan"), top))
-    tl.store(chosen + row, tl.load(part_chosen + row * parts + where).to(tl.int64))
+    token = block * BLOCK + where
+    if LISTED:
+        token = tl.load(tokens + row * N + token)
+    tl.store(tops + row * blocks + block, tl.where(broken > 0, float("nan"), top))
+    tl.store(chosen + row * blocks + block, token)
 
 
 # [/choose]
@@ -222,10 +219,14 @@ def best_of_row(part_tops, part_chosen, tops, chosen, parts, PARTS: tl.constexpr
 
 def choose(logits: Float[Tensor, "rows vocab"]) -> tuple[Float[Tensor, "rows"], Int[Tensor, "rows"]]:
     """Each row's largest logit, in float32, and its token: of equals the first. NaN where the row holds one."""
-    (rows, vocab), block = logits.shape, 4096
-    parts = triton.cdiv(vocab, block)
-    part_tops, part_chosen = (logits.new_empty(rows, parts, dtype=kind) for kind in (torch.float32, torch.int32))
-    tops, chosen = (logits.new_empty(rows, dtype=kind) for kind in (torch.float32, torch.int64))
-    best_of_part[(rows, parts)](logits, part_tops, part_chosen, vocab, block, **early())
-    best_of_row[(rows,)](part_tops, part_chosen, tops, chosen, parts, triton.next_power_of_2(parts), **early())
-    return tops, chosen
+
+    def best(values: Tensor, tokens: Tensor, block: int, listed: bool) -> tuple[Tensor, Tensor]:
+        rows, n = values.shape
+        blocks = triton.cdiv(n, block)
+        tops, chosen = (values.new_empty(rows, blocks, dtype=kind) for kind in (torch.float32, torch.int64))
+        best_of_block[(rows, blocks)](values, tokens, tops, chosen, n, listed, block, **early())
+        return tops, chosen
+
+    tops, chosen = best(logits, logits, 4096, False)  # many programs a row, then one
+    tops, chosen = best(tops, chosen, triton.next_power_of_2(tops.shape[1]), True)
+    return tops[:, 0], chosen[:, 0]

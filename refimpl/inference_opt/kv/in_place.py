@@ -54,15 +54,21 @@ class InPlaceCache(PagedCache):
         if core is not causal_attention:
             raise ValueError("kernels attend to what is kept as it is: ask without a core (see KV.in_place)")
         if self.batch is None:
-            table = torch.zeros(len(self.tables), max(map(len, self.tables)), dtype=torch.int32)
-            for row, pages in zip(table, self.tables):
-                row[: len(pages)] = torch.tensor(pages)
+            table = torch.from_numpy(padded_table(self.tables))
             ends = [n + count for n, count in zip(self.lengths, self.counts)]
             stems = common_stems(self.tables, self.lengths, self.page_size)
             self.batch = plan_batch(table, ends, self.counts, self.keys[layer], q.shape[1], self.latent_dim, stems)
         values = None if self.values is None else self.values[layer]
         write_kv(k, v, self.keys[layer], values, self.slots)
         return paged_attention(q, self.keys[layer], values, self.batch, scale, self.latent_dim)[0]
+
+
+def padded_table(tables: Sequence[Sequence[int]]) -> Int[np.ndarray, "batch width"]:
+    """Page tables as rows of the longest's length, filled up with page 0, as kernels read them: int32."""
+    table = np.zeros((len(tables), max(map(len, tables))), dtype=np.int32)
+    for row, pages in zip(table, tables):
+        row[: len(pages)] = pages
+    return table
 
 
 def cache_class(device: torch.device) -> type[PagedCache]:

@@ -1,0 +1,20 @@
+"""Real models' shapes, for benchmarks on random weights: how long a step takes does not depend on them."""
+
+import torch
+
+from inference_opt.model.config import ModelConfig
+from inference_opt.model.transformer import Transformer
+
+SHAPES = {
+    "SmolLM2-135M": ModelConfig(49_152, 576, 30, 9, 3, 64, 1_536, 8_192, tied_embeddings=True, rope_theta=100_000.0),
+    "Llama-3.2-1B": ModelConfig(
+        128_256, 2_048, 16, 32, 8, 64, 8_192, 8_192, tied_embeddings=True, rope_theta=500_000.0
+    ),
+}
+
+
+def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Transformer:
+    """Made where it is used; equal where the seed and the device are."""
+    with torch.device(device):
+        model = Transformer(config).to(dtype).eval()
+    return model.init_weights(seed).pack().requires_grad_(False)
