@@ -179,10 +179,11 @@ def run_ahead(model: Transformer, cache: PagedCache, drafter: Drafter | None, st
     """
     if steps < 1:
         raise ValueError(f"ahead must be at least 1, got {steps}")
-    alone = drafter is None and not model.config.experts and not model.head._forward_hooks
-    if isinstance(cache, InPlaceCache) and uses_triton(cache.keys[0]) and alone:
-        return Ahead(model, cache, steps, most)
-    return None
+    if not isinstance(cache, InPlaceCache) or not uses_triton(cache.keys[0]):
+        return None
+    if drafter is not None or model.config.experts or model.head._forward_hooks:
+        return None
+    return Ahead(model, cache, steps, most)
 
 
 # [fused]
