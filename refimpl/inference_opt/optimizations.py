@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from inference_opt.engine import static
 from inference_opt.engine.engine import Engine
+from inference_opt.engine.speculation import Rule
 from inference_opt.mla.packaged import latent_model
 from inference_opt.model.attention import NoCache
 from inference_opt.model.config import LatentShape, ModelConfig
@@ -18,6 +19,7 @@ from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.drafter import Drafter
 from inference_opt.speculative.models import FirstLayers, SmallerModel
+from inference_opt.speculative.rules import token_wise
 
 
 class TransformerWithOptimizations(nn.Module):
@@ -28,9 +30,10 @@ class TransformerWithOptimizations(nn.Module):
     With `use_radix_attention`, `generate` runs on an `Engine` (kept in `self.engine`, with `page_size` and `num_pages`
     as there) that remembers the prefixes of earlier calls, until a weight changes. With `use_speculative_decoding`,
     that engine drafts with `speculative_model`: a `Drafter`, a smaller model of the same vocabulary, or (None) the
-    model's own first layers. With `use_mla` attention keeps one latent of `mla_latent_dim` (d_c; by default four heads
-    wide) and one rotated key of half a head's width, as DeepSeek-V2 does; a pretrained grouped-query model is converted
-    (by default to rank 96 + 32, healed: `from_pretrained`).
+    model's own first layers; `rule` judges the drafts (`coupled`: a seed gives the same text with them and without).
+    With `use_mla` attention keeps one latent of `mla_latent_dim` (d_c; by default four heads wide) and one rotated key
+    of half a head's width, as DeepSeek-V2 does; a pretrained grouped-query model is converted (by default to rank
+    96 + 32, healed: `from_pretrained`).
     Raises ValueError for impossible sizes.
     """
 
@@ -51,11 +54,14 @@ class TransformerWithOptimizations(nn.Module):
         max_context: int = 2048,
         page_size: int = 16,
         num_pages: int | None = None,
+        rule: Rule = token_wise,
         seed: int = 0,
         dtype: torch.dtype | str = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
+        if rule is not token_wise and not use_speculative_decoding:
+            raise ValueError("rule has no effect: the switch it belongs to, use_speculative_decoding, is off")
         for name, given, switch in (
             ("mla_latent_dim", mla_latent_dim, use_mla),
             ("speculative_model", speculative_model, use_speculative_decoding),
@@ -82,6 +88,7 @@ class TransformerWithOptimizations(nn.Module):
         )
         self.tokenizer: Tokenizer | None = None
         self.use_radix_attention, self.page_size, self.num_pages = use_radix_attention, page_size, num_pages
+        self.rule = rule
         self.engine: Engine | None = None  # made at the first call of `generate`
         self._made_for: object = None
 
@@ -92,12 +99,17 @@ class TransformerWithOptimizations(nn.Module):
         """The same switches on real weights: `source` as in `load_model`.
 
         With `use_mla`, "smollm2-135m" takes the healed factors that come with the package; at another `mla_latent_dim`,
-        or for another model, the layers are factorised anew, on the built-in prompts, and not healed.
+        or for another model, the layers are factorised anew, on the built-in prompts, and not healed. ValueError for an
+        `mla_latent_dim` where the model has latent attention of its own.
         """
         self = cls(dim=4, depth=1, heads=1, vocab_size=1, **switches)  # checks the switches; its weights are dropped
         self.model, self.tokenizer = load_model(source, dtype=dtype, device=device)
-        if switches.get("use_mla") and self.model.config.latent is None:
-            rank = {"rank": given} if (given := switches.get("mla_latent_dim")) is not None else {}
+        given, latent = switches.get("mla_latent_dim"), self.model.config.latent
+        if latent is not None and given is not None:
+            own = f"it has latent attention of rank {latent.kv_lora_rank} already"
+            raise ValueError(f"{source} cannot be converted to mla_latent_dim = {given}: {own}; leave the rank out")
+        if switches.get("use_mla") and latent is None:
+            rank = {} if given is None else {"rank": given}
             self.model = latent_model(self.model, self.tokenizer, source, **rank)
         return self
 
@@ -141,6 +153,7 @@ class TransformerWithOptimizations(nn.Module):
                 self.page_size,
                 self.num_pages,
                 tokenizer=self.tokenizer,
+                rule=self.rule,
             )
             self._made_for = weights
         return self.engine

@@ -1,0 +1,59 @@
+"""All together: whatever switches are on, the naive baseline's tokens, greedy and seeded, one request and many."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference_opt import TransformerWithOptimizations, naive
+from inference_opt import optimizations as front
+from inference_opt.sampling import SamplingParams
+from inference_opt.speculative.lookup import NGram, PromptLookup
+from inference_opt.speculative.rules import coupled
+from tests.toys import latent_toy
+
+SWITCHES = ("use_radix_attention", "use_mla", "use_speculative_decoding")
+COMBINATIONS = [dict(zip(SWITCHES, on)) for on in itertools.product((False, True), repeat=3)]
+SAMPLING = {"greedy": st.just({}), "seeded": st.fixed_dictionaries(
+    {"temperature": st.sampled_from([0.6, 1.3]), "top_k": st.sampled_from([0, 5]), "top_p": st.sampled_from([1.0, 0.8]),
+     "seed": st.integers(0, 99)})}  # fmt: skip
+
+
+@pytest.mark.parametrize("sampling", SAMPLING)
+@pytest.mark.parametrize("many", [False, True], ids=["one", "many"])
+@pytest.mark.parametrize("switches", COMBINATIONS, ids=lambda on: "+".join(n[4:] for n in SWITCHES if on[n]) or "plain")
+@settings(max_examples=settings().max_examples // 4)  # of each of 32 cases
+@given(data=st.data())
+def test_every_combination_gives_the_naive_baseline_s_tokens(switches, many, sampling, data):
+    options = {}
+    if switches["use_speculative_decoding"]:
+        drafters = {"lookup": PromptLookup, "n-gram": NGram, "first layers": lambda: None}
+        options = {"speculative_model": drafters[data.draw(st.sampled_from(sorted(drafters)))](), "rule": coupled}
+    kv_heads, seed = data.draw(st.sampled_from([1, 2, 4])), data.draw(st.integers(0, 3))
+    sizes = {"dim": 16, "depth": 2, "heads": 4, "kv_heads": kv_heads, "vocab_size": 11, "max_context": 32, "seed": seed}
+    page_size = data.draw(st.integers(1, 5))
+    model = TransformerWithOptimizations(**sizes, **switches, **options, dtype="float64", page_size=page_size)
+    with torch.no_grad():  # sharper laws than an untrained model's, so that a wrong token shows
+        model.model.head.weight.mul_(60)
+    stem = data.draw(st.lists(st.integers(0, 10), min_size=1, max_size=9))
+    tails = st.lists(st.integers(0, 10), min_size=3, max_size=3)
+    rows = [stem + data.draw(tails) for _ in range(data.draw(st.integers(2, 4)) if many else 1)]
+    how = data.draw(SAMPLING[sampling])
+    new = data.draw(st.integers(1, 14))
+    expected = [row + naive.generate(model.model, row, SamplingParams(max_new_tokens=new, **how)) for row in rows]
+    for _ in range(2):  # the second call finds what the first one left
+        assert model.generate(torch.tensor(rows), len(rows[0]) + new, **how).tolist() == expected
+
+
+def test_a_rank_is_refused_where_attention_is_latent_already(monkeypatch):
+    monkeypatch.setattr(front, "load_model", lambda *args, **kwargs: (latent_toy(kv_lora_rank=6), None))
+    with pytest.raises(ValueError, match=r"cannot be converted to mla_latent_dim = 4: it has .* rank 6 already"):
+        TransformerWithOptimizations.from_pretrained("deepseek", use_mla=True, mla_latent_dim=4)
+    assert TransformerWithOptimizations.from_pretrained("deepseek", use_mla=True).model.config.latent.kv_lora_rank == 6
+
+
+def test_a_rule_without_speculation_is_refused():
+    with pytest.raises(ValueError, match="rule has no effect"):
+        TransformerWithOptimizations(dim=8, depth=1, heads=2, rule=coupled)
