@@ -197,6 +197,7 @@ def test_the_chapter_s_table_is_that_of_the_committed_runs():
         figures = json.loads((root / f"docs/results/bench_engine_{shape}.json").read_text(encoding="utf-8"))
         for row in figures["results"]:
             rate, limit = row["inference-opt"]["decode"], row["limit"]
-            cells = f"{rate:,.0f} | {limit:,.0f} | {row['of_limit']:.0%}"
+            peers = [f"{row[p]['decode']:,.0f}" if p in row else "–" for p in ("transformers", "gpt-fast")]
+            cells = f"{rate:,.0f} | {limit:,.0f} | {row['of_limit']:.0%} | {' | '.join(peers)}"
             assert f"| {row['shape']}, batch {row['batch']} | {cells} |" in text
             assert row["of_limit"] == pytest.approx(rate / limit)
