@@ -22,6 +22,7 @@ ORDER = [
     "optimizations",
     "options",
     "bench",
+    "experiment",
     "tour",
     "scenarios",
 ]

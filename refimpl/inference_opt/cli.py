@@ -1,4 +1,4 @@
-"""The command line: tour, generate, step, bench, fetch."""
+"""The command line: tour, generate, step, ablate, bench, fetch."""
 
 import os
 import secrets
@@ -130,6 +130,58 @@ def step_through(
         print(f"{len(trace)} steps: {path.resolve()}")
     if trace.cut:
         print(f"note: {trace.cut}", file=sys.stderr)
+
+
+@app.command()
+def ablate(
+    dataset: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Files or folders (text, JSONL, CSV, Parquet), or built-in names.", show_default="all built-in"
+        ),
+    ] = None,
+    model: Model = "smollm2-135m",
+    technique: Annotated[list[str] | None, typer.Option(help="One to test.", show_default="all")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="One to take.", show_default="all")] = None,
+    design: Annotated[str, typer.Option(help="All combinations (full), one-in, or one-out.")] = "full",
+    repeats: Annotated[int, typer.Option(min=1, help="Times that each combination is run, interleaved.")] = 3,
+    requests: Annotated[int, typer.Option(min=1, help="At most so many of each dataset.")] = 32,
+    max_new_tokens: MaxNewTokens = 32,
+    drafter: Annotated[DrafterName, typer.Option(help="Who guesses.")] = DrafterName.prompt_lookup,
+    page_size: Annotated[int, typer.Option(min=1, help="Tokens a page.")] = 16,
+    dtype: DType = Dtype.float32,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder of the report; a study that was stopped goes on from it.")
+    ] = Path("ablation"),
+    json_file: Json = None,
+) -> None:
+    """Measure every combination of techniques on prompts of your own, against plain cached decoding."""
+    from inference_opt.experiment import run_ablation_study
+    from inference_opt.experiment.cells import TECHNIQUES
+    from inference_opt.experiment.datasets import BUILT_IN
+    from inference_opt.experiment.results import table
+    from inference_opt.experiment.study import METRICS
+
+    results = run_ablation_study(
+        dataset or BUILT_IN,
+        model,
+        technique or TECHNIQUES,
+        metric or METRICS,
+        design=design,
+        repeats=repeats,
+        requests=requests,
+        max_new_tokens=max_new_tokens,
+        drafter=drafter.value,
+        page_size=page_size,
+        dtype=dtype.value,
+        folder=output,
+    )
+    console = Console()
+    console.print(table(results))
+    write_json(json_file, results.as_json())
+    console.print(f"report: {results.write(output).resolve()}", highlight=False, soft_wrap=True)
+    if any(row.get("exact") is False for row in results.rows()):
+        raise ValueError("a combination did not give the naive oracle's tokens, beyond what rounding explains")
 
 
 def main() -> None:

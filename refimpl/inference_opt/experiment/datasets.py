@@ -1,0 +1,167 @@
+"""Prompts to study: a file or folder of one's own, or one of the workloads that come with the package.
+
+JSONL, CSV and Parquet hold a request a row: `prompt` (text) or `messages` (a chat, the user's turn last; in CSV as
+JSON), and perhaps `reference`, an answer that perplexity is measured on, too. Text files are cut at empty lines into
+requests of up to `PIECE` characters.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from inference_opt.model.tokenizer import Tokenizer
+from inference_opt.prompts import load_prompts
+
+PIECE = 2_000
+TEXT, TABLES = (".txt", ".md", ".rst"), (".jsonl", ".csv", ".parquet")
+BUILT_IN = ("few-shot", "chat", "editing", "summarising")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One request: the text or the chat to continue, and an answer if one is known."""
+
+    messages: list[dict[str, str]]
+    raw: bool  # text to continue as it is, not a user's turn
+    reference: str | None = None
+
+    def ids(self, tokenizer: Tokenizer | None) -> list[int]:
+        """Tokens in the model's chat format, where it has one; without a tokenizer, bytes."""
+        if tokenizer is not None and tokenizer.chat_template and not self.raw:
+            return tokenizer.chat(self.messages)
+        text = "\n\n".join(message["content"] for message in self.messages)
+        return list(text.encode()) if tokenizer is None else tokenizer.encode(text)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Requests under a name."""
+
+    name: str
+    rows: list[Row]
+
+
+def load_dataset(source: str | Path) -> Dataset:
+    """A built-in workload by name, a file, or a folder of files in the order of their names.
+
+    ValueError, with file and row, for what is missing or empty, of another kind, not UTF-8, or without a prompt.
+    """
+    if str(source) in BUILT_IN:
+        return Dataset(str(source), _built_in(str(source)))
+    path = Path(source)
+    if not path.exists():
+        raise ValueError(f"dataset {path} does not exist: expected a file, a folder, or one of {', '.join(BUILT_IN)}")
+    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT + TABLES) if path.is_dir() else [path]
+    rows = [row for file in files for row in _read(file)]
+    if not rows:
+        raise ValueError(f"dataset {path} is empty: expected requests in {', '.join(TEXT + TABLES)} files")
+    return Dataset(path.stem, rows)
+
+
+def _built_in(name: str) -> list[Row]:
+    """Written for the project (MIT), on texts in the public domain: `data/speculative.jsonl` names each source."""
+    known = {prompt.name: prompt.text for prompt in load_prompts("speculative")}
+    texts = [text.split("\n\n", 1)[1] for title, text in known.items() if title.startswith("summarising")]
+    if name == "editing":
+        return [_row({"prompt": text}, title) for title, text in known.items() if title.startswith("editing")]
+    if name == "summarising":  # three passages at a time
+        ask = "Summarize each of the following passages in one sentence.\n\n"
+        threes = [[*texts[i:], *texts[:i]][:3] for i in range(len(texts))]
+        return [_row({"prompt": ask + "\n\n---\n\n".join(three)}, name) for three in threes]
+    data = json.loads((resources.files("inference_opt") / "data" / "study.json").read_text(encoding="utf-8"))
+    if name == "chat":
+        return [_row({"messages": turns}, name) for turns in data["chat"]]
+    solved = "\n".join(f"Question: {q}\nAnswer: {a}\n" for q, a in data["solved"])
+    stem = "Answer the question about the passages in a few words.\n\n" + "\n\n".join(texts[:3]) + "\n\n" + solved
+    return [
+        _row({"prompt": f"{stem}\nQuestion: {q}\nAnswer:", "reference": f" {a}"}, name) for q, a in data["few-shot"]
+    ]
+
+
+def _read(path: Path) -> Iterator[Row]:
+    suffix = path.suffix.lower()
+    if suffix in TABLES:
+        for number, row in enumerate(_table(path, suffix), 1):
+            yield _row(row, f"{path}, row {number}")
+    elif suffix in TEXT:
+        for piece in _pieces(_text(path)):
+            yield Row([{"role": "user", "content": piece}], raw=True)
+    else:
+        raise ValueError(f"{path} is of a kind that is not read: expected {', '.join(TEXT + TABLES)}")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")  # line ends as they are: they may be a prompt's
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def _table(path: Path, suffix: str) -> Iterator[Any]:
+    if suffix == ".parquet":
+        try:
+            from pyarrow import ArrowException, parquet
+        except ImportError as error:
+            raise ValueError(f"{path}: Parquet needs pyarrow: pip install 'inference-opt[study]'") from error
+        try:
+            yield from parquet.read_table(path).to_pylist()
+        except (ArrowException, OSError) as error:
+            raise ValueError(f"{path} is no Parquet file ({error})") from None
+    elif suffix == ".csv":
+        try:
+            yield from csv.DictReader(io.StringIO(_text(path), newline=""))
+        except csv.Error as error:
+            raise ValueError(f"{path} is no CSV file ({error})") from None
+    else:
+        for number, line in enumerate(_text(path).split("\n"), 1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+
+
+def _row(row: Any, where: str) -> Row:
+    """ValueError that names the row and the field."""
+    if not isinstance(row, dict):
+        raise ValueError(f'{where}: expected an object with "prompt" or "messages", got {str(row)[:60]!r}')
+    reference, prompt, messages = (row.get(name) for name in ("reference", "prompt", "messages"))
+    if reference is not None and not isinstance(reference, str):
+        raise ValueError(f"{where}: reference must be text, got {reference!r}")
+    if isinstance(prompt, str) and prompt.strip():
+        return Row([{"role": "user", "content": prompt}], raw=False, reference=reference or None)
+    if isinstance(messages, str):
+        try:
+            messages = json.loads(messages)
+        except ValueError as error:
+            raise ValueError(f"{where}: messages are not JSON ({error})") from None
+    if not messages:
+        raise ValueError(f'{where} has no prompt: expected text under "prompt", or a list under "messages"')
+    fine = isinstance(messages, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    )
+    if not fine or messages[-1]["role"] != "user":
+        expected = 'a list of {"role": …, "content": …} that ends with the user\'s turn'
+        raise ValueError(f"{where}: messages must be {expected}, got {str(messages)[:80]}")
+    return Row(messages, raw=False, reference=reference or None)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Paragraphs, joined while they fit into a piece; a longer one is cut."""
+    piece = ""
+    for paragraph in filter(str.strip, text.split("\n\n")):
+        if piece and len(piece) + len(paragraph) + 2 > PIECE:
+            yield piece
+            piece = ""
+        piece = f"{piece}\n\n{paragraph}" if piece else paragraph
+        while len(piece) > PIECE:
+            yield piece[:PIECE]
+            piece = piece[PIECE:]
+    if piece:
+        yield piece

@@ -1,0 +1,216 @@
+"""What a study found: a row a combination, effects and interactions, as a frame, JSON, figures and a page."""
+
+import io
+import itertools
+from dataclasses import dataclass
+from importlib import resources
+from math import exp, log
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import jinja2
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from inference_opt.options import write_json
+
+SHORT = {
+    "continuous_batching": "batching",
+    "radix_attention": "radix",
+    "mla": "MLA",
+    "speculative_decoding": "speculation",
+}
+THROUGHPUT = (
+    "tokens_per_second", "prefill_tokens_per_second", "decode_tokens_per_second",
+    "first_token_seconds", "between_tokens_seconds", "reused", "accepted",
+)  # fmt: skip
+MEMORY = ("kv_bytes_in_use", "kv_bytes_allocated", "peak_bytes")
+QUALITY = ("exact", "identical", "requests", "reasons")
+
+
+def name_of(combination: tuple[str, ...]) -> str:
+    """As the tables call it."""
+    return " + ".join(SHORT[name] for name in combination) or "none"
+
+
+@dataclass(frozen=True)
+class Results:
+    """All cells of a study, with the command that made them."""
+
+    command: str
+    techniques: list[str]
+    metrics: list[str]
+    cells: list[dict[str, Any]]
+
+    @property
+    def workloads(self) -> list[str]:
+        """In the order given."""
+        return list(dict.fromkeys(cell["workload"] for cell in self.cells))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row for each workload and combination: medians over the repeats, and the spread of the throughput."""
+        rows = []
+        for workload in self.workloads:
+            here = [cell for cell in self.cells if cell["workload"] == workload]
+            runs = [cell for cell in here if cell["kind"] == "run"]
+            naive = [cell["figures"]["tokens_per_second"] for cell in here if cell["kind"] == "naive"]
+            read = {"mla" in c["techniques"]: c["figures"] for c in here if c["kind"] == "quality"}
+            for combo in dict.fromkeys(tuple(cell["techniques"]) for cell in runs):
+                each = [cell["figures"] for cell in runs if tuple(cell["techniques"]) == combo]
+                row: dict[str, Any] = {"workload": workload, "combination": name_of(combo)}
+                row |= {name: name in combo for name in self.techniques}
+                if "throughput" in self.metrics:
+                    row |= {name: _median(each, name) for name in THROUGHPUT}
+                    rates = [figures["tokens_per_second"] for figures in each]
+                    row |= {"slowest": min(rates), "fastest": max(rates), "repeats": len(each)}
+                    row["over_baseline"] = row["tokens_per_second"] / self._rate(workload, ())
+                    row["over_naive"] = row["tokens_per_second"] / naive[0]
+                if "memory_usage" in self.metrics:
+                    row |= {name: _median(each, name) for name in MEMORY}
+                if "quality" in self.metrics:
+                    row |= {name: each[0][name] for name in QUALITY}
+                    row |= {name: read["mla" in combo][name] for name in ("perplexity", "favourites")}
+                rows.append(row)
+        return rows
+
+    def effects(self) -> dict[str, dict[str, float]]:
+        """By workload: how many times faster a technique makes, and what two gain or lose by being together.
+
+        The effect of A is the geometric mean, over all pairs of combinations that differ in A alone, of the ratio of
+        their throughputs; "A × B" is that ratio with B over the same ratio without B.
+        """
+        found: dict[str, dict[str, float]] = {}
+        for workload in self.workloads:
+            combos = {tuple(c["techniques"]) for c in self.cells if c["workload"] == workload and c["kind"] == "run"}
+            rate = {frozenset(combo): self._rate(workload, combo) for combo in combos}
+            effects = found[workload] = {}
+            for a in self.techniques:
+                ratios = [rate[c | {a}] / rate[c] for c in rate if a not in c and c | {a} in rate]
+                if ratios:
+                    effects[SHORT[a]] = _geometric(ratios)
+            for a, b in itertools.combinations(self.techniques, 2):
+                ratios = [
+                    rate[c | {a, b}] * rate[c] / (rate[c | {a}] * rate[c | {b}])
+                    for c in rate
+                    if not {a, b} & c and {c | {a}, c | {b}, c | {a, b}} <= rate.keys()
+                ]
+                if ratios:
+                    effects[f"{SHORT[a]} × {SHORT[b]}"] = _geometric(ratios)
+        return found
+
+    def to_pandas(self) -> Any:
+        """The rows as a frame. ValueError where pandas is not installed."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ValueError("to_pandas needs pandas: pip install 'inference-opt[study]'") from error
+        return pandas.DataFrame(self.rows())
+
+    def as_json(self) -> dict[str, Any]:
+        """Rows, effects and every cell, with the command and the machine."""
+        machine = next(c["figures"]["machine"] for c in self.cells if c["kind"] == "run")
+        first = {name: self.cells[0][name] for name in ("model", "dtype", "page_size", "drafter", "max_new_tokens")}
+        head = {"command": self.command, "machine": machine} | first
+        return head | {"rows": self.rows(), "effects": self.effects(), "cells": self.cells}
+
+    def speed_figure(self) -> Figure:
+        """How many times the plain baseline each combination is, a panel a workload; whiskers: slowest to fastest."""
+        rows = self.rows()
+        names = list(dict.fromkeys(row["combination"] for row in rows))
+        width = 2.2 + 2.3 * len(self.workloads)
+        figure = Figure(figsize=(width, 1.2 + 0.28 * len(names)), layout="constrained")
+        panels = figure.subplots(1, len(self.workloads), sharey=True, squeeze=False)[0]
+        for axes, workload in zip(panels, self.workloads):
+            here = [row for row in rows if row["workload"] == workload]
+            base = self._rate(workload, ())
+            middle = [row["over_baseline"] for row in here]
+            low, high = ([row[name] / base for row in here] for name in ("slowest", "fastest"))
+            ends = [[m - x for m, x in zip(middle, low)], [x - m for m, x in zip(middle, high)]]
+            axes.barh(names, middle, xerr=ends, color="#4c72b0", error_kw={"lw": 1})
+            for i, value in enumerate(middle):
+                axes.text(high[i], i, f" {value:.1f}", va="center", fontsize=8)
+            axes.axvline(1, color="#888", lw=1)
+            axes.set(title=workload, xlim=(0, 1.2 * max(high)))
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[0].invert_yaxis()
+        figure.supxlabel("times the throughput of plain cached decoding", fontsize=9)
+        return figure
+
+    def effects_figure(self) -> Figure:
+        """Effects on the diagonal, interactions beside it: above 1 helps, an interaction below 1 stands in the way."""
+        names = [SHORT[name] for name in self.techniques]
+        effects = self.effects()
+        figure = Figure(figsize=(1 + 2.5 * len(effects), 2.9), layout="constrained")
+        panels = figure.subplots(1, len(effects), squeeze=False)[0]
+        for axes, (workload, found) in zip(panels, effects.items()):
+            grid = [[found.get(a if a == b else f"{a} × {b}") for b in names] for a in names]
+            shown = [[float("nan") if x is None else log(x, 2) for x in line] for line in grid]
+            axes.imshow(shown, cmap="RdBu", vmin=-3, vmax=3)
+            for i, j in itertools.product(range(len(names)), repeat=2):
+                value = grid[i][j]
+                if value is not None:
+                    dark = abs(log(value, 2)) > 2
+                    axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="w" if dark else "k")
+            axes.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)
+            axes.set_yticks(range(len(names)), names, fontsize=8)
+            axes.set_title(workload, fontsize=10)
+        return figure
+
+    def write(self, folder: str | Path) -> Path:
+        """`study.json` and a self-contained `report.html`, whole or not at all; the path of the report."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "study.json", self.as_json())
+        source = (resources.files("inference_opt") / "templates" / "study.html.j2").read_text(encoding="utf-8")
+        template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
+        figures = {}
+        if "throughput" in self.metrics:
+            figures = {
+                "How many times the plain baseline, by workload and combination": _svg(self.speed_figure()),
+                "Effects (diagonal) and interactions, as factors of the throughput": _svg(self.effects_figure()),
+            }
+        report, part = folder / "report.html", folder / "report.html.part"
+        part.write_text(template.render(study=self.as_json(), figures=figures, results=self), encoding="utf-8")
+        part.replace(report)
+        return report
+
+    def _rate(self, workload: str, combo: tuple[str, ...]) -> float:
+        return median(
+            cell["figures"]["tokens_per_second"]
+            for cell in self.cells
+            if cell["workload"] == workload and cell["kind"] == "run" and tuple(cell["techniques"]) == combo
+        )
+
+
+def table(results: Results) -> Table:
+    """The rows for the terminal, the most telling columns only."""
+    shown = Table("workload", "techniques")
+    columns: list[tuple[str, str, str]] = []
+    if "throughput" in results.metrics:
+        columns += [("tokens_per_second", "tokens/s", ".1f"), ("over_baseline", "over none", ".1f")]
+        columns += [("over_naive", "over naive", ".1f"), ("first_token_seconds", "first token, s", ".2f")]
+    if "memory_usage" in results.metrics:
+        columns += [("kv_bytes_in_use", "KV bytes in use", ",")]
+    if "quality" in results.metrics:
+        columns += [("perplexity", "perplexity", ".2f"), ("exact", "exact", "")]
+    for _, title, _ in columns:
+        shown.add_column(title, justify="right")
+    for row in results.rows():
+        shown.add_row(row["workload"], row["combination"], *(format(row[name], form) for name, _, form in columns))
+    return shown
+
+
+def _median(each: list[dict[str, Any]], name: str) -> float | int | None:
+    values = [figures[name] for figures in each if figures[name] is not None]
+    return median(values) if values else None
+
+
+def _geometric(ratios: list[float]) -> float:
+    return exp(mean(map(log, ratios)))
+
+
+def _svg(figure: Figure) -> str:
+    svg = io.StringIO()
+    figure.savefig(svg, format="svg")
+    return svg.getvalue()[svg.getvalue().index("<svg") :]

@@ -1,0 +1,205 @@
+"""Plan the cells, refuse what cannot work, run what is not done yet, wherever there is room, and gather the figures."""
+
+import difflib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor, Future, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from inference_opt.bench.machine import command_line
+from inference_opt.experiment.cells import TECHNIQUES, Cell, build, key, pages_needed, run_cell
+from inference_opt.experiment.datasets import Dataset, load_dataset
+from inference_opt.experiment.results import Results
+from inference_opt.model.load import parse_dtype
+from inference_opt.model.transformer import Transformer
+from inference_opt.options import write_json
+from inference_opt.speculative import DRAFTERS
+
+METRICS = ("throughput", "memory_usage", "quality")
+SIZES = ("dim", "depth", "heads", "kv_heads", "ffn_dim", "vocab_size", "max_context", "seed")
+DESIGNS = ("full", "one-in", "one-out")
+ATTEMPTS = 3
+NAIVE_TOKENS = 8  # a token costs the whole text: few tell the rate
+
+
+def run_ablation_study(
+    input_dataset: str | Path | Sequence[str | Path],
+    model_config: str | dict[str, Any] = "smollm2-135m",
+    techniques_to_test: Iterable[str] = TECHNIQUES,
+    metrics: Iterable[str] = METRICS,
+    *,
+    design: str = "full",
+    repeats: int = 3,
+    requests: int = 32,
+    max_new_tokens: int = 32,
+    drafter: str = "prompt-lookup",
+    page_size: int = 16,
+    dtype: str = "float32",
+    folder: str | Path | None = None,
+    executor: Executor | None = None,
+) -> Results:
+    """Every combination of techniques on the first `requests` of each dataset, `repeats` times, interleaved.
+
+    `input_dataset`: files, folders or built-in workloads (`datasets.py`). `model_config`: a pretrained model's name, or
+    sizes as `TransformerWithOptimizations` takes them (random weights; text is read as bytes). `design`: all
+    combinations ("full"), each technique alone ("one-in"), or all without one ("one-out"); none and all are always
+    there. With a `folder`, each cell's figures are kept there as soon as they are known, and a study that was killed
+    goes on where it stopped. `executor` runs the cells (`concurrent.futures`; Dask's `Client.get_executor()` for a
+    cluster): cells that share a machine slow each other, so give each worker one of its own, or measure without.
+    ValueError, before any work, for datasets, techniques, metrics or sizes that cannot be studied.
+    """
+    techniques = _known("technique", techniques_to_test, TECHNIQUES)
+    wanted = _known("metric", metrics, METRICS)
+    _known("design", [design], DESIGNS)
+    _known("drafter", [drafter], tuple(DRAFTERS))
+    sizes = {"repeats": repeats, "requests": requests, "max_new_tokens": max_new_tokens, "page_size": page_size}
+    for name, size in sizes.items():
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+    parse_dtype(dtype)
+    sources = [input_dataset] if isinstance(input_dataset, (str, Path)) else list(input_dataset)
+    datasets = [load_dataset(source) for source in sources]
+    names = [dataset.name for dataset in datasets]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"expected one or more datasets of different names, got {names}")
+    if isinstance(model_config, dict):
+        _known("field of model_config", model_config, SIZES)
+        model_config = _with_context(model_config, datasets, requests, max_new_tokens)
+    model, tokenizer = build(model_config, dtype, False)
+    common = {"model": model_config, "dtype": dtype, "page_size": page_size, "drafter": drafter, "metrics": wanted}
+    plan: list[tuple[Cell, list[list[int]], list[list[int]]]] = []
+    for dataset in datasets:
+        rows = dataset.rows[:requests]
+        prompts = [row.ids(tokenizer) for row in rows]
+        answers = [_answer(row.reference, tokenizer) for row in rows]
+        for i, prompt in enumerate(prompts, 1):
+            try:
+                model.config.check_prompt(prompt)
+                if len(prompt) + max_new_tokens > model.config.max_context:
+                    raise ValueError(f"with {max_new_tokens} new tokens it exceeds {model.config.max_context}")
+            except ValueError as error:
+                raise ValueError(f"dataset {dataset.name}, request {i} ({len(prompt)} tokens): {error}") from None
+        for cell in _cells(techniques, wanted, design, repeats):
+            plan.append(
+                (cell | common | {"workload": dataset.name, "max_new_tokens": max_new_tokens}, prompts, answers)
+            )
+    _check_memory(model, plan, executor)
+    figures = _run_all(plan, None if folder is None else Path(folder), executor)
+    cells = [cell | {"figures": each} for (cell, _, _), each in zip(plan, figures)]
+    return Results(command_line(), techniques, wanted, cells)
+
+
+def _known(what: str, given: Iterable[str], expected: Sequence[str]) -> list[str]:
+    """What was given, in our order. ValueError with the nearest name."""
+    chosen = [given] if isinstance(given, str) else list(given)
+    for name in chosen:
+        if name not in expected:
+            near = difflib.get_close_matches(str(name), expected, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(f"unknown {what} {name!r}: {hint}expected some of {', '.join(expected)}")
+    if not chosen:
+        raise ValueError(f"expected at least one {what} of {', '.join(expected)}")
+    return [name for name in expected if name in chosen]
+
+
+def combinations(techniques: Sequence[str], design: str) -> list[tuple[str, ...]]:
+    """From none to all. What reuses prefixes batches continuously, so `radix_attention` is not tried without it."""
+    every = [
+        tuple(name for name, on in zip(techniques, switches) if on)
+        for switches in itertools.product((False, True), repeat=len(techniques))
+    ]
+    if "continuous_batching" in techniques:
+        every = [c for c in every if "radix_attention" not in c or "continuous_batching" in c]
+    kept = [(), tuple(techniques)]
+    if design == "full":
+        kept = every
+    elif design == "one-out":
+        kept += [c for c in every if len(c) == len(techniques) - 1]
+    else:  # two together only where one needs the other
+        kept += [c for c in every if len(c) == 1 or c == ("continuous_batching", "radix_attention")]
+    return sorted(set(kept), key=lambda c: (len(c), [techniques.index(name) for name in c]))
+
+
+def _cells(techniques: list[str], metrics: list[str], design: str, repeats: int) -> list[Cell]:
+    """Repeats are interleaved: what slows the machine for a while slows all combinations alike."""
+    combos = combinations(techniques, design)
+    cells: list[Cell] = [
+        {"kind": "run", "techniques": list(combo), "repeat": repeat} for repeat in range(repeats) for combo in combos
+    ]
+    forms = [[], ["mla"]] if "mla" in techniques else [[]]
+    if "throughput" in metrics:
+        cells.append({"kind": "naive", "techniques": [], "repeat": 0, "tokens": NAIVE_TOKENS})
+    if "quality" in metrics:
+        cells += [{"kind": "quality", "techniques": form, "repeat": 0} for form in forms]
+    return cells
+
+
+def _with_context(config: dict[str, Any], datasets: list[Dataset], requests: int, new: int) -> dict[str, Any]:
+    """Sizes for random weights that read bytes: a vocabulary of 256, and room for the longest request."""
+    longest = max((len(row.ids(None)) for d in datasets for row in d.rows[:requests]), default=0)
+    return {"vocab_size": 256, "max_context": longest + new} | config
+
+
+def _answer(reference: str | None, tokenizer: Any) -> list[int]:
+    if not reference:
+        return []
+    return list(reference.encode()) if tokenizer is None else tokenizer.encode(reference, begin=False)
+
+
+def _check_memory(model: Transformer, plan: Sequence[tuple[Cell, list[list[int]], Any]], executor: Any) -> None:
+    """The pages and both forms of the model must fit; another machine's memory is not known here."""
+    if executor is not None or not hasattr(os, "sysconf"):
+        return
+    each = model.config.kv_elements_per_token * model.dtype.itemsize
+    pool = max(pages_needed(cell, prompts) * cell["page_size"] * each for cell, prompts, _ in plan)
+    needed, there = pool + model.weight_bytes(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise ValueError(
+            f"the study needs {needed / 2**30:,.1f} GiB ({pool / 2**30:,.1f} of keys and values) and this machine has "
+            f"{there / 2**30:,.1f}: take fewer requests, fewer new tokens or a smaller model"
+        )
+
+
+def _run_all(plan: Sequence[tuple[Cell, Any, Any]], folder: Path | None, executor: Executor | None) -> list[Any]:
+    """Figures in the order of the plan, whoever finishes first."""
+    paths = [folder / f"{key(cell, prompts)}.json" if folder else None for cell, prompts, _ in plan]
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+    figures: list[Any] = [json.loads(p.read_text(encoding="utf-8")) if p and p.is_file() else None for p in paths]
+    todo = [i for i, each in enumerate(figures) if each is None]
+
+    def done(i: int, found: dict[str, Any]) -> None:
+        write_json(paths[i], found)
+        figures[i] = found
+        progress.advance(task)
+
+    columns = (TextColumn("ablation"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("cells", total=len(plan), completed=len(plan) - len(todo))
+        if executor is None:
+            with torch.no_grad():
+                for i in todo:
+                    done(i, run_cell(*plan[i]))
+            return figures
+        waiting: dict[Future[Any], int] = {executor.submit(run_cell, *plan[i]): i for i in todo}
+        tries = dict.fromkeys(todo, 1)
+        while waiting:
+            future = next(as_completed(waiting))
+            i = waiting.pop(future)
+            try:
+                done(i, future.result())
+            except ValueError:
+                raise
+            except Exception as error:  # a worker was lost: others take its cells
+                if tries[i] == ATTEMPTS:
+                    where = f"what is done is kept in {folder}" if folder else "give a folder to keep what is done"
+                    raise ValueError(f"a cell failed {ATTEMPTS} times ({error!r}); {where}") from error
+                tries[i] += 1
+                waiting[executor.submit(run_cell, *plan[i])] = i
+    return figures

@@ -1,0 +1,260 @@
+"""The study: every cell once, whoever runs it and whatever is killed; effects that are what they claim to be."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference_opt.experiment import Results, run_ablation_study
+from inference_opt.experiment.results import SHORT
+from inference_opt.experiment.study import TECHNIQUES, combinations
+
+TOY = {"dim": 16, "depth": 1, "heads": 2}
+SMALL = {"repeats": 1, "max_new_tokens": 3, "dtype": "float64", "page_size": 4}
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    stem = "one stem for all of them, "
+    rows = [{"prompt": f"{stem}{word}", "reference": word} for word in ("tea", "coffee", "water")]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+def test_every_combination_is_measured_and_exact(texts):
+    results = run_ablation_study(texts, TOY, **SMALL)
+    frame = results.to_pandas()
+    assert len(frame) == len(combinations(TECHNIQUES, "full")) == 12
+    assert frame["exact"].all()
+    assert (frame["identical"] == 3).all()
+    assert frame["tokens_per_second"].gt(0).all()
+    assert frame["kv_bytes_in_use"].le(frame["kv_bytes_allocated"]).all()
+    assert (frame["reused"].gt(0) == frame["radix_attention"]).all()
+    assert frame.loc[frame["combination"] == "none", "over_baseline"].item() == 1
+    kinds = [cell["kind"] for cell in results.cells]
+    assert kinds.count("run") == 12
+    assert kinds.count("quality") == 2
+    assert kinds.count("naive") == 1
+    same = frame.loc[~frame["mla"]]
+    assert (same["favourites"] == 1).all()
+    assert same["perplexity"].nunique() == 1
+    # All 3 requests at once share a page more often than each alone: what is in use shows it.
+    in_use = frame.set_index("combination")["kv_bytes_in_use"]
+    assert in_use["none"] < in_use["batching + radix"] < in_use["batching"]
+
+
+def test_metrics_that_are_not_asked_for_are_not_there(texts, tmp_path):
+    results = run_ablation_study(texts, TOY, ["mla"], ["memory_usage"], **SMALL)
+    assert {cell["kind"] for cell in results.cells} == {"run"}
+    assert "tokens_per_second" not in results.rows()[0]
+    assert results.rows()[0]["kv_bytes_in_use"] > 0
+    assert "tokens/s" not in results.write(tmp_path).read_text(encoding="utf-8")
+
+
+def test_the_page_stands_alone_and_holds_every_row(texts, tmp_path):
+    results = run_ablation_study(texts, TOY, **SMALL)
+    page = results.write(tmp_path / "out").read_text(encoding="utf-8")
+    assert page.count("<svg") == 2
+    assert not re.search(r"(src|href)=.?(http|//)", page)
+    assert all(f"<td>{row['combination']}</td>" in page for row in results.rows())
+    assert results.command.split()[0] in page
+    saved = json.loads((tmp_path / "out" / "study.json").read_text(encoding="utf-8"))
+    assert saved["rows"] == results.rows()
+    assert saved["effects"] == results.effects()
+
+
+@pytest.mark.parametrize("design", ["full", "one-in", "one-out"])
+@given(techniques=st.sets(st.sampled_from(TECHNIQUES), min_size=1))
+def test_designs(design, techniques):
+    techniques = tuple(name for name in TECHNIQUES if name in techniques)
+    found = combinations(techniques, design)
+    assert found[0] == ()
+    assert found[-1] == techniques
+    assert len(set(found)) == len(found)
+    batching = "continuous_batching" in techniques
+    allowed = [c for c in found if not batching or "radix_attention" not in c or "continuous_batching" in c]
+    assert found == allowed
+    if design == "full":
+        both = batching and "radix_attention" in techniques
+        assert len(found) == 2 ** len(techniques) * (3 if both else 4) // 4
+    for name in techniques:  # each has a pair of combinations that differ in it alone, so that its effect can be told
+        pairs = [c for c in map(set, found) if name not in c and c | {name} in map(set, found)]
+        alone = design == "one-out" and name == "continuous_batching" and "radix_attention" in techniques
+        assert pairs or alone
+
+
+@given(
+    factors=st.fixed_dictionaries({name: st.floats(0.1, 10) for name in TECHNIQUES}),
+    together=st.floats(0.1, 10),
+    design=st.just("full"),
+)
+def test_effects_are_the_factors_that_made_the_rates(factors, together, design):
+    """Rates made of one factor a technique, and one more where MLA and speculation meet."""
+    cells = []
+    for combo in combinations(TECHNIQUES, design):
+        rate = 7.0
+        for name in combo:
+            rate *= factors[name]
+        if {"mla", "speculative_decoding"} <= set(combo):
+            rate *= together
+        cells.append({"workload": "w", "kind": "run", "techniques": combo, "figures": {"tokens_per_second": rate}})
+    effects = Results("", list(TECHNIQUES), ["throughput"], cells).effects()["w"]
+    for name in ("continuous_batching", "radix_attention"):
+        assert effects[SHORT[name]] == pytest.approx(factors[name])
+    for name in ("mla", "speculative_decoding"):  # half of their pairs have the other one beside them
+        assert effects[SHORT[name]] == pytest.approx(factors[name] * together**0.5)
+    assert effects["MLA × speculation"] == pytest.approx(together)
+    assert effects["batching × MLA"] == pytest.approx(1)
+    assert effects["radix × speculation"] == pytest.approx(1)
+    assert "batching × radix" not in effects  # the tree is not tried without batching
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from inference_opt.experiment import cells, run_ablation_study, study
+real = cells.run_cell
+def counted(cell, *rest):
+    found = real(cell, *rest)
+    with open(sys.argv[2] + ".log", "a") as log:
+        print(cell["kind"], cell["techniques"], cell["repeat"], file=log)
+    return found
+study.run_cell = counted
+print("ready", flush=True)
+results = run_ablation_study(sys.argv[1], {toy}, folder=sys.argv[2], **{small})
+print(len(results.cells))
+"""
+
+
+def test_a_study_that_is_killed_goes_on_where_it_stopped(texts, tmp_path):
+    """Ten times, at random moments. At most the cell that was running is run again, and every figure is there once."""
+    rng, folder = random.Random(0), tmp_path / "cells"
+    small = SMALL | {"repeats": 3, "max_new_tokens": 40}
+    script = SCRIPT.replace("{toy}", repr(TOY)).replace("{small}", repr(small))
+    command = [sys.executable, "-c", script, str(texts), str(folder)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    seen: dict[str, str] = {}
+    kills = 0
+    while kills < 10:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(rng.uniform(0, 0.4))
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+        now = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.json")}
+        assert all(json.loads(text) for text in now.values())  # whole, each of them
+        assert {name: now[name] for name in seen} == seen  # and not measured again
+        seen = now
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    planned = 3 * 12 + 3
+    assert done.stdout.split()[-1] == str(planned)
+    assert len(list(folder.glob("*.json"))) == planned
+    log = Path(f"{folder}.log").read_text(encoding="utf-8").splitlines()
+    assert len(set(log)) == planned
+    assert len(log) <= planned + 10
+    again = run_ablation_study(texts, TOY, folder=folder, **small)
+    assert len(again.cells) == planned
+    assert all(cell["figures"] for cell in again.cells)
+
+
+def without_times(results):
+    """What does not depend on who ran it, and when."""
+    kept = ("new_tokens", "exact", "identical", "perplexity", "favourites", "kv_bytes_in_use", "reused")
+    cells = [{name: cell["figures"].get(name) for name in kept} | {"of": cell["techniques"]} for cell in results.cells]
+    return cells
+
+
+def test_dask_gives_the_same_results_in_the_same_order_when_a_worker_is_killed(texts, tmp_path):
+    """A scheduler and three workers, each a process of its own; one is killed while it works and never comes back."""
+    distributed = pytest.importorskip("distributed")
+    small = SMALL | {"repeats": 3, "max_new_tokens": 20}
+    alone = run_ablation_study(texts, TOY, **small)
+    killed = []
+
+    def kill(pids):
+        while len(list((tmp_path / "cells").glob("*.json"))) < 5:
+            time.sleep(0.01)
+        os.kill(pids[0], signal.SIGKILL)
+        killed.append(pids[0])
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    address = tmp_path / "scheduler.json"
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard"]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--no-nanny", "--nthreads", "1", "--no-dashboard"]
+    commands = [command, worker, worker, worker]
+    processes = [
+        subprocess.Popen([*c, "--scheduler-file", str(address)], env=environment, stderr=subprocess.DEVNULL)
+        for c in commands
+    ]
+    try:
+        with distributed.Client(scheduler_file=str(address), timeout=60) as client:
+            client.wait_for_workers(3, timeout=60)
+            threading.Thread(target=kill, args=([p.pid for p in processes[1:]],), daemon=True).start()
+            results = run_ablation_study(texts, TOY, folder=tmp_path / "cells", executor=client.get_executor(), **small)
+            assert killed
+            assert len(client.scheduler_info()["workers"]) == 2
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert without_times(results) == without_times(alone)
+
+
+def test_a_cell_that_keeps_failing_is_given_up_and_the_rest_is_kept(texts, tmp_path, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    from inference_opt.experiment import study
+
+    real = study.run_cell
+
+    def lost(cell, *rest):
+        if cell["techniques"] == ["mla"]:
+            raise ConnectionError("worker lost")
+        return real(cell, *rest)
+
+    monkeypatch.setattr(study, "run_cell", lost)
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match=r"failed 3 times .*worker lost.* is kept in"):
+        run_ablation_study(texts, TOY, folder=tmp_path / "cells", executor=pool, **SMALL)
+    assert list((tmp_path / "cells").glob("*.json"))
+
+
+BAD = {
+    "technique": (
+        {"techniques_to_test": ["radix_atention"]},
+        r"unknown technique 'radix_atention': did you mean 'radix_",
+    ),
+    "metric": ({"metrics": ["memory"]}, "unknown metric 'memory': did you mean 'memory_usage'"),
+    "design": ({"design": "all"}, "unknown design 'all'"),
+    "drafter": ({"drafter": "lookup"}, "did you mean 'prompt-lookup'"),
+    "no technique": ({"techniques_to_test": []}, "expected at least one technique"),
+    "repeats": ({"repeats": 0}, "repeats must be a whole number of at least 1, got 0"),
+    "sizes": ({"model_config": {"dim": 15, "depth": 1, "heads": 2}}, "multiple of heads"),
+    "field": ({"model_config": {"dims": 16}}, "unknown field of model_config 'dims': did you mean 'dim'"),
+    "context": ({"model_config": TOY | {"max_context": 8}}, r"dataset prompts, request 1 \(29 tokens\)"),
+    "memory": ({"model_config": TOY | {"depth": 1, "max_context": 10**13}, "max_new_tokens": 10**12}, "GiB"),
+    "dtype": ({"dtype": "float12"}, "float12"),
+    "dataset": ({"input_dataset": "no/such/file"}, "does not exist: expected a file, a folder, or one of few-shot"),
+    "twice": ({"input_dataset": ["chat", "chat"]}, "different names"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_studied_is_refused_before_any_work(name, texts, tmp_path):
+    changes, says = BAD[name]
+    arguments = {"input_dataset": texts, "model_config": TOY, "folder": tmp_path / "cells"} | SMALL | changes
+    with pytest.raises(ValueError, match=says):
+        run_ablation_study(**arguments)
+    assert not (tmp_path / "cells").exists()
