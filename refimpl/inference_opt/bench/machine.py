@@ -21,6 +21,14 @@ def command_line() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
+def _version() -> str:
+    """Of what is installed; a checkout that is run where it lies is not."""
+    try:
+        return metadata.version("inference-opt")
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
 def describe() -> dict[str, Any]:
     """Processor, cores, versions and date: what stands beside every figure."""
     info = Path("/proc/cpuinfo")
@@ -32,7 +40,7 @@ def describe() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "inference_opt": metadata.version("inference-opt"),
+        "inference_opt": _version(),
         "date": datetime.date.today().isoformat(),
     }
 

@@ -91,7 +91,7 @@ class Ahead:
         ends = [start + room for start, room in zip(starts, rooms)]
         k_pages, heads = self.cache.keys[0], self.model.config.heads
         work = cut(ends, [1] * len(ends), stems, k_pages, heads, self.cache.latent_dim)
-        own, position = work.launches[0].pieces, PIECE.index("position")
+        own, position = work.launches[-1].pieces, PIECE.index("position")  # those of stems, in front, stand still
         own[:, position] -= torch.tensor(rooms, dtype=torch.int32)[own[:, PIECE.index("sequence")]] - 1
         return work
 

@@ -61,9 +61,10 @@ def load_blocks(k_tiles, v_tiles, table, first, blocks, last_page, column, PAGE:
 @gluon.jit
 def attend_rows(
     q, k, v, k_full, v_full, k_empty, v_empty, first, end, blocks, token0, queries, position0, row0, kv_head, state,
-    out, lse, partial, partial_lse, scale_log2, HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr,
+    out, lse, partial, partial_lse, scale_log2, cut, HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr,
+    FIRST: gl.constexpr,
 ):  # fmt: skip
-    """A group: ROWS rows from row0 on."""
+    """A group: ROWS rows from row0 on. The first makes what lies behind the end 0, for both."""
     O: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])  # noqa: E741
     O_ROW: gl.constexpr = gl.SliceLayout(1, O)
     operand: gl.constexpr = gl.DotOperandLayout(0, S, 2)
@@ -96,9 +97,13 @@ def attend_rows(
         acc = acc * gl.convert_layout(shrink, O_ROW)[:, None]
         weights = gl.convert_layout(p.to(k.dtype), gl.DotOperandLayout(0, O, 2))
         mbarrier.wait(v_full.index(stage), phase)
-        if n + BLOCK > end:
-            zeroed(v.index(stage), end - n, gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0]))
-            fence_async_shared()
+        if n + BLOCK > end:  # the last block only
+            if FIRST:
+                zeroed(v.index(stage), end - n, gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0]))
+                fence_async_shared()
+                mbarrier.arrive(cut.index(0), count=1)
+            else:
+                mbarrier.wait(cut.index(0), 0)
         acc = warpgroup_mma(weights, v.index(stage), acc, is_async=True)
         acc = warpgroup_mma_wait(0, [acc])
         mbarrier.arrive(v_empty.index(stage), count=1)
@@ -151,6 +156,8 @@ def tall_piece(
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    cut = gl.allocate_shared_memory(gl.int64, [1, 1], mbarrier.MBarrierLayout())  # the last block's values are zeroed
+    mbarrier.init(cut.index(0), count=1)
     for i in gl.static_range(STAGES):
         mbarrier.init(k_full.index(i), count=1)
         mbarrier.init(v_full.index(i), count=1)
@@ -161,11 +168,11 @@ def tall_piece(
         [
             (attend_rows, (
                 q, k, v, k_full, v_full, k_empty, v_empty, first, end, blocks, token0, queries, position0, row0,
-                kv_head, state, out, lse, partial, partial_lse, scale_log2, HEADS, GROUP, D,
+                kv_head, state, out, lse, partial, partial_lse, scale_log2, cut, HEADS, GROUP, D, True,
             )),
             (attend_rows, (
                 q, k, v, k_full, v_full, k_empty, v_empty, first, end, blocks, token0, queries, position0, row0 + ROWS,
-                kv_head, state, out, lse, partial, partial_lse, scale_log2, HEADS, GROUP, D,
+                kv_head, state, out, lse, partial, partial_lse, scale_log2, cut, HEADS, GROUP, D, False,
             )),
             (load_blocks, (
                 k_tiles, v_tiles, table, first, blocks, last_page, kv_head * D, PAGE, D,
