@@ -23,6 +23,24 @@ CHAPTERS = {
     "09": ("all together", 7, 1, ("04", "07", "08")),
     "10": ("to production", 8, 1, ("09",)),
 }
+# A mechanism each: (what, our file, SGLang 0.5.23's, vLLM 0.33.0's, TensorRT-LLM's), their paths within the package.
+ENGINES = ("here", "SGLang", "vLLM", "TensorRT-LLM")
+FILES = (
+    ("pages", "kv/pool.py", "mem_cache/allocator/paged.py", "v1/core/block_pool.py", "pyexecutor/resource_manager.py"),
+    ("prefixes", "kv/radix.py", "mem_cache/unified_radix_cache.py", "v1/core/kv_cache_utils.py", "kvCacheManager.cpp"),
+    ("eviction", "kv/policies.py", "mem_cache/evict_policy.py", "v1/core/kv_cache_utils.py", "evictionPolicy.cpp"),
+    ("one step", "engine/scheduler.py", "managers/schedule_policy.py", "v1/core/sched/scheduler.py",
+     "pyexecutor/scheduler/"),
+    ("latents", "model/latent.py", "deepseek_common/…/forward_mla.py", "attention/mla_attention.py",
+     "attention/mla.py"),
+    ("drafters", "speculative/*.py", "speculative/*_worker*.py", "worker/gpu/spec_decode/", "speculative/*.py"),
+    ("verdict", "speculative/rules.py", "ops/speculative/reject_sampling.py", "…/rejection_sampler_utils.py",
+     "speculative/interface.py"),
+    ("kernels", "kernels/attention.py", "layers/attention/", "v1/attention/backends/", "attention/backends/"),
+    ("capture", "engine/ahead.py", "runner/decode_cuda_graph_runner.py", "worker/gpu/cudagraph_utils.py",
+     "pyexecutor/cuda_graph_runner.py"),
+    ("cards", "model/parallel.py", "layers/linear.py", "layers/linear.py", "modules/linear.py"),
+)  # fmt: skip
 LAYERS = runpy.run_path(str(PACKAGE.parents[1] / "tests" / "test_layers.py"))  # whose test holds the order
 PARTS = LAYERS["ORDER"]  # from the ground up
 SEAMS = (
@@ -33,11 +51,11 @@ SEAMS = (
 )
 
 
-def box(axes: Axes, x: float, y: float, text: str, width: float = 0.8, colour: str = FILL) -> None:
+def box(axes: Axes, x: float, y: float, text: str, width: float = 0.8, colour: str = FILL, size: float = 8.5) -> None:
     """A rounded box about (x, y)."""
     shape = FancyBboxPatch((x - width / 2, y - 0.26), width, 0.52, boxstyle="round,pad=0.02", fc=colour, ec=SOFT)
     axes.add_patch(shape)
-    axes.text(x, y, text, ha="center", va="center", fontsize=8.5, color="white" if colour == ACCENT else INK)
+    axes.text(x, y, text, ha="center", va="center", fontsize=size, color="white" if colour == ACCENT else INK)
 
 
 def arrow(
@@ -101,6 +119,24 @@ def seams_figure() -> Figure:
         arrow(axes, (0.65, y), (5.35, y), style="<->")
         axes.text(3, y + 0.1, question, ha="center", va="bottom", fontsize=9, color=INK)
     axes.set(xlim=(-0.8, 6.8), ylim=(-len(SEAMS) * 0.8 + 0.4, 0.5))
+    axes.set_axis_off()
+    return figure
+
+
+def files_figure() -> Figure:
+    """A row a mechanism, a column an engine: the file that holds it."""
+    figure = Figure(figsize=(10.5, 4.9), layout="constrained")
+    axes = figure.subplots()
+    widths = (1.5, 1.95, 2.35, 2.15, 2.25)
+    middles = [sum(widths[:i]) + width / 2 for i, width in enumerate(widths)]
+    for x, name in zip(middles[1:], ENGINES):
+        axes.text(x, 0.75, name, ha="center", va="center", fontsize=9.5, color=INK)
+    for row, (what, *files) in enumerate(FILES):
+        y = -row * 0.72
+        axes.text(0.05, y, what, ha="left", va="center", fontsize=9.5, color=INK)
+        for x, width, file in zip(middles[1:], widths[1:], files):
+            box(axes, x, y, file, width - 0.2, ACCENT if x == middles[1] else FILL, size=7)
+    axes.set(xlim=(0, sum(widths)), ylim=(-len(FILES) * 0.72 + 0.3, 1))
     axes.set_axis_off()
     return figure
 

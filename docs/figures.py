@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import torch
-from drawings import DRAWINGS
+from drawings import DRAWINGS, files_figure
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
@@ -294,6 +294,7 @@ FIGURES = {
     "06_speculation.svg": speculation_figure,
     "06_cost.svg": cost_figure,
     "08_pieces.svg": pieces_figure,
+    "10_files.svg": files_figure,
     "07_split.svg": split_figure,
     "07_paths.svg": paths_figure,
     "07_zoo.svg": zoo_figure,

@@ -9,17 +9,17 @@ the cache, without any keys or values. When a prefix returns after its pages wer
 as a return, and its pages are worth more than a stranger's. (Ghost lists, as in ARC: Megiddo and Modha, FAST 2003.)
 
 **Let worth fade at the pace at which texts return.** If a page's chance to come back were w at its last use and halves
-with every so much time, the pages worth keeping are those of largest w · exp(−(now − last use) / m). The logarithm of
+with every so much time, the pages worth keeping are those of largest w · exp(−(now − last use) / τ). The logarithm of
 that has the same order, and without `now`, which is common to all, it does not change while a page rests:
 
-    key = last use + m · ln w            m: the mean time between a page's uses, measured while running
+    key = last use + τ · ln w            τ: the mean time between a page's uses, measured while running
 
     FadingFrequency     w = 1 + how often the page came back
     Odds                w = of all pages of its kind that were used, how many came back for each that did not,
                         where a page's kind is how often it came back (in powers of two) and how much of the request
                         that used it last had been seen before (in quarters: a conversation that goes on, or a stranger)
 
-There is no constant fitted to a trace. What is counted (m, and the odds of each kind) is halved now and then, so that
+There is no constant fitted to a trace. What is counted (τ, and the odds of each kind) is halved now and then, so that
 it follows the traffic.
 """
 
@@ -61,7 +61,7 @@ class FadingFrequency(Policy):
         self._back: dict[tuple[int, int], float] = defaultdict(float)
 
     def key(self, node: Node) -> float:
-        """Last use + m · ln w, as noted at the last use."""
+        """Last use + τ · ln w, as noted at the last use."""
         return node.note
 
     def worth(self, past: Past) -> float:
