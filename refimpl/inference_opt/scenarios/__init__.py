@@ -50,6 +50,9 @@ RUNS: tuple[Callable[..., Trace], ...] = (
     speculation.speculative_step,
     speculation.full_acceptance,
     speculation.rejection,
+    speculation.block_verification,
+    speculation.several_candidates,
+    speculation.draft_tree,
     law.exact_law,
     law.biased_rule,
 )
