@@ -5,14 +5,22 @@ from fractions import Fraction
 
 import jsonschema
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from inference_opt.kv.contiguous import ContiguousCache
 from inference_opt.kv.pool import PagePool
 from inference_opt.kv.radix import RadixTree
+from inference_opt.model.pictures import flops
 from inference_opt.scenarios import SCENARIOS, play
 from inference_opt.scenarios.explore import explore
 from inference_opt.steps import Trace, record, step
 from inference_opt.steps.page import frame, page
 from inference_opt.steps.record import ROOT
+from tests.toys import SHAPES, toy
 
 SCHEMA = json.loads((ROOT / "steps" / "trace.schema.json").read_text(encoding="utf-8"))
 
@@ -128,6 +136,19 @@ def test_every_scenario_fits_the_schema_and_comes_back_from_a_file(name, tmp_pat
     assert broken == (expected if name == "biased-rule" else set())
 
 
+@given(SHAPES, st.integers(1, 6), st.integers(0, 9))
+def test_operations_are_those_that_torch_counts(shape, new, kept):
+    model = toy(**shape)
+    cache = ContiguousCache(**model.config.kv_shape, capacity=[kept + new], dtype=model.dtype, device=model.device)
+    ids = torch.arange(kept + new) % model.config.vocab_size
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+        if kept:
+            model(ids[:kept], cache.extend([kept]), cache)
+        with FlopCounterMode(display=False) as counted:
+            model(ids[kept:], cache.extend([new]), cache, rows=torch.tensor([new - 1]))
+    assert flops(model, new, kept + new) == counted.get_total_flops()
+
+
 def test_a_scenario_says_what_it_shows():
     for scenario in SCENARIOS.values():
         assert scenario.sentence.endswith(".")
@@ -173,7 +194,7 @@ def test_questions_are_put_to_steps_that_there_are():
 
 
 def test_scenarios_and_parameters_that_there_are_not():
-    with pytest.raises(ValueError, match="there is no scenario 'x'; there are: page-pool, "):
+    with pytest.raises(ValueError, match="there is no scenario 'x'; there are: naive-decoding, "):
         play("x")
     with pytest.raises(ValueError, match="'page-pool' has no seed; what may be changed: prompts, page_size, num_pages"):
         play("page-pool", seed=1)

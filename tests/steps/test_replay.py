@@ -2,13 +2,19 @@
 
 from contextlib import nullcontext
 
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference_opt import SamplingParams, naive
+from inference_opt.engine import static
 from inference_opt.engine.engine import Engine
+from inference_opt.kv.contiguous import ContiguousCache
 from inference_opt.kv.node import as_bytes
 from inference_opt.kv.pool import PagePool
 from inference_opt.kv.radix import RadixTree
+from inference_opt.model.attention import NoCache
+from inference_opt.sampling import probabilities, sample
 from inference_opt.scenarios.law import DRAFT, TARGET
 from inference_opt.scenarios.speculation import Floats
 from inference_opt.scenarios.toys import arrivals, toy
@@ -17,6 +23,8 @@ from inference_opt.speculative.exact import PROPOSALS, chain, output_law
 from inference_opt.speculative.models import FirstLayers
 from inference_opt.speculative.zoo import table
 from inference_opt.steps import record
+from tests.toys import SHAPES
+from tests.toys import toy as toy_model
 
 TEXT = st.lists(st.integers(0, 1), max_size=8)
 RULES = (rules.token_wise, rules.block, rules.coupled, rules.point_mass, rules.multi_draft, rules.tree)
@@ -142,6 +150,27 @@ def test_a_verdict_told_its_own_numbers_is_given_again(rule, gamma, seed, data):
     last = trace.steps[-1]["state"]["speculation"]
     kept = [x for x, fate in zip(last["drafts"], last["fates"]) if fate == "kept"]
     assert emitted == (kept if last["drawn"] is None else [*kept, last["drawn"]])
+
+
+@given(SHAPES, st.lists(st.integers(0, 12), min_size=1, max_size=6), st.integers(0, 9))
+def test_feeding_the_tokens_that_a_trace_names_gives_its_laws(shape, prompt, seed):
+    model, params = toy_model(**shape), SamplingParams(max_new_tokens=5, temperature=0.7, seed=seed)
+    with record() as trace:
+        text = naive.generate(model, prompt, params)
+        assert static.generate(model, [prompt], params) == [text]
+    assert len(trace) == 2 * len(text)
+    config = model.config
+    cache = ContiguousCache(**config.kv_shape, capacity=[20], dtype=model.dtype, device=model.device)
+    for one in trace.steps:
+        state = one["state"]["decode"]
+        read, new = torch.tensor(state["read"]), state["new"]
+        kv = NoCache([new]) if state["way"] == "naive" else cache
+        positions = torch.arange(new) if state["way"] == "naive" else cache.extend([new])
+        with torch.inference_mode():
+            logits = model(read[-new:], positions, kv, rows=torch.tensor([new - 1]))[0]
+        assert probabilities(logits, params)[state["vocab"]].tolist() == state["law"]
+        assert sample(logits, params, position=len(read)) == state["token"]
+        assert all(one["invariants"].values())
 
 
 def test_recording_changes_no_text_and_no_law():

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from inference_opt.scenarios import latent, law, pages, schedule, speculation, tree
+from inference_opt.scenarios import decoding, latent, law, pages, schedule, speculation, tree
 from inference_opt.steps import Trace
 
 
@@ -39,6 +39,8 @@ class Scenario:
 
 
 RUNS: tuple[Callable[..., Trace], ...] = (
+    decoding.naive_decoding,
+    decoding.kv_cache,
     pages.page_pool,
     pages.paged_attention,
     tree.diverging_insert,

@@ -3,6 +3,7 @@
 
 const VERSION = 1;
 const SCENES = {
+  decode: ["what goes through the model", drawDecode],
   schedule: ["schedule", drawSchedule],
   pool: ["page pool and page tables", drawPool],
   tree: ["radix tree", drawTree],
