@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from inference_opt.scenarios import decoding, latent, law, pages, schedule, speculation, tree
+from inference_opt.scenarios import decoding, kernels, latent, law, pages, schedule, speculation, tree
 from inference_opt.steps import Trace
 
 
@@ -57,6 +57,7 @@ RUNS: tuple[Callable[..., Trace], ...] = (
     speculation.draft_tree,
     law.exact_law,
     law.biased_rule,
+    kernels.pieces_of_attention,
 )
 SCENARIOS = {name: Scenario(name, run) for run in RUNS for name in [run.__name__.replace("_", "-")]}
 

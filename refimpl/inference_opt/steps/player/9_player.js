@@ -8,6 +8,7 @@ const SCENES = {
   pool: ["page pool and page tables", drawPool],
   tree: ["radix tree", drawTree],
   attention: ["attention over pages", drawAttention],
+  pieces: ["the plan of pieces", drawPieces],
   mla: ["latent attention", drawLatent],
   speculation: ["acceptance", drawSpeculation],
   law: ["the law, path by path", drawLaw],
