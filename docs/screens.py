@@ -26,6 +26,7 @@ SHOTS = {
     "06_step_block": ("block-verification", "speculation.weigh", 0, "light"),
     "06_step_tree": ("draft-tree", "speculation.accept", 1, "dark"),
     "07_step": ("biased-rule", "law.path", 13, "light"),
+    "08_step": ("pieces-of-attention", "kernel.merge", 2, "light"),
 }
 
 
