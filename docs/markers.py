@@ -118,8 +118,9 @@ def add_player(app: Sphinx, name: str, template: str, context: dict, doctree: no
     if 'class="stepped"' in context.get("body", ""):
         app.add_js_file("player.js", loading_method="defer")
     for part in ("body", "furo_navigation_tree"):
-        # Without a tab stop the end of a long line of code is out of a keyboard's reach.
+        # Without a tab stop the end of a long line of code, or of a wide table, is out of a keyboard's reach.
         whole = context.get(part, "").replace("<pre>", '<pre tabindex="0">')
+        whole = whole.replace('<div class="table-wrapper', '<div tabindex="0" class="table-wrapper')
         context[part] = whole.replace('class="caption" role="heading"', 'class="caption" role="heading" aria-level="2"')
 
 
