@@ -200,6 +200,32 @@ def test_scenarios_and_parameters_that_there_are_not():
         play("page-pool", seed=1)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("block-verification", {"gamma": 0}),
+        ("block-verification", {"gamma": 1}),
+        ("several-candidates", {"candidates": 0}),
+        ("several-candidates", {"candidates": 9}),
+        ("draft-tree", {"depth": 0}),
+        ("draft-tree", {"depth": 3, "width": 9}),
+        ("naive-decoding", {"prompt": "a", "new_tokens": 1}),
+        ("kv-cache", {"new_tokens": 300, "temperature": 0.0}),
+        ("pieces-of-attention", {"lengths": "1", "sharing": 9, "stem": 0}),
+        ("pieces-of-attention", {"lengths": "64 65 2000", "sharing": 0, "heads": 2}),
+    ],
+)
+def test_scenarios_play_at_the_ends_of_what_may_be_asked(name, changes):
+    trace = play(name, **changes)
+    jsonschema.validate(trace.as_json(), SCHEMA)
+    assert all(held for one in trace.steps for held in one["invariants"].values())
+
+
+def test_a_tree_too_large_to_show_is_refused():
+    with pytest.raises(ValueError, match="depth 300 and width 2 has more than 40 nodes"):
+        play("draft-tree", depth=300)
+
+
 def test_the_page_holds_no_way_out_and_no_way_in():
     with record("</script><script>alert(1)</script>", label=lambda token: "</script>") as trace:
         PagePool(1, 1).allocate(1)

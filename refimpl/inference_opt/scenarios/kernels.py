@@ -18,14 +18,14 @@ def pieces_of_attention(
     page, kv_heads, dim = 16, heads // 2, 8
     if len(counts) != len(lengths.split()) or not 1 <= len(counts) <= 8 or min(counts) < 1 or max(counts) > 2000:
         raise ValueError(f"lengths: expected one to eight numbers of keys from 1 to 2,000, got {lengths!r}")
-    if heads % 2:
+    if heads % 2 or heads < 2:
         raise ValueError(f"two query heads share a key head: expected an even number of heads, got {heads}")
     generator = torch.Generator().manual_seed(seed)
     used = [-(-n // page) for n in counts]
     order = torch.randperm(sum(used), generator=generator).tolist()
     tables = [[order.pop() for _ in range(n)] for n in used]
     shared = stem // page
-    sharers = tables[-sharing:]  # the last ones begin with the pages of the first of them
+    sharers = tables[max(0, len(tables) - sharing) :]  # the last ones begin with the pages of the first of them
     for each in sharers[1:]:
         most = min(shared, len(each), len(sharers[0]))
         each[:most] = sharers[0][:most]

@@ -13,6 +13,7 @@ from inference_opt.speculative.zoo import DRAFT, TARGET
 from inference_opt.steps import Trace, record
 
 RULES = {rule.__name__: rule for rule in (rules.token_wise, rules.block, rules.coupled)}
+MOST_NODES = 40  # of a tree that is shown
 
 
 def speculative_step(
@@ -100,13 +101,14 @@ def block_verification(gamma: int = 3, seed: int = 12) -> Trace:
     w carries over what earlier tokens had in excess; h is the chance that a beginning stays, u the number drawn for it.
     """
     trace = _judge(rules.block, DRAFT, gamma, seed)
-    trace.ask(
-        "speculation.weigh",
-        "A beginning does not pass. Is the draft cut there?",
-        "no: the longest beginning that passes is kept",
-        ("yes, as by the token-wise rule", "no: the longest beginning that passes is kept"),
-        nth=len([event for event in trace.events() if event == "speculation.weigh"]) - 1,
-    )
+    if gamma > 1:
+        trace.ask(
+            "speculation.weigh",
+            "A beginning does not pass. Is the draft cut there?",
+            "no: the longest beginning that passes is kept",
+            ("yes, as by the token-wise rule", "no: the longest beginning that passes is kept"),
+            nth=1,
+        )
     return trace
 
 
@@ -131,6 +133,10 @@ def draft_tree(depth: int = 2, width: int = 2, seed: int = 10) -> Trace:
 
     The target has read all nodes at once. What hangs below a rejected candidate is never looked at.
     """
+    if sum(min(width, 3) ** level for level in range(1, min(depth, 9) + 1)) > MOST_NODES:
+        raise ValueError(
+            f"a tree of depth {depth} and width {width} has more than {MOST_NODES} nodes, too many to show"
+        )
     trace = _judge(rules.tree, DRAFT, depth, seed, branching(width))
     if "speculation.accept" in trace.events():
         trace.ask(
