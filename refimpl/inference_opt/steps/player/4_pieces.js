@@ -43,7 +43,7 @@ function drawPieces({ state, width }) {
         text(left + 66, at + 13, `l ${l.toFixed(2)}`, "num") +
         rect(left + 130, at + 2, (wideRow * l) / most, 14, "", tinted(now)) +
         (shrink < 1 && shrink > 0
-          ? text(left + 136, at + 13, `a larger score: older sums × ${shrink.toFixed(2)}`, "small")
+          ? text(left + 136, at + 13, `older sums × ${shrink.toFixed(2)}`, "small")
           : "");
     });
     y += 24 + rows.length * 22;

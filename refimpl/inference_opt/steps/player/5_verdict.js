@@ -47,13 +47,14 @@ function drawSpeculation({ state, trace, width }) {
   });
   const columns = Math.max(0, ...depth.map((d) => d + 1));
   if (s.drawn !== null) {
-    const x = left + columns * step + 22;
+    const x = left + columns * step + 22,
+      y = (row[s.at] ?? 0) * pitch; // beside the draft that it follows or replaces
     body +=
-      text(x - 16, 24, "→", "dim") +
-      rect(x, 4, cell, 30, "", { rx: 5, ...painted("owed") }) +
-      text(x + cell / 2, 24, name(s.drawn), "mid light bold") +
-      rect(x - 3, 1, cell + 6, 36, "fresh", { rx: 7 }) +
-      text(x + cell / 2, 48, "drawn", "mid small dim");
+      text(x - 16, y + 24, "→", "dim") +
+      rect(x, y + 4, cell, 30, "", { rx: 5, ...painted("owed") }) +
+      text(x + cell / 2, y + 24, name(s.drawn), "mid light bold") +
+      rect(x - 3, y + 1, cell + 6, 36, "fresh", { rx: 7 }) +
+      text(x + cell / 2, y + 48, "drawn", "mid small dim");
   }
   const top = 18 + Math.max(1, rows) * pitch,
     high = 150,
