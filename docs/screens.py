@@ -14,6 +14,8 @@ from inference_opt.steps.page import page as html_page
 OUT = Path(__file__).resolve().parent.parent / "chapters" / "figures"
 # {file: (scenario, event, which of these, theme)}
 SHOTS = {
+    "00_step": ("naive-decoding", "naive.token", 3, "light"),
+    "01_step": ("kv-cache", "cache.token", 4, "light"),
     "02_step_pool": ("page-pool", "pool.release", 1, "light"),
     "02_step_attention": ("paged-attention", "paged.attend", 7, "light"),
     "03_step": ("diverging-insert", "radix.evict", 0, "light"),
@@ -21,7 +23,10 @@ SHOTS = {
     "04_step": ("preemption", "schedule.preempt", 1, "light"),
     "05_step": ("latent-attention", "mla.absorb", 1, "light"),
     "06_step": ("rejection", "speculation.reject", 0, "light"),
+    "06_step_block": ("block-verification", "speculation.weigh", 0, "light"),
+    "06_step_tree": ("draft-tree", "speculation.accept", 1, "dark"),
     "07_step": ("biased-rule", "law.path", 13, "light"),
+    "08_step": ("pieces-of-attention", "kernel.merge", 2, "light"),
 }
 
 

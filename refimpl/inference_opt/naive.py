@@ -13,9 +13,11 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from inference_opt.model.attention import NoCache
+from inference_opt.model.pictures import RECOMPUTED, decoded
 from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
-from inference_opt.sampling import SamplingParams, StopCheck, sample
+from inference_opt.sampling import SamplingParams, StopCheck, probabilities, sample
+from inference_opt.steps import step
 
 
 # [naive]
@@ -39,6 +41,8 @@ def stream(
             logits = model(tokens, positions, NoCache([len(ids)]), rows=last)[0]  # [vocab]: what follows the text
         token = sample(logits, params, position=len(ids))
         ids.append(token)
+        seen = {"model": model, "text": ids, "logits": logits, "params": params, "law": probabilities}
+        step("naive.token", decoded, RECOMPUTED, **seen, kept=None)
         reason = check.after(token)
         yield token
 

@@ -13,7 +13,9 @@ def code(notebook):
 
 
 def texts(cell):
-    return [out["text"] if "text" in out else out["data"].get("text/plain") for out in cell.outputs]
+    """What a cell printed, in however many pieces it came, and what its results are called."""
+    printed = "".join(out["text"] for out in cell.outputs if "text" in out)
+    return printed, [out["data"].get("text/plain") for out in cell.outputs if "data" in out]
 
 
 def exact(notebook):

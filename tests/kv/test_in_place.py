@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_opt import Engine, SamplingParams, kernels, naive
@@ -10,6 +10,7 @@ from inference_opt.kv import in_place
 from inference_opt.kv.in_place import InPlaceCache, cache_class
 from inference_opt.kv.paged import PagedCache
 from inference_opt.speculative.lookup import PromptLookup
+from inference_opt.steps import record
 from tests.toys import SHAPES, latent_toy, toy
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,6 +76,28 @@ def test_the_engine_on_it_gives_the_oracle_s_tokens(shape, prompts, page_size, l
         assert isinstance(engine.cache, InPlaceCache)
         got = engine.generate(prompts, params)
     assert got == [naive.generate(model, prompt, params) for prompt in prompts]
+
+
+@settings(max_examples=20)
+@given(SHAPES, st.lists(TEXT, min_size=1, max_size=3), st.integers(1, 4), st.booleans(), st.booleans())
+def test_its_recorded_attention_is_the_gathering_cache_s(shape, prompts, page_size, latent, single):
+    dtype = torch.float32 if single else torch.float64
+    model = (latent_toy(shape["seed"], dtype=dtype) if latent else toy(**shape, dtype=dtype)).to(DEVICE)
+    told = []
+    for kind in (InPlaceCache, PagedCache):
+        with pytest.MonkeyPatch.context() as patch, record(only="paged.") as trace:
+            patch.setattr("inference_opt.engine.engine.cache_class", lambda device, kind=kind: kind)
+            Engine(model, page_size=page_size).generate(prompts, SamplingParams(max_new_tokens=4))
+        told.append(trace)
+    ours, theirs = ([(s["event"], s["state"]["attention"]) for s in trace.steps] for trace in told)
+    assert len(ours) == len(theirs) > 0
+    for (event, mine), (its_event, its) in zip(ours, theirs):
+        assert event == its_event
+        assert torch.allclose(torch.tensor(mine.pop("weights")), torch.tensor(its.pop("weights")), atol=2e-3)
+        assert mine == its
+    assert all(all(s["invariants"].values()) for trace in told for s in trace.steps)
+    assert "read in pages" in told[0].steps[0]["text"]
+    assert "gathered from pages" in told[1].steps[0]["text"]
 
 
 def test_kernels_answer_on_cuda_and_gathering_elsewhere():

@@ -63,7 +63,7 @@ def test_a_seed_is_the_scenarios_chance(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "there is no scenario 'nothing'; there are: page-pool, "),
+        (["nothing"], "there is no scenario 'nothing'; there are: naive-decoding, "),
         ([], "expected the name of a scenario"),
         (["page-pool", "--seed", "1"], "scenario 'page-pool' has no seed"),
         (["--trace", "missing.json"], "missing.json"),

@@ -5,14 +5,22 @@ from fractions import Fraction
 
 import jsonschema
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from inference_opt.kv.contiguous import ContiguousCache
 from inference_opt.kv.pool import PagePool
 from inference_opt.kv.radix import RadixTree
+from inference_opt.model.pictures import flops
 from inference_opt.scenarios import SCENARIOS, play
 from inference_opt.scenarios.explore import explore
 from inference_opt.steps import Trace, record, step
 from inference_opt.steps.page import frame, page
 from inference_opt.steps.record import ROOT
+from tests.toys import SHAPES, toy
 
 SCHEMA = json.loads((ROOT / "steps" / "trace.schema.json").read_text(encoding="utf-8"))
 
@@ -128,6 +136,19 @@ def test_every_scenario_fits_the_schema_and_comes_back_from_a_file(name, tmp_pat
     assert broken == (expected if name == "biased-rule" else set())
 
 
+@given(SHAPES, st.integers(1, 6), st.integers(0, 9))
+def test_operations_are_those_that_torch_counts(shape, new, kept):
+    model = toy(**shape)
+    cache = ContiguousCache(**model.config.kv_shape, capacity=[kept + new], dtype=model.dtype, device=model.device)
+    ids = torch.arange(kept + new) % model.config.vocab_size
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
+        if kept:
+            model(ids[:kept], cache.extend([kept]), cache)
+        with FlopCounterMode(display=False) as counted:
+            model(ids[kept:], cache.extend([new]), cache, rows=torch.tensor([new - 1]))
+    assert flops(model, new, kept + new) == counted.get_total_flops()
+
+
 def test_a_scenario_says_what_it_shows():
     for scenario in SCENARIOS.values():
         assert scenario.sentence.endswith(".")
@@ -173,10 +194,36 @@ def test_questions_are_put_to_steps_that_there_are():
 
 
 def test_scenarios_and_parameters_that_there_are_not():
-    with pytest.raises(ValueError, match="there is no scenario 'x'; there are: page-pool, "):
+    with pytest.raises(ValueError, match="there is no scenario 'x'; there are: naive-decoding, "):
         play("x")
     with pytest.raises(ValueError, match="'page-pool' has no seed; what may be changed: prompts, page_size, num_pages"):
         play("page-pool", seed=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("block-verification", {"gamma": 0}),
+        ("block-verification", {"gamma": 1}),
+        ("several-candidates", {"candidates": 0}),
+        ("several-candidates", {"candidates": 9}),
+        ("draft-tree", {"depth": 0}),
+        ("draft-tree", {"depth": 3, "width": 9}),
+        ("naive-decoding", {"prompt": "a", "new_tokens": 1}),
+        ("kv-cache", {"new_tokens": 300, "temperature": 0.0}),
+        ("pieces-of-attention", {"lengths": "1", "sharing": 9, "stem": 0}),
+        ("pieces-of-attention", {"lengths": "64 65 2000", "sharing": 0, "heads": 2}),
+    ],
+)
+def test_scenarios_play_at_the_ends_of_what_may_be_asked(name, changes):
+    trace = play(name, **changes)
+    jsonschema.validate(trace.as_json(), SCHEMA)
+    assert all(held for one in trace.steps for held in one["invariants"].values())
+
+
+def test_a_tree_too_large_to_show_is_refused():
+    with pytest.raises(ValueError, match="depth 300 and width 2 has more than 40 nodes"):
+        play("draft-tree", depth=300)
 
 
 def test_the_page_holds_no_way_out_and_no_way_in():

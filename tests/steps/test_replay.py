@@ -2,21 +2,32 @@
 
 from contextlib import nullcontext
 
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference_opt import SamplingParams, naive
+from inference_opt.engine import static
 from inference_opt.engine.engine import Engine
+from inference_opt.kv.contiguous import ContiguousCache
 from inference_opt.kv.node import as_bytes
 from inference_opt.kv.pool import PagePool
 from inference_opt.kv.radix import RadixTree
+from inference_opt.model.attention import NoCache
+from inference_opt.sampling import probabilities, sample
 from inference_opt.scenarios.law import DRAFT, TARGET
+from inference_opt.scenarios.speculation import Floats
 from inference_opt.scenarios.toys import arrivals, toy
 from inference_opt.speculative import rules
-from inference_opt.speculative.exact import output_law
+from inference_opt.speculative.exact import PROPOSALS, chain, output_law
 from inference_opt.speculative.models import FirstLayers
+from inference_opt.speculative.zoo import table
 from inference_opt.steps import record
+from tests.toys import SHAPES
+from tests.toys import toy as toy_model
 
 TEXT = st.lists(st.integers(0, 1), max_size=8)
+RULES = (rules.token_wise, rules.block, rules.coupled, rules.point_mass, rules.multi_draft, rules.tree)
 PROMPTS = "first come: 9\nsecond: 7"
 OPERATIONS = st.lists(
     st.one_of(
@@ -102,6 +113,66 @@ def test_recording_changes_nothing(operations, page_size):
     assert states[0] == states[1]
 
 
+class Told:
+    """Chance that turns as a trace says it did."""
+
+    def __init__(self, trace):
+        states = [one["state"]["speculation"] for one in trace.steps]
+        self.numbers = iter([state["u"] for state in states if state["u"] is not None])
+        self.draws = iter([state["drawn"] for state in states if state["drawn"] is not None])
+
+    def uniform(self, i):
+        return next(self.numbers)
+
+    def choose(self, weights, i):
+        return next(self.draws)
+
+
+@given(st.sampled_from(RULES), st.integers(0, 4), st.integers(0, 99), st.data())
+def test_a_verdict_told_its_own_numbers_is_given_again(rule, gamma, seed, data):
+    """And what it shows is what it did: the kept path is what comes out, and every invariant holds."""
+    laws = st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(any)
+    target, draft = (
+        table(**{name: " ".join(map(str, data.draw(laws))) for name in ("start", "after_0", "after_1", "after_2")})
+        for _ in range(2)
+    )
+
+    def run(chance):
+        drafting = Floats(seed, 0, 0 if rule is rules.coupled else 1)
+        with record() as trace:
+            return rule(*PROPOSALS.get(rule, chain)(target, draft, (), gamma, drafting.choose), chance), trace
+
+    emitted, trace = run(Floats(seed, 0))
+    again, second = run(Told(trace))
+    assert again == emitted
+    assert [(s["event"], s["state"]) for s in second.steps] == [(s["event"], s["state"]) for s in trace.steps]
+    assert all(held for one in trace.steps for held in one["invariants"].values())
+    last = trace.steps[-1]["state"]["speculation"]
+    kept = [x for x, fate in zip(last["drafts"], last["fates"]) if fate == "kept"]
+    assert emitted == (kept if last["drawn"] is None else [*kept, last["drawn"]])
+
+
+@given(SHAPES, st.lists(st.integers(0, 12), min_size=1, max_size=6), st.integers(0, 9))
+def test_feeding_the_tokens_that_a_trace_names_gives_its_laws(shape, prompt, seed):
+    model, params = toy_model(**shape), SamplingParams(max_new_tokens=5, temperature=0.7, seed=seed)
+    with record() as trace:
+        text = naive.generate(model, prompt, params)
+        assert static.generate(model, [prompt], params) == [text]
+    assert len(trace) == 2 * len(text)
+    config = model.config
+    cache = ContiguousCache(**config.kv_shape, capacity=[20], dtype=model.dtype, device=model.device)
+    for one in trace.steps:
+        state = one["state"]["decode"]
+        read, new = torch.tensor(state["read"]), state["new"]
+        kv = NoCache([new]) if state["way"] == "naive" else cache
+        positions = torch.arange(new) if state["way"] == "naive" else cache.extend([new])
+        with torch.inference_mode():
+            logits = model(read[-new:], positions, kv, rows=torch.tensor([new - 1]))[0]
+        assert probabilities(logits, params)[state["vocab"]].tolist() == state["law"]
+        assert sample(logits, params, position=len(read)) == state["token"]
+        assert all(one["invariants"].values())
+
+
 def test_recording_changes_no_text_and_no_law():
     results = []
     for recorded in (False, True):
@@ -110,6 +181,6 @@ def test_recording_changes_no_text_and_no_law():
             requests = arrivals(engine, PROMPTS, temperature=0.8, seed=1)
             while engine.requests:
                 engine.step()
-            laws = [output_law(TARGET, DRAFT, 2, rule, 2) for rule in (rules.token_wise, rules.block, rules.coupled)]
+            laws = [output_law(TARGET, DRAFT, 2, rule, 2) for rule in RULES]
         results.append(([request.output for request in requests], engine.stats.accepted_tokens, laws))
     assert results[0] == results[1]

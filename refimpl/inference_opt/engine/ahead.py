@@ -35,6 +35,7 @@ from inference_opt.model.experts import SwiGLU
 from inference_opt.model.transformer import Layer, Transformer
 from inference_opt.sampling import check_top
 from inference_opt.speculative.drafter import Drafter
+from inference_opt.steps import recording
 
 
 class Ahead:
@@ -60,8 +61,9 @@ class Ahead:
         self.pool = torch.cuda.graph_pool_handle() if cache.device.type == "cuda" else None
 
     def takes(self, chunks: Sequence[Chunk]) -> bool:
-        """Whether a step is all plain greedy decoding: nobody wants to see the logits."""
-        return all(chunk.count == 1 and chunk.samples and _greedy(chunk.request) for chunk in chunks)
+        """Whether a step is all plain greedy decoding: nobody wants to see the logits, or every step (a recording)."""
+        plain = all(chunk.count == 1 and chunk.samples and _greedy(chunk.request) for chunk in chunks)
+        return plain and recording() is None
 
     # [run]
     def run(self, chunks: Sequence[Chunk], memory: Memory) -> list[list[int]]:

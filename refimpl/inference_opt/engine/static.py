@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from inference_opt.kv.contiguous import ContiguousCache
+from inference_opt.model.pictures import CACHED, decoded
 from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
-from inference_opt.sampling import SamplingParams, StopCheck, sample
+from inference_opt.sampling import SamplingParams, StopCheck, probabilities, sample
+from inference_opt.steps import step
 
 
 # [static]
@@ -54,6 +56,8 @@ def stream(
         for row, i in enumerate(sorted(running)):
             emitted[i] = sample(logits[row], each[i], position=len(texts[i]))
             texts[i].append(emitted[i])
+            seen = {"model": model, "text": texts[i], "logits": logits[row], "params": each[i], "law": probabilities}
+            step("cache.token", decoded, CACHED, **seen, kept=cache.lengths[i] - counts[i], room=capacity[i])
             if checks[i].after(emitted[i]) is not None:
                 running.remove(i)
         yield emitted

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from inference_opt.kernels import Batch, common_stems, paged_attention, plan_batch, write_kv
 from inference_opt.kv.paged import PagedCache
+from inference_opt.kv.pictures import ATTENDED, attended
 from inference_opt.model.attention import Core, causal_attention
+from inference_opt.steps import recording, step
 
 
 class InPlaceCache(PagedCache):
@@ -60,7 +62,13 @@ class InPlaceCache(PagedCache):
             self.batch = plan_batch(table, ends, self.counts, self.keys[layer], q.shape[1], self.latent_dim, stems)
         values = None if self.values is None else self.values[layer]
         write_kv(k, v, self.keys[layer], values, self.slots)
-        return paged_attention(q, self.keys[layer], values, self.batch, scale, self.latent_dim)[0]
+        out = paged_attention(q, self.keys[layer], values, self.batch, scale, self.latent_dim)[0]
+        if recording():
+            ends = [n + count for n, count in zip(self.lengths, self.counts)]
+            for mine, got, pages, end in zip(q.split(self.counts), out.split(self.counts), self.tables, ends):
+                seen = {"cache": self, "layer": layer, "pages": pages, "end": end}
+                step("paged.attend", attended, ATTENDED, **seen, q=mine, out=got, scale=scale)
+        return out
 
 
 def padded_table(tables: Sequence[Sequence[int]]) -> Int[np.ndarray, "batch width"]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from inference_opt.kv.pictures import ATTENDED, attended
 from inference_opt.model.attention import Core, causal_attention
-from inference_opt.steps import step
+from inference_opt.steps import recording, step
 
 
 class PagedCache:
@@ -107,8 +107,9 @@ class PagedCache:
             else:
                 values = keys[..., : self.latent_dim]
             outputs.append(core(queries, keys, values, scale))
-            seen = {"q": queries, "keys": keys, "values": values, "out": outputs[-1], "scale": scale}
-            step("paged.attend", attended, ATTENDED, cache=self, layer=layer, pages=pages, end=end, **seen)
+            if recording():
+                seen = {"cache": self, "layer": layer, "pages": pages.tolist(), "end": end}
+                step("paged.attend", attended, ATTENDED, **seen, q=queries, out=outputs[-1], scale=scale)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     # [/attend]

@@ -1,14 +1,17 @@
-"""Latent attention as a recorded step shows it: what is kept, in which form it is read, and what either form costs."""
+"""Recorded steps of models: a new token and what was computed for it; what latent attention keeps, and reads how."""
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from inference_opt.model.attention import causal_attention
+from inference_opt.model.attention import NoCache, causal_attention
+from inference_opt.model.linear import Linear
 
 if TYPE_CHECKING:
     from inference_opt.model.latent import LatentAttention
+    from inference_opt.model.transformer import Transformer
 
 ROWS, WIDTH = 48, 64  # of what is kept, shown number by number
 
@@ -45,3 +48,48 @@ def latent_state(
             same = torch.allclose(causal_attention(q, *of.expand(kept), of.scale), of.values(latent), atol=1e-4)
         invariants["both forms give the same values"] = same
     return state | {"counters": counters, "invariants": invariants}
+
+
+LIKELIEST = 8  # tokens whose bars are shown
+RECOMPUTED = "all {new:token} of the text go through the model, and {token:text} comes next"
+CACHED = "{new:new token} through the model, {kept:token} kept: {token:text} comes next"
+
+
+def flops(model: "Transformer", new: int, keys: int) -> int:
+    """Of one sequence's `new` tokens over `keys`, themselves included, and of one row of logits: the products.
+
+    Of a dense model with grouped-query attention, as it is computed: what the mask hides included.
+    """
+    config = model.config
+    weights = sum(module.weight.numel() for module in model.layers.modules() if isinstance(module, Linear))
+    attention = 4 * config.depth * config.heads * config.head_dim * keys  # scores and weighted values, of a query
+    return new * (2 * weights + attention) + 2 * config.dim * config.vocab_size
+
+
+def decoded(
+    model: "Transformer",
+    text: Sequence[int],
+    kept: int | None,
+    logits: Tensor,
+    params: Any,
+    law: Callable[[Tensor, Any], Tensor],
+    room: int = 0,
+) -> dict[str, Any]:
+    """A text that has just got its last token: what was computed for it, and what was kept (None: nothing ever is)."""
+    read, token, new = list(text[:-1]), text[-1], len(text) - 1 - (kept or 0)
+    chances = law(logits, params)
+    shown = sorted({*chances.topk(min(LIKELIEST, len(chances))).indices.tolist(), token})
+    state: dict[str, Any] = {"kind": "decode", "way": "naive" if kept is None else "cached", "read": read, "new": new}
+    state |= {"token": token, "room": room, "vocab": shown, "law": chances[shown].tolist()}
+    invariants, counters = {}, {"tokens through the model": (new, len(read))}
+    if model.config.latent is None and model.config.experts is None:
+        counters["FLOPs"] = flops(model, new, len(read)), flops(model, len(read), len(read))
+    if kept is not None:
+        with torch.inference_mode():
+            ids, positions = torch.tensor(read, device=model.device), torch.arange(len(read), device=model.device)
+            h, _ = model.stream(ids, positions, NoCache([len(read)]))
+            same = torch.allclose(model.logits(h[-1:])[0], logits, rtol=1e-4, atol=1e-4)
+        invariants = {"the logits are those of recomputing all": same, "the text fits its room": len(read) <= room}
+    state |= {"tokens_shown": {*text, *shown}, "said": {"new": new, "kept": kept, "token": token}}
+    beside = {name: mine if kept is None else {"value": mine, "naive": its} for name, (mine, its) in counters.items()}
+    return state | {"invariants": invariants, "counters": beside}

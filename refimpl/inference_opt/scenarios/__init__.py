@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from inference_opt.scenarios import latent, law, pages, schedule, speculation, tree
+from inference_opt.scenarios import decoding, kernels, latent, law, pages, schedule, speculation, tree
 from inference_opt.steps import Trace
 
 
@@ -39,6 +39,8 @@ class Scenario:
 
 
 RUNS: tuple[Callable[..., Trace], ...] = (
+    decoding.naive_decoding,
+    decoding.kv_cache,
     pages.page_pool,
     pages.paged_attention,
     tree.diverging_insert,
@@ -50,8 +52,12 @@ RUNS: tuple[Callable[..., Trace], ...] = (
     speculation.speculative_step,
     speculation.full_acceptance,
     speculation.rejection,
+    speculation.block_verification,
+    speculation.several_candidates,
+    speculation.draft_tree,
     law.exact_law,
     law.biased_rule,
+    kernels.pieces_of_attention,
 )
 SCENARIOS = {name: Scenario(name, run) for run in RUNS for name in [run.__name__.replace("_", "-")]}
 

@@ -7,7 +7,7 @@ import ipywidgets as widgets
 from inference_opt.scenarios import SCENARIOS, play
 from inference_opt.steps.widget import Player
 
-LEAST = {"seed": 0, "gamma": 0, "evict": 0}  # of a number; of any other, 1
+LEAST = {"seed": 0, "gamma": 0, "evict": 0, "stem": 0}  # of a number; of any other, 1
 
 
 def explore(name: str, **changes: Any) -> widgets.VBox:

@@ -6,11 +6,14 @@ from inference_opt.engine.engine import Engine
 from inference_opt.sampling import Noise
 from inference_opt.scenarios.toys import Counts, arrivals, spell, toy
 from inference_opt.speculative import rules
+from inference_opt.speculative.exact import Model, Propose, Rule, branching, chain, siblings
 from inference_opt.speculative.models import FirstLayers
+from inference_opt.speculative.rules import Law
 from inference_opt.speculative.zoo import DRAFT, TARGET
 from inference_opt.steps import Trace, record
 
-RULES = {rule.__name__: rule for rule in (rules.token_wise, rules.coupled)}
+RULES = {rule.__name__: rule for rule in (rules.token_wise, rules.block, rules.coupled)}
+MOST_NODES = 40  # of a tree that is shown
 
 
 def speculative_step(
@@ -40,19 +43,24 @@ def speculative_step(
     return trace
 
 
-def _judge(temper: float, gamma: int, seed: int) -> Trace:
-    """One verdict: drafts drawn from laws that lie between the target's and the drafter's."""
-    text: tuple[int, ...] = ()
-    noise, drafting = Noise(seed, 0), Noise(seed, 0, stream=1)
-    target, draft, tokens = [np.array(TARGET(()), dtype=float)], [], []
-    for i in range(gamma):
-        q = (1 - temper) * target[-1] + temper * np.array(DRAFT(text), dtype=float)
-        tokens.append(drafting.choose(q, i))
-        text = (*text, tokens[-1])
-        draft.append(q)
-        target.append(np.array(TARGET(text), dtype=float))
-    with record(label="abc".__getitem__) as trace:
-        rules.token_wise(target, draft, tokens, noise)
+class Floats(Noise):
+    """Noise for laws of fractions."""
+
+    def choose(self, weights: Law, i: int) -> int:
+        """As of `Noise`."""
+        return super().choose(np.array(weights, dtype=float), i)
+
+
+def _judge(rule: Rule, draft: Model, gamma: int, seed: int, propose: Propose = chain) -> Trace:
+    """One verdict of a rule on drafts drawn from laws that are written down, by seeded chance."""
+    noise, drafting = Floats(seed, 0), Floats(seed, 0, stream=1)
+    target, laws, tokens = propose(TARGET, draft, (), gamma, drafting.choose)
+    if isinstance(tokens, dict):  # a tree whose nodes are drawn as they are asked for: ask for all
+        paths: list[tuple[int, ...]] = [()]
+        for path in paths:
+            paths += [(*path, x) for x in tokens[path]]
+    with record(label="abc".__getitem__, only="speculation.") as trace:
+        rule(target, laws, tokens if isinstance(tokens, dict) else list(tokens), noise)
     return trace
 
 
@@ -61,7 +69,7 @@ def full_acceptance(gamma: int = 4, seed: int = 0) -> Trace:
 
     Both laws are alike, so p/q is 1 and every u lies below it.
     """
-    trace = _judge(0.0, gamma, seed)
+    trace = _judge(rules.token_wise, TARGET, gamma, seed)
     trace.ask(
         "speculation.bonus",
         "All drafts are kept. How many tokens does this one run of the target give?",
@@ -76,12 +84,65 @@ def rejection(gamma: int = 4, seed: int = 10) -> Trace:
 
     u · q(x) is a point under the draft's bar, anywhere with equal chance; it is kept where it lies under p as well.
     """
-    trace = _judge(1.0, gamma, seed)
+    trace = _judge(rules.token_wise, DRAFT, gamma, seed)
     if "speculation.replace" in trace.events():
         trace.ask(
             "speculation.replace",
             "From which law must the replacement be drawn, so that the whole comes out as p?",
             "from (p − q)⁺, what the target has in excess",
             ("from p", "from (p − q)⁺, what the target has in excess", "from p without the rejected token"),
+        )
+    return trace
+
+
+def block_verification(gamma: int = 3, seed: int = 12) -> Trace:
+    """The draft is judged as a whole: where one beginning fails, a longer one may still be kept.
+
+    w carries over what earlier tokens had in excess; h is the chance that a beginning stays, u the number drawn for it.
+    """
+    trace = _judge(rules.block, DRAFT, gamma, seed)
+    if gamma > 1:
+        trace.ask(
+            "speculation.weigh",
+            "A beginning does not pass. Is the draft cut there?",
+            "no: the longest beginning that passes is kept",
+            ("yes, as by the token-wise rule", "no: the longest beginning that passes is kept"),
+            nth=1,
+        )
+    return trace
+
+
+def several_candidates(candidates: int = 3, seed: int = 10) -> Trace:
+    """Several candidates for one position are tried in turn, each against what those before it left of p.
+
+    They were drawn without replacement: the law q of each is the drafter's, less the candidates before it.
+    """
+    trace = _judge(rules.multi_draft, DRAFT, candidates, seed, siblings())
+    if "speculation.reject" in trace.events():
+        trace.ask(
+            "speculation.reject",
+            "The first candidate is rejected. Against which law is the second one judged?",
+            "(p − q)⁺, made a law",
+            ("p again", "(p − q)⁺, made a law"),
+        )
+    return trace
+
+
+def draft_tree(depth: int = 2, width: int = 2, seed: int = 10) -> Trace:
+    """A tree of drafts: at every node its candidates are tried in turn, and the walk goes on below the one kept.
+
+    The target has read all nodes at once. What hangs below a rejected candidate is never looked at.
+    """
+    if sum(min(width, 3) ** level for level in range(1, min(depth, 9) + 1)) > MOST_NODES:
+        raise ValueError(
+            f"a tree of depth {depth} and width {width} has more than {MOST_NODES} nodes, too many to show"
+        )
+    trace = _judge(rules.tree, DRAFT, depth, seed, branching(width))
+    if "speculation.accept" in trace.events():
+        trace.ask(
+            "speculation.accept",
+            "This candidate will be kept. Against which law are those below it judged?",
+            "the target's law behind it, which was read with all others",
+            ("what is left of p", "the target's law behind it, which was read with all others"),
         )
     return trace

@@ -21,7 +21,20 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Shaped
 
-from inference_opt.speculative.verdicts import ACCEPTED, BONUS, COMPARED, REJECTED, REPLACED, verdict
+from inference_opt.speculative.verdicts import (
+    ACCEPTED,
+    BONUS,
+    COMPARED,
+    LEAF,
+    LEFT,
+    REJECTED,
+    REPLACED,
+    TRIED,
+    WEIGHED,
+    candidate,
+    verdict,
+    weighed,
+)
 from inference_opt.steps import step
 
 Law = Shaped[np.ndarray, "vocab"]  # of floats or Fractions
@@ -84,6 +97,7 @@ def block(target: Sequence[Law], draft: Sequence[Law], tokens: Sequence[int], ch
     """
     tokens = list(tokens)
     accepted, kept, w = 0, 1, 1
+    seen = {"target": target, "draft": draft, "tokens": tokens}
     for i, x in enumerate(tokens, start=1):
         w = min(w * target[i - 1][x] / draft[i - 1][x], 1)
         h = w
@@ -91,11 +105,22 @@ def block(target: Sequence[Law], draft: Sequence[Law], tokens: Sequence[int], ch
             excess = np.maximum(w * target[i] - draft[i], 0).sum()
             # 0/0: there is no excess and w = 1, so the next beginning passes for certain and this one may fail.
             h = excess / (excess + 1 - w) if excess + 1 - w > 0 else 0
-        if chance.uniform(i) < h:
+        u = chance.uniform(i)
+        if u < h:
             accepted, kept = i, w
+        step("speculation.weigh", weighed, WEIGHED, **seen, i=i, w=w, h=h, u=u, accepted=accepted)
+    emitted = tokens[:accepted]
     if accepted == len(tokens):
-        return [*tokens, chance.choose(target[accepted], accepted)]
-    return [*tokens[:accepted], chance.choose(residual(kept * target[accepted], draft[accepted]), accepted)]
+        emitted.append(chance.choose(target[accepted], accepted))
+        step("speculation.bonus", verdict, BONUS, **seen, emitted=emitted, i=accepted, drawn=emitted[-1])
+        return emitted
+    rest = residual(kept * target[accepted], draft[accepted])
+    emitted.append(chance.choose(rest, accepted))
+    step(
+        "speculation.replace", verdict, REPLACED, **seen, emitted=emitted, i=accepted, weights=rest, drawn=emitted[-1],
+        w=kept,
+    )  # fmt: skip
+    return emitted
 
 
 # [/block]
@@ -150,6 +175,9 @@ def point_mass(target: Sequence[Law], draft: Any, tokens: Sequence[int], chance:
 # [/point_mass]
 
 
+Path = tuple[int, ...]  # a node of a tree of drafts, by the tokens from the root to it; () is the text so far
+
+
 # [multi_draft]
 def multi_draft(target: Sequence[Law], draft: Sequence[Law], tokens: Sequence[int], chance: Chance) -> list[int]:
     """Several candidates for one position, tried in turn (Miao et al. 2305.09781, SpecInfer; Chen et al. 2402.12374).
@@ -158,29 +186,43 @@ def multi_draft(target: Sequence[Law], draft: Sequence[Law], tokens: Sequence[in
     drawn from *given those before it*: with replacement the same law each time, without replacement that law less the
     candidates before, normalised. The residual of each rejection is the target of the next try.
     """
-    winner, rest = _try_all(target[0], draft, tokens, chance, 0)
+    winner, rest = _try_all(target[0], draft, {(): tokens}, (), chance, 0)
     if winner is None:
-        return [chance.choose(rest, 0)]
-    return [tokens[winner], chance.choose(target[winner + 1], 1)]
+        return _drawn(target[0], rest if tokens else None, {(): tokens}, (), chance)
+    return _drawn(target[winner + 1], None, {(): tokens}, (tokens[winner],), chance)
 
 
-def _try_all(p: Law, draft: Sequence[Law], tokens: Sequence[int], chance: Chance, tried: int) -> tuple[int | None, Law]:
-    """The first candidate accepted, or None and what is left of p. `tried`: candidates before, in other places."""
-    for j, x in enumerate(tokens):
-        if chance.uniform(tried + j) < p[x] / draft[j][x]:
+def _try_all(
+    p: Law, draft: Sequence[Law], tree: Mapping[Path, Sequence[int]], path: Path, chance: Chance, tried: int
+) -> tuple[int | None, Law]:
+    """The first of a node's candidates accepted, or None and what is left of p. `tried`: candidates at other nodes."""
+    for j, x in enumerate(tree[path]):
+        q, u = draft[j], chance.uniform(tried + j)
+        seen = {"tree": tree, "path": path, "p": p, "j": j, "q": q, "u": u}
+        if u < p[x] / q[x]:
+            step("speculation.accept", candidate, TRIED, **seen, kept=True)
             return j, p
-        p = residual(p, draft[j])
+        step("speculation.reject", candidate, TRIED, **seen, kept=False)
+        p = residual(p, q)
         p = p / p.sum()
     return None, p
+
+
+def _drawn(p: Law, rest: Law | None, tree: Mapping[Path, Sequence[int]], path: Path, chance: Chance) -> list[int]:
+    """The path and one token more: from what a node's candidates left of p, or behind a leaf (None) from p itself."""
+    token = chance.choose(p if rest is None else rest, len(path))
+    seen = {"tree": tree, "path": path, "p": p, "weights": rest, "drawn": token}
+    if rest is None:
+        step("speculation.bonus", candidate, LEAF, **seen)
+    else:
+        step("speculation.replace", candidate, LEFT, **seen)
+    return [*path, token]
 
 
 # [/multi_draft]
 
 
 # [tree]
-Path = tuple[int, ...]  # a node of a tree of drafts, by the tokens from the root to it; () is the text so far
-
-
 def tree(
     target: Mapping[Path, Law],
     draft: Mapping[Path, Sequence[Law]],
@@ -196,9 +238,9 @@ def tree(
     tried = 0
     while True:
         candidates = tokens[path]
-        winner, rest = _try_all(target[path], draft[path], candidates, chance, tried)
+        winner, rest = _try_all(target[path], draft[path], tokens, path, chance, tried)
         if winner is None:
-            return [*path, chance.choose(rest, len(path))]
+            return _drawn(target[path], rest if candidates else None, tokens, path, chance)
         tried += len(candidates)
         path = (*path, candidates[winner])
 

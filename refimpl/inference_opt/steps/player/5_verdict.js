@@ -1,58 +1,62 @@
 // One verdict on a draft: both laws, the number drawn, what is left after a rejection.
 
-function drawSpeculation({ state, before, trace, width }) {
+function drawSpeculation({ state, trace, width }) {
   const s = state.speculation,
     name = (token) => (trace.labels[token] ?? String(token)).replace(" ", "␣");
   const cell = 40,
     left = 64,
-    known = s.emitted.slice(0, s.at);
-  const rejected = s.kept === false || (s.x === null && s.at < s.drafts.length);
+    pitch = 56,
+    depth = [],
+    row = [];
+  const step = cell + (s.parents.some((parent, i) => parent !== i - 1) ? 26 : 6); // a tree needs room for its branches
+  s.parents.forEach((parent, i) => (depth[i] = parent < 0 ? 0 : depth[parent] + 1));
+  let rows = 0;
+  const place = (i) => {
+    row[i] = rows;
+    const children = s.drafts.map((_, k) => k).filter((k) => s.parents[k] === i);
+    children.length ? children.forEach(place) : (rows += 1);
+  };
+  s.parents.forEach((parent, i) => parent < 0 && place(i));
+  const at = (i) => [left + depth[i] * step, (row[i] ?? 0) * pitch + 4];
+  const looks = { kept: ["✓", "good"], rejected: ["✗", "bad"], open: ["?", "accent"] };
   let body = text(0, 24, "draft", "dim");
   s.drafts.forEach((token, i) => {
-    const x = left + i * (cell + 6),
-      fate =
-        i < known.length || (i === s.at && s.kept)
-          ? "kept"
-          : i === s.at && rejected
-            ? "rejected"
-            : rejected
-              ? "never looked at"
-              : "to be judged";
-    const look =
-      fate === "kept"
-        ? painted("kept", "var(--good)")
-        : { style: `fill:var(--paper);stroke:var(--${fate === "rejected" ? "bad" : "line"})` };
+    const [x, y] = at(i),
+      fate = s.fates[i],
+      [mark, colour] = looks[fate] ?? ["", "line"];
+    const look = fate === "kept" ? painted("kept", "var(--good)") : { style: `fill:var(--paper);stroke:var(--${colour})` };
+    if (s.parents[i] >= 0 && step > cell + 6) {
+      const [px, py] = at(s.parents[i]);
+      body += path(`M${px + cell} ${py + 15}H${px + cell + 13}V${y + 15}H${x}`);
+    }
     body += titled(
       `draft ${i}, ${name(token)}: ${fate}`,
-      rect(x, 4, cell, 30, "", {
+      rect(x, y, cell, 30, "", {
         rx: 5,
         "stroke-width": 1.5,
         ...look,
         ...(fate === "never looked at" ? { "stroke-dasharray": "4 3" } : {}),
       }),
-      text(x + cell / 2, 24, name(token), `mid${fate === "never looked at" || fate === "to be judged" ? " dim" : ""}`),
+      text(x + cell / 2, y + 20, name(token), `mid${mark ? "" : " dim"}`),
       fate === "rejected"
-        ? line(x + 6, 30, x + cell - 6, 8, "", { style: "stroke:var(--bad);stroke-width:1.5;stroke-opacity:.6" })
+        ? line(x + 6, y + 26, x + cell - 6, y + 4, "", { style: "stroke:var(--bad);stroke-width:1.5;stroke-opacity:.6" })
         : "",
-      text(
-        x + cell / 2,
-        48,
-        fate === "kept" ? "✓" : fate === "rejected" ? "✗" : "",
-        `mid ${fate === "kept" ? "good" : "bad"}`,
-      ),
-      i === s.at && s.x !== null ? rect(x - 3, 1, cell + 6, 36, "fresh", { rx: 7 }) : "",
+      text(x + cell / 2, y + 44, mark, `mid ${colour}`),
+      i === s.at && s.drawn === null ? rect(x - 3, y - 3, cell + 6, 36, "fresh", { rx: 7 }) : "",
     );
   });
+  const columns = Math.max(0, ...depth.map((d) => d + 1));
   if (s.drawn !== null) {
-    const x = left + s.drafts.length * (cell + 6) + 22;
+    const x = left + columns * step + 22,
+      y = (row[s.at] ?? 0) * pitch; // beside the draft that it follows or replaces
     body +=
-      text(x - 16, 24, "→", "dim") +
-      rect(x, 4, cell, 30, "", { rx: 5, ...painted("owed") }) +
-      text(x + cell / 2, 24, name(s.drawn), "mid light bold") +
-      rect(x - 3, 1, cell + 6, 36, "fresh", { rx: 7 }) +
-      text(x + cell / 2, 48, "drawn", "mid small dim");
+      text(x - 16, y + 24, "→", "dim") +
+      rect(x, y + 4, cell, 30, "", { rx: 5, ...painted("owed") }) +
+      text(x + cell / 2, y + 24, name(s.drawn), "mid light bold") +
+      rect(x - 3, y + 1, cell + 6, 36, "fresh", { rx: 7 }) +
+      text(x + cell / 2, y + 48, "drawn", "mid small dim");
   }
-  const top = 74,
+  const top = 18 + Math.max(1, rows) * pitch,
     high = 150,
     n = s.vocab.length,
     column = Math.min(76, (width - left - 10) / n),
@@ -63,7 +67,8 @@ function drawSpeculation({ state, before, trace, width }) {
     line(left, base, left + n * column, base, "axis") +
     text(left - 8, base + 4, "0", "small dim end") +
     text(left - 8, y(most / 1.08) + 4, (most / 1.08).toFixed(2), "small dim end num");
-  const judged = s.x !== null || rejected;
+  const judged = s.judged;
+  let number = "";
   s.vocab.forEach((token, i) => {
     const x = left + i * column + column * 0.1,
       w = column * 0.8,
@@ -81,38 +86,45 @@ function drawSpeculation({ state, before, trace, width }) {
     );
     if (token === s.x && s.u !== null) {
       const h = y(s.u * q);
-      body +=
+      number =
         line(x - 6, h, x + w + 6, h, "", { style: "stroke:var(--ink);stroke-width:1.5;stroke-dasharray:4 3" }) +
         `<circle cx="${x + w / 2}" cy="${h}" r="5" style="fill:var(--${s.kept ? "good" : "bad"});stroke:var(--paper);stroke-width:1.5"/>` +
         text(Math.min(x + w + 8, left + n * column - 46), h - 6, "u · q", "small bold");
     }
   });
+  body += number; // over the bars
   let legend = left;
   let legendY = base + 30;
   for (const [colour, words] of judged
     ? [
-        ["p", "p, target"],
+        ["p", s.law],
         ["q", "q, draft"],
         ["kept", "min: kept"],
         ["owed", "(p − q)⁺: owed"],
         ["much", "(q − p)⁺: rejected"],
       ]
-    : [["p", "p, target"]]) {
+    : [["p", s.law]]) {
     if (legend + 26 + wide(words, 11) > width) ((legend = left), (legendY += 18));
     body += rect(legend, legendY, 11, 11, "", painted(colour)) + text(legend + 15, legendY + 10, words, "small dim");
     legend += 28 + wide(words, 11);
   }
   let bottom = legendY + 16;
+  if (s.h !== undefined) {
+    const long = n * column,
+      x = left + s.u * long;
+    body +=
+      text(left, bottom + 24, `u = ${s.u.toFixed(3)} against h = ${s.h.toFixed(3)}`, "small") +
+      rect(left, bottom + 34, long, 14, "free") +
+      rect(left, bottom + 34, s.h * long, 14, "", painted("kept")) +
+      `<circle cx="${x}" cy="${bottom + 41}" r="6" style="fill:var(--${s.kept ? "good" : "bad"});stroke:var(--paper);stroke-width:1.5"/>`;
+    bottom += 58;
+  }
   if (s.drawn !== null) {
     bottom += 30;
     const said = lines(
       left,
       bottom,
-      s.x !== null
-        ? "p: the target's own draw, by the drafter's noise; the draft is kept if it is the same"
-        : judged
-          ? "the residual, (p − q)⁺ made a law: the replacement is drawn from it"
-          : "p behind the last draft: the token for free is drawn from it",
+      s.source,
       "small",
       Math.max(width, 320),
     );
@@ -133,11 +145,11 @@ function drawSpeculation({ state, before, trace, width }) {
     bottom += 102;
   }
   return {
-    width: Math.max(left + n * column + 10, left + (s.drafts.length + 2) * (cell + 6), legend),
+    width: Math.max(left + n * column + 10, left + columns * step + 2 * (cell + 6), legend),
     height: bottom,
     body,
     label:
-      `Verdict: draft ${s.drafts.map(name).join(" ")}, ${known.map(name).join(" ") || "nothing"} kept so far. ` +
+      `Verdict: draft ${s.drafts.map(name).join(" ")}, ${s.drafts.filter((_, i) => s.fates[i] === "kept").map(name).join(" ") || "nothing"} kept so far. ` +
       s.vocab
         .map((token, i) => `${name(token)}: p ${s.p[i].toFixed(2)}${judged ? `, q ${s.q[i].toFixed(2)}` : ""}`)
         .join("; "),

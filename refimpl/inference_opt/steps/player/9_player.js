@@ -3,10 +3,12 @@
 
 const VERSION = 1;
 const SCENES = {
+  decode: ["what goes through the model", drawDecode],
   schedule: ["schedule", drawSchedule],
   pool: ["page pool and page tables", drawPool],
   tree: ["radix tree", drawTree],
   attention: ["attention over pages", drawAttention],
+  pieces: ["the plan of pieces", drawPieces],
   mla: ["latent attention", drawLatent],
   speculation: ["acceptance", drawSpeculation],
   law: ["the law, path by path", drawLaw],
