@@ -9,8 +9,8 @@ program says which warps do what (warp specialisation, as in FlashAttention-3, 2
     scores   queries · keysᵀ, softmax ─▶ P and the factor by which sums shrink      4 warps
     sums     O[:, :256] · factor + P · values, and O[:, 256:] likewise      2 · 4 warps, each with 128 numbers a thread
 
-While the sums of a block are made, the scores of the next one are. The group of the scores has registers for a part of
-the queries, since its sums are others' work: what does not come from shared memory leaves it to the keys.
+While the sums of a block are made, the scores of the next one are. A buffer's chunk is loaded anew as soon as the one
+group that sums it has given it back; that the scores are done with it follows, since their weights came first.
 """
 
 from jaxtyping import Float, Int
@@ -91,6 +91,7 @@ def rotated_queries(q, row0):
     return gl.load(q + row.to(gl.int64)[:, None] * WIDTH + column[None, :])
 
 
+# [parts]
 @gluon.jit
 def score_group(
     q_rows, row_in, q, pairs, first, end, position0, row0, HEADS: gl.constexpr, scale_log2,
@@ -164,6 +165,9 @@ def sum_group(
         write(acc0 / l, acc1 / l, out, row_out, last, HALF * 256)
     else:
         write(acc0 / l, acc1 / l, partial, row_out, last, HALF * 256)
+
+
+# [/parts]
 
 
 @gluon.jit
