@@ -4,7 +4,7 @@ VENV ?= .venv
 COQC ?= coqc
 BIN := $(VENV)/bin
 
-.PHONY: tour test test-long lab notebooks docs bench check proofs figures screens clean
+.PHONY: tour test test-long lab notebooks docs bench check proofs tables figures screens clean
 
 tour: $(VENV)/.installed-base
 	$(BIN)/inference-opt tour
@@ -46,6 +46,10 @@ proofs:
 	    $(COQC) -Q . Speculation $$source || exit 1; done) && echo "$$printed" && \
 	  { test $$(echo "$$printed" | grep -c '^Closed under the global context$$') = $$(cat *.v | grep -c '^Theorem ') || \
 	    { echo 'a theorem rests on an axiom, or Main.v does not print what it rests on' >&2; exit 1; }; }
+
+# The tables of the README and the chapters, out of docs/results.
+tables:
+	$(PYTHON) docs/tables.py
 
 figures: $(VENV)/.installed-base
 	$(BIN)/python docs/figures.py

@@ -58,48 +58,15 @@ def test_the_examples_run(smollm2_path):
         exec(compile(example, "README.md", "exec"), {})
 
 
-def test_the_tables_are_those_of_the_committed_figures():
-    tour = json.loads((ROOT / "docs/results/tour.json").read_text(encoding="utf-8"))
-    for row in tour["stages"]:
-        cells = [row["stage"], f"{row['tokens_per_second']:.1f}", f"{row['kv_bytes_per_token']:,}"]
-        last = [f"{row['speedup_over_naive']:.1f}×", row["identical_to_naive"]]
-        reused = f"{row['prompt_tokens_reused']} of {sum(prompt['tokens'] for prompt in tour['prompts'])}"
-        assert f"| {' | '.join([*cells, reused, *last])} |" in TEXTS["README.md"]
-        if row["stage"] in ("naive", "KV cache"):
-            assert f"| {' | '.join(cells + last)} |" in TEXTS["chapters/01_kv_cache.md"]
-    cases = json.loads((ROOT / "docs/results/bench_decode.json").read_text(encoding="utf-8"))["results"]
-    for key, form in (("decode", "{:.1f}"), ("ratio", "{:.2f}×"), ("limit", "{:.0f}"), ("of_limit", "{:.0%}")):
-        values = [
-            c["over_transformers"] if key == "ratio" else c[key] if key in c else c["inference-opt"][key] for c in cases
-        ]
-        assert f"| {' | '.join(form.format(v) for v in values)} |" in TEXTS["chapters/01_kv_cache.md"]
-
-
-def test_the_tables_of_radix_attention_are_those_of_the_committed_figures():
-    text = TEXTS["chapters/03_radix_attention.md"]
+def test_figures_quoted_in_the_text_are_those_of_the_committed_runs():
     radix, prefix = (
         json.loads((ROOT / f"docs/results/bench_{name}.json").read_text(encoding="utf-8"))
         for name in ("radix", "prefix")
     )
-    for workload, rows in radix["hit_rates"].items():
-        for row in rows:
-            cells = [row["policy"], *(f"{rate:.3f}" for rate in row["hit_rate"])]
-            if workload == "trace":
-                assert f"| {' | '.join(cells)} |" in text
-            elif row["policy"] in ("LRU", "fading frequency", "odds", "Belady"):
-                assert f"| {' | '.join([workload, *cells])} |" in text
-    for name in ("inference-opt", "dictionary", "SGLang"):
-        case = radix["speed"][name]
-        rates = f"{case['match']:,.0f} | {case['insert']:,.0f}"
-        assert f"| {name} | {rates} | {case['ours_over_match']:.1f}× | {case['ours_over_insert']:.1f}× |" in text
+    text = TEXTS["chapters/03_radix_attention.md"]
     first, *_, last = (f"{row['microseconds']:.1f} µs" for row in radix["scaling"])
     assert f"cached sequences take {first}, among 100,000 {last[:-3]}" in text
     trace = radix["workloads"]["trace"]
     assert f"Of {trace['distinct']:,} different blocks {trace['used_once']:,} come once" in text
-    for row in prefix["results"]:
-        cells = (
-            f"{row['seconds']:.2f} | {row['tokens_per_second']:.1f} | {row['prefill_tokens']:,} | {row['ratio']:.1f}×"
-        )
-        assert f"| {row['name']} | {cells} |" in text
     overhead = prefix["results"][0]["overhead"]
     assert f"take {overhead:.1%} of a step" in TEXTS["chapters/04_continuous_batching.md"]
