@@ -1,13 +1,18 @@
 """The README and the chapters say only what is true: commands parse, links and code markers exist, examples run."""
 
+import itertools
 import json
 import re
 import shlex
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
+from inference_opt.bench import radix, workloads
 from inference_opt.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,13 +24,30 @@ def blocks(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def commands():
-    lines = [line for text in TEXTS.values() for block in blocks(text, "sh") for line in block.splitlines()]
-    inline = [code for text in TEXTS.values() for code in re.findall(r"`(inference-opt [^`]+|make [^`]+)`", text)]
+def commands(text):
+    lines = [line for block in blocks(text, "sh") for line in block.splitlines()]
+    inline = re.findall(r"`(inference-opt [^`]+|make [^`]+)`", text)
     return sorted({re.sub(r"^\S*bin/|^[A-Z_]+=\S+ ", "", line.split("  #")[0].strip()) for line in lines + inline})
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("inference-opt ")])
+SHOWN = commands("\n".join(TEXTS.values()))
+README = commands(TEXTS["README.md"])
+
+# What a command of the README is given besides, so that a test of it takes seconds.
+SMALLER = {
+    "generate": "--max-new-tokens 4",
+    "tour": "--max-new-tokens 2",
+    "bench decode": "--batch 1 --dtype float32 --new-tokens 2 --repeats 1 --no-peer",
+    "bench prefix": "--requests 2 --stem 40 --new-tokens 2 --repeats 1 --no-peer",
+    "bench radix": "--capacity 50 --repeats 1",
+    "bench speculative": "--task chat --drafter n-gram --prompts 1 --new-tokens 4 --repeats 1 --no-peer",
+    "bench mla": "--shape 'SmolLM2 96+32' --context 16 --repeats 1",
+    "bench kernels": "--case gqa-1x32768 --repeats 1 --no-peer",
+    "bench engine": "--shape SmolLM2-135M --batch 1 --new-tokens 4 --ahead 2 --repeats 1 --no-peer",
+}
+
+
+@pytest.mark.parametrize("command", [c for c in SHOWN if c.startswith("inference-opt ")])
 def test_every_command_shown_is_one_that_parses(command):
     group, words = typer.main.get_command(app), shlex.split(command)[1:]
     context = group.make_context("inference-opt", list(words), resilient_parsing=True)
@@ -34,10 +56,43 @@ def test_every_command_shown_is_one_that_parses(command):
         context = group.make_context(name, list(words), parent=context, resilient_parsing=hasattr(group, "commands"))
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("make ")])
+@pytest.mark.parametrize("command", [c for c in README if c.startswith("inference-opt ")])
+def test_the_readme_s_commands_run(command, run, tmp_path, monkeypatch, smollm2_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conversation_trace.jsonl").write_text('{"hash_ids": [0, 1, 2]}\n{"hash_ids": [0, 1, 3]}\n')
+    monkeypatch.setattr(radix, "GENERATED", {"loop": lambda seed: workloads.loop(seed, documents=3, rounds=2)})
+    monkeypatch.setattr(radix, "SIZES", [10, 20])
+    words = shlex.split(command)[1:]
+    smaller = next((more for name, more in SMALLER.items() if words[: len(name.split())] == name.split()), "")
+    status, out, error = run(*words, *shlex.split(smaller))
+    if "on CUDA" in next(line for line in TEXTS["README.md"].splitlines() if command in line) and (
+        not torch.cuda.is_available()
+    ):
+        assert status == 2
+        assert "CUDA" in error
+        return
+    assert status == 0, error
+    assert out
+    for option, value in itertools.pairwise(words):
+        if option in ("--json", "--report", "-o"):
+            assert (tmp_path / value).stat().st_size > 0
+
+
+@pytest.mark.parametrize("command", [c for c in SHOWN if c.startswith("make ")])
 def test_every_make_target_shown_exists(command):
-    makefile = (ROOT / "Makefile").read_text()
-    assert re.search(rf"^{command.split()[1]}:", makefile, flags=re.MULTILINE)
+    done = subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_s_other_commands_install_what_there_is():
+    others = [c for c in README if not c.startswith(("inference-opt ", "make "))]
+    assert len(others) == 3
+    assert {"pytest", "python3 -m venv .venv"} < set(others)
+    (install,) = (shlex.split(c) for c in others if c.startswith("pip install "))
+    assert (ROOT / install[install.index("-c") + 1]).is_file()
+    extras = re.fullmatch(r"\.\[(.*)\]", install[install.index("-e") + 1])[1].split(",")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["optional-dependencies"].keys() >= set(extras)
 
 
 @pytest.mark.parametrize("page", TEXTS)
