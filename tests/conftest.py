@@ -1,6 +1,7 @@
 """Shapes in signatures are checked while testing; hypothesis draws the same examples every time."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-# Not those with Triton kernels: the hook would wrap the functions that Triton reads the source of.
+# Not those with kernels: the hook would wrap the functions that Triton reads the source of.
 PACKAGE = Path(__file__).parent.parent / "refimpl"
-MODULES = [p for p in PACKAGE.rglob("*.py") if "@triton.jit" not in p.read_text(encoding="utf-8")]
+MODULES = [p for p in PACKAGE.rglob("*.py") if not re.search("^@(triton|gluon).jit", p.read_text("utf-8"), re.M)]
 install_import_hook([".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in MODULES], "beartype.beartype")
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are first imported

@@ -1,4 +1,4 @@
-"""Compiles the attention kernel for an H100, without one, at the widths given; prints the shared memory it takes.
+"""Compiles the kernels for an H100, without one, at the widths given; prints the shared memory that they take.
 
 A script of its own: under the interpreter, which the other tests run in, nothing is compiled.
 """
@@ -9,8 +9,11 @@ import sys
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource
 
+from inference_opt.kernels import latent, tall
 from inference_opt.kernels.attention import attend_piece
+from inference_opt.kernels.hopper import SHARED
 from inference_opt.kernels.work import PIECE, choose_tile, padded, tile_bytes
 
 SIZES = {"bf16": 2, "fp32": 4}
@@ -23,7 +26,7 @@ def shared_memory(rows: int, group: int, dim: int, value_dim: int, latent: bool,
     constants = {
         "HEADS": group, "KV_HEADS": 1, "D": dim, "V": value_dim, "SPLIT": split, "PAGE": 16, "SHARED": latent,
         "ROWS": tile.rows, "BLOCK": tile.block, "FIELDS": len(PIECE), "WIDEN": False,
-        "DA": low, "DB": high, "DV": value, "EARLY": True,
+        "DA": low, "DB": high, "DV": value, "EARLY": True, "BESIDE": False,
     }  # fmt: skip
     names = attend_piece.arg_names
     kinds = dict.fromkeys(("q", "k_pages", "v_pages", "out"), f"*{dtype}")
@@ -35,5 +38,21 @@ def shared_memory(rows: int, group: int, dim: int, value_dim: int, latent: bool,
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
 
 
+def hopper_memory(kernel: str, dim: int, dtype: str) -> int:
+    """Bytes a program of a Gluon kernel."""
+    tiles = {"latent": {"q_tiles": 128, "wide": 128, "narrow": 64}, "tall": {"k_tiles": dim, "v_tiles": dim}}[kernel]
+    sizes = {"latent": {"HEADS": 128}, "tall": {"HEADS": 9, "KV_HEADS": 3, "D": dim}}[kernel]
+    fn = {"latent": latent.latent_piece, "tall": tall.tall_piece}[kernel]
+    constants = sizes | {"PAGE": 64, "FIELDS": len(PIECE)}
+    kinds = {name: f"tensordesc<{dtype}[64, {width}],{SHARED.value!r}>" for name, width in tiles.items()}
+    kinds |= dict.fromkeys({"latent": ("q_rows", "out"), "tall": ("q", "out")}[kernel], f"*{dtype}")
+    kinds |= dict.fromkeys(("table", "pieces"), "*i32") | dict.fromkeys(("lse", "partial", "partial_lse"), "*fp32")
+    kinds |= {"table_width": "i32", "scale_log2": "fp32"} | dict.fromkeys(constants, "constexpr")
+    source = GluonASTSource(fn, kinds, {(fn.arg_names.index(name),): value for name, value in constants.items()}, {})
+    options = {"num_warps": 4} | ({"maxnreg": 128} if kernel == "tall" else {})
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
+
+
 if __name__ == "__main__":
-    print(json.dumps([shared_memory(*case) for case in json.loads(sys.argv[1])]))
+    found = [hopper_memory(*c) if isinstance(c[0], str) else shared_memory(*c) for c in json.loads(sys.argv[1])]
+    print(json.dumps(found))

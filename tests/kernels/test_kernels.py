@@ -329,6 +329,8 @@ def test_every_width_compiles_into_the_shared_memory_of_an_h100():
              for rows, group, dim, value_dim, latent in ((4, 4, 128, 128, False), (128, 128, 576, 512, True),
                                                          (65, 65, 576, 544, True), (20, 20, 576, 576, False))
              for dtype in ("bf16", "fp32")]  # fmt: skip
+    cases += [(kernel, dim, dtype) for kernel, dim in (("latent", 576), ("tall", 64), ("tall", 128))
+              for dtype in ("bf16", "fp16")]  # fmt: skip
     script = Path(__file__).parent / "compiled.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = [sys.executable, str(script), json.dumps(cases)]

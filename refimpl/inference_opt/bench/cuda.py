@@ -51,11 +51,11 @@ def engine(
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=1)] = 128,
     ahead: Annotated[int, typer.Option(min=1, help="Tokens decoded in a row before the host looks.")] = 64,
-    peer: Annotated[bool, typer.Option(help="Beside transformers' generate.")] = True,
+    peer: Annotated[bool, typer.Option(help="Beside transformers, its generate and its continuous batching.")] = True,
     gpt_fast: Annotated[
         Path | None, typer.Option(help="A checkout of gpt-fast: beside it, too, for one request.", exists=True)
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="The median is shown.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="At most; the median is shown.")] = 5,
     json_file: Json = None,
 ) -> None:
     """Whole decoding on CUDA, random weights of real shapes: tokens a second beside the peer's and the limit."""
@@ -70,7 +70,8 @@ def engine(
         f"{figures['machine']['device']}: reads {figures['read_bandwidth'] / 1e9:,.0f} GB/s; tokens a second in decode"
     )
     table = Table(title=title, title_style="bold")
-    who = ["inference-opt", *(["transformers"] if peer else []), *(["gpt-fast"] if gpt_fast else [])]
+    peers = ["transformers", "continuous batching"] if peer else []
+    who = ["inference-opt", *peers, *(["gpt-fast"] if gpt_fast else [])]
     for heading in ("shape", "batch", *who, "limit", "of the limit"):
         table.add_column(heading, justify="left" if heading == "shape" else "right")
     for row in figures["results"]:

@@ -5,8 +5,8 @@ A decoding step reads every weight, and every key and value of every request, on
     tokens a second ≤ batch · read bandwidth / (bytes of weights + bytes of the requests' keys and values)
 
 The weights are random, of a real model's shape: how long a step takes does not depend on them. Prompts are random, so
-no prefix is shared. Decoding is timed from when every request has its first token; of `generate`, which does not say
-when that is, the time of one token is taken off.
+no prefix is shared. Decoding is timed from when every request has its first token; of `transformers`, which does not
+say when that is, the time of one token is taken off. What takes more than PATIENCE seconds is not repeated further.
 """
 
 import time
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from inference_opt.bench.engine_peers import Decoder, gpt_fast, transformers
+from inference_opt.bench.engine_peers import Decoder, continuous_batching, gpt_fast, transformers
 from inference_opt.bench.machine import command_line, describe, read_bandwidth
 from inference_opt.bench.shapes import SHAPES, random_model
 from inference_opt.engine.engine import Engine
@@ -27,7 +27,7 @@ from inference_opt.model.config import ModelConfig
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
 
-PROMPT, PAGE = 128, 16
+PROMPT, PAGE, PATIENCE = 128, 16, 10
 
 
 def _ours(config: ModelConfig, batch: int, longest: int, ahead: int) -> Decoder:
@@ -72,7 +72,7 @@ def bench_engine(
     bandwidth = read_bandwidth(4096, device="cuda")
     task = progress.add_task(
         "bench engine",
-        total=len(shapes) * len(batches) * (1 + peer) + (1 in batches) * len(shapes) * bool(gpt_fast_folder),
+        total=len(shapes) * len(batches) * (1 + 2 * peer) + (1 in batches) * len(shapes) * bool(gpt_fast_folder),
     )
     results = []
     for shape in shapes:
@@ -85,14 +85,18 @@ def bench_engine(
             make = {"inference-opt": partial(_ours, config, batch, PROMPT + new, ahead)}
             if peer:
                 make["transformers"] = partial(transformers, config)
+                make["continuous batching"] = partial(continuous_batching, config)
             if gpt_fast_folder and batch == 1:
                 make["gpt-fast"] = partial(gpt_fast, config, gpt_fast_folder, PROMPT + new)
             for name, of in make.items():
                 decode = of()
+                runs: list[tuple[float, float]] = []
                 decode(prompts, new)  # warm up: compile, capture
-                runs = [decode(prompts, new) for _ in range(repeats)]
+                began = time.perf_counter()
+                while not runs or (len(runs) < repeats and time.perf_counter() - began < PATIENCE):
+                    runs.append(decode(prompts, new))
                 rates = [rate for _, rate in runs]
-                figures = {"decode": median(rates), "spread": [min(rates), max(rates)]}
+                figures = {"decode": median(rates), "spread": [min(rates), max(rates)], "runs": len(runs)}
                 figures["prefill_seconds"] = median(prefill for prefill, _ in runs)
                 row[name] = figures
                 del decode

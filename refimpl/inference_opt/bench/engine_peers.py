@@ -14,8 +14,8 @@ from inference_opt.model.config import ModelConfig
 Decoder = Callable[[list[list[int]], int], tuple[float, float]]  # prompts, new → seconds of prefill, tokens/s in decode
 
 
-def transformers(config: ModelConfig) -> Decoder:
-    """`transformers`' model of this shape, random weights, and its `generate`. ValueError where it is not installed."""
+def _llama(config: ModelConfig) -> Any:
+    """`transformers`' model of this shape, random weights, without an end. ValueError where it is not installed."""
     try:
         from transformers import AutoConfig, AutoModelForCausalLM
     except ImportError as error:
@@ -28,6 +28,12 @@ def transformers(config: ModelConfig) -> Decoder:
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(shape).bfloat16().eval()
     model.generation_config.eos_token_id = model.config.eos_token_id = None
+    return model
+
+
+def transformers(config: ModelConfig) -> Decoder:
+    """`transformers`' `generate`."""
+    model = _llama(config)
 
     def seconds(prompts: list[list[int]], new: int) -> float:
         began = time.perf_counter()
@@ -40,9 +46,33 @@ def transformers(config: ModelConfig) -> Decoder:
         torch.cuda.synchronize()
         return time.perf_counter() - began
 
+    return _decoder(seconds)
+
+
+def continuous_batching(config: ModelConfig) -> Decoder:
+    """`transformers`' `generate_batch`: continuous batching on a paged cache, set up once."""
+    model = _llama(config)
+    from transformers import GenerationConfig
+
+    greedy = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
+
+    @torch.no_grad()
+    def seconds(prompts: list[list[int]], new: int) -> float:
+        began = time.perf_counter()
+        out = model.generate_batch(prompts, generation_config=greedy, max_new_tokens=new, persistent_manager=True)
+        assert sorted(len(each.generated_tokens) for each in out.values()) == [new] * len(prompts)
+        return time.perf_counter() - began
+
+    return _decoder(seconds)
+
+
+def _decoder(seconds: Callable[[list[list[int]], int], float]) -> Decoder:
+    """Of a peer that does not say when the first tokens are there: the time of one token is taken off."""
+
     def decode(prompts: list[list[int]], new: int) -> tuple[float, float]:
+        whole = seconds(prompts, new)  # first, so that what is set up has the room
         first = seconds(prompts, 1)
-        return first, len(prompts) * (new - 1) / (seconds(prompts, new) - first)
+        return first, len(prompts) * (new - 1) / (whole - first)
 
     return decode
 

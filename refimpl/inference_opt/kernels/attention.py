@@ -14,6 +14,7 @@ the sum l of exp(s − m), and the weighted sum of values.
 The width D is split at SPLIT into two tiles of powers of two, as 576 = 512 + 64: Triton's tiles know no other sizes.
 """
 
+import importlib
 import os
 
 import torch
@@ -74,8 +75,9 @@ def attend_piece(
     DB: tl.constexpr,
     DV: tl.constexpr,
     EARLY: tl.constexpr,
+    BESIDE: tl.constexpr,
 ):
-    """One piece for one key head."""
+    """One piece for one key head. BESIDE: it may run beside the launch in front, which reads what this one reads."""
     GROUP: tl.constexpr = HEADS // KV_HEADS
     kv_head = tl.program_id(0) % KV_HEADS  # programs of neighbouring heads read neighbouring bytes: run them together
     piece = pieces + (tl.program_id(0) // KV_HEADS) * FIELDS
@@ -84,7 +86,8 @@ def attend_piece(
 
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()  # plans were there before; queries, keys and values may be a moment old
+        if not BESIDE:
+            tl.extra.cuda.gdc_wait()  # plans were there before; queries, keys and values may be a moment old
     end = tl.minimum(end, position0 + queries)  # a plan may reach further, for steps to come (engine/ahead.py)
 
     rows = row0 + tl.arange(0, ROWS)
@@ -135,6 +138,8 @@ def attend_piece(
         where = (state + query).to(tl.int64) * HEADS + head
         tl.store(partial + where[:, None] * V + cv[None, :], acc, mask=real[:, None] & (cv < V)[None, :])
         tl.store(partial_lse + where, log, mask=real)
+    if EARLY and BESIDE:  # whoever waits for this launch waits for the one in front, too
+        tl.extra.cuda.gdc_wait()
 
 
 # [/kernel]
@@ -202,13 +207,21 @@ def attend(
     out, lse = q.new_empty(tokens, heads, value_dim), q.new_empty(tokens, heads, dtype=torch.float32)
     partial = q.new_empty(work.num_states, heads, value_dim, dtype=torch.float32)
     partial_lse = q.new_empty(work.num_states, heads, dtype=torch.float32)
+    scale_log2 = scale * 1.4426950408889634
+    front = ""  # the kernel in front
     for launch in work.launches:
         tile = launch.tile
+        if tile.hopper == "latent" or (tile.hopper == "tall" and value_dim == dim):
+            front = tile.hopper
+            ours = importlib.import_module(f"inference_opt.kernels.{front}")  # Gluon: where there is such a card
+            ours.attend_pieces(q, k_pages, v_pages, page_table, launch, scale_log2, out, lse, partial, partial_lse)
+            continue
         attend_piece[(len(launch.pieces) * kv_heads,)](
             q, k_pages, k_pages if shared else v_pages, page_table, launch.pieces, out, lse, partial, partial_lse,
-            page_table.stride(0), scale * 1.4426950408889634,
+            page_table.stride(0), scale_log2,
             heads, kv_heads, dim, value_dim, split, page, shared, tile.rows, tile.block, len(PIECE),
-            INTERPRETED and q.dtype == torch.bfloat16, *sizes, num_warps=tile.warps, num_stages=tile.stages, **early(),
+            INTERPRETED and q.dtype == torch.bfloat16, *sizes, BESIDE=front == "tall",
+            num_warps=tile.warps, num_stages=tile.stages, **early(),
         )  # fmt: skip
     if work.num_states:
         merge(partial, partial_lse, work.offsets, work.states, out, lse)

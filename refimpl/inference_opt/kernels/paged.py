@@ -107,13 +107,24 @@ def cut(
     for who, members, keys in stems:
         first[who : who + members] = keys
     own = Runs(sequence, token0, count, length - count, first, length)
-    groups = [(own, choose_tile(int(count.max(initial=1)) * group, *sizes))]
+    hopper = hopper_kernel(k_pages, value_dim)
+    groups = [(own, choose_tile(int(count.max(initial=1)) * group, *sizes, hopper))]
     if stems:
         who, members, keys = np.array(stems, dtype=np.int64).T
         rows = np.array([count[w : w + m].sum() for w, m in zip(who, members)])
         shared = Runs(who, token0[who], rows, keys, 0 * keys, keys)  # each row stands behind every key of the stem
-        groups.append((shared, choose_tile(int(rows.max()) * group, *sizes)))
+        groups.insert(0, (shared, choose_tile(int(rows.max()) * group, *sizes, hopper)))
     return plan(groups, group, kv_heads, int(count.sum()), processors_of(k_pages.device))
+
+
+def hopper_kernel(k_pages: Tensor, value_dim: int | None) -> str:
+    """The Gluon kernel that knows such pages, if any: half precision, a multiple of 64 tokens, a Hopper card."""
+    hopper = k_pages.is_cuda and torch.cuda.get_device_capability(k_pages.device)[0] == 9
+    if not hopper or k_pages.element_size() != 2 or k_pages.shape[1] % 64:
+        return ""
+    if value_dim is not None:
+        return "latent" if k_pages.shape[2:] == (1, 576) and value_dim == 512 else ""
+    return "tall" if k_pages.shape[3] in (64, 128) else ""
 
 
 def processors_of(device: torch.device) -> int:

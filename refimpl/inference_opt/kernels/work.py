@@ -53,6 +53,7 @@ class Tile:
     warps: int
     stages: int  # depth of the pipeline that loads the next blocks while one is computed
     resident: int
+    hopper: str = ""  # by a kernel of that card's own: "latent" (latent.py) or "tall" (tall.py)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def tile_bytes(dim: int, value_dim: int | None, size: int) -> tuple[int, int]:
 
 
 # [tile]
-def choose_tile(rows: int, key_bytes: int, query_bytes: int) -> Tile:
+def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -> Tile:
     """A tile for so many rows of `query_bytes`, of keys that take `key_bytes` with their values.
 
     Tensor cores take 16 rows at the least; more than 64 leave too few registers for what is summed. The blocks are as
@@ -102,6 +103,10 @@ def choose_tile(rows: int, key_bytes: int, query_bytes: int) -> Tile:
     need a smaller one: the queries and the blocks in the pipeline must fit.
     """
     height = min(max(16, 1 << (rows - 1).bit_length()), 64)
+    if hopper == "latent":
+        return Tile(64, 128, 8, 1, 1, hopper)
+    if hopper == "tall" and rows > 64:
+        return Tile(128, 64, 8, 2, 1, hopper)
     if key_bytes <= 512:  # keys and values of 128 numbers in half precision
         tile = Tile(height, 64, 4, 3, 2)
     elif height > 16 and 1024 < key_bytes <= 1280:  # latents in half precision, under the heads of a large model
