@@ -3,27 +3,32 @@ PYTHON ?= python3
 VENV ?= .venv
 COQC ?= coqc
 BIN := $(VENV)/bin
+WORKERS := -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: tour test test-long lab notebooks docs bench check proofs figures screens clean
+.PHONY: tour test test-long lab notebooks docs bench check proofs tables figures screens clean
 
 tour: $(VENV)/.installed-base
 	$(BIN)/inference-opt tour
 
+# A process for each core, each with one thread: on two cores, half the time of one process with two.
 test: $(VENV)/.installed-test
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(WORKERS)
 
 test-long: $(VENV)/.installed-test
-	HYPOTHESIS_PROFILE=long $(BIN)/pytest
+	HYPOTHESIS_PROFILE=long OMP_NUM_THREADS=1 $(BIN)/pytest $(WORKERS)
 
 lab: $(VENV)/.installed-lab
 	$(BIN)/jupyter lab notebooks
 
-# Executes every notebook; a cell that raises, an assertion that fails, fails the target. Outputs on disk stay as they are.
-notebooks: $(VENV)/.installed-test
-	$(BIN)/pytest --nbmake --nbmake-timeout=300 notebooks
+# Executes every notebook, as many at a time as there are cores; a cell that raises, an assertion that fails, fails the
+# target. The outputs go to build/notebooks, those on disk stay as they are: docs/execute.py --write renews them.
+notebooks: $(VENV)/.installed-docs
+	rm -rf build/notebooks
+	$(BIN)/python docs/execute.py
 
-# The site, in build/site: notebooks are executed (and kept in build/notebooks until they change), warnings are errors.
+# The site, in build/site: notebooks are executed where their code has changed, warnings are errors.
 docs: $(VENV)/.installed-docs
+	$(BIN)/python docs/execute.py
 	$(BIN)/sphinx-build -W --keep-going -q -j auto -c docs -b html -d build/doctrees . build/site
 	@echo 'open build/site/index.html'
 
@@ -46,6 +51,10 @@ proofs:
 	    $(COQC) -Q . Speculation $$source || exit 1; done) && echo "$$printed" && \
 	  { test $$(echo "$$printed" | grep -c '^Closed under the global context$$') = $$(cat *.v | grep -c '^Theorem ') || \
 	    { echo 'a theorem rests on an axiom, or Main.v does not print what it rests on' >&2; exit 1; }; }
+
+# The tables of the README and the chapters, out of docs/results.
+tables:
+	$(PYTHON) docs/tables.py
 
 figures: $(VENV)/.installed-base
 	$(BIN)/python docs/figures.py

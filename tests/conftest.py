@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,22 @@ def smollm2(smollm2_path):
     from inference_opt import load_model
 
     return load_model(smollm2_path)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run inference-opt in this process; return (exit status, standard output, standard error)."""
+
+    from inference_opt import cli
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["inference-opt", *map(str, arguments)])
+        try:
+            cli.main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        return status or 0, out, err
+
+    return call

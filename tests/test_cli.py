@@ -10,25 +10,6 @@ import time
 
 import pytest
 
-from inference_opt import cli
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command in this process; return (exit status, standard output, standard error)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["inference-opt", *map(str, arguments)])
-        try:
-            cli.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capsys.readouterr()
-        return status or 0, out, err
-
-    return call
-
 
 def test_generate_continues_a_prompt_and_writes_its_figures(run, tmp_path, smollm2_path):
     file = tmp_path / "figures.json"

@@ -1,13 +1,18 @@
 """The README and the chapters say only what is true: commands parse, links and code markers exist, examples run."""
 
+import itertools
 import json
 import re
 import shlex
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
+from inference_opt.bench import radix, workloads
 from inference_opt.cli import app
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -19,13 +24,30 @@ def blocks(text, language):
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def commands():
-    lines = [line for text in TEXTS.values() for block in blocks(text, "sh") for line in block.splitlines()]
-    inline = [code for text in TEXTS.values() for code in re.findall(r"`(inference-opt [^`]+|make [^`]+)`", text)]
+def commands(text):
+    lines = [line for block in blocks(text, "sh") for line in block.splitlines()]
+    inline = re.findall(r"`(inference-opt [^`]+|make [^`]+)`", text)
     return sorted({re.sub(r"^\S*bin/|^[A-Z_]+=\S+ ", "", line.split("  #")[0].strip()) for line in lines + inline})
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("inference-opt ")])
+SHOWN = commands("\n".join(TEXTS.values()))
+README = commands(TEXTS["README.md"])
+
+# What a command of the README is given besides, so that a test of it takes seconds.
+SMALLER = {
+    "generate": "--max-new-tokens 4",
+    "tour": "--max-new-tokens 2",
+    "bench decode": "--batch 1 --dtype float32 --new-tokens 2 --repeats 1 --no-peer",
+    "bench prefix": "--requests 2 --stem 40 --new-tokens 2 --repeats 1 --no-peer",
+    "bench radix": "--capacity 50 --repeats 1",
+    "bench speculative": "--task chat --drafter n-gram --prompts 1 --new-tokens 4 --repeats 1 --no-peer",
+    "bench mla": "--shape 'SmolLM2 96+32' --context 16 --repeats 1",
+    "bench kernels": "--case gqa-1x32768 --repeats 1 --no-peer",
+    "bench engine": "--shape SmolLM2-135M --batch 1 --new-tokens 4 --ahead 2 --repeats 1 --no-peer",
+}
+
+
+@pytest.mark.parametrize("command", [c for c in SHOWN if c.startswith("inference-opt ")])
 def test_every_command_shown_is_one_that_parses(command):
     group, words = typer.main.get_command(app), shlex.split(command)[1:]
     context = group.make_context("inference-opt", list(words), resilient_parsing=True)
@@ -34,10 +56,43 @@ def test_every_command_shown_is_one_that_parses(command):
         context = group.make_context(name, list(words), parent=context, resilient_parsing=hasattr(group, "commands"))
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("make ")])
+@pytest.mark.parametrize("command", [c for c in README if c.startswith("inference-opt ")])
+def test_the_readme_s_commands_run(command, run, tmp_path, monkeypatch, smollm2_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conversation_trace.jsonl").write_text('{"hash_ids": [0, 1, 2]}\n{"hash_ids": [0, 1, 3]}\n')
+    monkeypatch.setattr(radix, "GENERATED", {"loop": lambda seed: workloads.loop(seed, documents=3, rounds=2)})
+    monkeypatch.setattr(radix, "SIZES", [10, 20])
+    words = shlex.split(command)[1:]
+    smaller = next((more for name, more in SMALLER.items() if words[: len(name.split())] == name.split()), "")
+    status, out, error = run(*words, *shlex.split(smaller))
+    if "on CUDA" in next(line for line in TEXTS["README.md"].splitlines() if command in line) and (
+        not torch.cuda.is_available()
+    ):
+        assert status == 2
+        assert "CUDA" in error
+        return
+    assert status == 0, error
+    assert out
+    for option, value in itertools.pairwise(words):
+        if option in ("--json", "--report", "-o"):
+            assert (tmp_path / value).stat().st_size > 0
+
+
+@pytest.mark.parametrize("command", [c for c in SHOWN if c.startswith("make ")])
 def test_every_make_target_shown_exists(command):
-    makefile = (ROOT / "Makefile").read_text()
-    assert re.search(rf"^{command.split()[1]}:", makefile, flags=re.MULTILINE)
+    done = subprocess.run([*command.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_s_other_commands_install_what_there_is():
+    others = [c for c in README if not c.startswith(("inference-opt ", "make "))]
+    assert len(others) == 3
+    assert {"pytest", "python3 -m venv .venv"} < set(others)
+    (install,) = (shlex.split(c) for c in others if c.startswith("pip install "))
+    assert (ROOT / install[install.index("-c") + 1]).is_file()
+    extras = re.fullmatch(r"\.\[(.*)\]", install[install.index("-e") + 1])[1].split(",")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["optional-dependencies"].keys() >= set(extras)
 
 
 @pytest.mark.parametrize("page", TEXTS)
@@ -58,48 +113,15 @@ def test_the_examples_run(smollm2_path):
         exec(compile(example, "README.md", "exec"), {})
 
 
-def test_the_tables_are_those_of_the_committed_figures():
-    tour = json.loads((ROOT / "docs/results/tour.json").read_text(encoding="utf-8"))
-    for row in tour["stages"]:
-        cells = [row["stage"], f"{row['tokens_per_second']:.1f}", f"{row['kv_bytes_per_token']:,}"]
-        last = [f"{row['speedup_over_naive']:.1f}×", row["identical_to_naive"]]
-        reused = f"{row['prompt_tokens_reused']} of {sum(prompt['tokens'] for prompt in tour['prompts'])}"
-        assert f"| {' | '.join([*cells, reused, *last])} |" in TEXTS["README.md"]
-        if row["stage"] in ("naive", "KV cache"):
-            assert f"| {' | '.join(cells + last)} |" in TEXTS["chapters/01_kv_cache.md"]
-    cases = json.loads((ROOT / "docs/results/bench_decode.json").read_text(encoding="utf-8"))["results"]
-    for key, form in (("decode", "{:.1f}"), ("ratio", "{:.2f}×"), ("limit", "{:.0f}"), ("of_limit", "{:.0%}")):
-        values = [
-            c["over_transformers"] if key == "ratio" else c[key] if key in c else c["inference-opt"][key] for c in cases
-        ]
-        assert f"| {' | '.join(form.format(v) for v in values)} |" in TEXTS["chapters/01_kv_cache.md"]
-
-
-def test_the_tables_of_radix_attention_are_those_of_the_committed_figures():
-    text = TEXTS["chapters/03_radix_attention.md"]
+def test_figures_quoted_in_the_text_are_those_of_the_committed_runs():
     radix, prefix = (
         json.loads((ROOT / f"docs/results/bench_{name}.json").read_text(encoding="utf-8"))
         for name in ("radix", "prefix")
     )
-    for workload, rows in radix["hit_rates"].items():
-        for row in rows:
-            cells = [row["policy"], *(f"{rate:.3f}" for rate in row["hit_rate"])]
-            if workload == "trace":
-                assert f"| {' | '.join(cells)} |" in text
-            elif row["policy"] in ("LRU", "fading frequency", "odds", "Belady"):
-                assert f"| {' | '.join([workload, *cells])} |" in text
-    for name in ("inference-opt", "dictionary", "SGLang"):
-        case = radix["speed"][name]
-        rates = f"{case['match']:,.0f} | {case['insert']:,.0f}"
-        assert f"| {name} | {rates} | {case['ours_over_match']:.1f}× | {case['ours_over_insert']:.1f}× |" in text
+    text = TEXTS["chapters/03_radix_attention.md"]
     first, *_, last = (f"{row['microseconds']:.1f} µs" for row in radix["scaling"])
     assert f"cached sequences take {first}, among 100,000 {last[:-3]}" in text
     trace = radix["workloads"]["trace"]
     assert f"Of {trace['distinct']:,} different blocks {trace['used_once']:,} come once" in text
-    for row in prefix["results"]:
-        cells = (
-            f"{row['seconds']:.2f} | {row['tokens_per_second']:.1f} | {row['prefill_tokens']:,} | {row['ratio']:.1f}×"
-        )
-        assert f"| {row['name']} | {cells} |" in text
     overhead = prefix["results"][0]["overhead"]
     assert f"take {overhead:.1%} of a step" in TEXTS["chapters/04_continuous_batching.md"]

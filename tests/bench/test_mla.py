@@ -1,15 +1,10 @@
 """The benchmark's arithmetic by hand, its figures on a small case, and what it refuses."""
 
-import json
-from pathlib import Path
-
 import pytest
 from rich.progress import Progress
 
 from inference_opt.bench.mla import bench_mla, cost, crossing, predicted, shapes
 from inference_opt.model.latent import LatentAttention
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_costs_at_deepseek_v2_s_shape_are_those_of_the_chapter():
@@ -53,15 +48,3 @@ def test_both_forms_are_measured_and_agree():
 def test_an_unknown_shape_is_refused():
     with pytest.raises(ValueError, match="unknown shape 'GPT'"), Progress(disable=True) as progress:
         bench_mla(["GPT"], "cpu", "float32", [4], 1, progress)
-
-
-@pytest.mark.parametrize("where", ["cpu", "h100"])
-def test_the_chapter_s_tables_are_those_of_the_committed_figures(where):
-    text = (ROOT / "chapters/05_latent_attention.md").read_text(encoding="utf-8")
-    figures = json.loads((ROOT / f"docs/results/bench_mla_{where}.json").read_text(encoding="utf-8"))
-    for row in figures["results"]:
-        times = [f"{1e3 * row[form]['seconds'][0]:.2f}" for form in ("explicit", "absorbed")]
-        ratios = [f"{row[key]:.1f}×" for key in ("decode_speedup", "predicted_decode_speedup")]
-        cells = [row["shape"], f"{row['context']:,}", *times, *ratios]
-        cells += [f"{at:.0f}" if (at := row[key]) else "–" for key in ("crossing", "predicted_crossing")]
-        assert f"| {' | '.join(cells)} |" in text

@@ -1,11 +1,14 @@
 """Notebooks as the site's build executed them: what a cell tagged `exact` printed when committed, it prints still."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
 nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "docs"))
+joined = pytest.importorskip("execute").joined
 
 
 def code(notebook):
@@ -13,9 +16,9 @@ def code(notebook):
 
 
 def texts(cell):
-    """What a cell printed, in however many pieces it came, and what its results are called."""
-    printed = "".join(out["text"] for out in cell.outputs if "text" in out)
-    return printed, [out["data"].get("text/plain") for out in cell.outputs if "data" in out]
+    data = [out.get("data", {}) for out in joined(cell.outputs)]
+    texts = [out.get("text") for out in joined(cell.outputs)]
+    return [text or each.get("text/html") or each.get("text/plain") for text, each in zip(texts, data)]
 
 
 def exact(notebook):

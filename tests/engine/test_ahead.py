@@ -190,14 +190,8 @@ def test_fused_layers_give_the_model_s_logits():
             torch.testing.assert_close(got, expected, **CLOSE)
 
 
-def test_the_chapter_s_table_is_that_of_the_committed_runs():
-    root = Path(__file__).parents[2]
-    text = (root / "chapters/08_kernels.md").read_text(encoding="utf-8")
-    for shape in ("1b", "smollm2"):
-        figures = json.loads((root / f"docs/results/bench_engine_{shape}.json").read_text(encoding="utf-8"))
-        for row in figures["results"]:
-            rate, limit = row["inference-opt"]["decode"], row["limit"]
-            peers = [f"{row[p]['decode']:,.0f}" if p in row else "–" for p in ("transformers", "gpt-fast")]
-            cells = f"{rate:,.0f} | {limit:,.0f} | {row['of_limit']:.0%} | {' | '.join(peers)}"
-            assert f"| {row['shape']}, batch {row['batch']} | {cells} |" in text
-            assert row["of_limit"] == pytest.approx(rate / limit)
+@pytest.mark.parametrize("shape", ["1b", "smollm2"])
+def test_the_committed_shares_of_the_limit_are_rates_over_limits(shape):
+    path = Path(__file__).parents[2] / f"docs/results/bench_engine_{shape}.json"
+    for row in json.loads(path.read_text(encoding="utf-8"))["results"]:
+        assert row["of_limit"] == pytest.approx(row["inference-opt"]["decode"] / row["limit"])

@@ -129,26 +129,7 @@ def test_the_experiment_runs_and_records(tmp_path):
         assert row["spread"] > 0
 
 
-def test_the_chapter_s_table_is_that_of_the_committed_runs():
-    text = (ROOT / "chapters/05_latent_attention.md").read_text(encoding="utf-8")
-    runs = json.loads((ROOT / "docs/results/mla.json").read_text(encoding="utf-8"))["runs"]
-    for run in runs:
-        kept = run["kv_bytes_per_token"]["converted"]
-        sampled, written = run["quality"]["sampled"], run["quality"]["written"]
-        cells = [f"{run['kv_lora_rank']} + {run['qk_rope_head_dim']}", f"{kept:,}"]
-        for part in (sampled, written):
-            cells += [f"{part[stage]['perplexity']:.2f}" for stage in ("converted", "healed")]
-            cells.append(f"{part['healed']['agreement']:.0%}")
-        assert f"| {' | '.join(cells)} |" in text
-
-
-def test_the_experiment_s_table_is_that_of_the_committed_runs():
-    text = (ROOT / "chapters/05_latent_attention.md").read_text(encoding="utf-8")
+def test_the_committed_experiment_compares_models_of_equal_parameters():
     record = json.loads((ROOT / "docs/results/mla_control.json").read_text(encoding="utf-8"))
     sizes = [row["parameters"] for row in record["layouts"]]
-    assert max(sizes) - min(sizes) < 1e-3 * min(sizes)  # of equal parameters
-    for row in record["layouts"]:
-        seeds = ", ".join(f"{run['loss']:.2f}" for run in row["runs"])
-        cells = [row["layout"], f"{row['kv_bytes_per_token']:,}", f"{row['ffn_dim']:,}"]
-        cells += [f"{row['loss']:.3f} ± {row['spread']:.3f}", seeds]
-        assert f"| {' | '.join(cells)} |" in text
+    assert max(sizes) - min(sizes) < 1e-3 * min(sizes)

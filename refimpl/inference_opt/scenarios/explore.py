@@ -36,6 +36,9 @@ class Shown(widgets.VBox):
     def __repr__(self) -> str:
         return f"{self.children[2]!r} and controls: run this cell to play it"
 
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        return super()._repr_mimebundle_(**kwargs) | {"text/plain": repr(self)}  # ipywidgets cuts it at 110 letters
+
 
 def control(name: str, value: Any) -> Any:
     """The control that fits a value."""

@@ -1,0 +1,66 @@
+"""Executes the notebooks that have changed since they last were, a core each: what `make docs` begins with.
+
+They are kept in build/notebooks, where MyST-NB looks for them. `--write` also puts what they print and draw into the
+notebooks themselves: the outputs to commit. Without names, all of notebooks/.
+"""
+
+import copy
+import logging
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from jupyter_cache import get_cache
+from jupyter_cache.executors import load_executor
+from nbformat import NotebookNode
+
+ROOT = Path(__file__).resolve().parents[1]
+SECONDS = 300  # that a cell may take
+
+
+def execute(paths: list[Path]) -> None:
+    """Execute those of the notebooks whose code is not in the cache. SystemExit where one fails, with its traceback."""
+    for path in paths:
+        cache.add_nb_to_project(str(path))
+    run = load_executor("local-parallel", cache, logging.getLogger("docs"))
+    result = run.run_and_cache(filter_uris=[str(path) for path in paths], timeout=SECONDS)
+    for name in result.succeeded:
+        record = cache.match_cache_file(name)
+        print(f"{Path(name).name} executed in {record.data['execution_seconds']:.0f} s")
+    if failed := result.excepted + result.errored:
+        sys.exit("\n".join(f"{name} failed:\n{cache.get_project_record(name).traceback or ''}" for name in failed))
+
+
+def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Outputs as they are committed: what was printed in one piece, and no views of widgets that are gone."""
+    result: list[NotebookNode] = []
+    for out in outputs:
+        if out.output_type == "stream" and result and result[-1].get("name") == out.name:
+            result[-1].text += out.text
+            continue
+        result.append(copy.deepcopy(out))
+        result[-1].get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
+    return result
+
+
+def write(path: Path) -> None:
+    """Put the outputs of a notebook's last execution into the file."""
+    notebook = nbformat.read(path, 4)
+    done = cache.get_cache_bundle(cache.match_cache_notebook(notebook).pk).nb
+    ran = iter(cell for cell in done.cells if cell.cell_type == "code")
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.execution_count, cell.outputs = (run := next(ran)).execution_count, joined(run.outputs)
+    path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"  # as many notebooks at a time as cores
+    cache = get_cache(ROOT / "build" / "notebooks")
+    names = [Path(name).resolve() for name in sys.argv[1:] if name != "--write"]
+    notebooks = names or sorted((ROOT / "notebooks").glob("*.ipynb"))
+    execute(notebooks)
+    if "--write" in sys.argv[1:]:
+        for notebook in notebooks:
+            write(notebook)

@@ -1,0 +1,325 @@
+"""Writes the tables of the README and the chapters from the benchmarks' figures: python docs/tables.py (`make tables`).
+
+A text says where a table stands, `<!-- TOUR -->` … `<!-- /TOUR -->`, and a function here says what stands there. The
+functions read docs/results and nothing else, so a table changes where its figures do, and nowhere else.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "chapters").glob("*.md"))]
+WRITERS: dict[str, Callable[[], str]] = {}  # by the marker's name
+
+
+def writes(name: str) -> Callable[[Callable[[], str]], Callable[[], str]]:
+    """The decorated function writes what stands between the markers of this name."""
+
+    def register(writer: Callable[[], str]) -> Callable[[], str]:
+        WRITERS[name] = writer
+        return writer
+
+    return register
+
+
+def fill(text: str) -> str:
+    """The text with its tables written anew. ValueError for a marker that is not closed, or that nobody writes."""
+    whole = re.compile(r"<!-- ([A-Z0-9_]+) -->\n(.*?)<!-- /\1 -->", flags=re.DOTALL)
+    names = [match[1] for match in whole.finditer(text)]
+    if alone := set(re.findall(r"<!-- /?([A-Z0-9_]+) -->", whole.sub("", text))):
+        raise ValueError(f"opened and not closed, or closed and not opened: {', '.join(sorted(alone))}")
+    if unknown := set(names) - WRITERS.keys():
+        raise ValueError(f"no function of docs/tables.py writes {', '.join(sorted(unknown))}")
+    return whole.sub(lambda match: f"<!-- {match[1]} -->\n{WRITERS[match[1]]()}\n<!-- /{match[1]} -->", text)
+
+
+def figures(name: str) -> Any:
+    """What docs/results/NAME.json holds."""
+    return json.loads((ROOT / "docs/results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def grid(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    head = list(head)
+    lines = [head, *map(list, rows)]
+    assert all(len(line) == len(head) for line in lines), "a row is longer or shorter than the head"
+    text = ["|" + "|".join(f" {cell} " if cell else " " for cell in line) + "|" for line in lines]
+    return "\n".join([text[0], "|" + "---|" * len(head), *text[1:]])
+
+
+STAGE = ["stage", "tokens/s", "KV bytes a token", "speed-up over naive", "identical to naive"]
+
+
+@writes("TOUR")
+def tour() -> str:
+    """README: every technique on the tour's prompts."""
+    run = figures("tour")
+    total = sum(prompt["tokens"] for prompt in run["prompts"])
+    rows = ((stage(row), f"{row['prompt_tokens_reused']} of {total}") for row in run["stages"])
+    return grid(
+        [*STAGE[:3], "prompt tokens reused", *STAGE[3:]],
+        ([*cells[:3], reused, *cells[3:]] for cells, reused in rows),
+    )
+
+
+def stage(row: dict[str, Any]) -> list[str]:
+    """The cells of a stage of the tour."""
+    rate, kept, ratio = f"{row['tokens_per_second']:.1f}", row["kv_bytes_per_token"], row["speedup_over_naive"]
+    return [row["stage"], rate, f"{kept:,}", f"{ratio:.1f}×", row["identical_to_naive"]]
+
+
+@writes("NAIVE")
+def naive() -> str:
+    """Chapter 00: the oracle's time for a token, at two lengths of the text (medians over lengths within 5)."""
+    run = figures("tour")
+    timed = [
+        (prompt["tokens"] + i, seconds)
+        for prompt, text in zip(run["prompts"], run["runs"]["naive"])
+        for i, seconds in enumerate(text["seconds"])
+    ]
+    at = {n: 1e3 * median(s for length, s in timed if abs(length - n) <= 5) for n in (50, 450)}
+    grows = f"grows with the text: {at[50]:.0f} ms at 50 tokens, {at[450]:.0f} at 450"
+    rate = run["stages"][0]["tokens_per_second"]
+    return grid(["stage", "tokens/s", "time for the next token"], [["naive", f"{rate:.1f}", grows]])
+
+
+@writes("DECODE")
+def decode() -> str:
+    """Chapter 01: plain decoding beside transformers and beside the limit of the memory."""
+    cases = figures("bench_decode")["results"]
+    many = {1: "one request", 8: "eight"}
+    ours, peer = "inference-opt", "transformers"
+    return grid(
+        ["", *(f"{many[case['batch']]}, {case['dtype']}" for case in cases)],
+        [
+            [f"{ours}, tokens/s", *(f"{case[ours]['decode']:.1f}" for case in cases)],
+            [f"`{peer}` 5.23 `generate`, tokens/s", *(f"{case[peer]['decode']:.1f}" for case in cases)],
+            ["ratio, paired in the same run", *(f"{case['over_transformers']:.2f}×" for case in cases)],
+            ["limit from memory, tokens/s", *(f"{case['limit']:,.0f}" for case in cases)],
+            ["of the limit", *(f"{case['of_limit']:.0%}" for case in cases)],
+        ],
+    )
+
+
+@writes("CACHED")
+def cached() -> str:
+    """Chapter 01: with a cache and without, out of the tour."""
+    return grid(STAGE, (stage(row) for row in figures("tour")["stages"] if row["stage"] in ("naive", "KV cache")))
+
+
+@writes("PREFIX")
+def prefix() -> str:
+    """Chapter 03: sixteen requests with a common stem."""
+    rows = (
+        [row["name"], f"{row['seconds']:.2f}", f"{row['tokens_per_second']:.1f}", f"{row['prefill_tokens']:,}",
+         f"{row['ratio']:.1f}×"]
+        for row in figures("bench_prefix")["results"]
+    )  # fmt: skip
+    return grid(["", "seconds", "new tokens/s", "prompt tokens computed", "time of it"], rows)
+
+
+@writes("TRACE")
+def trace() -> str:
+    """Chapter 03: hit rates of every policy on the published trace."""
+    run = figures("bench_radix")
+    return grid(["policy", *capacities(run)], map(rates, run["hit_rates"]["trace"]))
+
+
+@writes("TRAFFIC")
+def traffic() -> str:
+    """Chapter 03: hit rates on generated traffic, of LRU, of what learns, of the bound."""
+    run = figures("bench_radix")
+    shown = ("LRU", "fading frequency", "odds", "Belady")
+    rows = (
+        [name, *rates(row)]
+        for name, policies in run["hit_rates"].items()
+        if name != "trace"
+        for row in policies
+        if row["policy"] in shown
+    )
+    return grid(["traffic", "policy", *capacities(run)], rows)
+
+
+def capacities(run: dict[str, Any]) -> list[str]:
+    """The heads of the columns of a table of hit rates."""
+    return [f"{capacity:,}" for capacity in run["capacities"]]
+
+
+def rates(row: dict[str, Any]) -> list[str]:
+    """A policy and its hit rates."""
+    return [row["policy"], *(f"{rate:.3f}" for rate in row["hit_rate"])]
+
+
+@writes("TREES")
+def trees() -> str:
+    """Chapter 03: operations a second of the tree and its peers."""
+    speed = figures("bench_radix")["speed"]
+    rows = (
+        [name, f"{speed[name]['match']:,.0f}", f"{speed[name]['insert']:,.0f}",
+         f"{speed[name]['ours_over_match']:.1f}×", f"{speed[name]['ours_over_insert']:.1f}×"]
+        for name in ("inference-opt", "dictionary", "SGLang")
+    )  # fmt: skip
+    return grid(["tree", "match", "insert", "ours / its match", "ours / its insert"], rows)
+
+
+def forms(name: str) -> str:
+    """Chapter 05: both forms of latent attention, by shape and context."""
+    head = ["", "tokens kept", "explicit, ms", "absorbed, ms", "absorbed faster by", "predicted"]
+    rows = (
+        [row["shape"], f"{row['context']:,}"]
+        + [f"{1e3 * row[form]['seconds'][0]:.2f}" for form in ("explicit", "absorbed")]
+        + [f"{row[key]:.1f}×" for key in ("decode_speedup", "predicted_decode_speedup")]
+        + [f"{row[key]:.0f}" if row[key] else "–" for key in ("crossing", "predicted_crossing")]
+        for row in figures(name)["results"]
+    )
+    return grid([*head, "cross at, new tokens", "predicted"], rows)
+
+
+WRITERS["FORMS_TABLE"] = partial(forms, "bench_mla_cpu")
+WRITERS["H100_TABLE"] = partial(forms, "bench_mla_h100")
+
+
+@writes("QUALITY_TABLE")
+def quality() -> str:
+    """Chapter 05: what conversion loses, and what healing wins back, by rank."""
+    runs = figures("mla")["runs"]
+    head = ["rank + rotated", "bytes a token, bfloat16"]
+    for text in ("its own text", "people's text"):
+        head += [f"{text}: converted", "healed", "same favourite"]
+    whole, kept = runs[0]["quality"], runs[0]["kv_bytes_per_token"]["original"]
+    rows = [["original", f"{kept:,}"]]
+    for text in ("sampled", "written"):
+        rows[0] += [f"{whole[text]['original']['perplexity']:.2f}", "", ""]
+    for run in runs:
+        row = [f"{run['kv_lora_rank']} + {run['qk_rope_head_dim']}", f"{run['kv_bytes_per_token']['converted']:,}"]
+        for text in ("sampled", "written"):
+            part = run["quality"][text]
+            row += [f"{part[stage]['perplexity']:.2f}" for stage in ("converted", "healed")]
+            row.append(f"{part['healed']['agreement']:.0%}")
+        rows.append(row)
+    return grid(head, rows)
+
+
+@writes("CONTROL_TABLE")
+def control() -> str:
+    """Chapter 05: layouts of equal parameters, trained from scratch."""
+    rows = (
+        [row["layout"], f"{row['kv_bytes_per_token']:,}", f"{row['ffn_dim']:,}",
+         f"{row['loss']:.3f} ± {row['spread']:.3f}", ", ".join(f"{run['loss']:.2f}" for run in row["runs"])]
+        for row in figures("mla_control")["layouts"]
+    )  # fmt: skip
+    return grid(
+        ["layout", "bytes a token, bfloat16", "feed-forward", "held-out loss, mean ± spread", "each seed"], rows
+    )
+
+
+@writes("SPEED_TABLE")
+def speed() -> str:
+    """Chapter 06: tokens a second by drafter and task."""
+    lines: dict[str, list[str]] = {}
+    tasks = dict.fromkeys(row["task"] for row in figures("bench_speculative")["results"])
+    for row in figures("bench_speculative")["results"]:
+        cell = f"{row['tokens_per_second']:.1f} ({row['over_plain']:.2f}×)"
+        lines.setdefault(row["name"], [row["name"]]).append(cell)
+    return grid(["", *tasks], lines.values())
+
+
+def drafters() -> list[dict[str, Any]]:
+    """The runs of chapter 06 that drafted, as the cost model sees them."""
+    return [row for row in figures("bench_speculative")["results"] if "alpha" in row]
+
+
+@writes("WHY_TABLE")
+def why() -> str:
+    """Chapter 06: what the cost model expected, and what came."""
+    head = ["task", "drafter", "tokens a step", "accepted", "α", "γ", "c", "Theorem 3.8", "rows at their price"]
+    rows = (
+        [row["task"], row["name"], f"{row['tokens_per_step']:.2f}", f"{row['acceptance']:.0%}", f"{row['alpha']:.2f}",
+         f"{row['gamma']:.1f}", f"{row['c']:.3f}"]
+        + [f"{row[key]:.2f}×" for key in ("expected", "expected_with_rows", "over_plain")]
+        for row in drafters()
+    )  # fmt: skip
+    return grid([*head, "measured"], rows)
+
+
+@writes("ROWS")
+def price_of_a_row() -> str:
+    """Chapter 06: what a row of a step costs."""
+    prices = sorted(row["r"] for row in drafters() if row["gamma"] >= 2)
+    low, middle, high = (f"{price:.1%}" for price in (prices[0], median(prices), prices[-1]))
+    return f"Measured, a row costs {middle} of a step (median over the lines above with γ ≥ 2; {low} to {high})."
+
+
+@writes("SLOWER")
+def slower() -> str:
+    """Chapter 06: where speculation loses, and why."""
+    lines = [f"- {r['name']}, {r['task']} ({r['over_plain']:.2f}×): {r['reason']}." for r in drafters() if r["reason"]]
+    return "\n".join(["", *lines, ""])
+
+
+@writes("STEPS_TABLE")
+def steps() -> str:
+    """Chapter 08: the lesson's kernels, step by step."""
+    names = {name: name for name in ("step 1: one program a head", "step 2: split", "step 3: page table")}
+    names["inference-opt"] = "step 4: heads as rows (the kernel)"
+    runs = [run for run in figures("bench_kernels")["results"] if names.keys() <= run["times"].keys()]
+    head = [f"{'one sequence' if n == 1 else f'{n} sequences'} of {length:,}" for n, length in map(size, runs)]
+    rows = []
+    for name, shown in names.items():
+        times = [run["times"][name] for run in runs]
+        rows.append([shown, *(f"{1e6 * t['seconds']:,.0f} µs, {t['bytes_per_second'] / 1e9:,.0f} GB/s" for t in times)])
+    return grid(["", *head], rows)
+
+
+def size(run: dict[str, Any]) -> tuple[int, int]:
+    """How many sequences a kernel's run had, and of what length."""
+    return run["case"]["batch"], run["case"]["length"]
+
+
+@writes("KERNELS_TABLE")
+def kernels() -> str:
+    """Chapter 08: the kernel beside others', on the same tensors."""
+    rows = []
+    for result in figures("bench_kernels")["results"]:
+        case, times = result["case"], result["times"]
+        kind = f"MLA {case['heads']} heads" if case["shared"] else f"GQA {case['heads']}/{case['kv_heads']}"
+        label = f"{kind}, {case['batch']} × {case['length']:,}"
+        label += f", page {case['page']}" if case["page"] != 64 else ""
+        label += f", {case['queries']} queries" if case["queries"] > 1 else ""
+        label += f", stem of {case['stem']:,}" if case["stem"] else ""
+        peers = [f"{1e6 * times[p]['seconds']:,.1f}" if p in times else "–" for p in ("FlashInfer", "SGLang")]
+        rows.append([label, *pace(times["inference-opt"]), *peers])
+        if each := times.get("inference-opt, no cascade"):
+            rows.append([f"{label}, read by each", *pace(each), "", ""])
+    head = ["", "ours, µs", "ours, GB/s", "ours, TFLOP/s"]
+    return grid([*head, "FlashInfer 0.6.6, µs", "SGLang 0.5.2 (page 1), µs"], rows)
+
+
+def pace(time: dict[str, float]) -> list[str]:
+    """Microseconds, and what was read and computed a second."""
+    read, done = time["bytes_per_second"] / 1e9, time["operations_per_second"] / 1e12
+    return [f"{1e6 * time['seconds']:,.1f}", f"{read:,.0f}", f"{done:,.0f}"]
+
+
+@writes("ENGINE_TABLE")
+def engine() -> str:
+    """Chapter 08: whole steps of the engine on an H100."""
+    rows = (
+        [f"{row['shape']}, batch {row['batch']}", f"{row['inference-opt']['decode']:,.0f}", f"{row['limit']:,.0f}",
+         f"{row['of_limit']:.0%}"]
+        + [f"{row[peer]['decode']:,.0f}" if peer in row else "–" for peer in ("transformers", "gpt-fast")]
+        for name in ("bench_engine_1b", "bench_engine_smollm2")
+        for row in figures(name)["results"]
+    )  # fmt: skip
+    return grid(["", "tokens/s", "limit", "of the limit", "`transformers`", "gpt-fast"], rows)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        page.write_text(fill(text), encoding="utf-8")
