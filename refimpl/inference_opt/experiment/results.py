@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 from dataclasses import dataclass
 from importlib import resources
 from math import exp, log
@@ -42,6 +43,15 @@ class Results:
     techniques: list[str]
     metrics: list[str]
     cells: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Results":
+        """What `write` and `ablate --json` wrote. ValueError for a file that is none of theirs."""
+        try:
+            study = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(*(study[name] for name in ("command", "techniques", "metrics", "cells")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} holds no study: {type(error).__name__}: {error}") from None
 
     @property
     def workloads(self) -> list[str]:
@@ -108,10 +118,12 @@ class Results:
         return pandas.DataFrame(self.rows())
 
     def as_json(self) -> dict[str, Any]:
-        """Rows, effects and every cell, with the command and the machine."""
-        machine = next(c["figures"]["machine"] for c in self.cells if c["kind"] == "run")
+        """Rows, effects and every cell, with the command and the machines."""
+        machines = [cell["figures"]["machine"] for cell in self.cells]
+        machines = [machine for i, machine in enumerate(machines) if machine not in machines[:i]]
         first = {name: self.cells[0][name] for name in ("model", "dtype", "page_size", "drafter", "max_new_tokens")}
-        head = {"command": self.command, "machine": machine} | first
+        head = {name: getattr(self, name) for name in ("command", "techniques", "metrics")}
+        head |= {"machines": machines} | first
         return head | {"rows": self.rows(), "effects": self.effects(), "cells": self.cells}
 
     def speed_figure(self) -> Figure:

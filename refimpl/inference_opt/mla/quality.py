@@ -30,9 +30,10 @@ def quality(model: Transformer, original: Transformer, texts: Sequence[Sequence[
             continue
         ids = torch.tensor(text, device=model.device)
         positions = torch.arange(len(ids), device=model.device)
-        law, wanted = (
-            m(ids, positions, NoCache([len(ids)])).float().log_softmax(dim=-1)[:-1] for m in (model, original)
-        )  # [tokens − 1, vocab]: of each token but the first
+        law = model(ids, positions, NoCache([len(ids)])).float().log_softmax(dim=-1)[:-1]
+        wanted = law  # [tokens − 1, vocab]: of each token but the first
+        if original is not model:
+            wanted = original(ids, positions, NoCache([len(ids)])).float().log_softmax(dim=-1)[:-1]
         surprise += float(nn.functional.nll_loss(law, ids[1:], reduction="sum"))
         divergence += float((wanted.exp() * (wanted - law)).sum())
         same += float((law.argmax(dim=-1) == wanted.argmax(dim=-1)).sum())
