@@ -116,6 +116,7 @@ def _run(cell: Cell, model: Transformer, tokenizer: Tokenizer | None, prompts: l
         model, radix, drafter, cell["page_size"], pages, tokenizer=tokenizer, max_running=MAX_RUNNING if together else 1
     )
     params = SamplingParams(max_new_tokens=cell["max_new_tokens"], ignore_eos=True)
+    # [run]
     began = time.perf_counter()
     requests = [engine.add(prompt, params) for prompt in prompts]
     prefill = decode = 0.0
@@ -128,6 +129,7 @@ def _run(cell: Cell, model: Transformer, tokenizer: Tokenizer | None, prompts: l
         prefill += took * fed[1] / (fed[0] + fed[1])
         decode += took * fed[0] / (fed[0] + fed[1])
     seconds = time.perf_counter() - began
+    # [/run]
     texts = [request.output for request in requests]
     new = sum(map(len, texts))
     page_bytes = cell["page_size"] * model.config.kv_elements_per_token * model.dtype.itemsize

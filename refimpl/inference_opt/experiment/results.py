@@ -84,6 +84,7 @@ class Results:
                 rows.append(row)
         return rows
 
+    # [effects]
     def effects(self) -> dict[str, dict[str, float]]:
         """By workload: how many times faster a technique makes, and what two gain or lose by being together.
 
@@ -108,6 +109,8 @@ class Results:
                 if ratios:
                     effects[f"{SHORT[a]} × {SHORT[b]}"] = _geometric(ratios)
         return found
+
+    # [/effects]
 
     def to_pandas(self) -> Any:
         """The rows as a frame. ValueError where pandas is not installed."""

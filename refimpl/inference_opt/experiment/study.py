@@ -202,6 +202,7 @@ def _saved(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} holds no cell's figures ({error}): delete it to measure the cell again") from None
 
 
+# [fan_out]
 def _fan_out(todo: dict[int, Job], executor: Executor) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, figures) as they come; a cell whose worker was lost is given to others, `ATTEMPTS` times in all."""
     tries = dict.fromkeys(todo, 1)
@@ -225,3 +226,6 @@ def _fan_out(todo: dict[int, Job], executor: Executor) -> Iterator[tuple[int, di
     finally:
         for future in waiting:
             future.cancel()
+
+
+# [/fan_out]
