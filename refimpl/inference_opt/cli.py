@@ -150,7 +150,10 @@ def ablate(
     design: Annotated[str, typer.Option(help="All combinations (full), one-in, or one-out.")] = "full",
     repeats: Annotated[int, typer.Option(min=1, help="Times that each combination is run, interleaved.")] = 3,
     requests: Annotated[int, typer.Option(min=1, help="At most so many of each dataset.")] = 32,
-    max_new_tokens: MaxNewTokens = 32,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="By which each request is continued.", show_default="the workload's own"),
+    ] = None,
     drafter: Annotated[DrafterName, typer.Option(help="Who guesses.")] = DrafterName.prompt_lookup,
     page_size: Annotated[int, typer.Option(min=1, help="Tokens a page.")] = 16,
     dtype: DType = Dtype.float32,
@@ -170,7 +173,7 @@ def ablate(
     from inference_opt.experiment.study import METRICS
 
     results = run_ablation_study(
-        dataset or BUILT_IN,
+        dataset or list(BUILT_IN),
         _sizes(model) if model.startswith("{") else model,
         technique or TECHNIQUES,
         metric or METRICS,

@@ -20,7 +20,8 @@ from inference_opt.prompts import load_prompts
 
 PIECE = 2_000
 TEXT, TABLES = (".txt", ".md", ".rst"), (".jsonl", ".csv", ".parquet")
-BUILT_IN = ("few-shot", "chat", "editing", "summarising")
+BUILT_IN = {"few-shot": 12, "chat": 48, "editing": 64, "summarising": 32}  # new tokens that such answers take
+NEW_TOKENS = 32  # for others
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Requests under a name."""
+    """Requests under a name, and by how many tokens each is continued unless told otherwise."""
 
     name: str
     rows: list[Row]
+    new_tokens: int = NEW_TOKENS
 
 
 def load_dataset(source: str | Path) -> Dataset:
@@ -53,7 +55,7 @@ def load_dataset(source: str | Path) -> Dataset:
     ValueError, with file and row, for what is missing or empty, of another kind, not UTF-8, or without a prompt.
     """
     if str(source) in BUILT_IN:
-        return Dataset(str(source), _built_in(str(source)))
+        return Dataset(str(source), _built_in(str(source)), BUILT_IN[str(source)])
     path = Path(source)
     if not path.exists():
         raise ValueError(f"dataset {path} does not exist: expected a file, a folder, or one of {', '.join(BUILT_IN)}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure
+from rich import box
 from rich.table import Table
 
 from inference_opt.options import write_json
@@ -69,6 +70,7 @@ class Results:
             for combo in dict.fromkeys(tuple(cell["techniques"]) for cell in runs):
                 each = [cell["figures"] for cell in runs if tuple(cell["techniques"]) == combo]
                 row: dict[str, Any] = {"workload": workload, "combination": name_of(combo)}
+                row["max_new_tokens"] = runs[0]["max_new_tokens"]
                 row |= {name: name in combo for name in self.techniques}
                 if "throughput" in self.metrics:
                     row |= {name: _median(each, name) for name in THROUGHPUT}
@@ -124,7 +126,7 @@ class Results:
         """Rows, effects and every cell, with the command and the machines."""
         machines = [cell["figures"]["machine"] for cell in self.cells]
         machines = [machine for i, machine in enumerate(machines) if machine not in machines[:i]]
-        first = {name: self.cells[0][name] for name in ("model", "dtype", "page_size", "drafter", "max_new_tokens")}
+        first = {name: self.cells[0][name] for name in ("model", "dtype", "page_size", "drafter")}
         head = {name: getattr(self, name) for name in ("command", "techniques", "metrics")}
         head |= {"machines": machines} | first
         return head | {"rows": self.rows(), "effects": self.effects(), "cells": self.cells}
@@ -200,19 +202,24 @@ class Results:
 
 def table(results: Results) -> Table:
     """The rows for the terminal, the most telling columns only."""
-    shown = Table("workload", "techniques")
+    shown = Table("techniques", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     columns: list[tuple[str, str, str]] = []
     if "throughput" in results.metrics:
-        columns += [("tokens_per_second", "tokens/s", ".1f"), ("over_baseline", "over none", ".1f")]
-        columns += [("over_naive", "over naive", ".1f"), ("first_token_seconds", "first token, s", ".2f")]
+        columns += [("tokens_per_second", "tokens/s", ".1f"), ("over_baseline", "× none", ".1f")]
+        columns += [("over_naive", "× naive", ".1f"), ("first_token_seconds", "first, s", ".2f")]
     if "memory_usage" in results.metrics:
-        columns += [("kv_bytes_in_use", "KV bytes in use", ",")]
+        columns += [("kv_bytes_in_use", "KV, bytes", ".2e")]
     if "quality" in results.metrics:
         columns += [("perplexity", "perplexity", ".2f"), ("exact", "exact", "")]
     for _, title, _ in columns:
-        shown.add_column(title, justify="right")
-    for row in results.rows():
-        shown.add_row(row["workload"], row["combination"], *(format(row[name], form) for name, _, form in columns))
+        shown.add_column(title, justify="right", no_wrap=True)
+    rows = results.rows()
+    for workload in results.workloads:
+        shown.add_section()
+        shown.add_row(f"[bold]{workload}[/]")
+        for row in rows:
+            if row["workload"] == workload:
+                shown.add_row(row["combination"], *(format(row[name], form) for name, _, form in columns))
     return shown
 
 

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def run_ablation_study(
     design: str = "full",
     repeats: int = 3,
     requests: int = 32,
-    max_new_tokens: int = 32,
+    max_new_tokens: int | None = None,
     drafter: str = "prompt-lookup",
     page_size: int = 16,
     dtype: str = "float32",
@@ -50,29 +51,32 @@ def run_ablation_study(
     `input_dataset`: files, folders or built-in workloads (`datasets.py`). `model_config`: a pretrained model's name, or
     sizes as `TransformerWithOptimizations` takes them (random weights; text is read as bytes). `design`: all
     combinations ("full"), each technique alone ("one-in"), or all without one ("one-out"); none and all are always
-    there. Every request is continued by `max_new_tokens`. With a `folder`, each cell's figures are kept there as soon
-    as they are known, and a study that was killed goes on where it stopped. `executor` runs the cells
-    (`concurrent.futures`; Dask's `Client.get_executor()` for a cluster): cells that share a machine slow each other, so
-    give each worker one of its own, or measure without.
+    there. Every request is continued by `max_new_tokens` (None: by as many as its workload says). With a `folder`, each
+    cell's figures are kept there as soon as they are known, and a study that was killed goes on where it stopped.
+    `executor` runs the cells (`concurrent.futures`; Dask's `Client.get_executor()` for a cluster): cells that share a
+    machine slow each other, so give each worker one of its own, or measure without.
     ValueError, before any work, for datasets, techniques, metrics or sizes that cannot be studied.
     """
     techniques = _known("technique", techniques_to_test, TECHNIQUES)
     wanted = _known("metric", metrics, METRICS)
     _known("design", [design], DESIGNS)
     _known("drafter", [drafter], tuple(DRAFTERS))
-    sizes = {"repeats": repeats, "requests": requests, "max_new_tokens": max_new_tokens, "page_size": page_size}
+    sizes = {"repeats": repeats, "requests": requests, "page_size": page_size}
+    sizes |= {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
     parse_dtype(dtype)
     sources = [input_dataset] if isinstance(input_dataset, (str, Path)) else list(input_dataset)
     datasets = [load_dataset(source) for source in sources]
+    if max_new_tokens is not None:
+        datasets = [replace(dataset, new_tokens=max_new_tokens) for dataset in datasets]
     names = [dataset.name for dataset in datasets]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"expected one or more datasets of different names, got {names}")
     if isinstance(model_config, dict):
         _known("field of model_config", model_config, SIZES)
-        model_config = _with_context(model_config, datasets, requests, max_new_tokens)
+        model_config = _with_context(model_config, datasets, requests)
         _check_memory(_sizes_only(model_config, dtype), 0, executor)
     model, tokenizer = build(model_config, dtype, False)
     if "mla" in techniques and model.config.latent is not None:
@@ -80,17 +84,17 @@ def run_ablation_study(
     common = {"model": model_config, "dtype": dtype, "page_size": page_size, "drafter": drafter, "metrics": wanted}
     plan: list[Job] = []
     for dataset in datasets:
-        rows = dataset.rows[:requests]
+        rows, new = dataset.rows[:requests], dataset.new_tokens
         prompts = [row.ids(tokenizer) for row in rows]
         answers = [_answer(row.reference, tokenizer) for row in rows]
         for i, prompt in enumerate(prompts, 1):
             try:
                 model.config.check_prompt(prompt)
-                if len(prompt) + max_new_tokens > model.config.max_context:
-                    raise ValueError(f"with {max_new_tokens} new tokens it exceeds {model.config.max_context}")
+                if len(prompt) + new > model.config.max_context:
+                    raise ValueError(f"with {new} new tokens it exceeds {model.config.max_context}")
             except ValueError as error:
                 raise ValueError(f"dataset {dataset.name}, request {i} ({len(prompt)} tokens): {error}") from None
-        here = common | {"workload": dataset.name, "max_new_tokens": max_new_tokens}
+        here = common | {"workload": dataset.name, "max_new_tokens": new}
         for cell in _cells(techniques, wanted, design, repeats):
             plan.append((cell | here, prompts, answers if cell["kind"] == "quality" else []))
     _check_memory(model, max(pages_needed(cell, prompts) for cell, prompts, _ in plan) * page_size, executor)
@@ -147,10 +151,10 @@ def _cells(techniques: list[str], metrics: list[str], design: str, repeats: int)
     return cells + [{"kind": "run", "techniques": list(combo), "repeat": repeat} for repeat, combo in runs]
 
 
-def _with_context(config: dict[str, Any], datasets: list[Dataset], requests: int, new: int) -> dict[str, Any]:
+def _with_context(config: dict[str, Any], datasets: list[Dataset], requests: int) -> dict[str, Any]:
     """Sizes for random weights that read bytes: a vocabulary of 256, and room for the longest request."""
-    longest = max((len(row.ids(None)) for d in datasets for row in d.rows[:requests]), default=0)
-    return {"vocab_size": 256, "max_context": longest + new} | config
+    longest = max(len(row.ids(None)) + dataset.new_tokens for dataset in datasets for row in dataset.rows[:requests])
+    return {"vocab_size": 256, "max_context": longest} | config
 
 
 def _answer(reference: str | None, tokenizer: Any) -> list[int]:
