@@ -1,4 +1,4 @@
-"""Draws the chapters' figures: python docs/figures.py (or `make figures`). Pictures of mechanisms, no measurements."""
+"""Draws the chapters' figures: python docs/figures.py (or `make figures`). Pictures of mechanisms; 09's study."""
 
 import itertools
 import os
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from inference_opt import Engine, SamplingParams, TransformerWithOptimizations
+from inference_opt.experiment import Results
 from inference_opt.figures import draw_pieces, draw_pool, draw_schedule, draw_tree
 from inference_opt.kernels import common_stems, plan_batch
 from inference_opt.kv.radix import RadixTree
@@ -284,6 +285,11 @@ def pieces_figure() -> Figure:
     return figure
 
 
+def study() -> Results:
+    """The committed one."""
+    return Results.read(OUT.parents[1] / "docs" / "results" / "ablation.json")
+
+
 FIGURES = {
     "00_recompute.svg": lambda: steps_figure(cached=False),
     "01_cache.svg": lambda: steps_figure(cached=True),
@@ -298,6 +304,8 @@ FIGURES = {
     "07_split.svg": split_figure,
     "07_paths.svg": paths_figure,
     "07_zoo.svg": zoo_figure,
+    "09_speed.svg": lambda: study().speed_figure(),
+    "09_effects.svg": lambda: study().effects_figure(),
 }
 
 if __name__ == "__main__":

@@ -151,6 +151,29 @@ def test_bench_speculative_without_the_peer(run, tmp_path, smollm2_path):
     assert "inference-opt bench speculative" in out
 
 
+def test_ablate_measures_a_file_of_one_s_own(run, tmp_path):
+    prompts, figures = tmp_path / "prompts.jsonl", tmp_path / "figures.json"
+    prompts.write_text('{"prompt": "one stem, tea"}\n{"prompt": "one stem, coffee"}\n')
+    sizes = (
+        "--model",
+        '{"dim": 16, "depth": 1, "heads": 2}',
+        "--max-new-tokens",
+        2,
+        "--repeats",
+        2,
+        "--design",
+        "one-in",
+    )
+    status, out, err = run("ablate", prompts, *sizes, "-o", tmp_path / "study", "--json", figures)
+    assert status == 0, err
+    assert str((tmp_path / "study" / "report.html").resolve()) in out
+    rows = json.loads(figures.read_text(encoding="utf-8"))["rows"]
+    assert [row["combination"] for row in rows][:2] == ["none", "batching"]
+    assert all(row["exact"] and row["repeats"] == 2 for row in rows)
+    status, _, err = run("ablate", prompts, "--model", '{"dim": 16')
+    assert (status, "sizes must be JSON" in err) == (2, True)
+
+
 def test_fetch_prints_where_the_weights_are(run, smollm2_path):
     assert run("fetch")[1].strip() == str(smollm2_path)
 

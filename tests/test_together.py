@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from inference_opt import TransformerWithOptimizations, naive
 from inference_opt import optimizations as front
+from inference_opt.agreement import compare
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.lookup import NGram, PromptLookup
 from inference_opt.speculative.rules import coupled
@@ -45,6 +46,23 @@ def test_every_combination_gives_the_naive_baseline_s_tokens(switches, many, sam
     expected = [row + naive.generate(model.model, row, SamplingParams(max_new_tokens=new, **how)) for row in rows]
     for _ in range(2):  # the second call finds what the first one left
         assert model.generate(torch.tensor(rows), len(rows[0]) + new, **how).tolist() == expected
+
+
+@pytest.mark.parametrize("switches", COMBINATIONS, ids=lambda on: "+".join(n[4:] for n in SWITCHES if on[n]) or "plain")
+def test_every_combination_on_smollm2(switches, smollm2, monkeypatch):
+    """One and many, greedy and seeded. With MLA the oracle reads the converted model."""
+    monkeypatch.setattr(front, "load_model", lambda *args, **kwargs: smollm2)
+    options = {"speculative_model": PromptLookup(), "rule": coupled} if switches["use_speculative_decoding"] else {}
+    model = TransformerWithOptimizations.from_pretrained("smollm2-135m", **switches, **options)
+    stem = "Question: Where is it?\nAnswer: here.\nQuestion: "
+    rows = [model.tokenizer.encode(f"{stem}{end}")[:18] for end in ("Who are you?", "What is it?")]
+    for sampling in ({}, {"temperature": 0.8, "top_p": 0.9, "seed": 5}):
+        params = SamplingParams(max_new_tokens=8, ignore_eos=True, **sampling)
+        expected = [naive.generate(model.model, row, params) for row in rows]
+        for many in (rows[:1], rows):
+            found = model.generate(torch.tensor(many), 18 + 8, ignore_eos=True, **sampling)[:, 18:].tolist()
+            for row, oracle, tokens in zip(many, expected, found):
+                assert tokens == oracle if sampling else compare(model.model, row, oracle, tokens).exact
 
 
 def test_a_rank_is_refused_where_attention_is_latent_already(monkeypatch):

@@ -1,10 +1,12 @@
 """The command line: tour, generate, step, ablate, bench, fetch."""
 
+import json
 import os
 import secrets
 import sys
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -140,19 +142,27 @@ def ablate(
             help="Files or folders (text, JSONL, CSV, Parquet), or built-in names.", show_default="all built-in"
         ),
     ] = None,
-    model: Model = "smollm2-135m",
+    model: Annotated[
+        str, typer.Option(help='As elsewhere, or sizes for random weights: \'{"dim": 512, "depth": 6, "heads": 8}\'.')
+    ] = "smollm2-135m",
     technique: Annotated[list[str] | None, typer.Option(help="One to test.", show_default="all")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="One to take.", show_default="all")] = None,
     design: Annotated[str, typer.Option(help="All combinations (full), one-in, or one-out.")] = "full",
     repeats: Annotated[int, typer.Option(min=1, help="Times that each combination is run, interleaved.")] = 3,
     requests: Annotated[int, typer.Option(min=1, help="At most so many of each dataset.")] = 32,
-    max_new_tokens: MaxNewTokens = 32,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="By which each request is continued.", show_default="the workload's own"),
+    ] = None,
     drafter: Annotated[DrafterName, typer.Option(help="Who guesses.")] = DrafterName.prompt_lookup,
     page_size: Annotated[int, typer.Option(min=1, help="Tokens a page.")] = 16,
     dtype: DType = Dtype.float32,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder of the report; a study that was stopped goes on from it.")
     ] = Path("ablation"),
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler whose workers are to run it.", show_default="none")
+    ] = None,
     json_file: Json = None,
 ) -> None:
     """Measure every combination of techniques on prompts of your own, against plain cached decoding."""
@@ -163,8 +173,8 @@ def ablate(
     from inference_opt.experiment.study import METRICS
 
     results = run_ablation_study(
-        dataset or BUILT_IN,
-        model,
+        dataset or list(BUILT_IN),
+        _sizes(model) if model.startswith("{") else model,
         technique or TECHNIQUES,
         metric or METRICS,
         design=design,
@@ -175,6 +185,7 @@ def ablate(
         page_size=page_size,
         dtype=dtype.value,
         folder=output,
+        executor=None if scheduler is None else _dask(scheduler),
     )
     console = Console()
     console.print(table(results))
@@ -182,6 +193,21 @@ def ablate(
     console.print(f"report: {results.write(output).resolve()}", highlight=False, soft_wrap=True)
     if any(row.get("exact") is False for row in results.rows()):
         raise ValueError("a combination did not give the naive oracle's tokens, beyond what rounding explains")
+
+
+def _sizes(text: str) -> dict[str, Any]:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"--model {text}: sizes must be JSON ({error})") from None
+
+
+def _dask(address: str) -> Executor:
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ValueError("--scheduler needs Dask: pip install 'inference-opt[cluster]'") from error
+    return Client(address, timeout=30).get_executor()
 
 
 def main() -> None:

@@ -28,9 +28,10 @@ class TransformerWithOptimizations(nn.Module):
     Built from sizes, its weights are random (drawn from `seed`); `from_pretrained` takes real ones. `kv_heads`
     defaults to `heads` (multi-head attention) and `ffn_dim` to 8/3 · dim, rounded up to a multiple of 64, as in Llama.
     With `use_radix_attention`, `generate` runs on an `Engine` (kept in `self.engine`, with `page_size` and `num_pages`
-    as there) that remembers the prefixes of earlier calls, until a weight changes. With `use_speculative_decoding`,
-    that engine drafts with `speculative_model`: a `Drafter`, a smaller model of the same vocabulary, or (None) the
-    model's own first layers; `rule` judges the drafts (`coupled`: a seed gives the same text with them and without).
+    as there) that remembers the prefixes of earlier calls, until a weight changes; on CUDA the kernels of `kernels/`
+    attend to its pages. With `use_speculative_decoding`, that engine drafts with `speculative_model`: a `Drafter`, a
+    smaller model of the same vocabulary, or (None) the model's own first layers; `rule` judges the drafts (`coupled`: a
+    seed gives the same text with them and without).
     With `use_mla` attention keeps one latent of `mla_latent_dim` (d_c; by default four heads wide) and one rotated key
     of half a head's width, as DeepSeek-V2 does; a pretrained grouped-query model is converted (by default to rank
     96 + 32, healed: `from_pretrained`).

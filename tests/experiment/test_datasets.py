@@ -34,9 +34,10 @@ def test_every_kind_of_table_gives_the_same_requests(rows, tmp_path_factory):
 @given(text=TEXTS)
 def test_text_is_cut_and_nothing_but_empty_lines_is_lost(text, tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "a.txt"
-    path.write_bytes((text * 200).encode())
+    path.write_bytes((text * 200).encode() + b"\r\n\r\nthe end")
     pieces = [row.messages[0]["content"] for row in load_dataset(path).rows]
     assert all(0 < len(piece) <= PIECE for piece in pieces)
+    assert pieces[-1].endswith("the end")
     read = path.read_text(encoding="utf-8-sig")
     assert "".join("".join(pieces).split()) == "".join(read.split())
 
@@ -60,14 +61,14 @@ def test_the_built_in_workloads(name):
 BAD = {
     "empty.jsonl": ("", "is empty"),
     "a.bin": ("x", "of a kind that is not read"),
-    "no_prompt.jsonl": ('{"prompt": "x"}\n{"text": "y"}', r"row 2 has no prompt"),
+    "no_prompt.jsonl": ('{"prompt": "x"}\n{"text": "y"}', r"line 2 has no prompt"),
     "blank.csv": ("prompt\nfirst\n  \n", r"row 2 has no prompt"),
     "broken.jsonl": ('{"prompt": "x"}\n\n{"prompt', "line 3: not JSON"),
-    "list.jsonl": ("[1]", "row 1: expected an object"),
+    "list.jsonl": ("[1]", "line 1: expected an object"),
     "latin.txt": (b"fine\nna\xefve", "line 2: not UTF-8"),
-    "assistant.jsonl": ('{"messages": [{"role": "assistant", "content": "x"}]}', "row 1: messages must be a list"),
+    "assistant.jsonl": ('{"messages": [{"role": "assistant", "content": "x"}]}', "line 1: messages must be a list"),
     "messages.csv": ('messages\n"[{"\n', "row 1: messages are not JSON"),
-    "reference.jsonl": ('{"prompt": "x", "reference": 3}', "row 1: reference must be text"),
+    "reference.jsonl": ('{"prompt": "x", "reference": 3}', "line 1: reference must be text"),
     "no.parquet": ("x", "is no Parquet file"),
 }
 

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_opt.experiment import Results, run_ablation_study
+from inference_opt.experiment import Results, run_ablation_study, study
 from inference_opt.experiment.results import SHORT
 from inference_opt.experiment.study import TECHNIQUES, combinations
+from tests.toys import latent_toy
 
 TOY = {"dim": 16, "depth": 1, "heads": 2}
 SMALL = {"repeats": 1, "max_new_tokens": 3, "dtype": "float64", "page_size": 4}
@@ -72,6 +73,10 @@ def test_the_page_stands_alone_and_holds_every_row(texts, tmp_path):
     saved = json.loads((tmp_path / "out" / "study.json").read_text(encoding="utf-8"))
     assert saved["rows"] == results.rows()
     assert saved["effects"] == results.effects()
+    assert Results.read(tmp_path / "out" / "study.json") == results
+    (tmp_path / "none.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds no study: KeyError"):
+        Results.read(tmp_path / "none.json")
 
 
 @pytest.mark.parametrize("design", ["full", "one-in", "one-out"])
@@ -206,6 +211,12 @@ def test_dask_gives_the_same_results_in_the_same_order_when_a_worker_is_killed(t
             results = run_ablation_study(texts, TOY, folder=tmp_path / "cells", executor=client.get_executor(), **small)
             assert killed
             assert len(client.scheduler_info()["workers"]) == 2
+            command = ["ablate", str(texts), "--model", json.dumps(TOY), "--design", "one-in", "--repeats", "1"]
+            command += ["--max-new-tokens", "3", "-o", str(tmp_path / "by command")]
+            command += ["--scheduler", client.scheduler_info()["address"]]
+            subprocess.run([sys.executable, "-m", "inference_opt.cli", *command], check=True, env=environment)
+            saved = json.loads((tmp_path / "by command" / "study.json").read_text(encoding="utf-8"))
+            assert len(saved["rows"]) == len(combinations(TECHNIQUES, "one-in"))
     finally:
         for process in processes:
             process.kill()
@@ -216,8 +227,6 @@ def test_dask_gives_the_same_results_in_the_same_order_when_a_worker_is_killed(t
 def test_a_cell_that_keeps_failing_is_given_up_and_the_rest_is_kept(texts, tmp_path, monkeypatch):
     from concurrent.futures import ThreadPoolExecutor
 
-    from inference_opt.experiment import study
-
     real = study.run_cell
 
     def lost(cell, *rest):
@@ -226,9 +235,63 @@ def test_a_cell_that_keeps_failing_is_given_up_and_the_rest_is_kept(texts, tmp_p
         return real(cell, *rest)
 
     monkeypatch.setattr(study, "run_cell", lost)
-    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match=r"failed 3 times .*worker lost.* is kept in"):
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match=r"failed 3 times .*worker lost.* goes on from"):
         run_ablation_study(texts, TOY, folder=tmp_path / "cells", executor=pool, **SMALL)
     assert list((tmp_path / "cells").glob("*.json"))
+
+
+def test_processes_that_die_end_the_study_with_a_word(texts, tmp_path):
+    from concurrent.futures import ProcessPoolExecutor
+
+    with ProcessPoolExecutor(1) as pool:
+        process = pool.submit(os.getpid).result()
+        threading.Timer(0.5, os.kill, (process, signal.SIGKILL)).start()
+        with pytest.raises(ValueError, match=r"failed 1 times \(BrokenProcessPool"):
+            run_ablation_study(texts, TOY, executor=pool, **SMALL | {"repeats": 50})
+
+
+def test_the_call_of_the_readme(texts):
+    results = run_ablation_study(
+        input_dataset=texts,
+        model_config={"dim": 512, "depth": 6, "heads": 8},
+        techniques_to_test=["radix_attention", "mla", "speculative_decoding"],
+        metrics=["throughput", "memory_usage", "quality"],
+        repeats=1,
+        max_new_tokens=2,
+    )
+    frame = results.to_pandas()
+    assert len(frame) == 8
+    assert frame["exact"].all()
+    assert set(results.effects()["prompts"]) >= {"radix", "MLA", "speculation", "radix × MLA"}
+
+
+def test_a_cell_is_known_by_all_that_it_reads(texts, tmp_path):
+    """Other answers: the texts are read again, and nothing is timed again."""
+    run_ablation_study(texts, TOY, folder=tmp_path / "cells", **SMALL)
+    before = set((tmp_path / "cells").iterdir())
+    texts.write_text(texts.read_text(encoding="utf-8").replace('"reference": "tea"', '"reference": "the tea"'))
+    run_ablation_study(texts, TOY, folder=tmp_path / "cells", **SMALL)
+    new = [json.loads(path.read_text(encoding="utf-8")) for path in set((tmp_path / "cells").iterdir()) - before]
+    assert ["perplexity" in figures for figures in new] == [True, True]
+
+
+def test_pages_are_in_use_even_if_a_request_is_done_in_a_step(texts):
+    rows = run_ablation_study(texts, TOY, ["mla"], ["memory_usage"], **SMALL | {"max_new_tokens": 1}).rows()
+    assert all(row["kv_bytes_in_use"] > 0 for row in rows)
+
+
+def test_a_figure_s_file_that_is_none_is_named(texts, tmp_path):
+    run_ablation_study(texts, TOY, ["mla"], folder=tmp_path / "cells", **SMALL)
+    spoilt = min((tmp_path / "cells").iterdir())
+    spoilt.write_text("{")
+    with pytest.raises(ValueError, match=rf"{spoilt.name} holds no cell's figures .* delete it"):
+        run_ablation_study(texts, TOY, ["mla"], folder=tmp_path / "cells", **SMALL)
+
+
+def test_mla_is_refused_for_a_model_that_has_it(texts, monkeypatch):
+    monkeypatch.setattr(study, "build", lambda *args: (latent_toy(max_context=64, vocab_size=256), None))
+    with pytest.raises(ValueError, match="has latent attention of its own: leave mla out"):
+        run_ablation_study(texts, "deepseek", **SMALL)
 
 
 BAD = {
@@ -245,6 +308,11 @@ BAD = {
     "field": ({"model_config": {"dims": 16}}, "unknown field of model_config 'dims': did you mean 'dim'"),
     "context": ({"model_config": TOY | {"max_context": 8}}, r"dataset prompts, request 1 \(29 tokens\)"),
     "memory": ({"model_config": TOY | {"depth": 1, "max_context": 10**13}, "max_new_tokens": 10**12}, "GiB"),
+    "weights": (
+        {"model_config": {"dim": 2**20, "depth": 100, "heads": 8}},
+        r"the study needs [\d,.]+ GiB \(0.0 of keys",
+    ),
+    "target": ({"drafter": "trained"}, "was made for another target"),
     "dtype": ({"dtype": "float12"}, "float12"),
     "dataset": ({"input_dataset": "no/such/file"}, "does not exist: expected a file, a folder, or one of few-shot"),
     "twice": ({"input_dataset": ["chat", "chat"]}, "different names"),

@@ -8,7 +8,8 @@ requests of up to `PIECE` characters.
 import csv
 import io
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,7 +20,8 @@ from inference_opt.prompts import load_prompts
 
 PIECE = 2_000
 TEXT, TABLES = (".txt", ".md", ".rst"), (".jsonl", ".csv", ".parquet")
-BUILT_IN = ("few-shot", "chat", "editing", "summarising")
+BUILT_IN = {"few-shot": 12, "chat": 48, "editing": 64, "summarising": 32}  # new tokens that such answers take
+NEW_TOKENS = 32  # for others
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Requests under a name."""
+    """Requests under a name, and by how many tokens each is continued unless told otherwise."""
 
     name: str
     rows: list[Row]
+    new_tokens: int = NEW_TOKENS
 
 
 def load_dataset(source: str | Path) -> Dataset:
@@ -52,11 +55,15 @@ def load_dataset(source: str | Path) -> Dataset:
     ValueError, with file and row, for what is missing or empty, of another kind, not UTF-8, or without a prompt.
     """
     if str(source) in BUILT_IN:
-        return Dataset(str(source), _built_in(str(source)))
+        return Dataset(str(source), _built_in(str(source)), BUILT_IN[str(source)])
     path = Path(source)
     if not path.exists():
         raise ValueError(f"dataset {path} does not exist: expected a file, a folder, or one of {', '.join(BUILT_IN)}")
-    files = sorted(p for p in path.rglob("*") if p.suffix.lower() in TEXT + TABLES) if path.is_dir() else [path]
+    files = (
+        sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in TEXT + TABLES)
+        if path.is_dir()
+        else [path]
+    )
     rows = [row for file in files for row in _read(file)]
     if not rows:
         raise ValueError(f"dataset {path} is empty: expected requests in {', '.join(TEXT + TABLES)} files")
@@ -86,8 +93,8 @@ def _built_in(name: str) -> list[Row]:
 def _read(path: Path) -> Iterator[Row]:
     suffix = path.suffix.lower()
     if suffix in TABLES:
-        for number, row in enumerate(_table(path, suffix), 1):
-            yield _row(row, f"{path}, row {number}")
+        for place, row in _table(path, suffix):
+            yield _row(row, f"{path}, {place}")
     elif suffix in TEXT:
         for piece in _pieces(_text(path)):
             yield Row([{"role": "user", "content": piece}], raw=True)
@@ -103,28 +110,33 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def _table(path: Path, suffix: str) -> Iterator[Any]:
+def _table(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
+    """(where it stands, row)."""
     if suffix == ".parquet":
         try:
             from pyarrow import ArrowException, parquet
         except ImportError as error:
             raise ValueError(f"{path}: Parquet needs pyarrow: pip install 'inference-opt[study]'") from error
         try:
-            yield from parquet.read_table(path).to_pylist()
+            yield from _numbered(parquet.read_table(path).to_pylist())
         except (ArrowException, OSError) as error:
             raise ValueError(f"{path} is no Parquet file ({error})") from None
     elif suffix == ".csv":
         try:
-            yield from csv.DictReader(io.StringIO(_text(path), newline=""))
+            yield from _numbered(csv.DictReader(io.StringIO(_text(path), newline="")))
         except csv.Error as error:
             raise ValueError(f"{path} is no CSV file ({error})") from None
     else:
         for number, line in enumerate(_text(path).split("\n"), 1):
             if line.strip():
                 try:
-                    yield json.loads(line)
+                    yield f"line {number}", json.loads(line)
                 except ValueError as error:
                     raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+
+
+def _numbered(rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    return ((f"row {number}", row) for number, row in enumerate(rows, 1))
 
 
 def _row(row: Any, where: str) -> Row:
@@ -155,7 +167,7 @@ def _row(row: Any, where: str) -> Row:
 def _pieces(text: str) -> Iterator[str]:
     """Paragraphs, joined while they fit into a piece; a longer one is cut."""
     piece = ""
-    for paragraph in filter(str.strip, text.split("\n\n")):
+    for paragraph in filter(str.strip, re.split(r"(?:\r?\n){2,}", text)):
         if piece and len(piece) + len(paragraph) + 2 > PIECE:
             yield piece
             piece = ""

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 from dataclasses import dataclass
 from importlib import resources
 from math import exp, log
@@ -11,6 +12,7 @@ from typing import Any
 
 import jinja2
 from matplotlib.figure import Figure
+from rich import box
 from rich.table import Table
 
 from inference_opt.options import write_json
@@ -43,6 +45,15 @@ class Results:
     metrics: list[str]
     cells: list[dict[str, Any]]
 
+    @classmethod
+    def read(cls, path: str | Path) -> "Results":
+        """What `write` and `ablate --json` wrote. ValueError for a file that is none of theirs."""
+        try:
+            study = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls(*(study[name] for name in ("command", "techniques", "metrics", "cells")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} holds no study: {type(error).__name__}: {error}") from None
+
     @property
     def workloads(self) -> list[str]:
         """In the order given."""
@@ -59,6 +70,7 @@ class Results:
             for combo in dict.fromkeys(tuple(cell["techniques"]) for cell in runs):
                 each = [cell["figures"] for cell in runs if tuple(cell["techniques"]) == combo]
                 row: dict[str, Any] = {"workload": workload, "combination": name_of(combo)}
+                row["max_new_tokens"] = runs[0]["max_new_tokens"]
                 row |= {name: name in combo for name in self.techniques}
                 if "throughput" in self.metrics:
                     row |= {name: _median(each, name) for name in THROUGHPUT}
@@ -74,6 +86,7 @@ class Results:
                 rows.append(row)
         return rows
 
+    # [effects]
     def effects(self) -> dict[str, dict[str, float]]:
         """By workload: how many times faster a technique makes, and what two gain or lose by being together.
 
@@ -99,6 +112,8 @@ class Results:
                     effects[f"{SHORT[a]} × {SHORT[b]}"] = _geometric(ratios)
         return found
 
+    # [/effects]
+
     def to_pandas(self) -> Any:
         """The rows as a frame. ValueError where pandas is not installed."""
         try:
@@ -108,10 +123,12 @@ class Results:
         return pandas.DataFrame(self.rows())
 
     def as_json(self) -> dict[str, Any]:
-        """Rows, effects and every cell, with the command and the machine."""
-        machine = next(c["figures"]["machine"] for c in self.cells if c["kind"] == "run")
-        first = {name: self.cells[0][name] for name in ("model", "dtype", "page_size", "drafter", "max_new_tokens")}
-        head = {"command": self.command, "machine": machine} | first
+        """Rows, effects and every cell, with the command and the machines."""
+        machines = [cell["figures"]["machine"] for cell in self.cells]
+        machines = [machine for i, machine in enumerate(machines) if machine not in machines[:i]]
+        first = {name: self.cells[0][name] for name in ("model", "dtype", "page_size", "drafter")}
+        head = {name: getattr(self, name) for name in ("command", "techniques", "metrics")}
+        head |= {"machines": machines} | first
         return head | {"rows": self.rows(), "effects": self.effects(), "cells": self.cells}
 
     def speed_figure(self) -> Figure:
@@ -185,19 +202,24 @@ class Results:
 
 def table(results: Results) -> Table:
     """The rows for the terminal, the most telling columns only."""
-    shown = Table("workload", "techniques")
+    shown = Table("techniques", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     columns: list[tuple[str, str, str]] = []
     if "throughput" in results.metrics:
-        columns += [("tokens_per_second", "tokens/s", ".1f"), ("over_baseline", "over none", ".1f")]
-        columns += [("over_naive", "over naive", ".1f"), ("first_token_seconds", "first token, s", ".2f")]
+        columns += [("tokens_per_second", "tokens/s", ".1f"), ("over_baseline", "× none", ".1f")]
+        columns += [("over_naive", "× naive", ".1f"), ("first_token_seconds", "first, s", ".2f")]
     if "memory_usage" in results.metrics:
-        columns += [("kv_bytes_in_use", "KV bytes in use", ",")]
+        columns += [("kv_bytes_in_use", "KV, bytes", ".2e")]
     if "quality" in results.metrics:
         columns += [("perplexity", "perplexity", ".2f"), ("exact", "exact", "")]
     for _, title, _ in columns:
-        shown.add_column(title, justify="right")
-    for row in results.rows():
-        shown.add_row(row["workload"], row["combination"], *(format(row[name], form) for name, _, form in columns))
+        shown.add_column(title, justify="right", no_wrap=True)
+    rows = results.rows()
+    for workload in results.workloads:
+        shown.add_section()
+        shown.add_row(f"[bold]{workload}[/]")
+        for row in rows:
+            if row["workload"] == workload:
+                shown.add_row(row["combination"], *(format(row[name], form) for name, _, form in columns))
     return shown
 
 

@@ -4,8 +4,9 @@ import difflib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor, Future, as_completed
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from inference_opt.bench.machine import command_line
-from inference_opt.experiment.cells import TECHNIQUES, Cell, build, key, pages_needed, run_cell
+from inference_opt.engine.engine import Engine
+from inference_opt.experiment.cells import TECHNIQUES, Cell, Job, build, key, pages_needed, run_cell
 from inference_opt.experiment.datasets import Dataset, load_dataset
 from inference_opt.experiment.results import Results
 from inference_opt.model.load import parse_dtype
 from inference_opt.model.transformer import Transformer
+from inference_opt.optimizations import TransformerWithOptimizations
 from inference_opt.options import write_json
 from inference_opt.speculative import DRAFTERS
 
@@ -25,7 +28,6 @@ METRICS = ("throughput", "memory_usage", "quality")
 SIZES = ("dim", "depth", "heads", "kv_heads", "ffn_dim", "vocab_size", "max_context", "seed")
 DESIGNS = ("full", "one-in", "one-out")
 ATTEMPTS = 3
-NAIVE_TOKENS = 8  # a token costs the whole text: few tell the rate
 
 
 def run_ablation_study(
@@ -37,7 +39,7 @@ def run_ablation_study(
     design: str = "full",
     repeats: int = 3,
     requests: int = 32,
-    max_new_tokens: int = 32,
+    max_new_tokens: int | None = None,
     drafter: str = "prompt-lookup",
     page_size: int = 16,
     dtype: str = "float32",
@@ -49,47 +51,57 @@ def run_ablation_study(
     `input_dataset`: files, folders or built-in workloads (`datasets.py`). `model_config`: a pretrained model's name, or
     sizes as `TransformerWithOptimizations` takes them (random weights; text is read as bytes). `design`: all
     combinations ("full"), each technique alone ("one-in"), or all without one ("one-out"); none and all are always
-    there. With a `folder`, each cell's figures are kept there as soon as they are known, and a study that was killed
-    goes on where it stopped. `executor` runs the cells (`concurrent.futures`; Dask's `Client.get_executor()` for a
-    cluster): cells that share a machine slow each other, so give each worker one of its own, or measure without.
+    there. Every request is continued by `max_new_tokens` (None: by as many as its workload says). With a `folder`, each
+    cell's figures are kept there as soon as they are known, and a study that was killed goes on where it stopped.
+    `executor` runs the cells (`concurrent.futures`; Dask's `Client.get_executor()` for a cluster): cells that share a
+    machine slow each other, so give each worker one of its own, or measure without.
     ValueError, before any work, for datasets, techniques, metrics or sizes that cannot be studied.
     """
     techniques = _known("technique", techniques_to_test, TECHNIQUES)
     wanted = _known("metric", metrics, METRICS)
     _known("design", [design], DESIGNS)
     _known("drafter", [drafter], tuple(DRAFTERS))
-    sizes = {"repeats": repeats, "requests": requests, "max_new_tokens": max_new_tokens, "page_size": page_size}
+    sizes = {"repeats": repeats, "requests": requests, "page_size": page_size}
+    sizes |= {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
     parse_dtype(dtype)
     sources = [input_dataset] if isinstance(input_dataset, (str, Path)) else list(input_dataset)
     datasets = [load_dataset(source) for source in sources]
+    if max_new_tokens is not None:
+        datasets = [replace(dataset, new_tokens=max_new_tokens) for dataset in datasets]
     names = [dataset.name for dataset in datasets]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"expected one or more datasets of different names, got {names}")
     if isinstance(model_config, dict):
         _known("field of model_config", model_config, SIZES)
-        model_config = _with_context(model_config, datasets, requests, max_new_tokens)
+        model_config = _with_context(model_config, datasets, requests)
+        _check_memory(_sizes_only(model_config, dtype), 0, executor)
     model, tokenizer = build(model_config, dtype, False)
+    if "mla" in techniques and model.config.latent is not None:
+        raise ValueError(f"{model_config} has latent attention of its own: leave mla out of the techniques")
     common = {"model": model_config, "dtype": dtype, "page_size": page_size, "drafter": drafter, "metrics": wanted}
-    plan: list[tuple[Cell, list[list[int]], list[list[int]]]] = []
+    plan: list[Job] = []
     for dataset in datasets:
-        rows = dataset.rows[:requests]
+        rows, new = dataset.rows[:requests], dataset.new_tokens
         prompts = [row.ids(tokenizer) for row in rows]
         answers = [_answer(row.reference, tokenizer) for row in rows]
         for i, prompt in enumerate(prompts, 1):
             try:
                 model.config.check_prompt(prompt)
-                if len(prompt) + max_new_tokens > model.config.max_context:
-                    raise ValueError(f"with {max_new_tokens} new tokens it exceeds {model.config.max_context}")
+                if len(prompt) + new > model.config.max_context:
+                    raise ValueError(f"with {new} new tokens it exceeds {model.config.max_context}")
             except ValueError as error:
                 raise ValueError(f"dataset {dataset.name}, request {i} ({len(prompt)} tokens): {error}") from None
+        here = common | {"workload": dataset.name, "max_new_tokens": new}
         for cell in _cells(techniques, wanted, design, repeats):
-            plan.append(
-                (cell | common | {"workload": dataset.name, "max_new_tokens": max_new_tokens}, prompts, answers)
-            )
-    _check_memory(model, plan, executor)
+            plan.append((cell | here, prompts, answers if cell["kind"] == "quality" else []))
+    _check_memory(model, max(pages_needed(cell, prompts) for cell, prompts, _ in plan) * page_size, executor)
+    for mla in {False, "mla" in techniques}:  # what a conversion or a drafter refuses, it refuses now
+        form, _ = build(model_config, dtype, mla)
+        if "speculative_decoding" in techniques:
+            Engine(form, drafter=DRAFTERS[drafter](), num_pages=1)
     figures = _run_all(plan, None if folder is None else Path(folder), executor)
     cells = [cell | {"figures": each} for (cell, _, _), each in zip(plan, figures)]
     return Results(command_line(), techniques, wanted, cells)
@@ -129,21 +141,20 @@ def combinations(techniques: Sequence[str], design: str) -> list[tuple[str, ...]
 def _cells(techniques: list[str], metrics: list[str], design: str, repeats: int) -> list[Cell]:
     """Repeats are interleaved: what slows the machine for a while slows all combinations alike."""
     combos = combinations(techniques, design)
-    cells: list[Cell] = [
-        {"kind": "run", "techniques": list(combo), "repeat": repeat} for repeat in range(repeats) for combo in combos
-    ]
     forms = [[], ["mla"]] if "mla" in techniques else [[]]
-    if "throughput" in metrics:
-        cells.append({"kind": "naive", "techniques": [], "repeat": 0, "tokens": NAIVE_TOKENS})
+    cells: list[Cell] = []  # what is read and what is timed once come first: they warm the process up
     if "quality" in metrics:
         cells += [{"kind": "quality", "techniques": form, "repeat": 0} for form in forms]
-    return cells
+    if "throughput" in metrics:
+        cells.append({"kind": "naive", "techniques": [], "repeat": 0})
+    runs = itertools.product(range(repeats), combos)
+    return cells + [{"kind": "run", "techniques": list(combo), "repeat": repeat} for repeat, combo in runs]
 
 
-def _with_context(config: dict[str, Any], datasets: list[Dataset], requests: int, new: int) -> dict[str, Any]:
+def _with_context(config: dict[str, Any], datasets: list[Dataset], requests: int) -> dict[str, Any]:
     """Sizes for random weights that read bytes: a vocabulary of 256, and room for the longest request."""
-    longest = max((len(row.ids(None)) for d in datasets for row in d.rows[:requests]), default=0)
-    return {"vocab_size": 256, "max_context": longest + new} | config
+    longest = max(len(row.ids(None)) + dataset.new_tokens for dataset in datasets for row in dataset.rows[:requests])
+    return {"vocab_size": 256, "max_context": longest} | config
 
 
 def _answer(reference: str | None, tokenizer: Any) -> list[int]:
@@ -152,12 +163,17 @@ def _answer(reference: str | None, tokenizer: Any) -> list[int]:
     return list(reference.encode()) if tokenizer is None else tokenizer.encode(reference, begin=False)
 
 
-def _check_memory(model: Transformer, plan: Sequence[tuple[Cell, list[list[int]], Any]], executor: Any) -> None:
-    """The pages and both forms of the model must fit; another machine's memory is not known here."""
+def _sizes_only(config: dict[str, Any], dtype: str) -> Transformer:
+    """Random weights of these sizes, but for the weights."""
+    with torch.device("meta"):
+        return TransformerWithOptimizations(**config, dtype=dtype, device="meta").model
+
+
+def _check_memory(model: Transformer, tokens: int, executor: Executor | None) -> None:
+    """The weights and the keys and values of so many tokens must fit; another machine's memory is not known here."""
     if executor is not None or not hasattr(os, "sysconf"):
         return
-    each = model.config.kv_elements_per_token * model.dtype.itemsize
-    pool = max(pages_needed(cell, prompts) * cell["page_size"] * each for cell, prompts, _ in plan)
+    pool = tokens * model.config.kv_elements_per_token * model.dtype.itemsize
     needed, there = pool + model.weight_bytes(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
         raise ValueError(
@@ -166,40 +182,54 @@ def _check_memory(model: Transformer, plan: Sequence[tuple[Cell, list[list[int]]
         )
 
 
-def _run_all(plan: Sequence[tuple[Cell, Any, Any]], folder: Path | None, executor: Executor | None) -> list[Any]:
+def _run_all(plan: Sequence[Job], folder: Path | None, executor: Executor | None) -> list[dict[str, Any]]:
     """Figures in the order of the plan, whoever finishes first."""
-    paths = [folder / f"{key(cell, prompts)}.json" if folder else None for cell, prompts, _ in plan]
+    paths = [folder / f"{key(job)}.json" if folder else None for job in plan]
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-    figures: list[Any] = [json.loads(p.read_text(encoding="utf-8")) if p and p.is_file() else None for p in paths]
-    todo = [i for i, each in enumerate(figures) if each is None]
-
-    def done(i: int, found: dict[str, Any]) -> None:
-        write_json(paths[i], found)
-        figures[i] = found
-        progress.advance(task)
-
+    found = {i: _saved(path) for i, path in enumerate(paths) if path and path.is_file()}
     columns = (TextColumn("ablation"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
-        task = progress.add_task("cells", total=len(plan), completed=len(plan) - len(todo))
-        if executor is None:
-            with torch.no_grad():
-                for i in todo:
-                    done(i, run_cell(*plan[i]))
-            return figures
-        waiting: dict[Future[Any], int] = {executor.submit(run_cell, *plan[i]): i for i in todo}
-        tries = dict.fromkeys(todo, 1)
+        task = progress.add_task("cells", total=len(plan), completed=len(found))
+        todo = {i: job for i, job in enumerate(plan) if i not in found}
+        for i, figures in _fan_out(todo, executor) if executor else ((i, run_cell(*job)) for i, job in todo.items()):
+            write_json(paths[i], figures)
+            found[i] = figures
+            progress.advance(task)
+    return [found[i] for i in range(len(plan))]
+
+
+def _saved(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} holds no cell's figures ({error}): delete it to measure the cell again") from None
+
+
+# [fan_out]
+def _fan_out(todo: dict[int, Job], executor: Executor) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(number, figures) as they come; a cell whose worker was lost is given to others, `ATTEMPTS` times in all."""
+    tries = dict.fromkeys(todo, 1)
+    waiting: dict[Future[Any], int] = {executor.submit(run_cell, *job): i for i, job in todo.items()}
+    try:
         while waiting:
-            future = next(as_completed(waiting))
-            i = waiting.pop(future)
-            try:
-                done(i, future.result())
-            except ValueError:
-                raise
-            except Exception as error:  # a worker was lost: others take its cells
-                if tries[i] == ATTEMPTS:
-                    where = f"what is done is kept in {folder}" if folder else "give a folder to keep what is done"
-                    raise ValueError(f"a cell failed {ATTEMPTS} times ({error!r}); {where}") from error
-                tries[i] += 1
-                waiting[executor.submit(run_cell, *plan[i])] = i
-    return figures
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                i = waiting.pop(future)
+                try:
+                    figures = future.result()
+                except ValueError:
+                    raise
+                except Exception as error:
+                    if tries[i] == ATTEMPTS or isinstance(error, BrokenExecutor):
+                        goes_on = "with a folder, the same call goes on from what is done"
+                        raise ValueError(f"a cell failed {tries[i]} times ({error!r}); {goes_on}") from error
+                    tries[i] += 1
+                    waiting[executor.submit(run_cell, *todo[i])] = i
+                else:
+                    yield i, figures
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+# [/fan_out]

@@ -30,6 +30,7 @@ class PagePool:
                 f"a pool needs at least one page of at least one token, got {num_pages} pages of {page_size}"
             )
         self.num_pages, self.page_size = num_pages, page_size
+        self.peak = 0  # pages that had owners at one time, at the most
         self.clear()
 
     def clear(self) -> None:
@@ -58,6 +59,7 @@ class PagePool:
         pages = [self._free.pop() for _ in range(count)]
         for page in pages:
             self._is_free[page] = 0
+        self.peak = max(self.peak, self.num_pages - len(self._free))
         step("pool.allocate", self, "{count:page} taken from the pool: {pages}", count=count, pages=pages)
         return pages
 
