@@ -12,6 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import study_tables
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "chapters").glob("*.md"))]
 WRITERS: dict[str, Callable[[], str]] = {}  # by the marker's name
@@ -317,6 +319,17 @@ def engine() -> str:
         for row in figures(name)["results"]
     )  # fmt: skip
     return grid(["", "tokens/s", "limit", "of the limit", "`transformers`", "gpt-fast"], rows)
+
+
+def study(table: Callable[[dict[str, Any]], study_tables.Table]) -> str:
+    """Chapter 09: a table of the study."""
+    return grid(*table(figures("ablation")))
+
+
+WRITERS["ABLATION_TABLE"] = partial(study, study_tables.speed)
+WRITERS["EFFECTS_TABLE"] = partial(study, study_tables.effects)
+WRITERS["KEPT_TABLE"] = partial(study, study_tables.kept)
+WRITERS["ABLATION_RUN"] = lambda: study_tables.run(figures("ablation"))
 
 
 if __name__ == "__main__":
