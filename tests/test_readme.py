@@ -37,6 +37,7 @@ README = commands(TEXTS["README.md"])
 SMALLER = {
     "generate": "--max-new-tokens 4",
     "tour": "--max-new-tokens 2",
+    "ablate": "chat --technique mla --metric throughput --requests 1 --max-new-tokens 2 --repeats 1 -o ablation",
     "bench decode": "--batch 1 --dtype float32 --new-tokens 2 --repeats 1 --no-peer",
     "bench prefix": "--requests 2 --stem 40 --new-tokens 2 --repeats 1 --no-peer",
     "bench radix": "--capacity 50 --repeats 1",
@@ -59,6 +60,7 @@ def test_every_command_shown_is_one_that_parses(command):
 @pytest.mark.parametrize("command", [c for c in README if c.startswith("inference-opt ")])
 def test_the_readme_s_commands_run(command, run, tmp_path, monkeypatch, smollm2_path):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why is the sky blue?"}\n')
     (tmp_path / "conversation_trace.jsonl").write_text('{"hash_ids": [0, 1, 2]}\n{"hash_ids": [0, 1, 3]}\n')
     monkeypatch.setattr(radix, "GENERATED", {"loop": lambda seed: workloads.loop(seed, documents=3, rounds=2)})
     monkeypatch.setattr(radix, "SIZES", [10, 20])
