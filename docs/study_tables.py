@@ -64,5 +64,6 @@ def run(study: dict[str, Any]) -> str:
     return (
         f"`{study['command']}` on a {machine['cores']}-core {machine['processor']}, {machine['threads']} threads,\n"
         f"torch {machine['torch'].split('+')[0]}, {study['model']} in {study['dtype']}, runs of each, "
-        f"interleaved: {repeats},\n{machine['date']} ([figures](../docs/results/ablation.json), [report](../docs/results/ablation.html))."
+        f"interleaved: {repeats},\n{machine['date']} "
+        "([figures](../docs/results/ablation.json), [report](../docs/results/ablation.html))."
     )
