@@ -102,7 +102,8 @@ def read(app: Sphinx, name: str, source: list[str]) -> None:
     """Write directives where the markers stand."""
     if name.startswith("notebooks/"):
         return
-    text = re.sub(r"<!-- step: (\S+) -->\n(?:!\[[^\]]*\]\([^)]*\)\n)?", r"```{step} \1\n```\n", source[0])
+    picture = r"(?:<picture>\n.*?</picture>\n)?"
+    text = re.sub(rf"<!-- step: (\S+) -->\n{picture}", r"```{step} \1\n```\n", source[0], flags=re.DOTALL)
     text = re.sub(r"<!-- modules: (\S+) -->", lambda match: _reference(match[1]), text)
     source[0] = re.sub(r"\]\(\.\./refimpl/inference_opt/([\w/]+/)\)", _link, text)
 

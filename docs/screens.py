@@ -1,6 +1,7 @@
 """Takes the chapters' pictures of the player, in a chromium: python docs/screens.py (or `make screens`)."""
 
 import io
+import itertools
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,27 +13,26 @@ from inference_opt.scenarios import play
 from inference_opt.steps.page import page as html_page
 
 OUT = Path(__file__).resolve().parent.parent / "chapters" / "figures"
-# {file: (scenario, event, which of these, theme)}
+# {file: (scenario, event, which of these)}; each is taken in light and, as FILE_dark, in dark.
 SHOTS = {
-    "00_step": ("naive-decoding", "naive.token", 3, "light"),
-    "01_step": ("kv-cache", "cache.token", 4, "light"),
-    "02_step_pool": ("page-pool", "pool.release", 1, "light"),
-    "02_step_attention": ("paged-attention", "paged.attend", 7, "light"),
-    "03_step": ("diverging-insert", "radix.evict", 0, "light"),
-    "03_step_dark": ("diverging-insert", "radix.evict", 0, "dark"),
-    "04_step": ("preemption", "schedule.preempt", 1, "light"),
-    "05_step": ("latent-attention", "mla.absorb", 1, "light"),
-    "06_step": ("rejection", "speculation.reject", 0, "light"),
-    "06_step_block": ("block-verification", "speculation.weigh", 0, "light"),
-    "06_step_tree": ("draft-tree", "speculation.accept", 1, "dark"),
-    "07_step": ("biased-rule", "law.path", 13, "light"),
-    "08_step": ("pieces-of-attention", "kernel.merge", 2, "light"),
+    "00_step": ("naive-decoding", "naive.token", 3),
+    "01_step": ("kv-cache", "cache.token", 4),
+    "02_step_pool": ("page-pool", "pool.release", 1),
+    "02_step_attention": ("paged-attention", "paged.attend", 7),
+    "03_step": ("diverging-insert", "radix.evict", 0),
+    "04_step": ("preemption", "schedule.preempt", 1),
+    "05_step": ("latent-attention", "mla.absorb", 1),
+    "06_step": ("rejection", "speculation.reject", 0),
+    "06_step_block": ("block-verification", "speculation.weigh", 0),
+    "06_step_tree": ("draft-tree", "speculation.accept", 1),
+    "07_step": ("biased-rule", "law.path", 13),
+    "08_step": ("pieces-of-attention", "kernel.merge", 2),
 }
 
 
-def shoot(browser: Browser, folder: Path, name: str) -> int:
+def shoot(browser: Browser, folder: Path, name: str, theme: str) -> int:
     """One picture, in a palette of 200 colours; returns its bytes."""
-    scenario, event, nth, theme = SHOTS[name]
+    scenario, event, nth = SHOTS[name]
     trace = play(scenario)
     step = [i for i, each in enumerate(trace.events()) if each == event][nth]
     file = folder / f"{scenario}.html"
@@ -41,7 +41,7 @@ def shoot(browser: Browser, folder: Path, name: str) -> int:
     page.goto(f"{file.as_uri()}#step-{step + 1}")
     page.locator(".scene svg").first.wait_for()
     image = Image.open(io.BytesIO(page.locator(".player").screenshot()))
-    path = OUT / f"{name}.png"
+    path = OUT / f"{name}{'_dark' if theme == 'dark' else ''}.png"
     image.convert("RGB").quantize(200, dither=Image.Dither.NONE).save(path, optimize=True)
     page.close()
     return path.stat().st_size
@@ -51,8 +51,8 @@ def main() -> None:
     """All of them."""
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for name in SHOTS:
-            print(f"{name}.png: {shoot(browser, Path(folder), name) / 1000:.0f} kB")
+        for name, theme in itertools.product(SHOTS, ("light", "dark")):
+            print(f"{name}, {theme}: {shoot(browser, Path(folder), name, theme) / 1000:.0f} kB")
         browser.close()
 
 
