@@ -57,9 +57,9 @@ class PagePool:
         if not 0 <= count <= len(self._free):
             raise ValueError(f"cannot allocate {count} pages: {len(self._free)} of {self.num_pages} are free")
         pages = [self._free.pop() for _ in range(count)]
+        self.peak = max(self.peak, self.num_pages - len(self._free))
         for page in pages:
             self._is_free[page] = 0
-        self.peak = max(self.peak, self.num_pages - len(self._free))
         step("pool.allocate", self, "{count:page} taken from the pool: {pages}", count=count, pages=pages)
         return pages
 
