@@ -23,6 +23,15 @@ group_barrier = getattr(gl, "barrier", None) or gl.thread_barrier
 
 
 @gluon.jit
+def fields_of(piece):
+    """What a piece says (`work.PIECE`), cut at its queries: a plan may reach further (`engine/ahead.py`)."""
+    sequence, token0, queries, position0 = gl.load(piece), gl.load(piece + 1), gl.load(piece + 2), gl.load(piece + 3)
+    row0, first, end, state = gl.load(piece + 4), gl.load(piece + 5), gl.load(piece + 6), gl.load(piece + 7)
+    end = gl.minimum(end, position0 + queries)
+    return sequence, token0, queries, position0, row0, first, end, state
+
+
+@gluon.jit
 def row_of(table, n, last_page, PAGE: gl.constexpr):
     """Where the block that begins with key n lies; one behind the end is anywhere: its values will be zeroed."""
     return gl.load(table + gl.minimum(n // PAGE, last_page)) * PAGE + n % PAGE

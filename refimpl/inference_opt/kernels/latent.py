@@ -32,6 +32,7 @@ from inference_opt.kernels.hopper import (
     S_ROW,
     SHARED,
     S,
+    fields_of,
     finite,
     group_barrier,
     load_tile,
@@ -187,9 +188,7 @@ def latent_piece(
 ):  # fmt: skip
     """One piece (`work.py`), as `attention.attend_piece` does it, of any page size that BLOCK divides."""
     piece = pieces + gl.program_id(0) * FIELDS
-    sequence, token0, queries, position0 = gl.load(piece), gl.load(piece + 1), gl.load(piece + 2), gl.load(piece + 3)
-    row0, first, end, state = gl.load(piece + 4), gl.load(piece + 5), gl.load(piece + 6), gl.load(piece + 7)
-    end = gl.minimum(end, position0 + queries)
+    sequence, token0, queries, position0, row0, first, end, state = fields_of(piece)
     pairs = gl.maximum(gl.cdiv(end - first, 2 * BLOCK), 0)
     row_in = token0 * HEADS + row0
     row_out = gl.where(state < 0, token0, state) * HEADS + row0

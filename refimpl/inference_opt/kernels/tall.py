@@ -30,6 +30,7 @@ from inference_opt.kernels.hopper import (
     S_ROW,
     SHARED,
     S,
+    fields_of,
     finite,
     load_tile,
     masked,
@@ -143,9 +144,7 @@ def tall_piece(
     GROUP: gl.constexpr = HEADS // KV_HEADS
     kv_head = gl.program_id(0) % KV_HEADS
     piece = pieces + gl.program_id(0) // KV_HEADS * FIELDS
-    sequence, token0, queries, position0 = gl.load(piece), gl.load(piece + 1), gl.load(piece + 2), gl.load(piece + 3)
-    row0, first, end, state = gl.load(piece + 4), gl.load(piece + 5), gl.load(piece + 6), gl.load(piece + 7)
-    end = gl.minimum(end, position0 + queries)
+    sequence, token0, queries, position0, row0, first, end, state = fields_of(piece)
     blocks = gl.maximum(gl.cdiv(end - first, BLOCK), 0)
     last_page = gl.maximum(gl.cdiv(end, PAGE) - 1, 0)
     table += sequence.to(gl.int64) * table_width
