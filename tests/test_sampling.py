@@ -188,6 +188,27 @@ def test_stop_check_against_a_search_of_the_whole_text(tokens, stop, max_new, ro
             break
 
 
+@given(
+    st.lists(st.lists(st.integers(0, 2), max_size=6), max_size=4),
+    st.sampled_from([(), ("ab",), ("b",)]),
+    st.integers(1, 14),
+    st.booleans(),
+)
+@example(steps=[[0, 2, 0]], stop=(), most=9, ignore_eos=False)
+@example(steps=[[0, 0, 0]], stop=(), most=2, ignore_eos=False)
+def test_several_tokens_end_a_text_where_one_after_another_does(steps, stop, most, ignore_eos):
+    params = SamplingParams(max_new_tokens=most, stop=stop, ignore_eos=ignore_eos)
+    together, apart = (StopCheck(params, eos_token_ids=[2], room=14, stream=Letters()) for _ in range(2))
+    for tokens in steps:
+        reason, taken = None, 0
+        while taken < len(tokens) and reason is None:
+            reason, taken = apart.after(tokens[taken]), taken + 1
+        assert together.within(tokens) == (tokens[:taken], reason)
+        assert together.left == apart.left
+        if reason:
+            break
+
+
 def test_stop_strings_need_a_tokenizer():
     with pytest.raises(ValueError, match="tokenizer"):
         StopCheck(SamplingParams(stop="x"), [], 5)

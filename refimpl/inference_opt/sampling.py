@@ -186,7 +186,7 @@ FinishReason = Literal["eos", "stop", "length"]
 
 
 class StopCheck:
-    """Says after every token whether a text ends there. Whoever emits several tokens a step asks for each in turn."""
+    """Says after every token whether a text ends there, and of several tokens how many still belong to it."""
 
     def __init__(
         self, params: SamplingParams, eos_token_ids: Sequence[int], room: int, stream: TextStream | None = None
@@ -210,6 +210,17 @@ class StopCheck:
             if any(s in recent for s in self.stop):
                 return "stop"
         return "length" if self.left <= 0 else None
+
+    def within(self, tokens: list[int]) -> tuple[list[int], FinishReason | None]:
+        """The tokens, in turn, up to the one that ends the text, and the reason, if there is one."""
+        if not self.stop and self.eos.isdisjoint(tokens):  # most texts, most of the time: no need to look at each
+            tokens = tokens[: self.left]
+            self.left -= len(tokens)
+            return tokens, "length" if self.left <= 0 else None
+        for i, token in enumerate(tokens):
+            if reason := self.after(token):
+                return tokens[: i + 1], reason
+        return tokens, None
 
 
 def cut_at_stop(text: str, stop: Sequence[str]) -> str:

@@ -20,8 +20,8 @@ def test_two_ranks_say_the_same_and_each_holds_half_the_cache(tmp_path):
     assert done.returncode == 0, done.stderr
     figures = json.loads(file.read_text())
     assert figures["ranks_agree"]
-    assert figures["greedy"] == ["identical"] * 2
-    assert figures["seeded_identical"] == 2
+    assert figures["greedy"] == {"all, step by step": ["identical"] * 2}
+    assert figures["seeded_identical"] == {"all, step by step": 2}
     assert figures["kv_bytes_per_token"]["ranks"] == [figures["kv_bytes_per_token"]["one"] // 2] * 2
     assert max(figures["weight_bytes"]["ranks"]) < figures["weight_bytes"]["one"]
     assert MODULE in figures["command"]

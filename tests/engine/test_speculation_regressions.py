@@ -202,15 +202,17 @@ COMMIT = (Engine, "_commit")
 BUGS = [
     (
         an_end_inside_accepted_tokens_ends_the_text,
-        *COMMIT,
-        "finished:\n            break",
-        "finished:\n            pass",
+        StopCheck,
+        "within",
+        "tokens[: i + 1], reason",
+        "tokens, reason",
     ),
     (
         a_stop_string_inside_accepted_tokens_ends_the_text,
-        *COMMIT,
-        "request.check.after(token)",
-        "request.check.after(token) if len(tokens) == len(emitted) else None",
+        StopCheck,
+        "within",
+        "not self.stop and",
+        "len(tokens) > 1 and",
     ),
     (
         the_last_token_may_be_an_end,
@@ -222,7 +224,7 @@ BUGS = [
     (no_draft_goes_beyond_the_longest_text, Scheduler, "_add_drafts", "request.check.left - 1", "request.check.left"),
     (what_is_observed_counts_no_rejected_draft, *COMMIT, "+= len(tokens)", "+= len(draft.tokens) + 1"),
     (what_is_observed_counts_no_rejected_draft, *COMMIT, "min(len(emitted) - 1, len(tokens))", "len(draft.tokens)"),
-    (what_is_observed_counts_no_rejected_draft, *COMMIT, "in emitted:", "in draft.tokens or emitted:"),
+    (what_is_observed_counts_no_rejected_draft, *COMMIT, "within(emitted)", "within(draft.tokens or emitted)"),
     (what_is_observed_counts_no_rejected_draft, speculation, "logprobs", "[: len(tokens)]", "[-len(tokens) :]"),
     (an_end_counts_the_drafts_before_it, *COMMIT, "min(len(emitted) - 1, len(tokens))", "len(emitted) - 1"),
     (no_two_draws_of_a_text_are_one, Noise, "uniform", "(i, 1)", "(0, 1)"),

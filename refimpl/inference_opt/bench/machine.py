@@ -21,10 +21,10 @@ def command_line() -> str:
     return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def _version() -> str:
+def _version(package: str) -> str:
     """Of what is installed; a checkout that is run where it lies is not."""
     try:
-        return metadata.version("inference-opt")
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
 
@@ -40,7 +40,8 @@ def describe() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "inference_opt": _version(),
+        "inference_opt": _version("inference-opt"),
+        "transformers": _version("transformers"),
         "date": datetime.date.today().isoformat(),
     }
 

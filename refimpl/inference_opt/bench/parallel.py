@@ -3,8 +3,9 @@
     python -m torch.distributed.run --standalone --nproc-per-node 2 -m inference_opt.bench.parallel --json FILE
 
 Weights are random unless `--model` names some. The first rank generates alone, then all generate together, in turn,
-`--repeats` times; the tokens must be the same. Ranks have a card each and speak through NCCL, or, where there are
-fewer cards than ranks, through gloo: then they share what there is, and only the tokens tell anything.
+`--repeats` times, with steps captured on the device (`engine/ahead.py`) and step by step; the tokens must be the same.
+Ranks have a card each and speak through NCCL, or, where there are fewer cards than ranks, through gloo: then they share
+what there is, nothing is captured, and only the tokens tell anything.
 """
 
 import argparse
@@ -66,26 +67,35 @@ def bench_parallel(options: argparse.Namespace) -> dict[str, Any]:
     seeded = [SamplingParams(options.new_tokens, 0.8, ignore_eos=True, seed=i) for i in range(len(prompts))]
     console = Console(stderr=True, quiet=rank > 0)
 
-    def generate(model: Transformer, params: list[SamplingParams]) -> tuple[float, list[list[int]]]:
-        pages = options.prompts * -(-(options.prompt_tokens + options.new_tokens) // 16)
-        engine, began = Engine(model, radix=False, num_pages=pages), time.perf_counter()
-        texts = engine.generate(prompts, params)
-        return options.prompts * options.new_tokens / (time.perf_counter() - began), texts
-
-    rates: dict[str, list[float]] = {"one": [], "all": []}
-    found: dict[str, dict[str, list[list[int]]]] = {"one": {}, "all": {}}
-    for repeat in range(options.repeats + 1):  # the first warms up
-        for who, model in (("one", whole), ("all", part)):
-            dist.barrier()
+    pages = options.prompts * -(-(options.prompt_tokens + options.new_tokens) // 16)
+    engines: dict[str, dict[str, Engine]] = {"one": {}, "all": {}}
+    for who, model in (("one", whole), ("all", part)):
+        for how in ("step by step", "captured"):
             if model is None:
                 continue
-            for rule, params in (("seeded", seeded), ("greedy", greedy)):
-                rate, found[who][rule] = generate(model, params)
-            rates[who].append(rate)
-            console.print(f"{repeat} of {options.repeats}: {who} {rate:.1f} tokens/s")
+            engine = Engine(model, radix=False, num_pages=pages)
+            if how == "captured" and engine.ahead is None:
+                continue
+            if how == "step by step":
+                engine.ahead = None
+            engines[who][how] = engine
+    rates: dict[str, list[float]] = {f"{who}, {how}": [] for who, ways in engines.items() for how in ways}
+    found: dict[str, dict[str, list[list[int]]]] = {name: {} for name in rates}
+    for repeat in range(options.repeats + 1):  # the first warms up
+        for who, ways in engines.items():
+            dist.barrier()
+            for how, engine in ways.items():
+                name = f"{who}, {how}"
+                for rule, params in (("seeded", seeded), ("greedy", greedy)):
+                    began = time.perf_counter()
+                    found[name][rule] = engine.generate(prompts, params)
+                    rate = options.prompts * options.new_tokens / (time.perf_counter() - began)
+                rates[name].append(rate)
+                console.print(f"{repeat} of {options.repeats}: {name}: {rate:.1f} tokens/s")
     dist.barrier()
+    mine = {name: texts for name, texts in found.items() if name.startswith("all")}
     everyones: list[Any] = [None] * ranks
-    dist.all_gather_object(everyones, (found["all"], model_bytes(part), part.config.kv_elements_per_token))
+    dist.all_gather_object(everyones, (mine, model_bytes(part), part.config.kv_elements_per_token))
     run = f"python -m torch.distributed.run --standalone --nproc-per-node {ranks} -m inference_opt.bench.parallel"
     figures: dict[str, Any] = {"command": shlex.join([*run.split(), *sys.argv[1:]])}
     card = {
@@ -96,16 +106,18 @@ def bench_parallel(options: argparse.Namespace) -> dict[str, Any]:
     figures |= {"model": options.model or f"random, {options.shape}", "seed": options.seed}
     figures |= {"prompts": options.prompts, "prompt_tokens": options.prompt_tokens, "new_tokens": options.new_tokens}
     if whole is not None:
-        one, size_of = found["one"], dtype.itemsize
-        pairs = zip(prompts, one["greedy"], found["all"]["greedy"])
-        figures["ranks_agree"] = all(texts == found["all"] for texts, _, _ in everyones)
-        figures["greedy"] = [str(compare(whole, *each)) for each in pairs]
-        figures["seeded_identical"] = sum(a == b for a, b in zip(one["seeded"], found["all"]["seeded"]))
+        one, size_of = found.pop("one, step by step"), dtype.itemsize
+        figures["ranks_agree"] = all(texts == mine for texts, _, _ in everyones)
+        figures["greedy"], figures["seeded_identical"] = {}, {}
+        for name, texts in found.items():
+            pairs = zip(prompts, one["greedy"], texts["greedy"])
+            figures["greedy"][name] = [str(compare(whole, *each)) for each in pairs]
+            figures["seeded_identical"][name] = sum(a == b for a, b in zip(one["seeded"], texts["seeded"]))
         figures["weight_bytes"] = {"one": model_bytes(whole), "ranks": [n for _, n, _ in everyones]}
         kept = whole.config.kv_elements_per_token
         figures["kv_bytes_per_token"] = {"one": kept * size_of, "ranks": [n * size_of for _, _, n in everyones]}
         figures["tokens_per_second"] = {
-            who: {"median": median(r[1:]), "spread": [min(r[1:]), max(r[1:])]} for who, r in rates.items()
+            name: {"median": median(r[1:]), "spread": [min(r[1:]), max(r[1:])]} for name, r in rates.items()
         }
     return figures
 
@@ -145,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     if "greedy" in figures:
         write_json(options.json, figures)
         Console().print_json(data=figures)
-        if not figures["ranks_agree"] or any("DIFFERENT" in verdict for verdict in figures["greedy"]):
+        if not figures["ranks_agree"] or "DIFFERENT" in str(figures["greedy"]):
             sys.exit("error: the tokens differ")
 
 

@@ -18,6 +18,7 @@ from functools import partial
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -45,7 +46,8 @@ class Ahead:
         self.model, self.cache, self.steps = model, cache, steps
         config = model.config
         extras = config.latent or config.qk_norm or config.qkv_bias or config.out_bias or config.mlp_bias
-        self.fused = not extras and not model.head.weight.is_mkldnn  # the plain layers of Llama, stored densely
+        # The plain layers of Llama, stored densely, whole: what a rank makes of its part is summed behind each product.
+        self.fused = not extras and not model.head.weight.is_mkldnn and not model.head._forward_hooks
         most, pages = _bucket(most), -(-config.max_context // cache.page_size)
 
         def buffer(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -174,8 +176,8 @@ def _greedy(request: Request) -> bool:
 
 
 def run_ahead(model: Transformer, cache: PagedCache, drafter: Drafter | None, steps: int, most: int) -> Ahead | None:
-    """For what kernels answer for, where no drafter takes part, no router, whose launches depend on the data, and no
-    other rank (`model/parallel.py`), whose share is summed behind each product.
+    """For what kernels answer for, where no drafter takes part, and no router, whose launches depend on the data. Ranks
+    (`model/parallel.py`), which plan the same steps, do so together if they speak through NCCL: its sums are launches.
 
     ValueError for fewer steps than one.
     """
@@ -183,7 +185,9 @@ def run_ahead(model: Transformer, cache: PagedCache, drafter: Drafter | None, st
         raise ValueError(f"ahead must be at least 1, got {steps}")
     if not isinstance(cache, InPlaceCache) or not uses_triton(cache.keys[0]):
         return None
-    if drafter is not None or model.config.experts or model.head._forward_hooks:
+    if drafter is not None or model.config.experts:
+        return None
+    if model.head._forward_hooks and not (dist.is_initialized() and dist.get_backend() == "nccl"):
         return None
     return Ahead(model, cache, steps, most)
 

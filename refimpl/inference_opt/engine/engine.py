@@ -148,13 +148,8 @@ class Engine:
         request, metrics, totals, now = chunk.request, chunk.request.metrics, self._totals, time.perf_counter()
         if metrics.admitted is None:
             metrics.admitted, metrics.admitted_step = began, totals.steps
-        tokens: list[int] = []
-        for token in emitted:
-            tokens.append(token)
-            request.tokens.append(token)
-            request.finish_reason = request.check.after(token)
-            if request.finished:
-                break
+        tokens, request.finish_reason = request.check.within(emitted)
+        request.tokens.extend(tokens)
         if tokens and request.params.logprobs:
             request.logprobs += logprobs(logits, tokens)
         # Of the drafts, those emitted were read; the last token emitted never is (rejected drafts are overwritten).
