@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import card_tables
 import study_tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -264,61 +265,10 @@ def slower() -> str:
     return "\n".join(["", *lines, ""])
 
 
-@writes("STEPS_TABLE")
-def steps() -> str:
-    """Chapter 08: the lesson's kernels, step by step."""
-    names = {name: name for name in ("step 1: one program a head", "step 2: split", "step 3: page table")}
-    names["inference-opt"] = "step 4: heads as rows (the kernel)"
-    runs = [run for run in figures("bench_kernels")["results"] if names.keys() <= run["times"].keys()]
-    head = [f"{'one sequence' if n == 1 else f'{n} sequences'} of {length:,}" for n, length in map(size, runs)]
-    rows = []
-    for name, shown in names.items():
-        times = [run["times"][name] for run in runs]
-        rows.append([shown, *(f"{1e6 * t['seconds']:,.0f} µs, {t['bytes_per_second'] / 1e9:,.0f} GB/s" for t in times)])
-    return grid(["", *head], rows)
-
-
-def size(run: dict[str, Any]) -> tuple[int, int]:
-    """How many sequences a kernel's run had, and of what length."""
-    return run["case"]["batch"], run["case"]["length"]
-
-
-@writes("KERNELS_TABLE")
-def kernels() -> str:
-    """Chapter 08: the kernel beside others', on the same tensors."""
-    rows = []
-    for result in figures("bench_kernels")["results"]:
-        case, times = result["case"], result["times"]
-        kind = f"MLA {case['heads']} heads" if case["shared"] else f"GQA {case['heads']}/{case['kv_heads']}"
-        label = f"{kind}, {case['batch']} × {case['length']:,}"
-        label += f", page {case['page']}" if case["page"] != 64 else ""
-        label += f", {case['queries']} queries" if case["queries"] > 1 else ""
-        label += f", stem of {case['stem']:,}" if case["stem"] else ""
-        peers = [f"{1e6 * times[p]['seconds']:,.1f}" if p in times else "–" for p in ("FlashInfer", "SGLang")]
-        rows.append([label, *pace(times["inference-opt"]), *peers])
-        if each := times.get("inference-opt, no cascade"):
-            rows.append([f"{label}, read by each", *pace(each), "", ""])
-    head = ["", "ours, µs", "ours, GB/s", "ours, TFLOP/s"]
-    return grid([*head, "FlashInfer 0.6.6, µs", "SGLang 0.5.2 (page 1), µs"], rows)
-
-
-def pace(time: dict[str, float]) -> list[str]:
-    """Microseconds, and what was read and computed a second."""
-    read, done = time["bytes_per_second"] / 1e9, time["operations_per_second"] / 1e12
-    return [f"{1e6 * time['seconds']:,.1f}", f"{read:,.0f}", f"{done:,.0f}"]
-
-
-@writes("ENGINE_TABLE")
-def engine() -> str:
-    """Chapter 08: whole steps of the engine on an H100."""
-    rows = (
-        [f"{row['shape']}, batch {row['batch']}", f"{row['inference-opt']['decode']:,.0f}", f"{row['limit']:,.0f}",
-         f"{row['of_limit']:.0%}"]
-        + [f"{row[peer]['decode']:,.0f}" if peer in row else "–" for peer in ("transformers", "gpt-fast")]
-        for name in ("bench_engine_1b", "bench_engine_smollm2")
-        for row in figures(name)["results"]
-    )  # fmt: skip
-    return grid(["", "tokens/s", "limit", "of the limit", "`transformers`", "gpt-fast"], rows)
+WRITERS["STEPS_TABLE"] = lambda: grid(*card_tables.steps(figures("bench_kernels")))
+WRITERS["KERNELS_TABLE"] = lambda: grid(*card_tables.kernels(figures("bench_kernels")))
+WRITERS["ENGINE_TABLE"] = lambda: grid(*card_tables.engine(map(figures, ("bench_engine_1b", "bench_engine_smollm2"))))
+WRITERS["PARALLEL_TABLE"] = lambda: grid(*card_tables.parallel(map(figures, ("parallel_h100", "parallel_8b_h100"))))
 
 
 def study(table: Callable[[dict[str, Any]], study_tables.Table]) -> str:

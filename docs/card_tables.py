@@ -1,0 +1,83 @@
+"""The tables of what ran on CUDA cards, head and rows, from what the benches wrote: chapters 04 and 08."""
+
+from collections.abc import Iterable
+from typing import Any
+
+HOW = ("captured", "step by step")
+WORDS = {"identical": "identical", "tie": "at a tie"}  # a verdict's first word, and how it is told
+Table = tuple[list[str], list[list[str]]]
+
+
+def steps(run: dict[str, Any]) -> Table:
+    """The lesson's kernels, step by step."""
+    names = {name: name for name in ("step 1: one program a head", "step 2: split", "step 3: page table")}
+    names["inference-opt"] = "step 4: heads as rows (the kernel)"
+    runs = [each for each in run["results"] if names.keys() <= each["times"].keys()]
+    head = [""]
+    for each in runs:
+        batch, length = each["case"]["batch"], each["case"]["length"]
+        head.append(f"{'one sequence' if batch == 1 else f'{batch} sequences'} of {length:,}")
+    rows = []
+    for name, shown in names.items():
+        times = [each["times"][name] for each in runs]
+        rows.append([shown, *(f"{1e6 * t['seconds']:,.0f} µs, {t['bytes_per_second'] / 1e9:,.0f} GB/s" for t in times)])
+    return head, rows
+
+
+def kernels(run: dict[str, Any]) -> Table:
+    """The kernel beside others', on the same tensors."""
+    rows = []
+    for result in run["results"]:
+        case, times = result["case"], result["times"]
+        kind = f"MLA {case['heads']} heads" if case["shared"] else f"GQA {case['heads']}/{case['kv_heads']}"
+        label = f"{kind}, {case['batch']} × {case['length']:,}"
+        label += f", page {case['page']}" if case["page"] != 64 else ""
+        label += f", {case['queries']} queries" if case["queries"] > 1 else ""
+        label += f", stem of {case['stem']:,}" if case["stem"] else ""
+        peers = [f"{1e6 * times[p]['seconds']:,.1f}" if p in times else "–" for p in ("FlashInfer", "SGLang")]
+        rows.append([label, *_pace(times["inference-opt"]), *peers])
+        if each := times.get("inference-opt, no cascade"):
+            rows.append([f"{label}, read by each", *_pace(each), "", ""])
+    head = ["", "ours, µs", "ours, GB/s", "ours, TFLOP/s"]
+    return [*head, "FlashInfer 0.6.6, µs", "SGLang 0.5.2 (page 1), µs"], rows
+
+
+def _pace(time: dict[str, float]) -> list[str]:
+    """Microseconds, and what was read and computed a second."""
+    read, done = time["bytes_per_second"] / 1e9, time["operations_per_second"] / 1e12
+    return [f"{1e6 * time['seconds']:,.1f}", f"{read:,.0f}", f"{done:,.0f}"]
+
+
+def engine(runs: Iterable[dict[str, Any]]) -> Table:
+    """Whole steps of the engine on an H100."""
+    peers = {"transformers": "`generate`", "continuous batching": "`generate_batch`", "gpt-fast": "gpt-fast"}
+    rows = (
+        [f"{row['shape']}, batch {row['batch']}", f"{row['inference-opt']['decode']:,.0f}", f"{row['limit']:,.0f}",
+         f"{row['of_limit']:.0%}"]
+        + [f"{row[peer]['decode']:,.0f}" if peer in row else "–" for peer in peers]
+        for run in runs
+        for row in run["results"]
+    )  # fmt: skip
+    return ["", "tokens/s", "limit", "of the limit", *peers.values()], list(rows)
+
+
+def parallel(runs: Iterable[dict[str, Any]]) -> Table:
+    """A model on one card / cut over two: bytes, tokens a second, and whether the tokens are the same."""
+    rows = []
+    for run in runs:
+        rates, ranks = (
+            run["tokens_per_second"],
+            {key: run[key]["ranks"][0] for key in ("weight_bytes", "kv_bytes_per_token")},
+        )
+        verdicts = [v for how in HOW for v in run["greedy"][f"all, {how}"]]
+        counts = {told: sum(v.startswith(word) for v in verdicts) for word, told in WORDS.items()}
+        assert sum(counts.values()) == len(verdicts)
+        rows.append(
+            [f"{run['model'].removeprefix('random, ')}, {run['dtype']}"]
+            + [f"{run['weight_bytes']['one'] / 1e9:.2f} / {ranks['weight_bytes'] / 1e9:.2f}"]
+            + [f"{run['kv_bytes_per_token']['one']:,} / {ranks['kv_bytes_per_token']:,}"]
+            + [" / ".join(f"{rates[f'{who}, {how}']['median']:,.0f}" for who in ("one", "all")) for how in HOW]
+            + [", ".join(f"{n} {told}" for told, n in counts.items() if n)]
+        )
+    head = ["one card / two", "weights a card, GB", "KV bytes a token and card"]
+    return [*head, *(f"tokens/s, {how}" for how in HOW), "greedy texts, both ways"], rows
