@@ -11,6 +11,7 @@ from statistics import mean, median
 from typing import Any
 
 import jinja2
+import matplotlib as mpl
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
@@ -146,7 +147,8 @@ class Results:
             ends = [[m - x for m, x in zip(middle, low)], [x - m for m, x in zip(middle, high)]]
             axes.barh(names, middle, xerr=ends, color="#4c72b0", error_kw={"lw": 1})
             for i, value in enumerate(middle):
-                axes.text(high[i], i, f" {value:.1f}", va="center", fontsize=8)
+                where = {"xytext": (3, 0), "textcoords": "offset points"}  # of the whisker's end
+                axes.annotate(f"{value:.1f}", (high[i], i), **where, va="center", fontsize=8)
             axes.axvline(1, color="#888", lw=1)
             axes.set(title=workload, xlim=(0, 1.2 * max(high)))
             axes.spines[["top", "right"]].set_visible(False)
@@ -234,5 +236,6 @@ def _geometric(ratios: list[float]) -> float:
 
 def _svg(figure: Figure) -> str:
     svg = io.StringIO()
-    figure.savefig(svg, format="svg")
+    with mpl.rc_context({"svg.fonttype": "none"}):  # words, not outlines: short, and found by who searches
+        figure.savefig(svg, format="svg")
     return svg.getvalue()[svg.getvalue().index("<svg") :]
