@@ -1,11 +1,11 @@
 """The tables of what ran on CUDA cards, head and rows, from what the benches wrote: chapters 04 and 08."""
 
-from collections.abc import Iterable
 from typing import Any
+
+from study_tables import Table
 
 HOW = ("captured", "step by step")
 WORDS = {"identical": "identical", "tie": "at a tie"}  # a verdict's first word, and how it is told
-Table = tuple[list[str], list[list[str]]]
 
 
 def steps(run: dict[str, Any]) -> Table:
@@ -48,7 +48,7 @@ def _pace(time: dict[str, float]) -> list[str]:
     return [f"{1e6 * time['seconds']:,.1f}", f"{read:,.0f}", f"{done:,.0f}"]
 
 
-def engine(runs: Iterable[dict[str, Any]]) -> Table:
+def engine(*runs: dict[str, Any]) -> Table:
     """Whole steps of the engine on an H100."""
     peers = {"transformers": "`generate`", "continuous batching": "`generate_batch`", "gpt-fast": "gpt-fast"}
     rows = (
@@ -61,23 +61,18 @@ def engine(runs: Iterable[dict[str, Any]]) -> Table:
     return ["", "tokens/s", "limit", "of the limit", *peers.values()], list(rows)
 
 
-def parallel(runs: Iterable[dict[str, Any]]) -> Table:
+def parallel(*runs: dict[str, Any]) -> Table:
     """A model on one card / cut over two: bytes, tokens a second, and whether the tokens are the same."""
     rows = []
     for run in runs:
-        rates, ranks = (
-            run["tokens_per_second"],
-            {key: run[key]["ranks"][0] for key in ("weight_bytes", "kv_bytes_per_token")},
-        )
-        verdicts = [v for how in HOW for v in run["greedy"][f"all, {how}"]]
+        weights, kept = ((run[key]["one"], run[key]["ranks"][0]) for key in ("weight_bytes", "kv_bytes_per_token"))
+        rates = [[run["tokens_per_second"][f"{who}, {how}"]["median"] for who in ("one", "all")] for how in HOW]
+        verdicts = [verdict for how in HOW for verdict in run["greedy"][f"all, {how}"]]
         counts = {told: sum(v.startswith(word) for v in verdicts) for word, told in WORDS.items()}
         assert sum(counts.values()) == len(verdicts)
-        rows.append(
-            [f"{run['model'].removeprefix('random, ')}, {run['dtype']}"]
-            + [f"{run['weight_bytes']['one'] / 1e9:.2f} / {ranks['weight_bytes'] / 1e9:.2f}"]
-            + [f"{run['kv_bytes_per_token']['one']:,} / {ranks['kv_bytes_per_token']:,}"]
-            + [" / ".join(f"{rates[f'{who}, {how}']['median']:,.0f}" for who in ("one", "all")) for how in HOW]
-            + [", ".join(f"{n} {told}" for told, n in counts.items() if n)]
-        )
+        cells = [" / ".join(f"{n / 1e9:.2f}" for n in weights), " / ".join(f"{n:,}" for n in kept)]
+        cells += [" / ".join(f"{rate:,.0f}" for rate in pair) for pair in rates]
+        told = ", ".join(f"{n} {told}" for told, n in counts.items() if n)
+        rows.append([f"{run['model'].removeprefix('random, ')}, {run['dtype']}", *cells, told])
     head = ["one card / two", "weights a card, GB", "KV bytes a token and card"]
     return [*head, *(f"tokens/s, {how}" for how in HOW), "greedy texts, both ways"], rows

@@ -265,20 +265,18 @@ def slower() -> str:
     return "\n".join(["", *lines, ""])
 
 
-WRITERS["STEPS_TABLE"] = lambda: grid(*card_tables.steps(figures("bench_kernels")))
-WRITERS["KERNELS_TABLE"] = lambda: grid(*card_tables.kernels(figures("bench_kernels")))
-WRITERS["ENGINE_TABLE"] = lambda: grid(*card_tables.engine(map(figures, ("bench_engine_1b", "bench_engine_smollm2"))))
-WRITERS["PARALLEL_TABLE"] = lambda: grid(*card_tables.parallel(map(figures, ("parallel_h100", "parallel_8b_h100"))))
+def made(table: Callable[..., study_tables.Table], *names: str) -> str:
+    """A table of `card_tables.py` or `study_tables.py`, of the runs of these names."""
+    return grid(*table(*map(figures, names)))
 
 
-def study(table: Callable[[dict[str, Any]], study_tables.Table]) -> str:
-    """Chapter 09: a table of the study."""
-    return grid(*table(figures("ablation")))
-
-
-WRITERS["ABLATION_TABLE"] = partial(study, study_tables.speed)
-WRITERS["EFFECTS_TABLE"] = partial(study, study_tables.effects)
-WRITERS["KEPT_TABLE"] = partial(study, study_tables.kept)
+WRITERS["STEPS_TABLE"] = partial(made, card_tables.steps, "bench_kernels")
+WRITERS["KERNELS_TABLE"] = partial(made, card_tables.kernels, "bench_kernels")
+WRITERS["ENGINE_TABLE"] = partial(made, card_tables.engine, "bench_engine_1b", "bench_engine_smollm2")
+WRITERS["PARALLEL_TABLE"] = partial(made, card_tables.parallel, "parallel_h100", "parallel_8b_h100")
+WRITERS["ABLATION_TABLE"] = partial(made, study_tables.speed, "ablation")
+WRITERS["EFFECTS_TABLE"] = partial(made, study_tables.effects, "ablation")
+WRITERS["KEPT_TABLE"] = partial(made, study_tables.kept, "ablation")
 WRITERS["ABLATION_RUN"] = lambda: study_tables.run(figures("ablation"))
 
 

@@ -16,9 +16,8 @@ def code(notebook):
 
 
 def texts(cell):
-    data = [out.get("data", {}) for out in joined(cell.outputs)]
-    texts = [out.get("text") for out in joined(cell.outputs)]
-    return [text or each.get("text/html") or each.get("text/plain") for text, each in zip(texts, data)]
+    shown = [{"text": out.get("text"), **out.get("data", {})} for out in joined(cell.outputs)]
+    return [each["text"] or each.get("text/html") or each.get("text/plain") for each in shown]
 
 
 def exact(notebook):

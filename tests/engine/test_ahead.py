@@ -93,6 +93,25 @@ def test_who_wants_more_than_greedy_tokens_is_decoded_step_by_step():
     assert Engine(model).ahead is None
 
 
+def test_a_part_that_sums_by_launches_is_decoded_ahead_and_its_hooks_are_asked(monkeypatch):
+    model, params = toy(dtype=torch.float32).to(DEVICE), SamplingParams(max_new_tokens=6, ignore_eos=True)
+    asked = []
+    model.head.register_forward_hook(lambda *_: asked.append(1))
+    oracle = naive.generate(model, [1, 2], params)
+    monkeypatch.setattr(ahead.dist, "is_initialized", lambda: True)
+    for backend in ("gloo", "nccl"):
+        monkeypatch.setattr(ahead.dist, "get_backend", lambda backend=backend: backend)
+        engine = Engine(model, page_size=4, ahead=5)
+        assert (engine.ahead is not None) == (backend == "nccl")
+        request = engine.add([1, 2], params)
+        engine.step()
+        asked.clear()
+        while not request.finished:
+            engine.step()
+        assert request.output == oracle
+        assert asked, "fused products pass hooks by"
+
+
 def test_a_broken_model_says_so_and_nothing_is_lost():
     model = toy(dtype=torch.float32).to(DEVICE)
     engine = Engine(model, page_size=4)

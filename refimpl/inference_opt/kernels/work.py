@@ -100,8 +100,8 @@ def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -
     Tensor cores take 16 rows at the least; more than 64 leave too few registers for what is summed. The blocks are as
     long as shared memory lets two programs share a multiprocessor, one of them loading while the other computes; wide
     keys under many rows have one to themselves. Found by trying, on an H100 (chapter 08). Widths that no model has may
-    need a smaller one: the queries and the blocks in the pipeline must fit. `hopper`: the Gluon
-    kernel that knows the pages.
+    need a smaller one: the queries and the blocks in the pipeline must fit. `hopper`: the Gluon kernel that knows the
+    pages.
     """
     height = min(max(16, 1 << (rows - 1).bit_length()), 64)
     if hopper == "latent":

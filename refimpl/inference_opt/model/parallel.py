@@ -39,7 +39,7 @@ def parallelize(model: Transformer, mesh: DeviceMesh) -> Transformer:
     """
     if mesh.ndim != 1:
         raise ValueError(f"expected a mesh of one dimension, its ranks; got shape {tuple(mesh.shape)}: take one of it")
-    if model.head._forward_hooks:
+    if model.is_cut:
         raise ValueError("this model is cut already: load it again to cut it anew")
     whole, local = model.config, local_config(model.config, mesh.size())
     model.unpack()

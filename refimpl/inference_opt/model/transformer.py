@@ -68,6 +68,11 @@ class Transformer(nn.Module):
         return self.embed.weight.device
 
     @property
+    def is_cut(self) -> bool:
+        """Whether this is one rank's part (`parallel.py`): hooks make whole what its products make a part of."""
+        return bool(self.head._forward_hooks)
+
+    @property
     def rope(self) -> RopeTable:
         """Built at first use, for the dtype and device that the weights have by then."""
         if self._rope is None or self._rope.cos.dtype != self.dtype or self._rope.cos.device != self.device:

@@ -31,6 +31,7 @@ from inference_opt.speculative.verdicts import (
     REPLACED,
     TRIED,
     WEIGHED,
+    Path,
     candidate,
     verdict,
     weighed,
@@ -173,9 +174,6 @@ def point_mass(target: Sequence[Law], draft: Any, tokens: Sequence[int], chance:
 
 
 # [/point_mass]
-
-
-Path = tuple[int, ...]  # a node of a tree of drafts, by the tokens from the root to it; () is the text so far
 
 
 # [multi_draft]

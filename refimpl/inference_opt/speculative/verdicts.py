@@ -22,7 +22,7 @@ OWED = "the residual, (p − q)⁺ made a law: the replacement is drawn from it"
 TARGET_LAW = "p, target"
 SHARED = "p: the target's own draw, by the drafter's noise; the draft is kept if it is the same"
 
-Path = tuple[int, ...]  # a node of a tree of drafts, as in `rules.tree`
+Path = tuple[int, ...]  # a node of a tree of drafts, by the tokens from the root to it; () is the text so far
 
 
 def verdict(
