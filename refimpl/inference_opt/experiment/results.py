@@ -210,7 +210,7 @@ def table(results: Results) -> Table:
         columns += [("tokens_per_second", "tokens/s", ".1f"), ("over_baseline", "× none", ".1f")]
         columns += [("over_naive", "× naive", ".1f"), ("first_token_seconds", "first, s", ".2f")]
     if "memory_usage" in results.metrics:
-        columns += [("kv_bytes_in_use", "KV, bytes", ".2e")]
+        columns += [("kv_bytes_in_use", "KV bytes", ".2e")]
     if "quality" in results.metrics:
         columns += [("perplexity", "perplexity", ".2f"), ("exact", "exact", "")]
     for _, title, _ in columns:
