@@ -15,6 +15,7 @@ from inference_opt import Engine, SamplingParams, naive
 from inference_opt.engine import ahead
 from inference_opt.engine.ahead import fused_logits
 from inference_opt.kernels import common_stems, fused, paged
+from inference_opt.kernels.greedy import Greedy
 from inference_opt.kv.in_place import InPlaceCache
 from inference_opt.model.rope import rotate
 from inference_opt.speculative.lookup import PromptLookup
@@ -154,17 +155,28 @@ def test_a_projection_is_its_operations(rows, width, out, normed, after):
     torch.testing.assert_close(got, expected, **CLOSE)
 
 
-@given(st.integers(1, 3), st.sampled_from([1, 5, 4096, 9000]), st.integers(0, 99), st.booleans())
-def test_the_chosen_are_the_first_of_the_largest(rows, vocab, seed, broken):
-    logits = torch.randint(4, (rows, vocab), generator=torch.Generator().manual_seed(seed)).float().to(DEVICE)
-    if broken:
-        logits[-1, seed % vocab] = torch.nan
-    tops, chosen = fused.choose(logits)
-    assert torch.equal(tops.isnan(), logits.isnan().any(1))
-    whole = ~tops.isnan()
-    best = logits.max(dim=1)
-    assert torch.equal(tops[whole], best.values[whole])
-    assert torch.equal(chosen[whole], best.indices[whole])
+@given(st.integers(1, 3), st.integers(0, 2), st.integers(1, 3), st.sampled_from([1, 5, 4096, 9000]), st.integers(0, 99))
+def test_each_step_notes_the_first_of_the_largest_and_moves_on(rows, more, steps, vocab, seed):
+    g = torch.Generator().manual_seed(seed)
+    greedy = Greedy(steps, rows + more, torch.device(DEVICE))
+    tokens, places = torch.randint(99, (rows,), generator=g), torch.randint(99, (steps, 2, rows), generator=g)
+    idle = torch.tensor([[0], [-1]]).expand(2, more)
+    for _ in range(2):  # begun again, it counts from the first
+        greedy.begin(tokens, places)
+        assert torch.equal(greedy.tokens[:rows].cpu(), tokens)
+        for step in range(steps):
+            assert torch.equal(greedy.place.cpu(), torch.cat((places[step], idle), dim=1))
+            logits = torch.randint(4, (rows + more, vocab), generator=g).float().to(DEVICE)
+            if seed % 2:
+                logits[-1, seed % vocab] = torch.nan
+            greedy.end(logits)
+            tops, chosen = greedy.tops[step], greedy.chosen[step]
+            assert torch.equal(tops.isnan(), logits.isnan().any(1))
+            whole = ~tops.isnan()
+            best = logits.max(dim=1)
+            assert torch.equal(tops[whole], best.values[whole])
+            assert torch.equal(chosen[whole], best.indices[whole])
+            assert torch.equal(greedy.tokens, chosen)
 
 
 @given(st.integers(1, 4), st.sampled_from([(1, 1, 8), (9, 3, 16), (4, 2, 20)]), st.sampled_from([1, 3]))

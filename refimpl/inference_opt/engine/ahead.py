@@ -43,22 +43,17 @@ class Ahead:
     """Up to `steps` greedy tokens at a time for each of up to `most` requests."""
 
     def __init__(self, model: Transformer, cache: InPlaceCache, steps: int, most: int) -> None:
+        from inference_opt.kernels.greedy import Greedy  # Triton is there where it is used
+
         self.model, self.cache, self.steps = model, cache, steps
         config = model.config
         extras = config.latent or config.qk_norm or config.qkv_bias or config.out_bias or config.mlp_bias
         # The plain layers of Llama, stored densely, whole: what a rank makes of its part is summed behind each product.
         self.fused = not extras and not model.head.weight.is_mkldnn and not model.is_cut
         most, pages = _bucket(most), -(-config.max_context // cache.page_size)
-
-        def buffer(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=cache.device)
-
-        self.step, self.tokens = buffer(1), buffer(most)  # which step is next; what it reads
-        self.places = buffer(steps, 2, most)  # of each step and row: position and slot
-        self.chosen = buffer(steps, most)
-        self.tops = buffer(steps, most, dtype=torch.float32)  # the logits of the chosen
-        self.table = buffer(most, pages, dtype=torch.int32)
-        self.offsets = buffer(most + 1, dtype=torch.int32)
+        self.greedy = Greedy(steps, most, cache.device)
+        self.table = torch.zeros(most, pages, dtype=torch.int32, device=cache.device)
+        self.offsets = torch.zeros(most + 1, dtype=torch.int32, device=cache.device)
         self.graphs: dict[tuple[object, ...], tuple[Work, Callable[[], None]]] = {}
         self.pool = torch.cuda.graph_pool_handle() if cache.device.type == "cuda" else None
 
@@ -83,9 +78,9 @@ class Ahead:
         self._fill(chunks, rooms, lists, work)
         for _ in range(max(rooms)):
             replay()
-        tokens, tops = self.chosen[:, : len(chunks)].T.tolist(), self.tops[:, : len(chunks)].T.cpu()
+        tokens, tops = (each[:, : len(chunks)].T.cpu() for each in (self.greedy.chosen, self.greedy.tops))
         check_top(tops[torch.arange(self.steps) < torch.tensor(rooms)[:, None]])
-        return [row[:room] for row, room in zip(tokens, rooms)]
+        return [row[:room] for row, room in zip(tokens.tolist(), rooms)]
 
     # [/run]
 
@@ -107,16 +102,12 @@ class Ahead:
         start, last, step = np.array([chunk.start for chunk in chunks]), np.array(rooms) - 1, np.arange(self.steps)
         position = start + np.minimum(step[:, None], last)  # [steps, batch]
         slot = table[np.arange(batch), position // page].astype(np.int64) * page + position % page
-        places = np.zeros(self.places.shape, dtype=np.int64)
-        places[:, 1] = -1
-        places[:, 0, :batch], places[:, 1, :batch] = position, np.where(step[:, None] <= last, slot, -1)
+        places = np.stack((position, np.where(step[:, None] <= last, slot, -1)), axis=1)
         offsets = np.full(len(self.offsets), work.num_states, dtype=np.int32)  # a row of none has no states
         offsets[: len(work.offsets)] = work.offsets
-        self.step.zero_()
-        self.places.copy_(torch.from_numpy(places))
+        self.greedy.begin(torch.tensor([chunk.request.tokens[-1] for chunk in chunks]), torch.from_numpy(places))
         self.offsets.copy_(torch.from_numpy(offsets))
         self.table[:batch, : table.shape[1]] = torch.from_numpy(table).to(self.table.device)
-        self.tokens[:batch] = torch.tensor([chunk.request.tokens[-1] for chunk in chunks]).to(self.tokens.device)
         lists.states[: len(work.states)] = work.states.to(lists.states.device)
         for mine, its in zip(lists.launches, work.launches):
             mine.pieces.zero_()  # pieces of no query
@@ -138,8 +129,8 @@ class Ahead:
             launches = [Launch(torch.zeros(n, len(PIECE), dtype=torch.int32, device=device), tile) for n, tile in sizes]
             states = torch.zeros(num_states, dtype=torch.int32, device=device)
             lists = Work(tuple(launches), self.offsets[: rows + 1], states, num_states)
-            self.step.zero_()
-            self.places[:, 0], self.places[:, 1] = 0, -1  # capturing runs: it may write nowhere
+            none = torch.zeros(0, dtype=torch.int64)
+            self.greedy.begin(none, none.expand(self.steps, 2, 0))  # capturing runs: it may write nowhere
             run = partial(self._step, rows, lists)
             self.graphs[key] = lists, run if self.pool is None else capture(run, self.pool).replay
         return self.graphs[key]
@@ -147,21 +138,16 @@ class Ahead:
     @torch.inference_mode()
     def _step(self, rows: int, lists: Work) -> None:
         """One step of `rows` rows, from the buffers to the buffers."""
-        from inference_opt.kernels.fused import choose  # Triton is there where it is used
-
-        positions, slots = self.places.index_select(0, self.step)[0, :, :rows]
-        batch, tokens = Batch(self.table, [0] * rows, [1] * rows, lists), self.tokens[:rows]
+        batch, tokens = Batch(self.table, [0] * rows, [1] * rows, lists), self.greedy.tokens[:rows]
+        positions, slots = self.greedy.place[:, :rows]
         if self.fused:
             logits = fused_logits(self.model, tokens, positions, slots, self.cache, batch)
         else:
             self.cache.slots, self.cache.batch = slots, batch
             logits = self.model(tokens, positions, self.cache)
-        tops, chosen = choose(logits)
-        self.chosen[:, :rows].index_copy_(0, self.step, chosen[None])
-        self.tops[:, :rows].index_copy_(0, self.step, tops[None])
-        tokens.copy_(chosen)
-        for moving in (self.step, *(launch.pieces[:, PIECE.index("position")] for launch in lists.launches)):
-            moving += 1
+        self.greedy.end(logits)
+        for launch in lists.launches:
+            launch.pieces[:, PIECE.index("position")] += 1
 
     # [/graph]
 

@@ -103,11 +103,14 @@ def attend_piece(
     m = tl.full([ROWS], float("-inf"), tl.float32)
     l = tl.zeros([ROWS], tl.float32)  # noqa: E741 (the papers' name)
     acc = tl.zeros([ROWS, DV], tl.float32)
-    for n in range(first, end, BLOCK):
-        key = n + tl.arange(0, BLOCK)
+    listed = table + sequence.to(tl.int64) * table_width
+    key = first + tl.arange(0, BLOCK)
+    page = tl.load(listed + key // PAGE, mask=key < end, other=0)
+    for _ in range(first, end, BLOCK):
         inside = key < end
-        page = tl.load(table + sequence.to(tl.int64) * table_width + key // PAGE, mask=inside, other=0)
         row = (page.to(tl.int64) * PAGE + key % PAGE) * KV_HEADS + kv_head
+        ahead = key + BLOCK  # the next block is looked up now: a look-up takes as long as a block
+        page = tl.load(listed + ahead // PAGE, mask=ahead < end, other=0)
         k_row = k_pages + row[:, None] * D
         ka = tl.load(k_row + ca[None, :], mask=inside[:, None] & (ca < SPLIT)[None, :], other=0.0)
         s = dot(qa, tl.trans(ka), tl.zeros([ROWS, BLOCK], tl.float32), WIDEN)
@@ -126,7 +129,7 @@ def attend_piece(
         else:
             v = tl.load(v_pages + row[:, None] * V + cv[None, :], mask=inside[:, None] & (cv < V)[None, :], other=0.0)
         acc = dot(p.to(v.dtype), v, acc * shrink[:, None], WIDEN)
-        m = m_new
+        m, key = m_new, ahead
 
     acc = acc / tl.where(l > 0, l, 1.0)[:, None]
     log = (m + tl.log2(tl.where(l > 0, l, 1.0))) * LN2  # −∞ where no key was seen
@@ -162,17 +165,17 @@ def merge_token(
 ):
     """Join one head's states of one token: a softmax over states, BLOCK of them at a time."""
     token, head = tl.program_id(0), tl.program_id(1)
+    first, end = tl.load(offsets + token), tl.load(offsets + token + 1)
+    i, cv = first + tl.arange(0, BLOCK), tl.arange(0, DV)
+    state = tl.load(states + i, mask=i < end, other=0)
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()  # launched while the last pieces still run: wait until what they wrote is there
-    first, end = tl.load(offsets + token), tl.load(offsets + token + 1)
-    cv = tl.arange(0, DV)
+        tl.extra.cuda.gdc_wait()  # the plan was there before; what the pieces write may still be on its way
     m = tl.full([], float("-inf"), tl.float32)
     l = tl.zeros([], tl.float32)  # noqa: E741
     acc = tl.zeros([DV], tl.float32)
-    for n in range(first, end, BLOCK):
-        i = n + tl.arange(0, BLOCK)
-        row = tl.load(states + i, mask=i < end, other=0).to(tl.int64) * HEADS + head
+    for _ in range(first, end, BLOCK):
+        row = state.to(tl.int64) * HEADS + head
         log = tl.load(partial_lse + row, mask=i < end, other=float("-inf"))
         o = tl.load(partial + row[:, None] * V + cv[None, :], mask=(i < end)[:, None] & (cv < V)[None, :], other=0.0)
         m_new = tl.maximum(m, tl.max(log, 0))
@@ -181,6 +184,8 @@ def merge_token(
         l = l * shrink + tl.sum(weight, 0)  # noqa: E741
         acc = acc * shrink + tl.sum(o * weight[:, None], 0)
         m = m_new
+        i += BLOCK
+        state = tl.load(states + i, mask=i < end, other=0)
     where = token.to(tl.int64) * HEADS + head
     if first < end:  # a token without states was written where it belongs
         total = tl.where(l > 0, l, 1.0)

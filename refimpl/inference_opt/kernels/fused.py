@@ -7,12 +7,10 @@ Run operation by operation, a layer is some sixteen launches, and the card idles
                   the result, so it costs nothing beside reading the weight. The next weights are asked for while the
                   last launch still runs (programmatic dependent launch): they depend on nobody.
     rotate_write  RoPE of queries and keys, and keys and values into their pages: q, k and v are read once
-    choose        the largest logit of each row, many programs a row
 
 Many rows are matrix products proper, best left to the library; there only what surrounds them is joined.
 """
 
-import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float, Int
@@ -48,6 +46,7 @@ def project_row(
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()  # weights are nobody's result; x is
+    added = tl.load(out + n, mask=n < N).to(tl.float32) if RESIDUAL else 0.0
     acc = tl.zeros([ROWS, BLOCK], tl.float32)
     through = tl.zeros([ROWS, BLOCK], tl.float32)
     squares = tl.zeros([BLOCK], tl.float32)
@@ -68,9 +67,7 @@ def project_row(
     y *= scale
     if GATED:
         y = y / (1.0 + tl.exp(-y)) * (tl.sum(through, 1) * scale)
-    if RESIDUAL:
-        y += tl.load(out + n, mask=n < N).to(tl.float32)
-    tl.store(out + n, y, mask=n < N)
+    tl.store(out + n, y + added, mask=n < N)
 
 
 # [/project]
@@ -95,7 +92,7 @@ def project(
         return swiglu(y) if gated else y
     n, k = len(weight) // (1 + gated), x.shape[1]
     out = x.new_empty(1, n) if residual is None else residual
-    rows, block = (4, 512) if gated else (8, 1024 if k <= 2048 else 2048)  # found by trying, on an H100
+    rows, block = (4, 512) if gated else (8, 1024 if residual is None else 2048)  # found by trying, on an H100
     project_row[(triton.cdiv(n, rows),)](
         x, weight, x if norm is None else norm.weight, out, 0.0 if norm is None else norm.eps, n, k,
         norm is not None, residual is not None, gated, rows, block, num_warps=block // 256, **early(),
@@ -144,16 +141,16 @@ def rotate_token(
     """One token: its queries turned, its keys turned and kept, its values kept. A slot below 0: nowhere."""
     token = tl.program_id(0).to(tl.int64)
     h, d = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDE)[None, :]
+    position, slot = tl.load(positions + token), tl.load(slots + token).to(tl.int64)
+    c = tl.load(cos + position * D + d, mask=d < D).to(tl.float32)
+    s = tl.load(sin + position * D + d, mask=d < D).to(tl.float32)
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    position, slot = tl.load(positions + token), tl.load(slots + token).to(tl.int64)
+        tl.extra.cuda.gdc_wait()  # the step's positions were there before; queries, keys and values were not
     inside = (h < HEADS + 2 * KV_HEADS) & (d < D)
     row = qkv + token * (HEADS + 2 * KV_HEADS) * D + h * D
     x = tl.load(row + d, mask=inside)
     other = tl.load(row + (d + D // 2) % D, mask=inside).to(tl.float32)
-    c = tl.load(cos + position * D + d, mask=d < D).to(tl.float32)
-    s = tl.load(sin + position * D + d, mask=d < D).to(tl.float32)
     turned = (x.to(tl.float32) * c).to(x.dtype).to(tl.float32) + other * s  # rounded as `model.rope.rotate` rounds
     tl.store(q + (token * HEADS + h) * D + d, turned, mask=inside & (h < HEADS))
     if slot >= 0:
@@ -184,49 +181,3 @@ def rotate_write(
         triton.next_power_of_2(rows), triton.next_power_of_2(dim), **early(),
     )  # fmt: skip
     return q
-
-
-# [choose]
-@triton.jit
-def best_of_block(
-    values,  # [rows, N]
-    tokens,  # [rows, N]: whose each value is, where LISTED; else each is its own place's
-    tops,  # [rows, blocks]
-    chosen,  # [rows, blocks]
-    N,
-    LISTED: tl.constexpr,
-    BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
-):
-    """The largest of BLOCK values of one row, the first of equals; NaN where one is NaN."""
-    row, block, blocks = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    n = block * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(values + row * N + n, mask=n < N, other=float("-inf")).to(tl.float32)
-    broken = tl.max((x != x).to(tl.int32), 0)
-    top, where = tl.max(tl.where(x != x, float("-inf"), x), 0, return_indices=True)
-    token = block * BLOCK + where
-    if LISTED:
-        token = tl.load(tokens + row * N + token)
-    tl.store(tops + row * blocks + block, tl.where(broken > 0, float("nan"), top))
-    tl.store(chosen + row * blocks + block, token)
-
-
-# [/choose]
-
-
-def choose(logits: Float[Tensor, "rows vocab"]) -> tuple[Float[Tensor, "rows"], Int[Tensor, "rows"]]:
-    """Each row's largest logit, in float32, and its token: of equals the first. NaN where the row holds one."""
-
-    def best(values: Tensor, tokens: Tensor, block: int, listed: bool) -> tuple[Tensor, Tensor]:
-        rows, n = values.shape
-        blocks = triton.cdiv(n, block)
-        tops, chosen = (values.new_empty(rows, blocks, dtype=kind) for kind in (torch.float32, torch.int64))
-        best_of_block[(rows, blocks)](values, tokens, tops, chosen, n, listed, block, **early())
-        return tops, chosen
-
-    tops, chosen = best(logits, logits, 4096, False)  # many programs a row, then one
-    tops, chosen = best(tops, chosen, triton.next_power_of_2(tops.shape[1]), True)
-    return tops[:, 0], chosen[:, 0]
