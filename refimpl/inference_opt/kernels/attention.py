@@ -70,6 +70,7 @@ def attend_piece(
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     FIELDS: tl.constexpr,
+    LOOK_AHEAD: tl.constexpr,  # which takes registers
     WIDEN: tl.constexpr,
     DA: tl.constexpr,  # SPLIT, D − SPLIT and V, as powers of two
     DB: tl.constexpr,
@@ -105,12 +106,16 @@ def attend_piece(
     acc = tl.zeros([ROWS, DV], tl.float32)
     listed = table + sequence.to(tl.int64) * table_width
     key = first + tl.arange(0, BLOCK)
-    page = tl.load(listed + key // PAGE, mask=key < end, other=0)
-    for _ in range(first, end, BLOCK):
+    found = tl.load(listed + key // PAGE, mask=key < end, other=0)
+    for n in range(first, end, BLOCK):
+        key = n + tl.arange(0, BLOCK)
         inside = key < end
+        if LOOK_AHEAD:  # for the next block's pages: a look-up takes as long as a block
+            page = found
+            found = tl.load(listed + (key + BLOCK) // PAGE, mask=key + BLOCK < end, other=0)
+        else:
+            page = tl.load(listed + key // PAGE, mask=inside, other=0)
         row = (page.to(tl.int64) * PAGE + key % PAGE) * KV_HEADS + kv_head
-        ahead = key + BLOCK  # the next block is looked up now: a look-up takes as long as a block
-        page = tl.load(listed + ahead // PAGE, mask=ahead < end, other=0)
         k_row = k_pages + row[:, None] * D
         ka = tl.load(k_row + ca[None, :], mask=inside[:, None] & (ca < SPLIT)[None, :], other=0.0)
         s = dot(qa, tl.trans(ka), tl.zeros([ROWS, BLOCK], tl.float32), WIDEN)
@@ -129,7 +134,7 @@ def attend_piece(
         else:
             v = tl.load(v_pages + row[:, None] * V + cv[None, :], mask=inside[:, None] & (cv < V)[None, :], other=0.0)
         acc = dot(p.to(v.dtype), v, acc * shrink[:, None], WIDEN)
-        m, key = m_new, ahead
+        m = m_new
 
     acc = acc / tl.where(l > 0, l, 1.0)[:, None]
     log = (m + tl.log2(tl.where(l > 0, l, 1.0))) * LN2  # −∞ where no key was seen
@@ -224,7 +229,7 @@ def attend(
         attend_piece[(len(launch.pieces) * kv_heads,)](
             q, k_pages, k_pages if shared else v_pages, page_table, launch.pieces, out, lse, partial, partial_lse,
             page_table.stride(0), scale_log2,
-            heads, kv_heads, dim, value_dim, split, page, shared, tile.rows, tile.block, len(PIECE),
+            heads, kv_heads, dim, value_dim, split, page, shared, tile.rows, tile.block, len(PIECE), tile.stages > 2,
             INTERPRETED and q.dtype == torch.bfloat16, *sizes, BESIDE=front == "tall",
             num_warps=tile.warps, num_stages=tile.stages, **early(),
         )  # fmt: skip

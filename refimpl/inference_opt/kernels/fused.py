@@ -92,7 +92,10 @@ def project(
         return swiglu(y) if gated else y
     n, k = len(weight) // (1 + gated), x.shape[1]
     out = x.new_empty(1, n) if residual is None else residual
-    rows, block = (4, 512) if gated else (8, 1024 if residual is None else 2048)  # found by trying, on an H100
+    if gated:  # found by trying, on an H100
+        rows, block = (2, 1024) if k <= 1024 else (4, 512)
+    else:
+        rows, block = 8, 1024 if residual is None or k < 2048 else 2048
     project_row[(triton.cdiv(n, rows),)](
         x, weight, x if norm is None else norm.weight, out, 0.0 if norm is None else norm.eps, n, k,
         norm is not None, residual is not None, gated, rows, block, num_warps=block // 256, **early(),

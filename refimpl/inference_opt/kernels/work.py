@@ -98,23 +98,26 @@ def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -
     """A tile for so many rows of `query_bytes`, of keys that take `key_bytes` with their values.
 
     Tensor cores take 16 rows at the least; more than 64 leave too few registers for what is summed. The blocks are as
-    long as shared memory lets two programs share a multiprocessor, one of them loading while the other computes; wide
-    keys under many rows have one to themselves. Found by trying, on an H100 (chapter 08). Widths that no model has may
-    need a smaller one: the queries and the blocks in the pipeline must fit. `hopper`: the Gluon kernel that knows the
-    pages.
+    long as shared memory lets two programs share a multiprocessor, one of them loading while the other computes;
+    latents have one to themselves. Found by trying, on an H100 (chapter 08). Widths that no model has may need a
+    smaller one: the queries and the blocks in the pipeline must fit. `hopper`: the Gluon kernel that knows the pages;
+    it is for many rows.
     """
     height = min(max(16, 1 << (rows - 1).bit_length()), 64)
-    if hopper == "latent":
+    if hopper == "latent" and rows > 16:
         return Tile(64, 128, 8, 1, 1, hopper)
     if hopper == "tall" and rows > 64:
         return Tile(128, 64, 8, 2, 1, hopper)
     if key_bytes <= 512:  # keys and values of 128 numbers in half precision
-        tile = Tile(height, 64, 4, 3, 2)
-    elif height > 16 and 1024 < key_bytes <= 1280:  # latents in half precision, under the heads of a large model
-        tile = Tile(height, 64, 8, 2, 1)
+        tile = Tile(height, 32 if height == 16 else 64, 4, 3, 2)
+    elif 1024 < key_bytes <= 1280:  # latents in half precision
+        tile = Tile(height, 64, 8, 3 if height < 64 else 2, 1)
     else:
-        tile = Tile(height, 32 if key_bytes <= 1280 else 16, 4, 2, 2)
-    while tile.rows * query_bytes + tile.stages * tile.block * key_bytes > SHARED_MEMORY and tile.stages > 1:
+        tile = Tile(height, 16, 4, 3, 2)
+    while tile.stages > 1:
+        blocks = tile.stages - (tile.rows < 64)  # products of 64 rows read theirs where it is, while the next arrive
+        if tile.rows * query_bytes + blocks * tile.block * key_bytes <= SHARED_MEMORY:
+            break
         smaller = tile.rows > 16
         tile = replace(tile, rows=tile.rows // 2) if smaller else replace(tile, stages=tile.stages - 1)
     return tile
