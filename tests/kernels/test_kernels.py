@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jaxtyping import config
 
@@ -103,6 +103,14 @@ def planned(s, k, v, table, stems=()):
         return kernels.plan_batch(table, s["lengths"], s["counts"], k, s["heads"], inner, stems)
 
 
+# The heads and widths of DeepSeek-V2: their tile has a way of its own to look up pages.
+DEEPSEEK = {
+    "page": 16, "kv_heads": 1, "heads": 128, "dim": 576, "value_dim": 512, "latent": True, "lengths": [130, 65],
+    "counts": [1, 2], "stem": 0, "dtype": torch.bfloat16, "seed": 0, "processors": 8,
+}  # fmt: skip
+
+
+@example(s=DEEPSEEK)
 @given(s=batches())
 def test_attention_is_the_plain_function_s(s):
     q, k, v, table = build(s)
