@@ -97,7 +97,7 @@ def layers_figure() -> Figure:
     for y in range(len(PARTS)):
         axes.add_patch(Rectangle((0, y), y, 1, facecolor="#f3f5f8", edgecolor="white"))
         axes.add_patch(Rectangle((y, y), 1, 1, facecolor=FILL, edgecolor="white"))
-    for part, other in imports():
+    for part, other in sorted(imports()):
         axes.add_patch(Rectangle((PARTS.index(other), PARTS.index(part)), 1, 1, facecolor=ACCENT, edgecolor="white"))
     middles = [i + 0.5 for i in range(len(PARTS))]
     axes.set_xticks(middles, PARTS, rotation=60, ha="right", rotation_mode="anchor")

@@ -113,7 +113,8 @@ def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -
     elif 1024 < key_bytes <= 1280:  # latents in half precision
         tile = Tile(height, 64, 8, 3 if height < 64 else 2, 1)
     else:
-        tile = Tile(height, 16, 4, 3, 2)
+        block, stages = {16: (16, 2), 32: (32, 2), 64: (16, 3)}[height]
+        tile = Tile(height, block, 4, stages, 2)
     while tile.stages > 1:
         blocks = tile.stages - (tile.rows < 64)  # products of 64 rows read theirs where it is, while the next arrive
         if tile.rows * query_bytes + blocks * tile.block * key_bytes <= SHARED_MEMORY:
