@@ -3,7 +3,7 @@
     best_of_block   the largest of a block of logits, many programs a row
     end_of_step     the largest of those: it is noted, and read next; and the row moves to its next place
 
-Written out in PyTorch's operations the end is six launches more, which take a step of a billion weights 5 µs of 935.
+Written out in PyTorch's operations the end is five launches more, which take a step of a billion weights 5 µs of 935.
 """
 
 import torch
