@@ -26,7 +26,7 @@ def shared_memory(rows: int, group: int, dim: int, value_dim: int, latent: bool,
     constants = {
         "HEADS": group, "KV_HEADS": 1, "D": dim, "V": value_dim, "SPLIT": split, "PAGE": 16, "SHARED": latent,
         "ROWS": tile.rows, "BLOCK": tile.block, "FIELDS": len(PIECE),
-        "LOOK_AHEAD": tile.stages > 2, "WIDEN": False,
+        "LOOK_AHEAD": tile.looks_ahead, "WIDEN": False,
         "DA": low, "DB": high, "DV": value, "EARLY": True, "BESIDE": False,
     }  # fmt: skip
     names = attend_piece.arg_names

@@ -229,7 +229,7 @@ def attend(
         attend_piece[(len(launch.pieces) * kv_heads,)](
             q, k_pages, k_pages if shared else v_pages, page_table, launch.pieces, out, lse, partial, partial_lse,
             page_table.stride(0), scale_log2,
-            heads, kv_heads, dim, value_dim, split, page, shared, tile.rows, tile.block, len(PIECE), tile.stages > 2,
+            heads, kv_heads, dim, value_dim, split, page, shared, tile.rows, tile.block, len(PIECE), tile.looks_ahead,
             INTERPRETED and q.dtype == torch.bfloat16, *sizes, BESIDE=front == "tall",
             num_warps=tile.warps, num_stages=tile.stages, **early(),
         )  # fmt: skip

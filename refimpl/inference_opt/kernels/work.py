@@ -55,6 +55,11 @@ class Tile:
     resident: int
     hopper: str = ""  # by a kernel of that card's own: "latent" (latent.py) or "tall" (tall.py)
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether pages are looked up a block ahead: worth their registers where blocks of keys are under way, too."""
+        return self.stages > 2
+
 
 @dataclass(frozen=True)
 class Launch:
