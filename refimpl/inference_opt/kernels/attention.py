@@ -245,10 +245,14 @@ def merge(
     states: Int[Tensor, "listed"],
     out: Float[Tensor, "tokens heads value_dim"],
     lse: Float[Tensor, "tokens heads"],
+    planned: bool = True,
 ) -> None:
-    """Join states[offsets[t] : offsets[t + 1]] into out[t] and lse[t], for the tokens that have any."""
+    """Join states[offsets[t] : offsets[t + 1]] into out[t] and lse[t], for the tokens that have any.
+
+    `planned`: offsets and states were there before the last launch, so this one may begin early and read them.
+    """
     tokens, heads, value_dim = out.shape
     merge_token[(tokens, heads)](
         partial, partial_lse, offsets, states, out, lse,
-        heads, value_dim, triton.next_power_of_2(value_dim), 16, **early(),
+        heads, value_dim, triton.next_power_of_2(value_dim), 16, **(early() if planned else {"EARLY": False}),
     )  # fmt: skip

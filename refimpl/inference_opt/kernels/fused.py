@@ -174,7 +174,10 @@ def rotate_write(
     k_pages: Float[Tensor, "pages page_size kv_heads dim"],
     v_pages: Float[Tensor, "pages page_size kv_heads dim"],
 ) -> Float[Tensor, "tokens heads dim"]:
-    """The rotated queries; keys, rotated, and values go to their slots. The caller has checked positions and slots."""
+    """The rotated queries; keys, rotated, and values go to their slots. The caller has checked positions and slots.
+
+    They, and the angles, must have been there before the launch in front of this one: they are read while it runs.
+    """
     kv_heads, dim = k_pages.shape[2:]
     rows = qkv.shape[1] // dim
     heads = rows - 2 * kv_heads

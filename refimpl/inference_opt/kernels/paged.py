@@ -295,5 +295,5 @@ def merge_states(
     listed = (each[:, None] + tokens * torch.arange(states, dtype=torch.int32, device=outs.device)).flatten()
     offsets = torch.arange(tokens + 1, dtype=torch.int32, device=outs.device) * states
     out, lse = torch.empty_like(outs[0]), torch.empty_like(lses[0])
-    attention.merge(outs.flatten(0, 1).float(), lses.flatten(0, 1), offsets, listed, out, lse)
+    attention.merge(outs.flatten(0, 1).float(), lses.flatten(0, 1), offsets, listed, out, lse, planned=False)
     return out, lse
