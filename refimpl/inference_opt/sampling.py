@@ -13,6 +13,7 @@ easy as 1, 2, 3"), so a request's text does not depend on what else is in its ba
 import math
 import secrets
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -63,6 +64,9 @@ class SamplingParams:
         require(holds, "gamma", "an integer ≥ 0 (0: no drafts), or None")
 
 
+BROKEN = "the logits hold NaN or infinity: the model's output is broken, there is no law to sample"
+
+
 # [probabilities]
 def probabilities(logits: Float[Tensor, "*rows vocab"], params: SamplingParams) -> Float[Tensor, "*rows vocab"]:
     """The law that the next token is drawn from, in float64, row by row; each row sums to one.
@@ -94,7 +98,7 @@ def probabilities(logits: Float[Tensor, "*rows vocab"], params: SamplingParams) 
 def check_top(top: Float[Tensor, "*rows"]) -> None:
     """ValueError unless all are finite: a row's largest logit is NaN if any is, +∞ if any is, and −∞ if all are."""
     if not torch.isfinite(top).all():
-        raise ValueError("the logits hold NaN or infinity: the model's output is broken, there is no law to sample")
+        raise ValueError(BROKEN)
 
 
 def _keep(p: Float[Tensor, "*rows vocab"], mask: Tensor) -> Float[Tensor, "*rows vocab"]:
@@ -197,6 +201,12 @@ class StopCheck:
         self.left = min(params.max_new_tokens, room)
         self.eos = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
         self.stop, self.stream = params.stop, stream
+
+    def __copy__(self) -> "StopCheck":
+        """One that goes on from here by itself."""
+        twin = object.__new__(StopCheck)
+        twin.__dict__ |= self.__dict__ | {"stream": copy(self.stream)}
+        return twin
 
     def after(self, token: int) -> FinishReason | None:
         """The reason to stop right after this token, if there is one."""

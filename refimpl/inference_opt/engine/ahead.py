@@ -34,7 +34,6 @@ from inference_opt.kv.paged import PagedCache
 from inference_opt.model.attention import GroupedQueryAttention
 from inference_opt.model.experts import SwiGLU
 from inference_opt.model.transformer import Layer, Transformer
-from inference_opt.sampling import check_top
 from inference_opt.speculative.drafter import Drafter
 from inference_opt.steps import recording
 
@@ -63,8 +62,11 @@ class Ahead:
         return plain and recording() is None
 
     # [run]
-    def run(self, chunks: Sequence[Chunk], memory: Memory) -> list[list[int]]:
-        """What each request emits next: as many tokens as it has room for, at most `steps`."""
+    def run(self, chunks: Sequence[Chunk], memory: Memory) -> list[list[int] | None]:
+        """What each request emits next: as many tokens as it has room for, at most `steps`.
+
+        Where logits hold NaN or infinity, the tokens before them; None where there are none.
+        """
         rooms = []
         for chunk in chunks:
             room = min(self.steps, chunk.request.check.left)
@@ -79,8 +81,8 @@ class Ahead:
         for _ in range(max(rooms)):
             replay()
         tokens, tops = (each[:, : len(chunks)].T.cpu() for each in (self.greedy.chosen, self.greedy.tops))
-        check_top(tops[torch.arange(self.steps) < torch.tensor(rooms)[:, None]])
-        return [row[:room] for row, room in zip(tokens.tolist(), rooms)]
+        sound = tops.isfinite().long().cumprod(dim=1).sum(dim=1).tolist()  # steps before the first broken one
+        return [row[: min(room, good)] or None for row, room, good in zip(tokens.tolist(), rooms, sound)]
 
     # [/run]
 

@@ -4,6 +4,7 @@
     draft      guesses behind the last token of those that decode (speculation.py)
     run        the model once, over all of them laid end to end: prompts' chunks, single tokens and drafts alike
     commit     what was fed and kept is now computed; requests whose last known token was fed get their next, or several
+               (worked out first, then written: change.py)
 
 Plain decoding is speculation with no drafts: one step for both. (On CUDA, `ahead.py` runs steps that are all greedy.)
 
@@ -14,17 +15,20 @@ computed, and written, by the next step, which feeds it. So the last token of a 
 import itertools
 import time
 from collections.abc import Hashable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from inference_opt.engine.ahead import run_ahead
+from inference_opt.engine.change import Change, work_out
+from inference_opt.engine.exclusive import exclusive
 from inference_opt.engine.memory import Memory
 from inference_opt.engine.request import Metrics, Request, check_hashable
 from inference_opt.engine.scheduler import Chunk, Scheduler
-from inference_opt.engine.speculation import Rule, Speculation, logprobs
+from inference_opt.engine.speculation import Rule, Speculation
 from inference_opt.engine.stats import FED, Output, Stats
 from inference_opt.kv.in_place import cache_class
 from inference_opt.kv.policies import Policy
@@ -84,12 +88,19 @@ class Engine:
         )
         self.requests: dict[Hashable, Request] = {}  # those that are not finished
         self._arrivals, self._names = itertools.count(), itertools.count()
+        self.calls: dict[str, object] = {}  # the one under way, if there is one (exclusive.py)
         self._totals = Stats(pages=num_pages)
 
     # [step]
+    @exclusive
     def step(self) -> list[Output]:
-        """One step. If it fails or is interrupted, everyone waits again, nothing is lost, and the error is raised."""
+        """One step. If it fails or is interrupted at any line, nothing is lost: unfinished requests wait again, and the
+        error is raised.
+
+        A request whose logits hold NaN or infinity fails alone: its `finish_reason` is "error", its `error` says why.
+        """
         began = time.perf_counter()
+        changes: list[Change] = []
         try:
             self.speculation.observe()
             observed = time.perf_counter()
@@ -100,28 +111,35 @@ class Engine:
             drafts = self.speculation.propose(chunks)
             drafted = time.perf_counter()
             emitted, logits, states = self._run(chunks, drafts)
+            ran = time.perf_counter()
+            totals = copy(self._totals)
+            made = [work_out(*each, began, totals) for each in zip(chunks, drafts, emitted, logits)]
+            totals.steps += 1
+            totals.run_seconds += ran - drafted
+            totals.draft_seconds += drafted - scheduled + observed - began
+            changes = made
+            self._write(changes, totals)
+            outputs = [self._conclude(*each) for each in zip(chunks, drafts, changes, states)]
+            totals.schedule_seconds += time.perf_counter() - ran + scheduled - observed
+            step("engine.step", self.scheduler, "step {n} of the engine is done", n=totals.steps, outputs=outputs)
         except BaseException:
-            self.speculation.pending = []
-            self.scheduler.restart(self.requests.values())
+            if changes:  # worked out, and perhaps half written: write them whole
+                self._write(changes, totals)
+            self._begin_anew()
             raise
-        ran = time.perf_counter()
-        outputs = [self._commit(*each, began) for each in zip(chunks, drafts, emitted, logits, states)]
-        self._totals.steps += 1
-        self._totals.run_seconds += ran - drafted
-        self._totals.draft_seconds += drafted - scheduled + observed - began
-        self._totals.schedule_seconds += time.perf_counter() - ran + scheduled - observed
-        step("engine.step", self.scheduler, "step {n} of the engine is done", n=self._totals.steps, outputs=outputs)
         return outputs
 
-    def _run(self, chunks: list[Chunk], drafts: list[Draft]) -> tuple[list[list[int]], list[Tensor], list[States]]:
+    def _run(
+        self, chunks: list[Chunk], drafts: list[Draft]
+    ) -> tuple[list[list[int] | None], list[Tensor], list[States]]:
         """The model over all chunks and drafts laid end to end.
 
-        For each chunk: what it emits; the logits behind its last token and behind each draft, [1 + drafts, vocab] (no
-        row where there is prompt left); and the residual stream where the drafter taps it.
+        For each chunk: what it emits (None: its logits are broken); the logits behind its last token and behind each
+        draft, [1 + drafts, vocab] (no row where there is prompt left); the residual stream where the drafter taps it.
         """
         none: list[States] = [[] for _ in chunks]
         if self.ahead is not None and self.ahead.takes(chunks):
-            return self.ahead.run(chunks, self.scheduler.memory), [torch.empty(0)] * len(chunks), none
+            return self.ahead.run(chunks, self.scheduler.memory), [torch.empty(0, 0)] * len(chunks), none
         fed = [
             chunk.request.tokens[chunk.start : chunk.start + chunk.count].tolist() + draft.tokens
             for chunk, draft in zip(chunks, drafts)
@@ -138,62 +156,43 @@ class Engine:
             h, tapped = self.model.stream(tokens, positions, self.cache, taps=self.speculation.taps)
             logits = self.model.logits(h[torch.tensor(rows, device=h.device).long()])
         states = [list(each) for each in zip(*(tap.split(counts) for tap in tapped))]
-        split = list(logits.split(wanted))
-        return self.speculation.decide(chunks, split, drafts), split, states or none
+        split = logits.split(wanted)
+        return self.speculation.decide(chunks, drafts, logits, split), list(split), states or none
 
-    def _commit(
-        self, chunk: Chunk, draft: Draft, emitted: list[int], logits: Tensor, states: States, began: float
-    ) -> Output:
-        """Write down what a step did for one request: every emitted token, up to the one that ends the text."""
-        request, metrics, totals, now = chunk.request, chunk.request.metrics, self._totals, time.perf_counter()
-        if metrics.admitted is None:
-            metrics.admitted, metrics.admitted_step = began, totals.steps
-        tokens, request.finish_reason = request.check.within(emitted)
-        request.tokens.extend(tokens)
-        if tokens and request.params.logprobs:
-            request.logprobs += logprobs(logits, tokens)
-        # Of the drafts, those emitted were read; the last token emitted never is (rejected drafts are overwritten).
-        request.computed = len(request.tokens) - 1 if tokens else chunk.start + chunk.count
-        kind: Literal["prompt", "decode", "end"] = "decode" if request.decoding else "prompt"
-        if chunk.start >= len(request.prompt) and chunk.count == 1 and tokens:
-            metrics.decode_steps += 1
-            totals.decode_tokens += len(tokens)
-        else:
-            metrics.prefill_steps += 1
-            metrics.prefill_tokens += chunk.count
-            totals.prefill_tokens += chunk.count
-        if tokens:
-            metrics.first_token = metrics.first_token or now
-            request.decoding = True
-        self._count(request, len(draft.tokens), min(len(emitted) - 1, len(tokens)))
-        if request.finished:
-            metrics.finished = now
-            kind = "end" if kind == "decode" else kind
-        self.speculation.note(request, chunk.start, states, kind)
-        output = Output(request, chunk.start, chunk.count, tokens, draft.tokens)
-        step("engine.commit", self.scheduler, FED, id=request.id, output=output, tokens=tokens)
+    def _write(self, changes: list[Change], totals: Stats) -> None:
+        """The step has happened. Written twice, it has happened once."""
+        for change in changes:
+            change.write()
+        self._totals = totals
+
+    def _conclude(self, chunk: Chunk, draft: Draft, change: Change, states: States) -> Output:
+        """What follows from a change: what the drafter learns, and whose pages are free."""
+        request = chunk.request
+        if request.adaptive is not None and request.decoding:
+            request.adaptive.learn(len(draft.tokens), change.accepted)
+        self.speculation.note(request, chunk.start, states, change.kind)
+        output = Output(request, chunk.start, chunk.count, change.tokens, draft.tokens)
+        step("engine.commit", self.scheduler, FED, id=request.id, output=output, tokens=change.tokens)
         if request.finished:
             self._leave(request)
         elif chunk.drafts:
             self.scheduler.memory.trim(request)
         return output
 
-    def _count(self, request: Request, drafted: int, accepted: int) -> None:
-        if request.adaptive is not None and request.decoding:
-            request.adaptive.learn(drafted, accepted)
-        if drafted:
-            for counts in (request.metrics, self._totals):
-                counts.drafted_tokens += drafted
-                counts.accepted_tokens += accepted
-
     # [/step]
 
     def _leave(self, request: Request) -> None:
         self.scheduler.remove(request)
-        del self.requests[request.id]
-        self._totals.cached_tokens += request.metrics.cached_tokens
+        self.requests.pop(request.id)
+
+    def _begin_anew(self) -> None:
+        """Nothing that was computed is trusted; who is not finished waits again, with the tokens written down."""
+        self.speculation.pending = []
+        self.requests = {id: request for id, request in self.requests.items() if not request.finished}
+        self.scheduler.restart(self.requests.values())
 
     # [requests]
+    @exclusive
     def add(
         self,
         prompt: Sequence[int],
@@ -207,21 +206,31 @@ class Engine:
         continue, a request that could never fit in the pool, or the `id` of one that is not finished.
         """
         request = self._request(prompt, params, id, namespace)
-        self.scheduler.add(request)
-        self.requests[request.id] = request
+        try:
+            self.requests[request.id] = request
+            self.scheduler.add(request)
+        except BaseException:
+            self.requests.pop(request.id, None)
+            self.scheduler.waiting.pop(request.id, None)
+            raise
         return request
 
+    @exclusive
     def abort(self, id: Any) -> Request:
         """End a request now; what it has stays on its handle. ValueError if there is none of this id."""
         check_hashable("id", id)
         if id not in self.requests:
             raise ValueError(f"no unfinished request has the id {id!r}")
         request = self.requests[id]
-        request.finish_reason = "abort"
-        request.metrics.finished = time.perf_counter()
-        if request.table:
-            self.speculation.note(request, request.computed, [], "end")
-        self._leave(request)
+        try:
+            request.finish_reason = "abort"
+            request.metrics.finished = time.perf_counter()
+            if request.table:
+                self.speculation.note(request, request.computed, [], "end")
+            self._leave(request)
+        except BaseException:
+            self._begin_anew()
+            raise
         return request
 
     # [/requests]
@@ -282,10 +291,8 @@ class Engine:
     @property
     def stats(self) -> Stats:
         """Totals so far and the pool as it stands."""
-        live = sum(request.metrics.cached_tokens for request in self.requests.values())
         return replace(
             self._totals,
-            cached_tokens=self._totals.cached_tokens + live,
             preemptions=self.scheduler.preemptions,
             evicted_pages=self.tree.evicted,
             pages_cached=len(self.tree),

@@ -30,6 +30,18 @@ class Memory:
         """Pages that are free or could be freed by evicting."""
         return self.pool.free + self.tree.evictable
 
+    # [fits]
+    def fits(self, request: Request) -> bool:
+        """Whether a request that waits can have pages for all of its known tokens. Asked of the tree without a use.
+
+        Those that run have theirs by now: none is left with a part of its prompt while there is budget.
+        """
+        found, idle = self.tree.look(request.tokens[:-1], request.namespace)
+        # What it finds is locked while it runs, so idle pages among it can no longer be evicted for the rest.
+        return self.pool.pages_for(len(request.tokens)) - found <= self.available - idle
+
+    # [/fits]
+
     # [attach]
     def attach(self, request: Request) -> int:
         """Use what the tree has beyond what the request has computed; return how many tokens that saved.
@@ -103,7 +115,14 @@ class Memory:
 
     # [/release]
 
+    def discard(self, request: Request) -> None:
+        """The request's numbers are broken: leave, and keep nothing of its text that nobody else needs."""
+        node = request.node
+        self.release(request)
+        assert node is not None
+        self.pool.release(self.tree.discard(node))
+
     def forget(self) -> None:
         """A step failed, and the tree may hold promises that were not kept: begin anew, whatever anyone held."""
-        self.tree.clear()
         self.pool.clear()
+        self.tree.clear()

@@ -69,7 +69,8 @@ class Request:
     adaptive: Adaptive | None = None  # how long its drafts should be, where that is left to the engine
     memo: Any = None  # the drafter's notes
     logprobs: list[float] = field(default_factory=list)  # of the new tokens, if asked for
-    finish_reason: FinishReason | Literal["abort"] | None = None
+    finish_reason: FinishReason | Literal["abort", "error"] | None = None
+    error: str | None = None  # what was wrong, where that is "error"
 
     def __post_init__(self) -> None:
         self.tokens = array("i", self.prompt)

@@ -24,6 +24,9 @@ Progress: the request processed first can preempt all others or, if it is the la
 in either case one request has what it needs, since no request is admitted that could not run alone in the pool.
 """
 
+import bisect
+import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,11 +40,15 @@ LOOKAHEAD = 64  # waiting requests, the oldest first, whose cached prefixes are 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A request's part of a step: `count` of its tokens from `start` on, and up to `drafts` guesses behind them."""
+    """A request's part of a step: `count` of its tokens from `start` on, and up to `drafts` guesses behind them.
+
+    `found`: tokens before `start` that the tree had, and that the step saves.
+    """
 
     request: Request
     start: int
     count: int
+    found: int = 0
     drafts: int = 0
 
     @property
@@ -74,7 +81,7 @@ class Scheduler:
         self.gamma, self.draft_rows = gamma, draft_rows
         self.memory, self.token_budget, self.patience = memory, token_budget, patience
         self.max_running = min(max_running, token_budget)  # each needs a token a step
-        self.waiting: dict[Hashable, Request] = {}  # by id, in the order of arrival
+        self.waiting: OrderedDict[Hashable, Request] = OrderedDict()  # by id, in the order of arrival
         self.running: list[Request] = []
         self.preemptions = 0
 
@@ -88,8 +95,7 @@ class Scheduler:
         preempted = False
         while todo and budget:
             request = todo.pop(0)
-            if request.remaining > 1:
-                request.metrics.cached_tokens += self.memory.attach(request)
+            found = self.memory.attach(request) if request.remaining > 1 else 0
             count = min(request.remaining, budget)
             while not self.memory.reserve(request, request.computed + count):
                 victim = max([request, *todo], key=lambda each: each.arrival)
@@ -99,25 +105,27 @@ class Scheduler:
                     break
                 todo.remove(victim)
             else:
-                chunks.append(self._chunk(request, count))
+                chunks.append(self._chunk(request, count, found))
                 budget -= count
         while budget and self.waiting and not preempted and len(self.running) < self.max_running:
             request = self._next()
-            if not self._admit(request):
+            if not self.memory.fits(request):
+                step("schedule.refuse", self, "{id} must wait: its pages cannot be had", id=request.id)
                 break
+            found = self._admit(request)
             count = min(request.remaining, budget)
             self.memory.reserve(request, request.computed + count)
-            chunks.append(self._chunk(request, count))
+            chunks.append(self._chunk(request, count, found))
             budget -= count
         return self._add_drafts(chunks, budget)
 
-    def _chunk(self, request: Request, count: int) -> Chunk:
+    def _chunk(self, request: Request, count: int, found: int) -> Chunk:
         if request.remaining > 1 or request.computed < len(request.prompt):
             # All but the last known token: whoever finds a prompt whole computes its last page again, in its own copy.
             self.memory.publish(request, min(request.computed + count, len(request.tokens) - 1))
         event = "schedule.prefill" if request.remaining > 1 else "schedule.decode"
         step(event, self, "{id}: {count:token} from {start} on", id=request.id, start=request.computed, count=count)
-        return Chunk(request, request.computed, count)
+        return Chunk(request, request.computed, count, found)
 
     # [/schedule]
 
@@ -153,25 +161,15 @@ class Scheduler:
 
         return min(door, key=place)
 
-    def _admit(self, request: Request) -> bool:
-        """Let a request in if the pages for all of its known tokens can be had.
-
-        Those that run have theirs by now: none is left with a part of its prompt while there is budget.
-        """
-        memory = self.memory
-        saved = memory.attach(request)
-        if memory.pool.pages_for(len(request.tokens)) - len(request.table) > memory.available:
-            self._release(request)
-            step("schedule.refuse", self, "{id} must wait: its pages cannot be had", id=request.id)
-            return False
-        request.metrics.cached_tokens += saved
+    def _admit(self, request: Request) -> int:
+        """Let a request in whose pages can be had; return how many tokens of it were found."""
+        found = self.memory.attach(request)
         del self.waiting[request.id]
-        self.running.append(request)
-        self.running.sort(key=lambda each: each.arrival)
-        for other in self.waiting.values():
-            other.metrics.overtaken += other.arrival < request.arrival
-        step("schedule.admit", self, "{id} is let in; {saved:token} of it were found", id=request.id, saved=saved)
-        return True
+        bisect.insort(self.running, request, key=_arrival)
+        for other in itertools.takewhile(lambda each: each.arrival < request.arrival, self.waiting.values()):
+            other.metrics.overtaken += 1
+        step("schedule.admit", self, "{id} is let in; {saved:token} of it were found", id=request.id, saved=found)
+        return found
 
     # [/admit]
 
@@ -190,8 +188,11 @@ class Scheduler:
         request.forget()
 
     def _wait(self, request: Request) -> None:
-        ordered = sorted([*self.waiting.values(), request], key=lambda each: each.arrival)
-        self.waiting = {each.id: each for each in ordered}
+        """At the place of its arrival, which is near the front: only what it had overtaken stands before it."""
+        before = list(itertools.takewhile(lambda each: each.arrival < request.arrival, self.waiting.values()))
+        self.waiting[request.id] = request
+        for each in (request, *reversed(before)):
+            self.waiting.move_to_end(each.id, last=False)
 
     # [/preempt]
 
@@ -213,13 +214,16 @@ class Scheduler:
             del self.waiting[request.id]
         else:
             self.running.remove(request)
-            self.memory.publish(request, request.computed)  # what it computed stays as long as there is room
-            self.memory.release(request)
+            if request.finish_reason == "error":
+                self.memory.discard(request)
+            else:
+                self.memory.publish(request, request.computed)  # what it computed stays as long as there is room
+                self.memory.release(request)
         step("schedule.leave", self, "{id} leaves: {why}", id=request.id, why=request.finish_reason)
 
     def restart(self, requests: Iterable[Request]) -> None:
         """A step failed, wherever it was: all `requests` wait again, and nothing that was computed is trusted."""
-        self.waiting = {each.id: each for each in sorted(requests, key=lambda each: each.arrival)}
+        self.waiting = OrderedDict((each.id, each) for each in sorted(requests, key=_arrival))
         self.running = []
         for request in self.waiting.values():
             request.forget()
@@ -242,3 +246,7 @@ class Scheduler:
             "who waits holds no page": not any(each.table for each in self.waiting.values()),
             "requests run in the order of arrival": running == sorted(running, key=lambda each: each.arrival),
         }
+
+
+def _arrival(request: Request) -> int:
+    return request.arrival

@@ -20,7 +20,7 @@ from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.kv.paged import PagedCache
 from inference_opt.model.transformer import Transformer
-from inference_opt.sampling import CommonNoise, Noise, greedy, probabilities, sample
+from inference_opt.sampling import CommonNoise, Noise, probabilities, sample
 from inference_opt.speculative import rules
 from inference_opt.speculative.drafter import Draft, Drafter, Job, Span, check_draft
 from inference_opt.speculative.length import Adaptive
@@ -97,18 +97,32 @@ class Speculation:
         return CommonNoise(seed, start) if self.rule is rules.coupled else Noise(seed, start, stream=int(drafting))
 
     # [accept]
-    def decide(self, chunks: Sequence[Chunk], logits: Sequence[Tensor], drafts: Sequence[Draft]) -> list[list[int]]:
-        """What each chunk emits. Greedy tokens are chosen together: the device is waited for once."""
-        plain = [
-            i
-            for i, (chunk, draft) in enumerate(zip(chunks, drafts))
-            if chunk.samples and not draft.tokens and chunk.request.params.temperature == 0
-        ]
-        chosen = dict(zip(plain, greedy(torch.cat([logits[i] for i in plain])))) if plain else {}
-        return [
-            [chosen[i]] if i in chosen else self.accept(chunk.request, rows, draft) if chunk.samples else []
-            for i, (chunk, rows, draft) in enumerate(zip(chunks, logits, drafts))
-        ]
+    def decide(
+        self,
+        chunks: Sequence[Chunk],
+        drafts: Sequence[Draft],
+        logits: Float[Tensor, "rows vocab"],
+        split: Sequence[Tensor],
+    ) -> list[list[int] | None]:
+        """What each chunk emits: nothing while there is prompt left, None where its logits are broken.
+
+        `split`: each chunk's rows of the logits. All rows are looked at together: the device is waited for once.
+        """
+        tops, best = logits.max(dim=-1)  # of equals the first; NaN if any is
+        sound, tokens = torch.stack((tops.isfinite().long(), best)).tolist()
+        emitted: list[list[int] | None] = []
+        end = 0
+        for chunk, draft, rows in zip(chunks, drafts, split):
+            start, end = end, end + len(rows)
+            if not chunk.samples:
+                emitted.append([])
+            elif not all(sound[start:end]):
+                emitted.append(None)
+            elif not draft.tokens and chunk.request.params.temperature == 0:
+                emitted.append([tokens[start]])
+            else:
+                emitted.append(self.accept(chunk.request, rows, draft))
+        return emitted
 
     def accept(self, request: Request, logits: Float[Tensor, "rows vocab"], draft: Draft) -> list[int]:
         """What the step emits: `logits` are the target's behind the last known token and behind each draft."""
@@ -134,9 +148,3 @@ class Speculation:
             tokens = list(request.tokens[start : request.computed + 1])
             rows = [state[: len(tokens) - 1] for state in states]
             self.pending.append(Span(request, request.table, start, tokens, rows, kind))
-
-
-def logprobs(logits: Float[Tensor, "rows vocab"], tokens: Sequence[int]) -> list[float]:
-    """The model's own log-probability of each token, before temperature and filters; row i says token i."""
-    rows = torch.log_softmax(logits[: len(tokens)].double(), dim=-1)
-    return [float(row[x]) for row, x in zip(rows, tokens)]

@@ -82,7 +82,7 @@ class RadixTree(TreePictures):
             node.locks = -1
         if self.log and self._owned:
             self.log(Removed(tuple(self._owned)))
-        self.evicted += len(self._owned)
+        self.evicted = self.inserted  # whatever was half done
         self._owned.clear()
         self.roots: dict[Hashable, Node] = {}
         self.evictable = 0  # pages on unlocked nodes
@@ -109,6 +109,15 @@ class RadixTree(TreePictures):
     def cached(self, tokens: Sequence[int], namespace: Hashable = None) -> int:
         """How many tokens a match would find. Changes nothing, so a scheduler may ask about requests that wait."""
         return self._walk(as_bytes(tokens), namespace)[2] // WIDTH
+
+    def look(self, tokens: Sequence[int], namespace: Hashable = None) -> tuple[int, int]:
+        """How many pages a match would find, and how many of these are evictable now. Changes nothing."""
+        node, within, depth = self._walk(as_bytes(tokens), namespace)
+        size = self._step
+        idle = [len(above.pages) for above in upwards(node) if above.locks == 0]
+        if node.locks == 0:  # of the last edge only its beginning is found
+            idle[0] = within // size
+        return depth // size, sum(idle)
 
     def match(self, tokens: Sequence[int], namespace: Hashable = None) -> Match:
         """The longest cached prefix, in whole pages, and a use of it.
@@ -233,23 +242,37 @@ class RadixTree(TreePictures):
                 self._enqueue(node)  # its key rose since: not its turn yet
                 continue
             keep = max(len(node.pages) - (count - len(gone)), 0)
-            removed = node.pages[keep:]
+            removed = self._shorten(node, keep)
             gone += reversed(removed)
-            self.evicted += len(removed)
-            self._owned.difference_update(removed)
-            self.evictable -= len(removed)
-            if self.log:
-                self.log(Removed(tuple(removed)))
-            if keep:
-                del node.pages[keep:]
-                node.edge = node.edge[: keep * self._step]
-                self._enqueue(node)
-            else:
-                parent, node.parent, node.locks = node.parent, None, -1
-                del parent.children[node.edge[: self._step]]
-                self._enqueue(parent)
             step("radix.evict", self, EVICTED, removed=removed, gone=gone, count=count, kept=keep)
         return gone
+
+    def discard(self, node: Node) -> list[int]:
+        """Remove a prefix as far as nobody else needs it, from its end upwards; its pages are the caller's."""
+        gone: list[int] = []
+        while node.parent is not None and not (node.children or node.locks):
+            above = node.parent
+            gone += reversed(self._shorten(node, 0))
+            node = above
+        return gone
+
+    def _shorten(self, node: Node, keep: int) -> list[int]:
+        """Cut a leaf's edge to `keep` pages, and the leaf off where nothing is kept; the pages removed."""
+        removed = node.pages[keep:]
+        self.evicted += len(removed)
+        self._owned.difference_update(removed)
+        self.evictable -= len(removed)
+        if self.log:
+            self.log(Removed(tuple(removed)))
+        if keep:
+            del node.pages[keep:]
+            node.edge = node.edge[: keep * self._step]
+            self._enqueue(node)
+        else:
+            parent, node.parent, node.locks = node.parent, None, -1
+            del parent.children[node.edge[: self._step]]
+            self._enqueue(parent)
+        return removed
 
     def _enqueue(self, node: Node) -> None:
         """Put a leaf that no one needs in the heap. A key that rose since is noticed when it is popped."""

@@ -65,9 +65,12 @@ class Autoregressive(Drafter):
         while True:
             scores = self.logits(states)
             certainty = scores.softmax(dim=-1).amax(dim=-1).tolist() if self.confidence else [1.0] * len(active)
+            sound = scores.amax(dim=-1).isfinite().tolist()
             on = []
             for row, (i, scored) in enumerate(zip(active, scores)):
                 job, draft = jobs[i], drafts[i]
+                if not sound[row]:
+                    continue  # nothing can be drawn from broken scores: the draft ends with what was drawn before
                 law = self.law(scored, job.text)
                 assert draft.laws is not None
                 draft.laws.append(law)
