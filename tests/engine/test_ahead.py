@@ -113,21 +113,27 @@ def test_a_part_that_sums_by_launches_is_decoded_ahead_and_its_hooks_are_asked(m
         assert asked, "fused products pass hooks by"
 
 
-def test_a_broken_model_says_so_and_nothing_is_lost():
+def test_a_request_of_broken_logits_ends_with_an_error():
     model = toy(dtype=torch.float32).to(DEVICE)
-    engine = Engine(model, page_size=4)
-    request = engine.add([1, 2], SamplingParams(max_new_tokens=5, ignore_eos=True))
+    engine = Engine(model, page_size=4, ahead=3)
+    params = SamplingParams(max_new_tokens=9, ignore_eos=True)
+    whole = model.embed.weight.detach().clone()
+    right = naive.generate(model, [1, 2], params)
+    bad = next(x for x in range(3, 50) if x not in right)
+    first = engine.add([1, 2], params)
+    second = engine.add([1, bad], params)
     engine.step()
-    whole = model.norm.weight.detach().clone()
     with torch.no_grad():
-        model.norm.weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match="NaN"):
+        model.embed.weight[second.output[0]] = torch.nan
+    while engine.requests:
         engine.step()
+    assert second.finish_reason == "error"
+    assert "NaN" in second.error
     with torch.no_grad():
-        model.norm.weight.copy_(whole)
-    while not request.finished:
-        engine.step()
-    assert request.output == naive.generate(model.double(), [1, 2], request.params)
+        model.embed.weight.copy_(whole)
+    assert second.output == naive.generate(model, [1, bad], params)[: len(second.output)]
+    if second.output[0] not in right:
+        assert first.output == naive.generate(model.double(), [1, 2], params)
     with pytest.raises(ValueError, match="ahead must be at least 1"):
         Engine(model, ahead=0)
 

@@ -203,10 +203,10 @@ def test_a_failed_step_is_survived():
     engine = Engine(model, page_size=2, num_pages=12)
     params = SamplingParams(max_new_tokens=6, ignore_eos=True)
     requests = [engine.add([1, 2, 3, tail], params) for tail in (1, 2)]
-    for fault in ("before", "between", "nan"):
+    for fault in ("before", "between"):
         engine.step()
         model.fault = fault
-        with pytest.raises((RuntimeError, ValueError), match="broken"):
+        with pytest.raises(RuntimeError, match="broken"):
             engine.step()
         assert_sound(engine)
         assert (engine.scheduler.running, len(engine.tree)) == ([], 0)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from inference_opt.engine import change
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.scheduler import Scheduler
 from inference_opt.sampling import SamplingParams
@@ -72,7 +73,7 @@ def no_rejected_draft_reaches_the_tree():
             served(drafter, *PROMPTS, later=again, gamma=gamma, page_size=1, num_pages=400)
 
 
-COMMIT, FIRST = (Engine, "_commit"), (SmallerModel, "first")
+FIRST = (SmallerModel, "first")
 BUGS = [
     (
         a_drafter_that_is_the_target_is_always_right,
@@ -83,7 +84,7 @@ BUGS = [
     (a_drafter_that_is_the_target_is_always_right, SmallerModel, "observe", "span.start if", "span.end if"),
     (a_drafter_that_is_the_target_is_always_right, SmallerModel, "observe", "start < span.text.memo", "False"),
     (a_rejected_draft_is_forgotten, SmallerModel, "observe", "min(span.text.memo, span.end)", "span.text.memo"),
-    (a_text_without_drafts_keeps_no_pages_for_them, *COMMIT, "elif chunk.drafts", "elif draft.tokens"),
+    (a_text_without_drafts_keeps_no_pages_for_them, Engine, "_conclude", "elif chunk.drafts", "elif draft.tokens"),
     (
         texts_of_a_batch_do_not_see_each_other,
         models,
@@ -96,8 +97,9 @@ BUGS = [
     (texts_of_a_batch_do_not_see_each_other, Eagle, "_digest", "np.cumsum(counts) - 1", "range(len(counts))"),
     (
         no_rejected_draft_reaches_the_tree,
-        *COMMIT,
-        "len(request.tokens) - 1 if tokens else",
+        change,
+        "work_out",
+        "known + len(tokens) - 1 if tokens else",
         "chunk.start + chunk.count + len(draft.tokens) if tokens else",
     ),
     (no_rejected_draft_reaches_the_tree, Scheduler, "remove", "request.computed)", "len(request.tokens))"),

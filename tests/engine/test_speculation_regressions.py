@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from inference_opt.engine import change, speculation
 from inference_opt.engine import engine as engine_module
-from inference_opt.engine import speculation
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.scheduler import Scheduler
 from inference_opt.engine.speculation import Speculation
@@ -60,7 +60,7 @@ def put_back(monkeypatch, scenario, owner, name, right, wrong):
     assert right in source, "the source has changed: put the same mistake into the new one"
     exec(source.replace(right, wrong), function.__globals__, scope)
     monkeypatch.setattr(owner, name, scope[name])
-    if owner is speculation and hasattr(engine_module, name):
+    if owner is change and hasattr(engine_module, name):
         monkeypatch.setattr(engine_module, name, scope[name])
     with pytest.raises((AssertionError, ValueError, RuntimeError, LookupError)):
         scenario()
@@ -198,7 +198,7 @@ def coupled_texts_do_not_depend_on_the_drafter():
     assert all(text == texts[0] for text in texts)
 
 
-COMMIT = (Engine, "_commit")
+COMMIT = (change, "work_out")
 BUGS = [
     (
         an_end_inside_accepted_tokens_ends_the_text,
@@ -224,8 +224,8 @@ BUGS = [
     (no_draft_goes_beyond_the_longest_text, Scheduler, "_add_drafts", "request.check.left - 1", "request.check.left"),
     (what_is_observed_counts_no_rejected_draft, *COMMIT, "+= len(tokens)", "+= len(draft.tokens) + 1"),
     (what_is_observed_counts_no_rejected_draft, *COMMIT, "min(len(emitted) - 1, len(tokens))", "len(draft.tokens)"),
-    (what_is_observed_counts_no_rejected_draft, *COMMIT, "within(emitted)", "within(draft.tokens or emitted)"),
-    (what_is_observed_counts_no_rejected_draft, speculation, "logprobs", "[: len(tokens)]", "[-len(tokens) :]"),
+    (what_is_observed_counts_no_rejected_draft, *COMMIT, "within(emitted or [])", "within(draft.tokens or emitted)"),
+    (what_is_observed_counts_no_rejected_draft, change, "logprobs", "[: len(tokens)]", "[-len(tokens) :]"),
     (an_end_counts_the_drafts_before_it, *COMMIT, "min(len(emitted) - 1, len(tokens))", "len(emitted) - 1"),
     (no_two_draws_of_a_text_are_one, Noise, "uniform", "(i, 1)", "(0, 1)"),
     (no_two_draws_of_a_text_are_one, Noise, "uniform", "(i, 1)", "(i, 0)"),
