@@ -81,8 +81,7 @@ class SamplingParams:
         if self.seed is None:
             return [replace(self, seed=secrets.randbits(63)) for _ in range(n)]
         roots = (np.random.SeedSequence(self.seed, spawn_key=(i,)) for i in range(1, n))
-        seeds = [self.seed, *(int(root.generate_state(1, np.uint64)[0]) for root in roots)]
-        return [replace(self, seed=seed) for seed in seeds]
+        return [self, *(replace(self, seed=int(root.generate_state(1, np.uint64)[0])) for root in roots)]
 
 
 def seeded(params: SamplingParams) -> SamplingParams:
