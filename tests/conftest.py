@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 # Not those with kernels: the hook would wrap the functions that Triton reads the source of.
 PACKAGE = Path(__file__).parent.parent / "refimpl"
@@ -34,6 +34,14 @@ def smollm2(smollm2_path):
     from inference_opt import load_model
 
     return load_model(smollm2_path)
+
+
+@pytest.fixture
+def untyped():
+    """Without the check of signatures: as a user calls it, who may give anything."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

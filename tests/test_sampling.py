@@ -1,6 +1,8 @@
 """Sampling against `transformers`' own filters, against exact inverse-CDF reasoning, and against its own promises."""
 
 import math
+import warnings
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -80,6 +82,43 @@ def test_a_token_of_probability_zero_never_runs(monkeypatch, arrivals):
     assert Noise(0, 0).choose(weights, 0) == (1 if arrivals[1] == 0 else 3)
     with pytest.raises(ValueError, match="no token"):
         Noise(0, 0).choose(0 * weights, 0)
+
+
+@settings(max_examples=100)
+@given(arrays(np.float64, 6, elements=st.floats(0, 1)), st.integers(0, 9), st.integers(-1060, 900))
+@example(np.array([1.0, 1e-320, 5e-324, 0, 1e-308, 1e-300]), 0, 0)
+def test_no_weight_is_too_small_to_race(weights, seed, scale):
+    weights = np.ldexp(weights, scale)
+    runners = np.flatnonzero(weights)
+    if len(runners) < 2:
+        return
+    arrivals = Noise(seed, 3)._generator(0, 0).standard_exponential(6)
+    # In rational numbers, which do not overflow; 53 bits tell all but the closest of races.
+    times = sorted((Fraction(arrivals[x]) / Fraction(weights[x]), x) for x in runners)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        token = Noise(seed, 3).choose(weights, 0)
+    assert token == times[0][1] or times[1][0] - times[0][0] < times[0][0] / 2**50
+
+
+def test_weights_of_denormal_numbers_have_their_frequencies():
+    weights = np.array([1.0, 0, 2, 5, 2])
+    tokens = [Noise(seed, 3).choose(np.ldexp(weights, -1070), 0) for seed in range(300)]
+    assert tokens == [Noise(seed, 3).choose(weights, 0) for seed in range(300)]
+    assert len({*tokens}) == 4
+
+
+def test_draws_at_low_temperature_do_not_warn():
+    logits = 4 * torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    for temperature in (0.01, 0.02, 0.03, 0.05):
+        params = SamplingParams(temperature=temperature, seed=1)
+        p = probabilities(logits, params).numpy()
+        assert temperature == 0.05 or ((p > 0) & (p < 2.3e-308)).any()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            tokens = [Noise(seed, 3).choose(p, 0) for seed in range(20)]
+            assert tokens[1] == sample(logits, params, 3)
+        assert (p[tokens] > 1e-9).all()
 
 
 def test_frequencies_are_the_weights():

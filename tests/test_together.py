@@ -43,7 +43,8 @@ def test_every_combination_gives_the_naive_baseline_s_tokens(switches, many, sam
     rows = [stem + data.draw(tails) for _ in range(data.draw(st.integers(2, 4)) if many else 1)]
     how = data.draw(SAMPLING[sampling])
     new = data.draw(st.integers(1, 14))
-    expected = [row + naive.generate(model.model, row, SamplingParams(max_new_tokens=new, **how)) for row in rows]
+    each = SamplingParams(max_new_tokens=new, **how).split(len(rows))  # a seed for each row
+    expected = [row + naive.generate(model.model, row, own) for row, own in zip(rows, each)]
     for _ in range(2):  # the second call finds what the first one left
         assert model.generate(torch.tensor(rows), len(rows[0]) + new, **how).tolist() == expected
 
@@ -57,8 +58,8 @@ def test_every_combination_on_smollm2(switches, smollm2, monkeypatch):
     stem = "Question: Where is it?\nAnswer: here.\nQuestion: "
     rows = [model.tokenizer.encode(f"{stem}{end}")[:18] for end in ("Who are you?", "What is it?")]
     for sampling in ({}, {"temperature": 0.8, "top_p": 0.9, "seed": 5}):
-        params = SamplingParams(max_new_tokens=8, ignore_eos=True, **sampling)
-        expected = [naive.generate(model.model, row, params) for row in rows]
+        each = SamplingParams(max_new_tokens=8, ignore_eos=True, **sampling).split(len(rows))
+        expected = [naive.generate(model.model, row, own) for row, own in zip(rows, each)]
         for many in (rows[:1], rows):
             found = model.generate(torch.tensor(many), 18 + 8, ignore_eos=True, **sampling)[:, 18:].tolist()
             for row, oracle, tokens in zip(many, expected, found):

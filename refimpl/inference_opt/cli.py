@@ -2,7 +2,6 @@
 
 import json
 import os
-import secrets
 import sys
 from concurrent.futures import Executor
 from pathlib import Path
@@ -86,7 +85,7 @@ def generate(
         top_k=top_k,
         top_p=top_p,
         min_p=min_p,
-        seed=secrets.randbits(63) if seed is None else seed,
+        seed=seed,
         stop=tuple(stop or ()),
         gamma=gamma,
     )

@@ -8,7 +8,7 @@ from typing import Any
 from inference_opt.bench.machine import command_line
 from inference_opt.engine.engine import Engine
 from inference_opt.model.load import load_model
-from inference_opt.sampling import SamplingParams, cut_at_stop
+from inference_opt.sampling import SamplingParams, cut_at_stop, seeded
 from inference_opt.speculative import DRAFTERS
 
 
@@ -20,6 +20,7 @@ def generate_text(
     Text that may be the beginning of a stop string is held back until it is known not to be. `drafter`: a name of
     `speculative.DRAFTERS`, None for plain decoding.
     """
+    params = seeded(params)
     model, tokenizer = load_model(model_name, dtype=dtype)
     ids = tokenizer.chat(prompt) if chat else tokenizer.encode(prompt)
     engine = Engine(model, drafter=DRAFTERS[drafter]() if drafter else None, tokenizer=tokenizer)

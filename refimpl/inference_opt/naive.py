@@ -16,7 +16,7 @@ from inference_opt.model.attention import NoCache
 from inference_opt.model.pictures import RECOMPUTED, decoded
 from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
-from inference_opt.sampling import SamplingParams, StopCheck, probabilities, sample
+from inference_opt.sampling import SamplingParams, StopCheck, probabilities, sample, seeded
 from inference_opt.steps import step
 
 
@@ -26,12 +26,17 @@ def stream(
 ) -> Iterator[int]:
     """Yield each new token as it is sampled (a text that ends itself ends with its end-of-sequence token).
 
-    `tokenizer` is needed where `params.stop` names strings. Raises ValueError for a prompt the model cannot continue.
+    `tokenizer` is needed where `params.stop` names strings. Raises ValueError, at once, for a prompt the model cannot
+    continue. Without a seed in `params` each call draws its own.
     """
-    ids = model.config.check_prompt(prompt_ids)
+    ids, params = model.config.check_prompt(prompt_ids), seeded(params)
     # The last token of a text is never fed back, hence the + 1.
     room = model.config.max_context - len(ids) + 1
     check = StopCheck(params, model.config.eos_token_ids, room, tokenizer.stream() if tokenizer else None)
+    return _continue(model, ids, params, check)
+
+
+def _continue(model: Transformer, ids: list[int], params: SamplingParams, check: StopCheck) -> Iterator[int]:
     reason = None
     while reason is None:
         tokens = torch.tensor(ids, device=model.device)  # [n]: the whole text, every time

@@ -20,6 +20,7 @@ from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.drafter import Drafter
 from inference_opt.speculative.models import FirstLayers, SmallerModel
 from inference_opt.speculative.rules import token_wise
+from inference_opt.values import integer
 
 
 class TransformerWithOptimizations(nn.Module):
@@ -120,25 +121,28 @@ class TransformerWithOptimizations(nn.Module):
         positions = torch.arange(length, device=input_ids.device).repeat(batch)
         return self.model(input_ids.flatten(), positions, NoCache([length] * batch)).unflatten(0, (batch, length))
 
-    def generate(self, input_ids: Int[Tensor, "batch length"], max_length: int, **sampling: Any) -> Tensor:
-        """Continue every row up to `max_length` tokens in all, prompt included: [batch, ≤ max_length].
+    def generate(self, input_ids: Int[Tensor, "batch length"], max_length: int, n: int = 1, **sampling: Any) -> Tensor:
+        """Continue every row up to `max_length` tokens in all, prompt included: [batch · n, ≤ max_length].
 
-        `sampling`: fields of `SamplingParams` (greedy unless told otherwise). A row that ends early is filled with its
-        end-of-sequence token. Raises ValueError for rows the model cannot continue and for lengths that leave no room.
+        `n` samples a row, those of the first row before those of the second, each with a seed of its own
+        (`SamplingParams.split`). `sampling`: fields of `SamplingParams` (greedy unless told otherwise).
+        A row that ends early is filled with its end-of-sequence token. Raises ValueError for rows the model cannot
+        continue and for lengths that leave no room.
         """
         if not isinstance(input_ids, Tensor):
             raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {str(input_ids)[:80]!r}")
         if input_ids.ndim != 2 or input_ids.is_floating_point():
             got = f"{input_ids.dtype} {tuple(input_ids.shape)}"
             raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {got}")
-        if max_length <= input_ids.shape[1]:
+        if integer("max_length", max_length) <= input_ids.shape[1]:
             raise ValueError(f"max_length ({max_length}) must exceed the prompt's {input_ids.shape[1]} tokens")
         params = SamplingParams(max_new_tokens=max_length - input_ids.shape[1], **sampling)
         prompts = input_ids.tolist()
         if self.use_radix_attention or self.drafter is not None:
-            texts = self._prepared().generate(prompts, params)
+            texts = self._prepared().generate(prompts, params, n)
         else:
-            texts = static.generate(self.model, prompts, params, self.tokenizer)
+            texts = static.generate(self.model, prompts, params, self.tokenizer, n)
+        prompts = [prompt for prompt in prompts for _ in range(n)]
         longest = max(map(len, texts))
         rows = [prompt + text + text[-1:] * (longest - len(text)) for prompt, text in zip(prompts, texts)]
         return torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)

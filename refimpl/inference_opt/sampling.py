@@ -10,17 +10,19 @@ seed and the token's position in its text (a counter-based generator: Salmon et 
 easy as 1, 2, 3"), so a request's text does not depend on what else is in its batch or on how often it was interrupted.
 """
 
-import math
 import secrets
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass, field
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from inference_opt.values import integer, listed, number, shown, switch
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class SamplingParams:
     """How one request samples and when it stops. ValueError for values outside their range.
 
     The filters apply in this order, each to what the one before left: temperature, `top_k` (0: off), `top_p` (1: off),
-    `min_p` (0: off). Without a `seed`, one is drawn at construction, and can be read to repeat the text.
+    `min_p` (0: off). Without a `seed` every request draws its own, and its handle's `params.seed` repeats the text.
+    A seed that comes with several requests of one call gives each its own (`split`). Requests of one seed that are
+    added one by one draw with the same noise, and are not independent of each other.
     Text stops at an end-of-sequence token (unless `ignore_eos`), at the first of the `stop` strings, after
     `max_new_tokens`, or at the end of the model's context. An engine with a drafter drafts `gamma` tokens a step (None:
     as the engine thinks best; 0: none). With `logprobs` it keeps each token's log-probability under the model itself.
@@ -39,29 +43,88 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    seed: int = field(default_factory=lambda: secrets.randbits(63))
+    seed: int | None = None
     stop: Sequence[str] = ()  # one string is taken as one, not as its letters
     ignore_eos: bool = False
     gamma: int | None = None
     logprobs: bool = False
 
     def __post_init__(self) -> None:
+        def given(name: str, check: Callable[..., Any], *more: Any) -> Any:
+            value = check(name, getattr(self, name), *more)
+            object.__setattr__(self, name, value)  # as Python's own type
+            return value
+
         def require(holds: bool, name: str, expected: str) -> None:
             if not holds:
                 raise ValueError(f"{name} must be {expected}, got {getattr(self, name)!r}")
 
-        require(isinstance(self.max_new_tokens, int) and self.max_new_tokens >= 1, "max_new_tokens", "an integer ≥ 1")
-        require(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", "a finite number ≥ 0")
-        require(isinstance(self.top_k, int) and self.top_k >= 0, "top_k", "an integer ≥ 0 (0: off)")
-        require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
-        require(0 <= self.min_p <= 1, "min_p", "in [0, 1]")
-        require(isinstance(self.seed, int) and 0 <= self.seed < 2**64, "seed", "an integer in [0, 2⁶⁴)")
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        require(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
-        object.__setattr__(self, "stop", tuple(self.stop))
-        holds = self.gamma is None or (isinstance(self.gamma, int) and self.gamma >= 0)
-        require(holds, "gamma", "an integer ≥ 0 (0: no drafts), or None")
+        given("max_new_tokens", integer, 1)
+        given("top_k", integer, 0)
+        require(given("temperature", number) >= 0, "temperature", "at least 0")
+        require(0 < given("top_p", number) <= 1, "top_p", "in (0, 1]")
+        require(0 <= given("min_p", number) <= 1, "min_p", "in [0, 1]")
+        require(self.seed is None or 0 <= given("seed", integer) < 2**64, "seed", "an integer in [0, 2⁶⁴), or None")
+        require(self.gamma is None or given("gamma", integer) >= 0, "gamma", "an integer ≥ 0 (0: no drafts), or None")
+        given("ignore_eos", switch)
+        given("logprobs", switch)
+        stop = [self.stop] if isinstance(self.stop, str) else listed("stop", self.stop, "strings")
+        object.__setattr__(self, "stop", tuple(stop))
+        require(all(isinstance(s, str) and s for s in stop), "stop", "non-empty strings")
+
+    # [split]
+    def split(self, n: int) -> "list[SamplingParams]":
+        """The same for `n` requests, with a seed each: the first keeps this one, if there is one, the others derive.
+
+        Seed i > 0 is NumPy's SeedSequence(seed, spawn_key=(i,)), whose numbers are fixed: a seed repeats all texts, and
+        more requests change none of those before. Split once for all requests, not what was split: both give seed i.
+        """
+        return [self._sample(i) for i in range(integer("n", n, 1))]
+
+    def _sample(self, i: int) -> "SamplingParams":
+        if self.seed is None:
+            return replace(self, seed=secrets.randbits(63))
+        if i == 0:
+            return self
+        root = np.random.SeedSequence(self.seed, spawn_key=(i,))
+        return replace(self, seed=int(root.generate_state(1, np.uint64)[0]))
+
+
+def seeded(params: SamplingParams) -> SamplingParams:
+    """For one request: with its seed, or one that is drawn now. ValueError for what are no parameters."""
+    return _checked(params).split(1)[0]
+
+
+def requests_of(
+    prompts: Iterable[Any], params: SamplingParams | Iterable[SamplingParams], n: int = 1
+) -> list[tuple[Any, SamplingParams]]:
+    """A batch, request by request: every prompt `n` times, one copy after another, with parameters and a seed each.
+
+    `params`: one for all prompts, or one a prompt. Requests that come with one seed share it out, in their order, as
+    `split` does. ValueError where prompts and params do not match, or are none.
+    """
+    prompts, n = listed("prompts", prompts, "prompts"), integer("n", n, 1)
+    each = [params] * max(len(prompts), 1) if isinstance(params, SamplingParams) else params
+    each = [_checked(one) for one in listed("params", each, "SamplingParams")]
+    if not prompts or len(each) != len(prompts):
+        count = len(each)
+        raise ValueError(f"expected one params for each of one or more prompts, got {count} for {len(prompts)}")
+    given: Counter[int | None] = Counter()  # requests so far, by the seed that they came with
+    requests = []
+    for prompt, one in zip(prompts, each):
+        for _ in range(n):
+            requests.append((prompt, one._sample(given[one.seed])))
+            given[one.seed] += 1
+    return requests
+
+
+def _checked(params: Any) -> SamplingParams:
+    if not isinstance(params, SamplingParams):
+        raise ValueError(f"params must be SamplingParams, got {shown(params)}")
+    return params
+
+
+# [/split]
 
 
 BROKEN = "the logits hold NaN or infinity: the model's output is broken, there is no law to sample"
@@ -146,7 +209,8 @@ class Noise:
             raise ValueError("there is no token to choose: all weights are zero")
         if len(runners) == 1:
             return int(runners[0])
-        noise = self._generator(i, 0).standard_exponential(len(weights))
+        # Times a power of two, which changes no order: E over the least of weights, 2⁻¹⁰⁷⁴, is more than a float holds.
+        noise = self._generator(i, 0).standard_exponential(len(weights)) * 2.0**-64
         return int(runners[np.argmin(noise[runners] / weights[runners])])
 
 
@@ -169,7 +233,8 @@ def sample(logits: Float[Tensor, "vocab"], params: SamplingParams, position: int
     """The token at `position` (counted from the start of prompt and text) of a request with these parameters."""
     if params.temperature == 0:
         return greedy(logits[None])[0]
-    return Noise(params.seed, position).choose(probabilities(logits, params).cpu().numpy(), 0)
+    seed = secrets.randbits(63) if params.seed is None else params.seed
+    return Noise(seed, position).choose(probabilities(logits, params).cpu().numpy(), 0)
 
 
 # [/draw]

@@ -1,6 +1,7 @@
 """Every right rule has the target's law, exactly, and costs what the papers say."""
 
 import random
+import warnings
 from fractions import Fraction
 from functools import lru_cache
 
@@ -218,3 +219,15 @@ def test_what_has_no_law_or_no_cost():
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("q", [5e-324, 1e-310, 1e-300])
+def test_a_draft_whose_probability_is_next_to_nothing_is_kept_without_a_warning(q):
+    target, draft = [np.array([0.5, 0.5])] * 2, [np.array([1 - q, q])]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for rule in (rules.token_wise, rules.block):
+            assert rule(target, draft, [1], Noise(0, 3))[0] == 1
+        assert rules.multi_draft([np.array([0.5, 0.5])] * 2, draft, [1], Noise(0, 3))[0] == 1
+    assert rules.ratio(q, 0.5) == q / 0.5
+    assert rules.ratio(0.5, q) == rules.ratio(q, q) == 1

@@ -22,7 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference_opt.engine import streams
 from inference_opt.engine.ahead import run_ahead
+from inference_opt.engine.arguments import Name, checked
 from inference_opt.engine.change import Change, work_out
 from inference_opt.engine.exclusive import exclusive
 from inference_opt.engine.memory import Memory
@@ -36,7 +38,7 @@ from inference_opt.kv.pool import PagePool
 from inference_opt.kv.radix import RadixTree
 from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
-from inference_opt.sampling import SamplingParams, StopCheck
+from inference_opt.sampling import SamplingParams, StopCheck, requests_of, seeded
 from inference_opt.speculative.drafter import Draft, Drafter
 from inference_opt.speculative.rules import token_wise
 from inference_opt.steps import step
@@ -72,6 +74,7 @@ class Engine:
         draft_rows: int = 64,
         ahead: int = 32,
     ) -> None:
+        page_size, num_pages, token_budget, max_running, patience, gamma, draft_rows, ahead = checked(**locals())
         config = model.config
         if num_pages is None:
             num_pages = 2 * -(-config.max_context // max(page_size, 1))
@@ -87,8 +90,8 @@ class Engine:
             Memory(self.pool, self.tree, radix), token_budget, max_running, patience, self.speculation.gamma, draft_rows
         )
         self.requests: dict[Hashable, Request] = {}  # those that are not finished
-        self._arrivals, self._names = itertools.count(), itertools.count()
         self.calls: dict[str, object] = {}  # the one under way, if there is one (exclusive.py)
+        self._arrived = 0
         self._totals = Stats(pages=num_pages)
 
     # [step]
@@ -202,11 +205,13 @@ class Engine:
     ) -> Request:
         """A request arrives; the handle that is returned collects its tokens.
 
-        `namespace`: prefixes are shared within one only. ValueError, and no change, for a prompt that the model cannot
-        continue, a request that could never fit in the pool, or the `id` of one that is not finished.
+        `params` of the handle has the seed that the request runs with. `id`, `namespace`: as keys of a dict, told apart
+        by ==; prefixes are shared within one namespace only. ValueError, and no change, for a prompt that the model
+        cannot continue, a request that could never fit in the pool, or the `id` of one that is not finished.
         """
         request = self._request(prompt, params, id, namespace)
         try:
+            self._arrived += 1
             self.requests[request.id] = request
             self.scheduler.add(request)
         except BaseException:
@@ -217,10 +222,11 @@ class Engine:
 
     @exclusive
     def abort(self, id: Any) -> Request:
-        """End a request now; what it has stays on its handle. ValueError if there is none of this id."""
+        """End a request now, by its id or its handle; what it has stays on the handle. ValueError if it is not here."""
+        id = id.id if isinstance(id, Request) else id
         check_hashable("id", id)
         if id not in self.requests:
-            raise ValueError(f"no unfinished request has the id {id!r}")
+            raise ValueError(f"no unfinished request has the id {id!r}: give the handle that add() returned, or its id")
         request = self.requests[id]
         try:
             request.finish_reason = "abort"
@@ -236,10 +242,10 @@ class Engine:
     # [/requests]
 
     def _request(self, prompt: Sequence[int], params: SamplingParams, id: Any, namespace: Any) -> Request:
+        """A handle, if it arrived now. Changes nothing."""
         config = self.model.config
-        ids = config.check_prompt(prompt)
-        if id is None:
-            id = f"request-{next(self._names)}"
+        ids, params = config.check_prompt(prompt), seeded(params)
+        id = Name(f"request-{self._arrived}") if id is None else id
         check_hashable("id", id)
         check_hashable("namespace", namespace)
         if id in self.requests:
@@ -248,43 +254,37 @@ class Engine:
         stream = self.tokenizer.stream() if self.tokenizer else None
         check = StopCheck(params, config.eos_token_ids, room, stream)
         metrics = Metrics(arrived_step=self._totals.steps, arrived=time.perf_counter())
-        return Request(id, ids, params, check, next(self._arrivals), metrics, namespace)
+        return Request(id, ids, params, check, self._arrived, metrics, namespace)
 
     # [generate]
     def stream(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams], n: int = 1
     ) -> Iterator[dict[int, int]]:
-        """Yield, as they come, the new tokens of the prompts: {index of the prompt: token}.
+        """Yield, as they come, the new tokens of the prompts: {index: token}. Whoever makes a step, none is left out.
 
-        `params`: one for all, or one a prompt. Left early, it aborts what is unfinished. ValueError as of `add`,
-        before any prompt is taken.
+        `params`: one for all, or one a prompt; either way each request has a seed of its own (`SamplingParams.split`).
+        `n` samples a prompt, those of the first prompt before those of the second: sample j of prompt i has the index
+        i · n + j. The prompts arrive with the first `next`. Left early, it aborts what is unfinished. ValueError as of
+        `add`, at once and before any prompt is taken.
         """
-        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
-        if not prompts or len(each) != len(prompts):
-            raise ValueError(f"expected one params for each of one or more prompts, got {len(each)} for {len(prompts)}")
-        requests: list[Request] = []
-        try:
-            for prompt, one in zip(prompts, each):
-                requests.append(self.add(prompt, one))
-            index = {request: i for i, request in enumerate(requests)}
-            while not all(request.finished for request in requests):
-                new = {index[o.request]: o.tokens for o in self.step() if o.request in index}
-                for i in range(max(map(len, new.values()), default=0)):
-                    yield {prompt: tokens[i] for prompt, tokens in new.items() if i < len(tokens)}
-        finally:
-            for request in requests:
-                if not request.finished:
-                    self.abort(request.id)
+        return streams.stream(self, self._checked(prompts, params, n))
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams]
+        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams], n: int = 1
     ) -> list[list[int]]:
-        """The new tokens of every prompt."""
-        texts: list[list[int]] = [[] for _ in prompts]
-        for emitted in self.stream(prompts, params):
+        """The new tokens of every prompt: `n` texts of the first, then `n` of the second, as `stream` has them."""
+        each = self._checked(prompts, params, n)
+        texts: list[list[int]] = [[] for _ in each]
+        for emitted in streams.stream(self, each):
             for i, token in emitted.items():
                 texts[i].append(token)
         return texts
+
+    def _checked(self, prompts: Any, params: Any, n: int) -> list[tuple[list[int], SamplingParams]]:
+        requests = [self._request(prompt, own, None, None) for prompt, own in requests_of(prompts, params, n)]
+        for request in requests:
+            self.scheduler.check(request)
+        return [(request.prompt, request.params) for request in requests]
 
     # [/generate]
 

@@ -196,8 +196,8 @@ class Scheduler:
 
     # [/preempt]
 
-    def add(self, request: Request) -> None:
-        """A request arrives. ValueError where it could never run, though it had the pool to itself."""
+    def check(self, request: Request) -> None:
+        """ValueError where it could never run, though it had the pool to itself."""
         pool = self.memory.pool
         need = pool.pages_for(request.most)
         if need > pool.num_pages:
@@ -205,6 +205,10 @@ class Scheduler:
                 f"request {request.id!r} can never fit: {request.most} tokens need {need} pages of {pool.page_size}, "
                 f"the pool has {pool.num_pages}; shorten it, lower max_new_tokens, or give the engine more num_pages"
             )
+
+    def add(self, request: Request) -> None:
+        """A request arrives. ValueError where it could never run."""
+        self.check(request)
         self.waiting[request.id] = request
         step("schedule.arrive", self, "{id} arrives, {tokens:token} long", id=request.id, tokens=len(request.tokens))
 

@@ -94,6 +94,7 @@ class Speculation:
         that it rejected, so their noise may not decide the same positions again.
         """
         seed, start = request.params.seed, len(request.tokens)
+        assert seed is not None  # drawn when the request arrived
         return CommonNoise(seed, start) if self.rule is rules.coupled else Noise(seed, start, stream=int(drafting))
 
     # [accept]

@@ -5,6 +5,7 @@ batch only shrinks: no sequence may join, and a slot whose text has ended idles 
 batching mends that.) Against `naive.py` two lines differ: what is fed, and who answers `attend`.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -13,7 +14,7 @@ from inference_opt.kv.contiguous import ContiguousCache
 from inference_opt.model.pictures import CACHED, decoded
 from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
-from inference_opt.sampling import SamplingParams, StopCheck, probabilities, sample
+from inference_opt.sampling import SamplingParams, StopCheck, probabilities, requests_of, sample
 from inference_opt.steps import step
 
 
@@ -23,24 +24,31 @@ def stream(
     prompts: Sequence[Sequence[int]],
     params: SamplingParams | Sequence[SamplingParams],
     tokenizer: Tokenizer | None = None,
+    n: int = 1,
 ) -> Iterator[dict[int, int]]:
-    """Yield, step by step, the new token of each unfinished sequence: {index of the prompt: token}.
+    """Yield, step by step, the new token of each unfinished sequence: {index of the sequence: token}.
 
-    `params`: one for all, or one a prompt. Raises ValueError for a prompt the model cannot continue.
+    `params`: one for all, or one a prompt; either way each sequence has a seed of its own (`SamplingParams.split`).
+    `n` samples a prompt, those of the first prompt before those of the second. Raises ValueError, at once, for a prompt
+    the model cannot continue.
     """
     config = model.config
-    texts = [config.check_prompt(prompt) for prompt in prompts]
-    each = [params] * len(texts) if isinstance(params, SamplingParams) else list(params)
-    if not texts or len(each) != len(texts):
-        raise ValueError(f"expected one params for each of one or more prompts, got {len(each)} for {len(texts)}")
+    requests = requests_of(prompts, params, n)
+    texts, each = [config.check_prompt(prompt) for prompt, _ in requests], [own for _, own in requests]
     rooms = [config.max_context - len(ids) + 1 for ids in texts]
     checks = [
         StopCheck(p, config.eos_token_ids, room, tokenizer.stream() if tokenizer else None)
         for p, room in zip(each, rooms)
     ]
+    return _continue(model, texts, each, checks)
+
+
+def _continue(
+    model: Transformer, texts: list[list[int]], each: list[SamplingParams], checks: list[StopCheck]
+) -> Iterator[dict[int, int]]:
     # The last token of a text is never fed: a cache of prompt + new − 1 tokens is full when the text ends.
     capacity = [len(ids) + check.left - 1 for ids, check in zip(texts, checks)]
-    cache = ContiguousCache(**config.kv_shape, capacity=capacity, dtype=model.dtype, device=model.device)
+    cache = ContiguousCache(**model.config.kv_shape, capacity=capacity, dtype=model.dtype, device=model.device)
     running = set(range(len(texts)))
     while running:
         new = [
@@ -68,13 +76,14 @@ def generate(
     prompts: Sequence[Sequence[int]],
     params: SamplingParams | Sequence[SamplingParams],
     tokenizer: Tokenizer | None = None,
+    n: int = 1,
 ) -> list[list[int]]:
-    """The new tokens of every prompt."""
-    texts: list[list[int]] = [[] for _ in prompts]
-    for emitted in stream(model, prompts, params, tokenizer):
+    """The new tokens of every sequence: `n` texts of the first prompt, then `n` of the second, and so on."""
+    texts: defaultdict[int, list[int]] = defaultdict(list)
+    for emitted in stream(model, prompts, params, tokenizer, n):
         for i, token in emitted.items():
             texts[i].append(token)
-    return texts
+    return [texts[i] for i in sorted(texts)]
 
 
 # [/static]

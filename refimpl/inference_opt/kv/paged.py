@@ -23,6 +23,7 @@ from torch import Tensor
 from inference_opt.kv.pictures import ATTENDED, attended
 from inference_opt.model.attention import Core, causal_attention
 from inference_opt.steps import recording, step
+from inference_opt.values import integer
 
 
 class PagedCache:
@@ -41,11 +42,12 @@ class PagedCache:
         device: torch.device,
         latent_dim: int | None = None,
     ) -> None:
+        num_pages, page_size = integer("num_pages", num_pages), integer("page_size", page_size)
         if num_pages < 1 or page_size < 1:
             raise ValueError(
                 f"a cache needs at least one page of at least one token, got {num_pages} pages of {page_size}"
             )
-        if latent_dim is not None and not 1 <= latent_dim <= head_dim:
+        if latent_dim is not None and not 1 <= integer("latent_dim", latent_dim) <= head_dim:
             raise ValueError(f"latent_dim must lie in [1, head_dim = {head_dim}], got {latent_dim}")
 
         def pages() -> list[Tensor]:  # [layer]: [num_pages, page_size, kv_heads, d_h], uninitialised

@@ -19,12 +19,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from inference_opt.steps import step
+from inference_opt.values import integer
 
 
 class PagePool:
     """Which of `num_pages` pages are free. It holds no tensors: those are `PagedCache`'s."""
 
     def __init__(self, num_pages: int, page_size: int) -> None:
+        num_pages, page_size = integer("num_pages", num_pages), integer("page_size", page_size)
         if num_pages < 1 or page_size < 1:
             raise ValueError(
                 f"a pool needs at least one page of at least one token, got {num_pages} pages of {page_size}"

@@ -29,6 +29,7 @@ from inference_opt.kv.node import WIDTH, Node, as_bytes, common, upwards
 from inference_opt.kv.pictures import EVICTED, INSERTED, LOCKED, MATCHED, SPLIT, UNLOCKED, TreePictures
 from inference_opt.kv.policies import LRU, Policy
 from inference_opt.steps import recording, step
+from inference_opt.values import integer
 
 
 class Match(NamedTuple):
@@ -66,9 +67,8 @@ class RadixTree(TreePictures):
         policy: Policy | None = None,
         log: Callable[[Stored | Removed], None] | None = None,
     ) -> None:
-        if page_size < 1:
-            raise ValueError(f"page_size must be at least 1, got {page_size}")
-        self.page_size, self.policy, self.log = page_size, policy or LRU(), log
+        self.page_size = page_size = integer("page_size", page_size, 1)
+        self.policy, self.log = policy or LRU(), log
         self._step = page_size * WIDTH  # bytes of a page of tokens
         self.inserted = self.evicted = 0  # pages, since the beginning
         self.clock = 0  # counts uses
@@ -270,6 +270,7 @@ class RadixTree(TreePictures):
             self._enqueue(node)
         else:
             parent, node.parent, node.locks = node.parent, None, -1
+            assert parent is not None
             del parent.children[node.edge[: self._step]]
             self._enqueue(parent)
         return removed

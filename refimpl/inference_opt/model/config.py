@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from inference_opt.values import token_ids
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -178,8 +180,10 @@ class ModelConfig:
         return (1 if self.latent else 2) * kept["kv_heads"] * kept["head_dim"] * self.depth
 
     def check_prompt(self, prompt_ids: Sequence[int]) -> list[int]:
-        """The prompt as a list of ints; ValueError where this model cannot continue it."""
-        ids = [int(t) for t in prompt_ids]
+        """The prompt as a list of ints, of a sequence, array or tensor of them; ValueError where this model cannot
+        continue it.
+        """
+        ids = token_ids("the prompt", prompt_ids)
         if not ids:
             raise ValueError("the prompt is empty: a language model needs at least one token to continue")
         if bad := [t for t in ids if not 0 <= t < self.vocab_size]:

@@ -1,5 +1,6 @@
 """Tiny models and what several scenarios count."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,13 +48,13 @@ def new(tokens: int, **more: Any) -> SamplingParams:
 
 
 def arrivals(engine: Engine, prompts: str, **more: Any) -> list[Request]:
-    """Requests A, B, … from lines of "prompt: new tokens"."""
-    requests = []
-    for name, line in zip("ABCDEFGH", filter(str.strip, prompts.split("\n"))):
+    """Requests A, B, … from lines of "prompt: new tokens", with seeds of their own."""
+    requests, names = [], "ABCDEFGH"
+    for name, line, own in zip(names, filter(str.strip, prompts.split("\n")), new(1, **more).split(len(names))):
         text, _, count = line.strip().rpartition(":")
         if not text or not count.strip().isdigit() or int(count) < 1:
             raise ValueError(f'expected a line "prompt: number of new tokens", got {line.strip()!r}')
-        requests.append(engine.add(ids(text), new(int(count), **more), id=name))
+        requests.append(engine.add(ids(text), replace(own, max_new_tokens=int(count)), id=name))
     return requests
 
 

@@ -30,6 +30,7 @@ from inference_opt.sampling import probabilities
 from inference_opt.speculative.drafter import Draft, Job, Span, Text
 from inference_opt.speculative.head import DraftHead
 from inference_opt.speculative.models import Autoregressive
+from inference_opt.values import shown
 
 
 @dataclass
@@ -53,6 +54,8 @@ class Eagle(Autoregressive):
 
     def __init__(self, head: DraftHead | None = None, confidence: float = 0.4) -> None:
         super().__init__(confidence)
+        if head is not None and not isinstance(head, DraftHead):
+            raise ValueError(f"head must be a DraftHead, or None for the one of the package, got {shown(head)}")
         self.given = head
 
     def bind(self, target: Transformer, cache: PagedCache) -> "Eagle":

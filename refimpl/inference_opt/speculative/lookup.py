@@ -16,6 +16,7 @@ from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import probabilities
 from inference_opt.speculative.drafter import Draft, Drafter, Job
 from inference_opt.speculative.rules import Law
+from inference_opt.values import integer
 
 WIDTH = 4  # bytes of a token in an array("i")
 
@@ -30,6 +31,7 @@ class PromptLookup(Drafter):
     found = True
 
     def __init__(self, most: int = 4, least: int = 2) -> None:
+        most, least = integer("most", most), integer("least", least)
         if not 1 <= least <= most:
             raise ValueError(f"expected 1 ≤ least ≤ most tokens to look for, got least {least} and most {most}")
         self.most, self.least = most, least
@@ -72,9 +74,9 @@ class NGram(Drafter):
     vocab_size: int
 
     def __init__(self, n: int = 4) -> None:
-        if n < 2:
+        self.n = integer("n", n)
+        if self.n < 2:
             raise ValueError(f"n must be at least 2 (one token, and the one that follows), got {n}")
-        self.n = n
 
     def bind(self, target: Transformer, cache: PagedCache) -> "NGram":
         """Laws are over the target's vocabulary."""

@@ -22,6 +22,7 @@ from inference_opt.kv.paged import PagedCache
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import probabilities
 from inference_opt.speculative.drafter import Draft, Drafter, Job, Span, Text
+from inference_opt.values import integer, number, shown
 
 
 # [loop]
@@ -33,9 +34,9 @@ class Autoregressive(Drafter):
     """
 
     def __init__(self, confidence: float = 0.0) -> None:
-        if not 0 <= confidence <= 1:
+        self.confidence = number("confidence", confidence)
+        if not 0 <= self.confidence <= 1:
             raise ValueError(f"confidence must be a probability, got {confidence}")
-        self.confidence = confidence
 
     def first(self, jobs: Sequence[Job]) -> Float[Tensor, "jobs dim"]:
         """Read what is missing of each text; a state behind its last known token."""
@@ -112,6 +113,8 @@ class SmallerModel(Autoregressive):
 
     def __init__(self, model: Transformer, confidence: float = 0.0) -> None:
         super().__init__(confidence)
+        if not isinstance(model, Transformer):
+            raise ValueError(f"model must be a Transformer, as load_model returns it, got {shown(model)}")
         self.model = model
 
     def bind(self, target: Transformer, cache: PagedCache) -> "SmallerModel":
@@ -181,7 +184,7 @@ class FirstLayers(Autoregressive):
 
     def __init__(self, depth: int | None = None, confidence: float = 0.0) -> None:
         super().__init__(confidence)
-        self.depth = depth
+        self.depth = None if depth is None else integer("depth", depth)
 
     def bind(self, target: Transformer, cache: PagedCache) -> "FirstLayers":
         """ValueError where the target has no more layers than that."""

@@ -66,7 +66,7 @@ def token_wise(target: Sequence[Law], draft: Sequence[Law], tokens: Sequence[int
     for i, x in enumerate(tokens):
         p, q = target[i], draft[i]
         u = chance.uniform(i)
-        if not u < p[x] / q[x]:  # strictly: a token with p(x) = 0 is rejected, u = 0 included
+        if not u < ratio(p[x], q[x]):  # strictly: a token with p(x) = 0 is rejected, u = 0 included
             step("speculation.reject", verdict, REJECTED, **seen, i=i, x=x, u=u)
             rest = residual(p, q)
             emitted.append(chance.choose(rest, i))
@@ -77,6 +77,11 @@ def token_wise(target: Sequence[Law], draft: Sequence[Law], tokens: Sequence[int
     emitted.append(chance.choose(target[len(emitted)], len(emitted)))
     step("speculation.bonus", verdict, BONUS, **seen, i=len(emitted) - 1, drawn=emitted[-1])
     return emitted
+
+
+def ratio(p: Any, q: Any) -> Any:
+    """min(1, p/q), without the division where it is 1: of a q near 0 it would overflow."""
+    return p / q if p < q else 1
 
 
 def residual(p: Law, q: Law) -> Law:
@@ -100,7 +105,7 @@ def block(target: Sequence[Law], draft: Sequence[Law], tokens: Sequence[int], ch
     accepted, kept, w = 0, 1, 1
     seen = {"target": target, "draft": draft, "tokens": tokens}
     for i, x in enumerate(tokens, start=1):
-        w = min(w * target[i - 1][x] / draft[i - 1][x], 1)
+        w = ratio(w * target[i - 1][x], draft[i - 1][x])
         h = w
         if i < len(tokens):
             excess = np.maximum(w * target[i] - draft[i], 0).sum()
@@ -197,7 +202,7 @@ def _try_all(
     for j, x in enumerate(tree[path]):
         q, u = draft[j], chance.uniform(tried + j)
         seen = {"tree": tree, "path": path, "p": p, "j": j, "q": q, "u": u}
-        if u < p[x] / q[x]:
+        if u < ratio(p[x], q[x]):
             step("speculation.accept", candidate, TRIED, **seen, kept=True)
             return j, p
         step("speculation.reject", candidate, TRIED, **seen, kept=False)

@@ -1,0 +1,37 @@
+"""What an engine is built from, checked before anything is built."""
+
+from typing import Any
+
+from inference_opt.model.transformer import Transformer
+from inference_opt.values import integer, shown, switch
+
+
+class Name(str):
+    """The id of a request that was given none: told as text, and equal to no id that a user could give."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Name) and str.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((Name, str(self)))
+
+
+SIZES = ("page_size", "num_pages", "token_budget", "max_running", "patience", "gamma", "draft_rows", "ahead")
+OPTIONAL = ("num_pages", "gamma")  # None stands for a default
+
+
+def checked(model: Any, radix: Any, tokenizer: Any, **others: Any) -> list[Any]:
+    """Those of SIZES as Python's integers; who takes one knows its range. ValueError for what is none, and for a model,
+    switch or tokenizer that is none.
+    """
+    if not isinstance(model, Transformer):
+        raise ValueError(f"model must be a Transformer, as load_model returns it, got {shown(model)}")
+    if hasattr(radix, "stream"):
+        raise ValueError("radix must be True or False, got a tokenizer: pass it as tokenizer=")
+    switch("radix", radix)
+    if tokenizer is not None and not hasattr(tokenizer, "stream"):
+        raise ValueError(f"tokenizer must be a Tokenizer, as load_model returns it, or None, got {shown(tokenizer)}")
+    return [None if name in OPTIONAL and others[name] is None else integer(name, others[name]) for name in SIZES]

@@ -1,0 +1,113 @@
+"""A stream yields every token of its own prompts, whoever made the step that brought it."""
+
+import pytest
+
+from inference_opt.engine.engine import Engine
+from inference_opt.sampling import SamplingParams
+from inference_opt.speculative.models import SmallerModel
+from tests.engine.invariants import Echo, assert_sound, dump, expected
+
+LONG = SamplingParams(max_new_tokens=6, ignore_eos=True)
+PROMPTS = {"a": [1, 2, 3], "b": [4, 4]}
+RIGHT = {name: expected(prompt, LONG, 64) for name, prompt in PROMPTS.items()}
+
+
+def new(drafter=None):
+    return Engine(Echo(64), drafter=drafter, page_size=2, num_pages=60)
+
+
+def tokens(stream):
+    return [token for emitted in stream for token in emitted.values()]
+
+
+@pytest.mark.parametrize("drafter", [None, lambda: SmallerModel(Echo(64))])
+def test_two_streams_in_turn_each_have_all_their_tokens(drafter):
+    engine = new(drafter and drafter())
+    streams = {name: engine.stream([prompt], LONG) for name, prompt in PROMPTS.items()}
+    got = {name: [] for name in streams}
+    for _ in range(9):
+        for name, stream in streams.items():
+            got[name] += next(stream, {}).values()
+    assert got == RIGHT
+    assert engine.requests == {}
+
+
+@pytest.mark.parametrize("drafter", [None, lambda: SmallerModel(Echo(64))])
+def test_a_stream_misses_nothing_that_other_calls_bring(drafter):
+    engine = new(drafter and drafter())
+    others = {
+        1: lambda: engine.generate([PROMPTS["b"]], LONG),
+        2: lambda: [engine.step() for _ in range(2)],
+        3: lambda: next(engine.stream([[5]], LONG)),
+    }
+    got = []
+    for i, emitted in enumerate(engine.stream([PROMPTS["a"]], LONG)):
+        got += emitted.values()
+        others.get(i, lambda: None)()
+    assert got == RIGHT["a"]
+    assert_sound(engine)
+
+
+def test_generate_has_whole_texts_though_others_step_meanwhile():
+    engine = new()
+    stream = engine.stream([PROMPTS["a"]], LONG)
+    first = list(next(stream).values())
+    assert engine.generate([PROMPTS["b"], PROMPTS["a"]], LONG) == [RIGHT["b"], RIGHT["a"]]
+    assert first + tokens(stream) == RIGHT["a"]
+
+
+def test_a_request_that_another_aborts_ends_its_part_of_the_stream():
+    engine = new()
+    stream = engine.stream([PROMPTS["a"], PROMPTS["b"]], LONG)
+    got = {0: [], 1: []}
+    for i, emitted in enumerate(stream):
+        for index, token in emitted.items():
+            got[index].append(token)
+        if i == 1:
+            engine.abort(next(id for id, r in engine.requests.items() if r.prompt == PROMPTS["a"]))
+    assert got == {0: RIGHT["a"][:2], 1: RIGHT["b"]}
+    stream = engine.stream([PROMPTS["a"]], LONG)
+    next(stream)
+    for id in list(engine.requests):
+        engine.abort(id)
+    assert list(stream) == []
+
+
+def test_a_step_that_fails_in_one_stream_costs_the_other_nothing():
+    engine = new()
+    streams = {name: engine.stream([prompt], LONG) for name, prompt in PROMPTS.items()}
+    got = {name: [*next(stream).values(), *next(stream).values()] for name, stream in streams.items()}
+    engine.model.fault = "between"
+    with pytest.raises(RuntimeError, match="broken"):
+        tokens(streams["a"])
+    assert got["b"] + tokens(streams["b"]) == RIGHT["b"]
+    assert engine.requests == {}  # what failed was aborted
+    assert_sound(engine)
+
+
+BAD = {
+    "can never fit": ([[1], [2]], [LONG, SamplingParams(max_new_tokens=1000)]),
+    "outside the vocabulary": ([[1], [6]], LONG),
+    "got 2 for 1": ([[1]], [LONG, LONG]),
+    "params must be": ([[1]], {"temperature": 1.0}),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_a_stream_is_checked_when_it_is_asked_for(message, untyped):
+    engine = Engine(Echo(2000), page_size=2, num_pages=30)
+    engine.add([1, 2], LONG)
+    before = dump(engine)
+    with pytest.raises(ValueError, match=message):
+        engine.stream(*BAD[message])
+    with pytest.raises(ValueError, match=message):
+        engine.generate(*BAD[message])
+    engine.stream([[1]], LONG)  # never asked for a token
+    assert dump(engine) == before
+
+
+def test_what_changes_after_the_call_is_not_read():
+    engine, prompt = new(), list(PROMPTS["a"])
+    stream = engine.stream([prompt], LONG)
+    prompt[:] = [0]
+    assert tokens(stream) == RIGHT["a"]
