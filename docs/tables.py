@@ -70,6 +70,20 @@ def tour() -> str:
     )
 
 
+@writes("TOUR_MLA")
+def converted() -> str:
+    """README: that MLA is not the same model, and what it loses."""
+    run = next(run for run in figures("mla")["runs"] if run["kv_bytes_per_token"]["converted"] == 7_680)
+    texts = [run["quality"][text] for text in ("sampled", "written")]
+    was, now = ([f"{text[stage]['perplexity']:.2f}" for text in texts] for stage in ("original", "healed"))
+    return (
+        "MLA is not the same model: it is SmolLM2 with its attention converted, and its texts are not SmolLM2's. So\n"
+        "it is held against a naive run of its own. A third of the cache costs quality: perplexity "
+        f"{now[0]} for {was[0]} on text\nthat SmolLM2 wrote, {now[1]} for {was[1]} on text that people wrote "
+        "([chapter 05](chapters/05_latent_attention.md))."
+    )
+
+
 def stage(row: dict[str, Any]) -> list[str]:
     """The cells of a stage of the tour."""
     rate, kept, ratio = f"{row['tokens_per_second']:.1f}", row["kv_bytes_per_token"], row["speedup_over_naive"]
@@ -95,7 +109,8 @@ def naive() -> str:
 def decode() -> str:
     """Chapter 01: plain decoding beside transformers and beside the limit of the memory."""
     cases = figures("bench_decode")["results"]
-    many = {1: "one request", 8: "eight"}
+    many, size = {1: "one request", 8: "eight"}, {"float32": 4, "bfloat16": 2}
+    reads = [case["limit"] / case["batch"] * 134_515_008 * size[case["dtype"]] for case in cases]  # SmolLM2's weights
     ours, peer = "inference-opt", "transformers"
     return grid(
         ["", *(f"{many[case['batch']]}, {case['dtype']}" for case in cases)],
@@ -103,6 +118,7 @@ def decode() -> str:
             [f"{ours}, tokens/s", *(f"{case[ours]['decode']:.1f}" for case in cases)],
             [f"`{peer}` 5.23 `generate`, tokens/s", *(f"{case[peer]['decode']:.1f}" for case in cases)],
             ["ratio, paired in the same run", *(f"{case['over_transformers']:.2f}×" for case in cases)],
+            ["memory at that time, GB/s", *(f"{read / 1e9:.0f}" for read in reads)],
             ["limit from memory, tokens/s", *(f"{case['limit']:,.0f}" for case in cases)],
             ["of the limit", *(f"{case['of_limit']:.0%}" for case in cases)],
         ],
@@ -113,6 +129,17 @@ def decode() -> str:
 def cached() -> str:
     """Chapter 01: with a cache and without, out of the tour."""
     return grid(STAGE, (stage(row) for row in figures("tour")["stages"] if row["stage"] in ("naive", "KV cache")))
+
+
+@writes("PAGES")
+def pages() -> str:
+    """Chapter 02: what pages cost in the tour."""
+    rate = {row["stage"]: row["tokens_per_second"] for row in figures("tour")["stages"]}
+    row, paged = rate["KV cache"], rate["paged"]
+    return (
+        f"{row:.1f} tokens/s with a row of memory, {paged:.1f} with pages, {1 - paged / row:.0%} fewer: "
+        f"{1e3 / paged - 1e3 / row:.1f} ms a token."
+    )
 
 
 @writes("PREFIX")
@@ -170,12 +197,12 @@ def trees() -> str:
     return grid(["tree", "match", "insert", "ours / its match", "ours / its insert"], rows)
 
 
-def forms(name: str) -> str:
+def forms(name: str, unit: str, scale: float, digits: int) -> str:
     """Chapter 05: both forms of latent attention, by shape and context."""
-    head = ["", "tokens kept", "explicit, ms", "absorbed, ms", "absorbed faster by", "predicted"]
+    head = ["", "tokens kept", f"explicit, {unit}", f"absorbed, {unit}", "absorbed faster by", "predicted"]
     rows = (
         [row["shape"], f"{row['context']:,}"]
-        + [f"{1e3 * row[form]['seconds'][0]:.2f}" for form in ("explicit", "absorbed")]
+        + [f"{scale * row[form]['seconds'][0]:,.{digits}f}" for form in ("explicit", "absorbed")]
         + [f"{row[key]:.1f}×" for key in ("decode_speedup", "predicted_decode_speedup")]
         + [f"{row[key]:.0f}" if row[key] else "–" for key in ("crossing", "predicted_crossing")]
         for row in figures(name)["results"]
@@ -183,8 +210,28 @@ def forms(name: str) -> str:
     return grid([*head, "cross at, new tokens", "predicted"], rows)
 
 
-WRITERS["FORMS_TABLE"] = partial(forms, "bench_mla_cpu")
-WRITERS["H100_TABLE"] = partial(forms, "bench_mla_h100")
+WRITERS["FORMS_TABLE"] = partial(forms, "bench_mla_cpu", "ms", 1e3, 2)
+WRITERS["H100_TABLE"] = partial(forms, "bench_mla_h100", "µs", 1e6, 0)
+
+
+@writes("H100_SAYS")
+def h100_says() -> str:
+    """Chapter 05: what came of the predictions on the card."""
+    run = figures("bench_mla_h100")["results"]
+    most = max(row["context"] for row in run)
+    met = [
+        f"{row['decode_speedup']:.1f} for {row['predicted_decode_speedup']:.1f} in {row['shape']}"
+        for row in run
+        if row["context"] == most
+    ]
+    earlier = sum((row["crossing"] or 1e9) < row["predicted_crossing"] for row in run)
+    crossed = sum(row["crossing"] is not None for row in run)
+    assert earlier == crossed, "the text says that all cross earlier"
+    return (
+        f"The advantage of the absorbed form grows as predicted, and is smaller. At {most:,} tokens it is\n"
+        f"{', '.join(met)}.\nThe explicit form overtakes it earlier than counted in {crossed} of the "
+        f"{len(run)} rows, and in the other {len(run) - crossed} not up to 1,024 new tokens."
+    )
 
 
 @writes("QUALITY_TABLE")
@@ -237,14 +284,25 @@ def drafters() -> list[dict[str, Any]]:
     return [row for row in figures("bench_speculative")["results"] if "alpha" in row]
 
 
+def fitted() -> dict[str, Any]:
+    """The one run that a row's price is taken from: that of the longest drafts. The others are predicted with it."""
+    return max(drafters(), key=lambda row: row["gamma"])
+
+
+def predicted(row: dict[str, Any]) -> float:
+    """Theorem 3.8 with the price of a row, as one run has it, added to c."""
+    gamma, c = row["gamma"], row["c"]
+    return row["expected"] * (1 + gamma * c) / (1 + gamma * (c + fitted()["r"]))
+
+
 @writes("WHY_TABLE")
 def why() -> str:
     """Chapter 06: what the cost model expected, and what came."""
-    head = ["task", "drafter", "tokens a step", "accepted", "α", "γ", "c", "Theorem 3.8", "rows at their price"]
+    head = ["task", "drafter", "tokens a step", "accepted", "α", "γ", "c", "Theorem 3.8", "rows at one price"]
     rows = (
         [row["task"], row["name"], f"{row['tokens_per_step']:.2f}", f"{row['acceptance']:.0%}", f"{row['alpha']:.2f}",
          f"{row['gamma']:.1f}", f"{row['c']:.3f}"]
-        + [f"{row[key]:.2f}×" for key in ("expected", "expected_with_rows", "over_plain")]
+        + [f"{speedup:.2f}×" for speedup in (row["expected"], predicted(row), row["over_plain"])]
         for row in drafters()
     )  # fmt: skip
     return grid([*head, "measured"], rows)
@@ -252,10 +310,19 @@ def why() -> str:
 
 @writes("ROWS")
 def price_of_a_row() -> str:
-    """Chapter 06: what a row of a step costs."""
-    prices = sorted(row["r"] for row in drafters() if row["gamma"] >= 2)
-    low, middle, high = (f"{price:.1%}" for price in (prices[0], median(prices), prices[-1]))
-    return f"Measured, a row costs {middle} of a step (median over the lines above with γ ≥ 2; {low} to {high})."
+    """Chapter 06: what a row of a step costs, and how well the other runs are predicted with it."""
+    one = fitted()
+    others = [row for row in drafters() if row != one]
+    free, priced = (
+        f"{min(errors):+.0%} to {max(errors):+.0%}".replace("-", "−")
+        for expect in (lambda row: row["expected"], predicted)
+        for errors in [[expect(row) / row["over_plain"] - 1 for row in others]]
+    )
+    return (
+        f"The price of a row is taken from one line, that of the longest drafts ({one['name']}, {one['task']}): "
+        f"{one['r']:.1%} of a step.\nAdded to $c$, it predicts the {len(others)} other lines with errors of {priced}, "
+        f"where Theorem 3.8 alone has {free}."
+    )
 
 
 @writes("SLOWER")
@@ -268,6 +335,15 @@ def slower() -> str:
 def made(table: Callable[..., study_tables.Table], *names: str) -> str:
     """A table of `card_tables.py` or `study_tables.py`, of the runs of these names."""
     return grid(*table(*map(figures, names)))
+
+
+@writes("PARALLEL_SHARES")
+def shares() -> str:
+    """Chapter 04: how much of the weights each of two cards holds."""
+    runs = map(figures, ("parallel_h100", "parallel_8b_h100"))
+    held = ((run["model"].removeprefix("random, "), run["weight_bytes"]) for run in runs)
+    parts = (f"{each['ranks'][0] / each['one']:.0%} of {name}'s weights" for name, each in held)
+    return ", ".join(parts) + " in the table below."
 
 
 WRITERS["STEPS_TABLE"] = partial(made, card_tables.steps, "bench_kernels")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from inference_opt import load_model
-from inference_opt.agreement import _TIE_UNITS, compare
+from inference_opt.agreement import _TIE_UNITS, Agreement, compare
 from inference_opt.model.attention import NoCache
 from inference_opt.prompts import load_prompts
 from tests.toys import toy
@@ -28,6 +28,14 @@ def test_a_tie_and_a_mistake_are_told_apart():
     assert not tie.identical
     assert "tie" in str(tie)
     assert not compare(model, prompt, [best], [best, second]).exact  # one text stops short: no rounding does that
+
+
+def test_an_oracle_whose_own_token_is_far_behind_is_no_tie():
+    """The oracle's tokens may come from another batch or card: the model must not contradict them."""
+    assert Agreement(identical=False, position=0, gap=-0.1, tie=0.2).exact
+    far = Agreement(identical=False, position=0, gap=-0.3, tie=0.2)
+    assert not far.exact
+    assert "DIFFERENT" in str(far)
 
 
 @pytest.fixture(scope="module")

@@ -18,21 +18,25 @@ import numpy as np
 import pytest
 
 from inference_opt.speculative import rules, wrong
-from inference_opt.speculative.exact import chain, every_path, output_law, step_law, verdicts
+from inference_opt.speculative.exact import chain, every_path, from_start, output_law, step_law, verdicts
 
 PROOFS = Path(__file__).resolve().parent.parent / "docs" / "proofs"
 SOURCES = re.findall(r"^\w+\.v$", (PROOFS / "_CoqProject").read_text(), flags=re.MULTILINE)
 
-# What a case is written in: laws in states, which every token of the text moves on; a fixed draft for each text, for
-# the rule that takes any; the draft that ends behind an unsure token; and something to learn of a step, which is the
-# length of the next draft. The same as below in Python.
+# What a case is written in: laws in states, which every token of the text moves on; a drafter whose law depends on
+# where the step began and on a memory as well; a fixed draft for each text and memory, for the rule that takes any; the
+# draft that ends behind an unsure token; and something to learn of a step, which is the memory and the length of the
+# next draft. The same as below in Python.
 PRELUDE = """
 From Speculation Require Import Main Wrong Block PointMass Memory.
 Definition state (n : nat) (t : text) : nat := fold_left (fun s x => Nat.modulo (2 * s + x + 1) n) t 0%nat.
 Definition rows (laws : list (list Q)) : model := fun t x => nth x (nth (state (length laws) t) laws []) 0.
-Definition found (drafts : list text) (t : text) : dist text := ret (nth (state (length drafts) t) drafts []).
-Definition sure (q : model) (t : text) : policy := fun drafted =>
-  match rev drafted with [] => true | x :: before => Qle_bool (1 # 3) (q (t ++ rev before) x) end.
+Definition seeing (laws : list (list Q)) (m : nat) : drafter := fun start t x => let n := length laws in
+  nth x (nth (Nat.modulo (state n t + 2 * state n start + m) n) laws []) 0.
+Definition found (drafts : list text) (m : nat) (t : text) : dist text :=
+  ret (nth (state (length drafts) (t ++ [m])) drafts []).
+Definition sure (q : drafter) (t : text) : policy := fun drafted =>
+  match rev drafted with [] => true | x :: before => Qle_bool (1 # 3) (q t (t ++ rev before) x) end.
 Definition learn (m : nat) (drafted emitted : text) : nat := ((m + 2 * length drafted + length emitted) mod 4)%nat.
 Definition shown (d : dist text) := map (fun '(s, w) => (s, (Qnum w, Zpos (Qden w)))) d.
 """
@@ -80,17 +84,25 @@ class Case:
     def model(self, name):
         return lambda text: self.laws[name][state(5, text)]
 
-    def found(self, target, draft, prefix, gamma, choose):
-        tokens = self.drafts[state(3, prefix)]
-        return verdicts(target, prefix, tokens), None, tokens
+    def seeing(self, memory):
+        """The draft's model by where the step began."""
+        laws = self.laws["q"]
+        return lambda start: lambda text: laws[(state(5, text) + 2 * state(5, start) + memory) % 5]
 
-    def learned(self):
+    def found(self, memory):
+        def propose(target, draft, prefix, gamma, choose):
+            tokens = self.drafts[state(3, (*prefix, memory))]
+            return verdicts(target, prefix, tokens), None, tokens
+
+        return propose
+
+    def learned(self, rule, propose):
         """The law of a step by what was learned for the next one and what was emitted. 2 was learned before."""
-        law, p, q, text = {}, self.model("p"), self.model("q"), tuple(self.text)
+        law, p, q, text = {}, self.model("p"), self.seeing(2), tuple(self.text)
 
         def step(chance):
-            laws, guesses, tokens = chain(p, q, text, 2, chance.choose)
-            emitted = rules.token_wise(laws, guesses, tokens, chance)
+            laws, guesses, tokens = propose(p, q, text, 2, chance.choose)
+            emitted = rule(laws, guesses, tokens, chance)
             return ((2 + 2 * len(list(tokens)) + len(emitted)) % 4, *emitted)
 
         for outcome, w in every_path(step):
@@ -112,27 +124,31 @@ class Case:
     def questions(self):
         """(what Coq computes, what Python says) of each thing that can be compared."""
         v, g, n, text = self.vocab, self.gamma, self.length, self.text
-        p, q, t, prefix = self.model("p"), self.model("q"), coq(text), tuple(text)
-        token_wise, kept, dropped = rules.token_wise, wrong.stop_early(True), wrong.stop_early(False)
-        step = f"step_law {v} (token_wise {v}) p q always (fun _ => {g})"
-        stopping = f"step_law {v} (token_wise {v}) p q (sure q) (fun _ => {g})"
-        biased = f"step_law {v} (no_residual {v}) p q always (fun _ => {g})"
-        block = f"step_law {v} (block {v}) p q always (fun _ => {g})"
-        lookup, dropping = f"point_mass_step {v} p (found drafts)", f"step_dropping {v} p q (1 # 3)%Q {g}"
-        learning = f"learning_step {v} nat (token_wise {v}) p q (fun _ => always) (fun m _ => m) learn 2 {t}"
+        p, q, d, t, prefix = self.model("p"), self.model("q"), self.seeing(1), coq(text), tuple(text)
+        token_wise, kept, dropped = rules.token_wise, from_start(wrong.stop_early(True)), wrong.stop_early(False)
+        started, found = from_start(chain), self.found(1)
+        step = f"step_law {v} (token_wise {v}) p d always (fun _ => {g})"
+        stopping = f"step_law {v} (token_wise {v}) p d (sure d) (fun _ => {g})"
+        biased = f"step_law {v} (no_residual {v}) p (fun _ => q) always (fun _ => {g})"
+        block = f"step_law {v} (block {v}) p d always (fun _ => {g})"
+        lookup, dropping = f"point_mass_step {v} p (found drafts 1)", f"step_dropping {v} p q (1 # 3)%Q {g}"
+        searching = f"learning_search {v} nat p (found drafts) learn 2 {t}"
         draft = "(nth 0 drafts [])"
         laws = f"(verdicts p {t} {draft}) (verdicts q {t} {draft}) {draft}"
-        yield f"output_law ({step}) {n}", output_law(p, q, g, token_wise, n)
-        yield f"output_law ({stopping}) {n}", output_law(p, q, g, token_wise, n, kept)
-        yield f"output_law ({lookup}) {n}", output_law(p, q, g, rules.point_mass, n, self.found)
+        yield f"output_law ({step}) {n}", output_law(p, d, g, token_wise, n, started)
+        yield f"output_law ({stopping}) {n}", output_law(p, d, g, token_wise, n, kept)
+        yield f"output_law ({lookup}) {n}", output_law(p, q, g, rules.point_mass, n, found)
         yield f"output_law ({biased}) {n}", output_law(p, q, g, wrong.no_residual, n)
         yield f"output_law ({dropping}) {n}", output_law(p, q, g, token_wise, n, dropped)
-        yield f"{step} {t}", step_law(p, q, g, token_wise, prefix)
-        yield f"{stopping} {t}", step_law(p, q, g, token_wise, prefix, kept)
-        yield f"{lookup} {t}", step_law(p, q, g, rules.point_mass, prefix, self.found)
-        yield f"o <- {learning};; ret (snd o :: fst o)", self.learned()
-        yield f"output_law ({block}) {n}", output_law(p, q, g, rules.block, n)
-        yield f"{block} {t}", step_law(p, q, g, rules.block, prefix)
+        yield f"{step} {t}", step_law(p, d, g, token_wise, prefix, started)
+        yield f"{stopping} {t}", step_law(p, d, g, token_wise, prefix, kept)
+        yield f"{lookup} {t}", step_law(p, q, g, rules.point_mass, prefix, found)
+        for rule in (token_wise, rules.block):
+            args = f"({rule.__name__} {v}) p (seeing qs) (fun _ => always) (fun m _ => m) learn 2 {t}"
+            yield f"o <- learning_step {v} nat {args};; ret (snd o :: fst o)", self.learned(rule, started)
+        yield f"o <- {searching};; ret (snd o :: fst o)", self.learned(rules.point_mass, self.found(2))
+        yield f"output_law ({block}) {n}", output_law(p, d, g, rules.block, n, started)
+        yield f"{block} {t}", step_law(p, d, g, rules.block, prefix, started)
         yield f"block {v} {laws}", self.judged(rules.block)
         yield f"token_wise {v} {laws}", self.judged(token_wise)
         yield f"point_mass {v} (verdicts p {t} {draft}) {draft}", self.judged(rules.point_mass)
@@ -149,7 +165,8 @@ def test_what_is_proved_is_what_runs(compiled):
     lines, wanted = [PRELUDE], []
     for number, case in enumerate(cases):
         lines.append(f"Module Case{number}.")
-        lines += [f"Definition {name} := rows {coq(case.laws[name])}." for name in "pq"]
+        lines += [f"Definition {name}s := {coq(case.laws[name])}." for name in "pq"]
+        lines += ["Definition p := rows ps.", "Definition q := rows qs.", "Definition d := seeing qs 1."]
         lines.append(f"Definition drafts : list text := {coq(case.drafts)}%nat.")
         for program, law in case.questions():
             if law is not None:

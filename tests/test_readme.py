@@ -14,6 +14,8 @@ import typer
 
 from inference_opt.bench import radix, workloads
 from inference_opt.cli import app
+from inference_opt.model.weights import MODELS
+from inference_opt.prompts import load_prompts
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "chapters").glob("*.md"))]
@@ -125,5 +127,42 @@ def test_figures_quoted_in_the_text_are_those_of_the_committed_runs():
     assert f"cached sequences take {first}, among 100,000 {last[:-3]}" in text
     trace = radix["workloads"]["trace"]
     assert f"Of {trace['distinct']:,} different blocks {trace['used_once']:,} come once" in text
+    kernels, latent = (
+        json.loads((ROOT / f"docs/results/bench_{name}.json").read_text(encoding="utf-8"))
+        for name in ("kernels", "mla_h100")
+    )
+    ridges = [run["ceilings"]["product_flops"] / run["ceilings"]["read_bandwidth"] for run in (kernels, latent)]
+    assert f"some {ridges[0]:.0f} operations a byte" in TEXTS["chapters/08_kernels.md"]
+    assert f"the card balances {ridges[1]:.0f}, by the ceilings" in TEXTS["chapters/05_latent_attention.md"]
+    (stem,) = (each["times"] for each in kernels["results"] if each["case"]["stem"])
+    ours, alone, peer = (stem[n]["seconds"] for n in ("inference-opt", "inference-opt, no cascade", "FlashInfer"))
+    assert f"[factor of {peer / ours:.1f}]" in TEXTS["chapters/10_to_production.md"]
+    assert f"({alone / ours:.1f} against our own" in TEXTS["chapters/10_to_production.md"]
     overhead = prefix["results"][0]["overhead"]
     assert f"take {overhead:.1%} of a step" in TEXTS["chapters/04_continuous_batching.md"]
+
+
+def test_nobody_takes_the_model_for_the_original():
+    """The weights come from a file of 4 bits: the README, the first chapter and the glossary name its format."""
+    kind = MODELS["smollm2-135m"].member.removesuffix(".gguf").rpartition(".")[2]
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    for text in (TEXTS["README.md"], TEXTS["chapters/00_naive_oracle.md"], glossary):
+        assert f"({kind})" in text
+        assert "4 bits a weight" in text
+
+
+def test_the_tour_calls_identical_what_is_the_naive_text_and_nothing_else():
+    tour = json.loads((ROOT / "docs/results/tour.json").read_text(encoding="utf-8"))
+    texts = {stage: [run["tokens"] for run in runs] for stage, runs in tour["runs"].items()}
+    for row in tour["stages"][1:]:
+        assert (row["identical_to_naive"] == "identical") == (texts[row["stage"]] == texts["naive"]), row["stage"]
+
+
+def test_the_licence_names_what_the_prompts_are_of():
+    prompts = {prompt.text: prompt for name in ("prompts", "speculative") for prompt in load_prompts(name)}.values()
+    assert sum("HumanEval" in prompt.source for prompt in prompts) == 20
+    authors = {prompt.source.split(",")[0].split()[-1] for prompt in prompts if prompt.licence == "public domain"}
+    assert authors == {"Faraday", "Lincoln", "Carroll", "Darwin", "Doyle"}
+    licence = TEXTS["README.md"].partition("## Licence")[2]
+    assert "Twenty of the built-in prompts" in licence
+    assert all(author in licence for author in authors)

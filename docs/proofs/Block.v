@@ -90,12 +90,12 @@ Proof.
     apply Qplus_comp; [| reflexivity]. apply sum_ext. intros. ring.
 Qed.
 
-Theorem block_step_exact : forall p q more gamma, is_model V p -> is_model V q ->
+Theorem block_step_exact : forall p q more gamma, is_model V p -> is_drafter V q ->
   exact V p (step_law V block p q more gamma).
 Proof.
   intros p q more gamma Hp Hq. apply fair_exact; [assumption |]. intros value t Fair.
   transitivity (1 * value t + (1 - 1) * value t); [| ring].
-  rewrite <- (kept_fair p q value Hp Hq Fair (gamma t) (more t) t 1 (value t)) by lra.
+  rewrite <- (kept_fair p (q t) value Hp (Hq t) Fair (gamma t) (more t) t 1 (value t)) by lra.
   unfold step_law. rewrite !mean_bind. apply mean_ext. intros guesses _. unfold block.
   rewrite mean_bind. apply mean_ext. intros [e |] _; [apply mean_ret |].
   destruct (map fst guesses); simpl verdicts; cbv iota; rewrite mean_bind; setoid_rewrite mean_ret; apply Fair.

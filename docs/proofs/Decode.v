@@ -96,7 +96,7 @@ Proof.
 Qed.
 
 (* [step_exact] *)
-Theorem token_wise_step_exact : forall q more gamma, is_model V q ->
+Theorem token_wise_step_exact : forall q more gamma, is_drafter V q ->
   exact V p (step_law V (token_wise V) p q more gamma).
 (* [/step_exact] *)
 Proof. intros. apply fair_exact. intros. now apply token_wise_fair. Qed.

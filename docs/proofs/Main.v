@@ -5,7 +5,7 @@ From Speculation Require Import Decode Memory PointMass Block Wrong.
 (* [stopping] *)
 (* The same where `more` decides behind each draft token, from what was drafted so far, whether to draft another, and
    where the most drafts a step may have depends on the text. *)
-Theorem any_stopping_time_exact : forall V p q more gamma L, is_model V p -> is_model V q -> forall s,
+Theorem any_stopping_time_exact : forall V p q more gamma L, is_model V p -> is_drafter V q -> forall s,
   prob (output_law (step_law V (token_wise V) p q more gamma) L) s == target_law V p L s.
 (* [/stopping] *)
 Proof.
@@ -15,24 +15,12 @@ Qed.
 
 (* [main] *)
 (* Decoding by speculative steps of gamma drafts has the target's joint law: every text s of every length L comes with
-   probability p(s_1) p(s_2 | s_1) ..., whatever the draft's law q is, and for a vocabulary of any size V. *)
-Theorem speculative_decoding_exact : forall V p q gamma L, is_model V p -> is_model V q -> forall s,
+   probability p(s_1) p(s_2 | s_1) ..., whatever the draft's law q is, and for a vocabulary of any size V. The law q of a
+   drafted token may depend on the tokens before it and on where the step began. *)
+Theorem speculative_decoding_exact : forall V p q gamma L, is_model V p -> is_drafter V q -> forall s,
   prob (output_law (step_law V (token_wise V) p q always (fun _ => gamma)) L) s == target_law V p L s.
 (* [/main] *)
 Proof. intros. now apply any_stopping_time_exact. Qed.
-
-(* [adaptive] *)
-(* The same where all that may depend on what became of earlier drafts, too: m is the memory to begin with. *)
-Theorem adaptive_length_exact : forall V p q memory more gamma learn (m : memory) L, is_model V p -> is_model V q ->
-  forall s, prob (decode_on memory (learning_step V memory (token_wise V) p q more gamma learn) L L m []) s
-            == target_law V p L s.
-(* [/adaptive] *)
-Proof.
-  intros. etransitivity; [| now apply joint_law_is_the_product]. apply same_law_prob. intros f.
-  etransitivity; [apply learning_steps_add_up; intros; [now apply token_wise_step_exact | | simpl; lia] |].
-  - apply token_wise_step_emits.
-  - unfold continue. simpl. now rewrite firstn_nil, Nat.sub_0_r.
-Qed.
 
 (* [found] *)
 (* The point-mass rule: the draft may be found by any search. *)
@@ -46,12 +34,56 @@ Qed.
 
 (* [block] *)
 (* Block verification, with any stopping time as well. *)
-Theorem block_exact : forall V p q more gamma L, is_model V p -> is_model V q -> forall s,
+Theorem block_exact : forall V p q more gamma L, is_model V p -> is_drafter V q -> forall s,
   prob (output_law (step_law V (block V) p q more gamma) L) s == target_law V p L s.
 (* [/block] *)
 Proof.
   intros. etransitivity; [| now apply joint_law_is_the_product]. apply same_law_prob.
   apply steps_add_up; [now apply block_step_exact | apply block_step_emits].
+Qed.
+
+(* Steps that remember: m is the memory to begin with. *)
+Lemma remembering : forall V p memory step (m : memory) L, is_model V p ->
+  (forall m, exact V p (emitted_by memory step m)) -> (forall m, emits (emitted_by memory step m)) ->
+  forall s, prob (decode_on memory step L L m []) s == target_law V p L s.
+Proof.
+  intros. etransitivity; [| now apply joint_law_is_the_product]. apply same_law_prob. intros f.
+  etransitivity; [apply learning_steps_add_up with (V := V) (p := p); auto; simpl; lia |].
+  unfold continue. simpl. now rewrite firstn_nil, Nat.sub_0_r.
+Qed.
+
+(* [adaptive] *)
+(* The same where the drafter's laws, `more` and `gamma` depend on all that became of earlier drafts, too: m is the
+   memory to begin with. *)
+Theorem remembering_exact : forall V p memory (q : memory -> drafter) more gamma learn m L,
+  is_model V p -> (forall m, is_drafter V (q m)) -> forall s,
+  prob (decode_on memory (learning_step V memory (token_wise V) p q more gamma learn) L L m []) s
+  == target_law V p L s.
+(* [/adaptive] *)
+Proof.
+  intros. apply remembering; intros; auto.
+  - apply learning_step_exact. now apply token_wise_step_exact.
+  - apply learning_step_emits, token_wise_step_emits.
+Qed.
+
+(* The same for block verification, and for a search that remembers. *)
+Theorem block_remembering_exact : forall V p memory (q : memory -> drafter) more gamma learn m L,
+  is_model V p -> (forall m, is_drafter V (q m)) -> forall s,
+  prob (decode_on memory (learning_step V memory (block V) p q more gamma learn) L L m []) s
+  == target_law V p L s.
+Proof.
+  intros. apply remembering; intros; auto.
+  - apply learning_step_exact. now apply block_step_exact.
+  - apply learning_step_emits, block_step_emits.
+Qed.
+
+Theorem point_mass_remembering_exact : forall V p memory (propose : memory -> text -> dist text) learn m L,
+  is_model V p -> (forall m, proposes V (propose m)) -> forall s,
+  prob (decode_on memory (learning_search V memory p propose learn) L L m []) s == target_law V p L s.
+Proof.
+  intros. apply remembering; intros; auto.
+  - apply learning_search_exact. now apply point_mass_step_exact.
+  - apply learning_search_emits, point_mass_step_emits.
 Qed.
 
 Check token_wise_token_exact. Print Assumptions token_wise_token_exact.
@@ -60,12 +92,14 @@ Check steps_add_up. Print Assumptions steps_add_up.
 Check joint_law_is_the_product. Print Assumptions joint_law_is_the_product.
 Check any_stopping_time_exact. Print Assumptions any_stopping_time_exact.
 Check learning_steps_add_up. Print Assumptions learning_steps_add_up.
-Check adaptive_length_exact. Print Assumptions adaptive_length_exact.
 Check speculative_decoding_exact. Print Assumptions speculative_decoding_exact.
 Check point_mass_token_exact. Print Assumptions point_mass_token_exact.
 Check point_mass_step_exact. Print Assumptions point_mass_step_exact.
 Check point_mass_exact. Print Assumptions point_mass_exact.
 Check block_step_exact. Print Assumptions block_step_exact.
 Check block_exact. Print Assumptions block_exact.
+Check remembering_exact. Print Assumptions remembering_exact.
+Check block_remembering_exact. Print Assumptions block_remembering_exact.
+Check point_mass_remembering_exact. Print Assumptions point_mass_remembering_exact.
 Check no_residual_is_biased. Print Assumptions no_residual_is_biased.
 Check dropping_is_biased. Print Assumptions dropping_is_biased.

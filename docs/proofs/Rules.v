@@ -65,10 +65,16 @@ Fixpoint verdicts (p : model) (t tokens : text) : list weights :=
 
 Definition always : text -> policy := fun _ _ => true.
 
+(* A drafter's model in a step that begins behind a text. Two steps that reach the same prefix from two beginnings may
+   draw from two laws there. A drafter that sees the prefix alone is fun _ => q. *)
+Definition drafter := text -> model.
+Definition is_drafter (q : drafter) : Prop := forall t, is_model V (q t).
+
 (* What one step emits behind a text, by a rule. How long the draft may get, too, is up to that text. *)
 Definition rule := list weights -> list weights -> text -> dist text.
-Definition step_law (r : rule) (p q : model) (more : text -> policy) (gamma : text -> nat) (t : text) : dist text :=
-  guesses <- chain q (more t) (gamma t) t;;
+Definition step_law (r : rule) (p : model) (q : drafter) (more : text -> policy) (gamma : text -> nat) (t : text)
+    : dist text :=
+  guesses <- chain (q t) (more t) (gamma t) t;;
   r (verdicts p t (map fst guesses)) (map snd guesses) (map fst guesses).
 
 (* A draft that was found, not drawn: by a search of the text, or at random by a law that nobody knows. *)

@@ -43,7 +43,7 @@ Qed.
 (* [wrong] *)
 (* p = (1/4, 3/4), q = (1/2, 1/2): token 0 comes with probability 5/16. *)
 Theorem no_residual_is_biased : ~ forall V p q, is_model V p -> is_model V q -> forall s,
-  prob (output_law (step_law V (no_residual V) p q always (fun _ => 1%nat)) 1) s == target_law V p 1 s.
+  prob (output_law (step_law V (no_residual V) p (fun _ => q) always (fun _ => 1%nat)) 1) s == target_law V p 1 s.
 Proof.
   intros Claim. specialize (Claim 2%nat (pair (1 # 4) (3 # 4)) (pair (1 # 2) (1 # 2))).
   specialize (Claim ltac:(apply pair_model; lra) ltac:(apply pair_model; lra) [0%nat]).

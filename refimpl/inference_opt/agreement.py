@@ -25,13 +25,13 @@ class Agreement:
 
     identical: bool
     position: int | None = None  # of the first token that differs, counted in the new tokens
-    gap: float = 0.0  # the oracle's logit of its own token less that of the other's
-    tie: float = 0.0  # gaps up to this are rounding
+    gap: float = 0.0  # the oracle's logit of its own token less that of the other's; below 0 it contradicts the oracle
+    tie: float = 0.0  # gaps up to this, either way, are rounding
 
     @property
     def exact(self) -> bool:
         """Whether nothing but rounding separates the two."""
-        return self.identical or (self.position is not None and self.gap <= self.tie)
+        return self.identical or (self.position is not None and abs(self.gap) <= self.tie)
 
     def __str__(self) -> str:
         if self.identical:

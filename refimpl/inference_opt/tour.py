@@ -128,7 +128,7 @@ class Run:
     tokens: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)  # from one token to the next; the first includes the prefill
     text: str = ""
-    agreement: Agreement | None = None  # with the naive run; None for the naive run itself
+    agreement: Agreement | None = None  # with the naive run of the same model; None for the naive run itself
 
 
 @dataclass
@@ -144,6 +144,7 @@ class Tour:
     runs: dict[str, list[Run]]
     wall: dict[str, float] = field(default_factory=dict)  # seconds of each stage, all prompts
     reused: dict[str, int] = field(default_factory=dict)
+    others: set[str] = field(default_factory=set)  # stages of another model, which are held against its own oracle
     machine: dict[str, Any] = field(default_factory=describe)
     command: str = field(default_factory=command_line)
 
@@ -160,6 +161,7 @@ class Tour:
         for name, runs in self.runs.items():
             verdicts = [run.agreement for run in runs if run.agreement is not None]
             differing = [str(v) for v in verdicts if not v.identical]
+            same = f"identical{' to its own oracle' * (name in self.others)}" if verdicts else "the oracle"
             rows.append(
                 {
                     "stage": name,
@@ -168,7 +170,7 @@ class Tour:
                     "kv_bytes_per_token": self.kv_bytes[name],
                     "prompt_tokens_reused": self.reused[name],
                     "speedup_over_naive": rates[name] / baseline,
-                    "identical_to_naive": "; ".join(differing) or ("identical" if verdicts else "the oracle"),
+                    "identical_to_naive": "; ".join(differing) or same,
                 }
             )
         return rows
@@ -206,6 +208,8 @@ def run_tour(model: Transformer, tokenizer: Tokenizer, name: str, max_new_tokens
             continue
         list(warm.decode(ids[:1], SamplingParams(max_new_tokens=2)))  # warm up, and forget
         tour.kv_bytes[stage.name] = session.kv_bytes
+        if session.model is not model:
+            tour.others.add(stage.name)
         runs = tour.runs[stage.name] = [Run() for _ in prompts]
         together = list(range(len(prompts)))
         for group in [together] if stage.together else [[i] for i in together]:

@@ -1,17 +1,32 @@
 """The enumeration itself, and laws at its edges: large steps, honest drafters, steps that share chance."""
 
+from array import array
 from collections import defaultdict
 from fractions import Fraction
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference_opt.sampling import Noise
+from inference_opt.sampling import Noise, SamplingParams
 from inference_opt.speculative import exact, rules, wrong
-from inference_opt.speculative.exact import Branching, every_path, joint_law, output_law, step_law, total_variation
+from inference_opt.speculative.drafter import Job
+from inference_opt.speculative.exact import (
+    Branching,
+    branching,
+    chain,
+    every_path,
+    from_start,
+    joint_law,
+    output_law,
+    siblings,
+    step_law,
+    total_variation,
+)
+from inference_opt.speculative.lookup import NGram
 from inference_opt.speculative.wrong import chain_of
 
 
@@ -98,6 +113,96 @@ def test_any_draft_is_exact_if_it_is_scored_as_it_was_drawn(name, rule, case):
 def test_a_draft_that_was_searched_for_is_exact_if_it_is_scored_as_found(case):
     _, gamma, length, target, draft = case
     assert output_law(target, draft, gamma, rules.point_mass, length, wrong.beam) == joint_law(target, length)
+
+
+def by_start(model):
+    """A drafter whose law behind a prefix depends on where the step began, too."""
+    return lambda start: lambda prefix: model((*start, len(start), *prefix))
+
+
+FROM_START = {
+    "token_wise": (rules.token_wise, chain),
+    "token_wise, stopping": (rules.token_wise, wrong.stop_early(keep=True)),
+    "block": (rules.block, chain),
+    "block, stopping": (rules.block, wrong.stop_early(keep=True)),
+    "coupled": (rules.coupled, chain),
+    "point_mass": (rules.point_mass, wrong.beam),
+    "multi_draft": (rules.multi_draft, siblings()),
+    "tree": (rules.tree, branching()),
+}
+
+
+@pytest.mark.parametrize("name", FROM_START)
+@settings(max_examples=8)
+@given(case=pairs((2, 2, 4), (3, 2, 3)))
+def test_a_draft_that_depends_on_where_the_step_began_is_exact(name, case):
+    _, gamma, length, target, draft = case
+    rule, propose = FROM_START[name]
+    assert output_law(target, by_start(draft), gamma, rule, length, from_start(propose)) == joint_law(target, length)
+
+
+def three(seed):
+    """A model over three tokens without zeros."""
+    rows = [tuple(Fraction(w, sum(row)) for w in row) for row in ((1, 2, 3), (4, 1, 2), (2, 5, 1), (3, 1, 1))]
+    return lambda prefix: rows[(seed + sum((i + 2) * x for i, x in enumerate(prefix)) + len(prefix)) % len(rows)]
+
+
+def n_gram(start):
+    """What `NGram` draws from in a step that begins behind these tokens, which follow a prompt."""
+
+    class Say:  # what is drafted is given
+        def choose(self, law, i):
+            return drafted[i] if i < len(drafted) else int(np.argmax(law))
+
+        def uniform(self, i):
+            raise AssertionError("a drafter draws tokens")
+
+    def model(prefix):
+        nonlocal drafted
+        drafted = prefix[len(start) :]
+        tokens = array("i", [0, 1, 2, 0, 2, 1, 1, 0, *start])
+        text = SimpleNamespace(tokens=tokens, computed=len(tokens) - 1, table=[], params=sampled, memo=None)
+        (draft,) = drafter.propose([Job(text, len(drafted) + 1, Say())])
+        law = [Fraction(w) for w in draft.laws[-1]]
+        return [w / sum(law) for w in law]
+
+    drafted, drafter, sampled = (), NGram(2), SamplingParams(temperature=1.0)
+    drafter.vocab_size = 3
+    return model
+
+
+@pytest.mark.parametrize("rule", [rules.token_wise, rules.block, rules.coupled])
+def test_the_n_gram_drafter_is_exact_though_its_law_depends_on_where_the_step_began(rule):
+    assert n_gram(())((2, 0)) != n_gram((2, 0))((2, 0)), "drafts are not counted, committed tokens are"
+    assert output_law(three(0), n_gram, 2, rule, 3, from_start(chain)) == joint_law(three(0), 3)
+
+
+def judged_from_the_prefix(target, draft, start, gamma, choose):
+    """Drafted from where the step began; judged by the law of a step that begins behind the drafts before. Wrong."""
+    laws, _, tokens = chain(target, draft(start), start, gamma, choose)
+    tokens = list(tokens)
+    behind = [(*start, *tokens[:i]) for i in range(gamma)]
+    return laws, [np.array(draft(prefix)(prefix), dtype=object) for prefix in behind], tokens
+
+
+@pytest.mark.parametrize(
+    ("target", "drafter"), [(three(0), by_start(three(1))), (three(2), n_gram)], ids=["any", "n-gram"]
+)
+@pytest.mark.parametrize(
+    ("rule", "propose"),
+    [
+        (wrong.no_residual, from_start(chain)),
+        (wrong.block_unscaled, from_start(chain)),
+        (rules.token_wise, judged_from_the_prefix),
+        (rules.block, judged_from_the_prefix),
+        (rules.token_wise, from_start(wrong.stop_early(keep=False))),
+    ],
+    ids=["no residual", "block, unscaled", "token-wise, other start", "block, other start", "dropped"],
+)
+def test_a_wrong_rule_is_caught_where_the_draft_depends_on_where_the_step_began(rule, propose, target, drafter):
+    law, truth = output_law(target, drafter, 2, rule, 3, propose), joint_law(target, 3)
+    assert sum(law.values()) == 1
+    assert total_variation(law, truth) > 0
 
 
 def sample_and_match(target, draft, tokens, chance):

@@ -150,7 +150,7 @@ def test_floats_and_fractions_take_the_same_turns(a, b, seed, name):
 
 
 def test_a_draw_of_zero_admits_no_token_of_probability_zero():
-    """`u <= p/q` with u = 0 (older vLLM and SGLang kernels; vllm-ascend#13730)."""
+    """`u <= p/q` with u = 0 (older vLLM and SGLang kernels)."""
 
     class Nought:
         def uniform(self, i):

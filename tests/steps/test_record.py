@@ -1,6 +1,7 @@
 """Recording: what a trace holds, what it costs where nothing is recorded, what is said of bad ones."""
 
 import json
+import sys
 from fractions import Fraction
 
 import jsonschema
@@ -19,7 +20,7 @@ from inference_opt.scenarios import SCENARIOS, play
 from inference_opt.scenarios.explore import explore
 from inference_opt.steps import Trace, record, step
 from inference_opt.steps.page import frame, page
-from inference_opt.steps.record import ROOT
+from inference_opt.steps.record import ROOT, Recorder
 from tests.toys import SHAPES, toy
 
 SCHEMA = json.loads((ROOT / "steps" / "trace.schema.json").read_text(encoding="utf-8"))
@@ -58,10 +59,38 @@ def test_the_source_of_a_step_is_the_line_that_it_tells_of():
     source = trace.sources[trace.steps[0]["source"]]
     lines = (ROOT / "kv" / "pool.py").read_text(encoding="utf-8").splitlines()
     assert source["file"] == "kv/pool.py"
-    assert lines[source["line"] - 1].strip() == "self._is_free[page] = 0"
+    assert lines[source["line"] - 1].strip() == "for page in pages:", "what is in the loop need not have run"
     for number, text in source["lines"]:
         assert lines[number - 1] == text
     assert not any("step(" in text for _, text in source["lines"])
+
+
+@pytest.mark.parametrize("name", sorted(SCENARIOS.keys() - {"continuous-batching", "equal-prompts", "biased-rule"}))
+def test_the_line_that_is_shown_is_one_that_ran(monkeypatch, name):
+    """Python's own word for it: each frame's lines are noted as they run."""
+    ran, told, source = {}, [], Recorder._source
+
+    def note(frame, event, arg):
+        if "inference_opt" not in frame.f_code.co_filename or "steps" in frame.f_code.co_filename:
+            return None
+        ran.setdefault(frame, set()).add(frame.f_lineno)
+        return note
+
+    def watched(self, frame):
+        number = source(self, frame)
+        at = self.trace.sources[number]
+        told.append((at["file"], at["line"], at["line"] in ran[frame]))
+        return number
+
+    monkeypatch.setattr(Recorder, "_source", watched)
+    before = sys.gettrace()
+    sys.settrace(note)
+    try:
+        SCENARIOS[name].run()
+    finally:
+        sys.settrace(before)
+    assert told
+    assert [(file, line) for file, line, true in told if not true] == []
 
 
 def test_a_broken_invariant_is_told_not_hidden():

@@ -22,9 +22,10 @@ from inference_opt.steps import step
 
 Prefix = tuple[int, ...]
 Model = Callable[[Prefix], Sequence[Fraction]]  # the law of the token behind a prefix
+ByStart = Callable[[Prefix], Model]  # a drafter's model, by the text that a step begins behind
 Rule = Callable[[Any, Any, Any, Chance], list[int]]
 # (target, draft, prefix, gamma, choose) → what a rule takes: target's laws, draft's laws, tokens
-Propose = Callable[[Model, Model, Prefix, int, Callable[[Law, int], int]], tuple[Any, Any, Any]]
+Propose = Callable[[Model, Any, Prefix, int, Callable[[Law, int], int]], tuple[Any, Any, Any]]
 
 
 # [branching]
@@ -97,7 +98,7 @@ def every_path(program: Callable[[Branching], Any]) -> Iterator[tuple[Any, Fract
 
 # [law]
 def step_law(
-    target: Model, draft: Model, gamma: int, rule: Rule, prefix: Prefix = (), propose: Propose | None = None
+    target: Model, draft: Model | ByStart, gamma: int, rule: Rule, prefix: Prefix = (), propose: Propose | None = None
 ) -> dict[Prefix, Fraction]:
     """The law of what one speculative step emits after a prefix: 1 to gamma + 1 tokens (gamma: see `output_law`)."""
     _check(gamma, "gamma")
@@ -118,13 +119,14 @@ def step_law(
 
 
 def output_law(
-    target: Model, draft: Model, gamma: int, rule: Rule, length: int, propose: Propose | None = None
+    target: Model, draft: Model | ByStart, gamma: int, rule: Rule, length: int, propose: Propose | None = None
 ) -> dict[Prefix, Fraction]:
     """The law of the first `length` tokens of a text that is decoded by speculative steps, exactly.
 
     `target` and `draft` give the law behind a prefix as Fractions. `gamma`: drafts a step; for `multi_draft` the number
     of candidates, for `tree` its depth. `propose` says how drafts are drawn (`chain`, `siblings()`, `branching()`; by
-    default as fits the rule). ValueError for a gamma or length below 0 and for laws that are none.
+    default as fits the rule). If the draft's law depends on where the step began as well, `draft` is a `ByStart` and
+    `propose` is `from_start(chain)`, for example. ValueError for a gamma or length below 0 and for laws that are none.
     """
     _check(length, "length")
     open_: list[dict[Prefix, Fraction]] = [defaultdict(Fraction) for _ in range(length + 1)]  # texts by their length
@@ -248,6 +250,15 @@ def branching(width: int = 2, replacement: bool = False) -> Propose:
         return _OnDemand(lambda path: _law(target, prefix + path)), laws, tokens
 
     return propose
+
+
+def from_start(propose: Propose) -> Propose:
+    """The same drafts, by a drafter that sees where the step began: `draft(start)` is its model for that step.
+
+    So `NGram` drafts: it counts the text and not the drafts, hence its law behind a prefix is one thing where the end
+    of the prefix was drafted in this step, and another where it was committed before.
+    """
+    return lambda target, draft, start, gamma, choose: propose(target, draft(start), start, gamma, choose)
 
 
 PROPOSALS: dict[Rule, Propose] = {rules.multi_draft: siblings(), rules.tree: branching()}

@@ -67,6 +67,7 @@ class Wrong:
     draft: Model = DRAFT
     gamma: int = 2
     length: int = 3
+    asked: bool = False  # its sources asked about it, and had it right or took no harm
 
     @cache  # noqa: B019 (entries live as long as the module)
     def law(self) -> dict[Prefix, Fraction]:
@@ -177,12 +178,14 @@ ZOO = [
         rules.token_wise,
         propose=wrong.stop_early(keep=False),
         right_propose=wrong.stop_early(keep=True),
+        asked=True,
     ),
     Wrong(
         "no residual",
         "a rejected token is replaced by a draw from p",
-        _thread("eth-sri/language-model-arithmetic/issues/14", "NJUNLP/MCSD/issues/5"),  # asked, and right in both
+        _thread("eth-sri/language-model-arithmetic/issues/14", "NJUNLP/MCSD/issues/5"),
         wrong.no_residual,
+        asked=True,
     ),
     Wrong(
         "residual at the token only",
@@ -217,7 +220,11 @@ ZOO = [
     Wrong(
         "everything accepted",
         "the count of accepted tokens is always full, or the number compared with p / q always 0",
-        _thread("huggingface/transformers/pull/28508", "vllm-project/vllm-ascend/issues/13730"),
+        _thread(
+            "huggingface/transformers/pull/28508",
+            "vllm-project/vllm-ascend/issues/13730",
+            "vllm-project/vllm-ascend/pull/13766",
+        ),
         wrong.accept_all,
     ),
     Wrong(
@@ -241,6 +248,7 @@ ZOO = [
         propose=wrong.original_q,
         right_rule=rules.multi_draft,
         right_propose=siblings(),
+        asked=True,
     ),
     Wrong(
         "draft and target share noise",
@@ -262,7 +270,7 @@ ZOO = [
     Wrong(
         "u ≤ p / q, and u = 0",
         "one number in 2²⁴ is 0, and lets a token pass that the target never says",
-        _thread("vllm-project/vllm-ascend/pull/13766"),
+        (),  # read in older kernels of vLLM and SGLang
         wrong.at_most,
         chance=on_a_grid,
         right_chance=on_a_grid,

@@ -32,6 +32,7 @@ from inference_opt.steps.trace import Trace
 ROOT = Path(__file__).resolve().parent.parent  # the package
 ABOVE, BELOW = 9, 5  # source lines shown round a step
 MAX_BYTES = 32_000_000
+ARMS = ("else:", "elif ", "except", "finally:")
 LONG = 16  # half as many tokens as a sentence shows of a text
 
 _recorder: ContextVar["Recorder | None"] = ContextVar("recorder", default=None)
@@ -134,13 +135,30 @@ class Recorder:
         for i, known in enumerate(self.trace.sources):
             if (known["file"], known["step"]) == (file, line):
                 return i
-        lines = without_steps(linecache.getlines(str(path), frame.f_globals))
-        before = max((n for n in lines if n < line and lines[n].strip()), default=line)  # what the step tells of
+        whole = linecache.getlines(str(path), frame.f_globals)
+        lines = without_steps(whole)
+        before = ran_before(whole, lines, line)
         first = max(before - ABOVE, frame.f_code.co_firstlineno)
         last = min(before + BELOW, max(n for *_, n in frame.f_code.co_lines() if n))
         near = [[n, text] for n, text in lines.items() if first <= n <= last]
         self.trace.sources.append({"file": file, "step": line, "line": before, "lines": near})
         return len(self.trace.sources) - 1
+
+
+def ran_before(lines: list[str], kept: dict[int, str], line: int) -> int:
+    """What the step at a line tells of: the last of the lines kept that ran before it for certain.
+
+    A block that the step stands behind may have been passed over, so that is the block's head; and of the arms of an
+    `if` or `try` it is the first one's.
+    """
+    within = indent(lines[line - 1])
+    for number in range(line - 1, 0, -1):
+        text = lines[number - 1]
+        if text.strip() and indent(text) <= within:
+            within = indent(text)
+            if number in kept and not text.lstrip().startswith(ARMS):
+                return number
+    return line
 
 
 def without_steps(lines: list[str]) -> dict[int, str]:
