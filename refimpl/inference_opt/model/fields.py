@@ -11,16 +11,17 @@ D = TypeVar("D")
 
 @dataclass(frozen=True)
 class Kind(Generic[T]):
-    """Values of one kind: in words, and how they are told from others."""
+    """Values of one kind: in words, how they are told from others, and what they become."""
 
     says: str
     holds: Callable[[Any], bool]
+    read: Callable[[Any], Any] = lambda value: value
 
     def check(self, name: str, value: Any) -> T:
         """The value, where it is of this kind; ValueError otherwise."""
         if not self.holds(value):
             raise ValueError(f"{name} must be {self.says}, got {reprlib.repr(value)}")
-        return value
+        return self.read(value)
 
 
 def _is_token(value: Any) -> bool:
@@ -32,8 +33,10 @@ COUNT = Kind[int]("an integer of 0 or more", _is_token)
 # Positions are float32 numbers where angles are computed (`rope.py`): beyond, neighbours would be one and the same.
 CONTEXT = Kind[int]("a positive integer of at most 2^24", lambda v: type(v) is int and 0 < v <= 2**24)
 # Within float32, which all of them meet: neither 0 nor infinity there.
-POSITIVE = Kind[float]("a positive number", lambda v: type(v) in (int, float) and 1e-37 <= v <= 1e37)
-NOT_NEGATIVE = Kind[float]("a number of 0 or more", lambda v: type(v) in (int, float) and (v == 0 or POSITIVE.holds(v)))
+POSITIVE = Kind[float]("a positive number", lambda v: type(v) in (int, float) and 1e-37 <= v <= 1e37, float)
+NOT_NEGATIVE = Kind[float](
+    "a number of 0 or more", lambda v: type(v) in (int, float) and (v == 0 or POSITIVE.holds(v)), float
+)
 FLAG = Kind[bool]("true or false", lambda v: type(v) is bool)
 TEXT = Kind[str]("a string", lambda v: type(v) is str)
 TEXTS = Kind[list[str]]("a list of strings", lambda v: type(v) is list and all(type(each) is str for each in v))

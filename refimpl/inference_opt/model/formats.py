@@ -83,7 +83,7 @@ def config_from_hf(values: Mapping[str, Any], eos_token_ids: Sequence[int] = ())
         else fields.get("head_dim", SIZE, dim // heads),
         ffn_dim=fields.need("intermediate_size", SIZE),
         max_context=context,
-        norm_eps=float(fields.get("rms_norm_eps", POSITIVE, 1e-6)),
+        norm_eps=fields.get("rms_norm_eps", POSITIVE, 1e-6),
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
         tied_embeddings=fields.get("tie_word_embeddings", FLAG, False),
@@ -155,7 +155,7 @@ def _experts_from_hf(fields: Fields, arch: str) -> ExpertsShape:
         first_k_dense_replace=fields.get("first_k_dense_replace", COUNT, 0),
         n_group=fields.need("n_group", COUNT) if grouped else 1,
         topk_group=fields.need("topk_group", COUNT) if grouped else 1,
-        routed_scaling_factor=float(fields.get("routed_scaling_factor", POSITIVE, 1.0)),
+        routed_scaling_factor=fields.get("routed_scaling_factor", POSITIVE, 1.0),
         norm_topk_prob=normed,
         corrected=corrected,
     )
@@ -171,7 +171,7 @@ def _rope_from_hf(fields: Fields, context: int) -> tuple[float, RopeScaling | No
     rope = Fields(fields.get(name, OBJECT, {}), f"{name}.")
     if by_layer := [key for key, value in rope.values.items() if isinstance(value, Mapping)]:
         raise ValueError(f"{name}.{by_layer[0]}: rotary embeddings that differ by layer are not computed here")
-    theta = float(rope.get("rope_theta", POSITIVE, fields.get("rope_theta", POSITIVE, 10_000.0)))
+    theta = rope.get("rope_theta", POSITIVE, fields.get("rope_theta", POSITIVE, 10_000.0))
     if rope.get("partial_rotary_factor", POSITIVE, fields.get("partial_rotary_factor", POSITIVE, 1.0)) != 1.0:
         raise ValueError("partial rotary embeddings (partial_rotary_factor) are not computed here")
     kind = rope.get("rope_type", TEXT, rope.get("type", TEXT, "default"))
@@ -181,13 +181,13 @@ def _rope_from_hf(fields: Fields, context: int) -> tuple[float, RopeScaling | No
         raise ValueError(f"RoPE scaling {kind!r} is not computed here, only 'linear', 'llama3' and 'yarn'")
     if kind != "yarn" and rope.get("mscale_all_dim", NOT_NEGATIVE, 0):
         raise ValueError(f"mscale_all_dim is YaRN's: with RoPE scaling {kind!r} it is not computed here")
-    factor = float(rope.need("factor", POSITIVE))
+    factor = rope.need("factor", POSITIVE)
     if kind == "linear":
         return theta, RopeScaling("linear", factor=factor)
     original = rope.get("original_max_position_embeddings", SIZE, context)
     original = fields.get("original_max_position_embeddings", SIZE, original)
     if kind == "llama3":
-        low, high = (float(rope.need(n, POSITIVE)) for n in ("low_freq_factor", "high_freq_factor"))
+        low, high = (rope.need(n, POSITIVE) for n in ("low_freq_factor", "high_freq_factor"))
         if low >= high:
             raise ValueError(f"{name}: low_freq_factor ({low}) must be less than high_freq_factor ({high})")
         return theta, RopeScaling("llama3", factor, low, high, original)
@@ -199,8 +199,8 @@ def _rope_from_hf(fields: Fields, context: int) -> tuple[float, RopeScaling | No
         "yarn",
         factor=factor,
         original_context=original,
-        beta_fast=float(rope.get("beta_fast", NOT_NEGATIVE, 0) or 32),
-        beta_slow=float(rope.get("beta_slow", NOT_NEGATIVE, 0) or 1),
+        beta_fast=rope.get("beta_fast", NOT_NEGATIVE, 0.0) or 32.0,
+        beta_slow=rope.get("beta_slow", NOT_NEGATIVE, 0.0) or 1.0,
         truncate=rope.get("truncate", FLAG, True),
         mscale=rope.get("mscale", NOT_NEGATIVE, None),
         mscale_all_dim=rope.get("mscale_all_dim", NOT_NEGATIVE, None),
@@ -256,7 +256,7 @@ def config_from_gguf(fields: Mapping[str, Any], rope_factors: Sequence[float] = 
         max_context=context,
         # float32 in the file: 9.99999975e-06
         norm_eps=float(f"{own.need('attention.layer_norm_rms_epsilon', POSITIVE):.6g}"),
-        rope_theta=float(own.get("rope.freq_base", POSITIVE, 10_000.0)),
+        rope_theta=own.get("rope.freq_base", POSITIVE, 10_000.0),
         rope_scaling=_rope_scaling_from_gguf(own, rope_factors, head_dim // 2),
         tied_embeddings=tied,
         qkv_bias=arch == "qwen2",
@@ -272,8 +272,8 @@ def _rope_scaling_from_gguf(own: Fields, factors: Sequence[float], pairs: int) -
         raise ValueError(f"RoPE scaling {kind!r} is not computed here, only 'linear' and stored factors")
     if kind == "linear":
         own.need("rope.scaling.factor", NOT_NEGATIVE)
-    factor = own.get("rope.scaling.factor", NOT_NEGATIVE, own.get("rope.scale_linear", NOT_NEGATIVE, 0)) or 1.0
-    linear = RopeScaling("linear", factor=float(factor)) if kind != "none" and factor != 1 else None
+    factor = own.get("rope.scaling.factor", NOT_NEGATIVE, own.get("rope.scale_linear", NOT_NEGATIVE, 0.0)) or 1.0
+    linear = RopeScaling("linear", factor=factor) if kind != "none" and factor != 1 else None
     if not factors:
         return linear
     if linear or len(factors) != pairs or not all(map(POSITIVE.holds, factors)):
