@@ -1,4 +1,4 @@
-"""Logits of tiny random Llama, Qwen2 and Qwen3 models, from safetensors and from GGUF files, against `transformers`.
+"""Logits of tiny random Llama, Mistral, Qwen2 and Qwen3 models, from safetensors and GGUF, against `transformers`.
 
 In float64, where only equality will do: 1e-10 of the largest logit, far below float32's rounding.
 """
@@ -23,6 +23,7 @@ EXACT = 1e-10
 CONTEXT = 2 * QUERY_BLOCK + 20
 CLASSES = {
     "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
+    "mistral": (transformers.MistralConfig, transformers.MistralForCausalLM),
     "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
     "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM),
 }
@@ -58,7 +59,9 @@ def models(draw, biases=True, ropes=(PLAIN, LINEAR, LLAMA3, YARN)):
     arch, kv_heads, group = draw(st.sampled_from(sorted(CLASSES))), draw(st.integers(1, 3)), draw(st.integers(1, 3))
     heads = kv_heads * group
     options = {"rope_parameters": draw(st.one_of(*ropes)), "tie_word_embeddings": draw(st.booleans())}
-    if biases and arch != "qwen2":  # Qwen2's are not a choice: q, k and v have one, the output has none
+    if arch == "mistral":
+        options["sliding_window"] = draw(st.sampled_from([None, CONTEXT]))
+    elif biases and arch != "qwen2":  # Qwen2's are not a choice: q, k and v have one, the output has none
         options["attention_bias"] = draw(st.booleans())
     if biases and arch == "llama":
         options["mlp_bias"] = draw(st.booleans())
@@ -202,7 +205,8 @@ def neighbours(rows, heads):
 
 def write_gguf(model, path, rope_factors=None):
     c = model.config
-    writer = gguf.GGUFWriter(path, c.model_type)
+    arch = "llama" if c.model_type == "mistral" else c.model_type
+    writer = gguf.GGUFWriter(path, arch)
     writer.add_vocab_size(c.vocab_size)
     writer.add_embedding_length(c.hidden_size)
     writer.add_block_count(c.num_hidden_layers)
@@ -221,7 +225,7 @@ def write_gguf(model, path, rope_factors=None):
     for name, p in model.named_parameters():  # a tied head is no parameter of its own
         values = p.detach().numpy()
         for part, heads in (("q_proj", c.num_attention_heads), ("k_proj", c.num_key_value_heads)):
-            if c.model_type == "llama" and part in name:
+            if arch == "llama" and part in name:
                 values = neighbours(values, heads)
         writer.add_tensor(gguf_name(name), values)
     writer.write_header_to_file()

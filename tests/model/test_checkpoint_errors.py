@@ -100,7 +100,7 @@ def whole(tmp_path_factory):
         ({"model_type": "gpt2"}, "unknown architecture 'gpt2'"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0}}, "'longrope'"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "lacks 'original_max_position_embeddings'"),
+        ({"rope_scaling": {"type": "yarn"}}, r"lacks 'rope_scaling\.factor'"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),

@@ -412,7 +412,7 @@ YARN = DEEPSEEK_V2["rope_scaling"]
         (DEEPSEEK_V2, {"moe_layer_freq": 2}, "moe_layer_freq"),
         (DEEPSEEK_V3, {"moe_layer_freq": 2}, "moe_layer_freq"),
         (DEEPSEEK_V2, {"rope_scaling": YARN | {"attention_factor": 1.5}}, "attention_factor"),
-        (DEEPSEEK_V2, {"rope_scaling": {"type": "yarn", "factor": 4}}, "lacks 'original_max_position_embeddings'"),
+        (DEEPSEEK_V2, {"rope_scaling": {"type": "yarn", "mscale": 1.0}}, r"lacks 'rope_scaling\.factor'"),
         (DEEPSEEK_V2, {"n_group": 4}, "6 experts do not fall into 4 equal groups"),
         (DEEPSEEK_V2, {"num_experts_per_tok": 5}, "num_experts_per_tok = 5"),
         (DEEPSEEK_V3, {"n_group": 6}, "a group of one has none"),
@@ -446,7 +446,7 @@ def test_a_llama_checkpoint_that_says_it_is_deepseek(tmp_path):
     with pytest.raises(ValueError, match="lacks 'kv_lora_rank'"):
         load_folder(write_folder(tmp_path, {"model_type": "deepseek_v2", "num_key_value_heads": 2}))
     widths = {"kv_lora_rank": 4, "qk_rope_head_dim": 2, "qk_nope_head_dim": 2, "v_head_dim": 4}
-    changes = {"model_type": "deepseek_v2", "num_key_value_heads": 2} | widths
+    changes = {"model_type": "deepseek_v2", "num_key_value_heads": 2, "q_lora_rank": None} | widths
     with pytest.raises(ValueError, match=r"'model\.layers\.0\.self_attn\.kv_a_proj_with_mqa\.weight' is missing"):
         load_folder(write_folder(tmp_path, changes))
     with pytest.raises(ValueError, match=r"'model\.layers\.0\.self_attn\.q_a_proj\.weight' is missing"):

@@ -139,7 +139,7 @@ BUGS = [
     Bug("neighbours are read as halves (transformers#39687)", "v2", "behind the first",
         checkpoint, "_latent_to_halves", TO_HALVES, "rotated"),
     Bug("halves are read as neighbours (vllm#26995)", "v3-halves", "behind the first",
-        formats, "_latent_from_hf", 'bool(fields.get("rope_interleave", True))', "True"),
+        formats, "_latent_from_hf", 'fields.get("rope_interleave", FLAG, False)', "True"),
     Bug("the keys' rows are reordered and not the queries'", "v3", "behind the first",
         checkpoint, "_latent_to_halves", 'or "self_attn.q_b_proj" in name', ""),
     Bug("the queries' rows are reordered and not the keys'", "v2-lite", "behind the first",
@@ -174,7 +174,7 @@ BUGS = [
     Bug("a norm of queries that have no latent (NVIDIA-NeMo/Megatron-Bridge#5261)", "v2-lite", "behind the first",
         LatentAttention, "forward", "x if shape.q_lora", "nn.functional.rms_norm(x, x.shape[-1:]) if shape.q_lora"),
     Bug("q_lora_rank null is DeepSeek-V2's", "v2-lite", "at loading",
-        formats, "_latent_from_hf", 'fields.get("q_lora_rank")', '(fields.get("q_lora_rank") or 1536)'),
+        formats, "_latent_from_hf", '"q_lora_rank", SIZE, None)', '"q_lora_rank", SIZE, 1536)'),
     Bug("queries without a latent are looked for as if they had one", "v2-lite", "at loading",
         checkpoint, "_sources", "and config.latent.q_lora_rank is not None", ""),
     # The shared rotated key

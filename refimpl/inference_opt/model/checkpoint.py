@@ -1,11 +1,14 @@
 """Weights from files: a folder of safetensors, or one GGUF file. Never a pickle.
 
-Both kinds are read through one question, `tensor(name)`, with Hugging Face's names; `_SOURCES` says which of those make
-up each of our parameters. Parameters are filled one at a time and packed at once, so that loading peaks at the model's
-own size and one tensor more.
+Both kinds answer two questions, `shape(name)` and `tensor(name)`, with Hugging Face's names; `_SOURCES` says which of
+those make up each of our parameters. All shapes are compared with the configuration before the first tensor is read.
+Then parameters are filled one at a time and packed at once, so that loading peaks at the model's own size and one
+tensor more.
 """
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inference_opt.model.config import ModelConfig
-from inference_opt.model.formats import config_from_gguf, config_from_hf, read_json
+from inference_opt.model.fields import Fields
+from inference_opt.model.folder import INDEX, check_file, named, read_json, weight_files
+from inference_opt.model.formats import config_from_gguf, config_from_hf
+from inference_opt.model.gguf_file import read_gguf
 from inference_opt.model.linear import Linear
 from inference_opt.model.transformer import Transformer
-
-TensorReader = Callable[[str], Tensor]
 
 # Ours → Hugging Face's, within a layer; several are stacked along the output dimension.
 _LAYER_SOURCES = {
@@ -69,30 +73,62 @@ def _rows(config: ModelConfig, module: str) -> tuple[int, ...]:
     return ()
 
 
-def _checked(part: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
-    if not part.is_floating_point():
-        raise ValueError(f"{name} holds {part.dtype}: quantised safetensors are not read here")
-    if tuple(part.shape) != shape:
-        raise ValueError(f"{name}: the configuration asks for shape {shape}, the file holds {tuple(part.shape)}")
-    return part
+class Checkpoint(ABC):
+    """An opened checkpoint: the model's shape, and its tensors by Hugging Face's names. ValueErrors name the file."""
+
+    path: Path
+    config: ModelConfig
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, from the file's header. ValueError where it is missing or its numbers are not read here."""
+
+    @abstractmethod
+    def tensor(self, name: str) -> Tensor:
+        """Its values, in our order of rows."""
+
+    @abstractmethod
+    def unused(self, used: set[str]) -> set[str]:
+        """The file's own names of tensors that belong to the model and are not among those used."""
+
+    def load(self, dtype: torch.dtype, device: torch.device) -> Transformer:
+        """The model. ValueError for a tensor that is missing, misshapen or has no place in it."""
+        return build(self, self.config, dtype, device)
 
 
-def build(config: ModelConfig, tensor: TensorReader, dtype: torch.dtype, device: torch.device) -> Transformer:
-    """A transformer with every parameter taken from `tensor(name)`. ValueError names one missing or misshapen."""
-    with torch.device("meta"):
-        model = Transformer(config)
-    for module_name, module in model.named_modules():
-        for name, slot in list(module.named_parameters(recurse=False)):
-            if module_name == "head" and config.tied_embeddings:
-                continue
-            sources = _sources(config, module_name, name)
-            rows = _rows(config, module_name) or (slot.shape[0] // len(sources),) * len(sources)
-            parts = [_checked(tensor(s), s, (n, *slot.shape[1:])) for s, n in zip(sources, rows, strict=True)]
-            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-            # Rounded to bfloat16, a correction that separates two experts may no longer do so.
-            kind = torch.promote_types(dtype, torch.float32) if name == "correction" else dtype
-            setattr(module, name, nn.Parameter(whole.to(device=device, dtype=kind), requires_grad=False))
-        if isinstance(module, Linear) and module is not model.head:
+def build(source: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Transformer:
+    """A transformer with every parameter taken from the source. ValueError before any is read, where one cannot be."""
+    used: set[str] = set()
+
+    def check(name: str, shape: tuple[int, ...]) -> None:
+        used.add(name)
+        if (stored := source.shape(name)) != shape:
+            raise ValueError(
+                f"{source.path}: {name}: the configuration asks for shape {shape}, the file holds {stored}"
+            )
+
+    for name, shape in _counted(config):  # so that no more modules are made than there are tensors for
+        check(name, shape)
+    try:
+        with torch.device("meta"):
+            model = Transformer(config)
+    except (RuntimeError, TypeError) as error:  # how torch says that a tensor's size overflows
+        raise ValueError(
+            f"{source.path}: the configuration asks for tensors larger than any file's: {error}"
+        ) from error
+    for _, _, parts in _places(model):
+        for name, shape in parts.items():
+            check(name, shape)
+    # A tensor that the model does not use, a bias say, means that it is not the model that the file holds.
+    if names := source.unused(used):
+        raise ValueError(f"{source.path}: the tensor {min(names)!r} has no place in the configured architecture")
+    for module, name, parts in _places(model):
+        values = [source.tensor(part) for part in parts]
+        whole = values[0] if len(values) == 1 else torch.cat(values)
+        # Rounded to bfloat16, a correction that separates two experts may no longer do so.
+        kind = torch.promote_types(dtype, torch.float32) if name == "correction" else dtype
+        setattr(module, name, nn.Parameter(whole.to(device=device, dtype=kind), requires_grad=False))
+        if isinstance(module, Linear) and name == "weight" and module is not model.head:
             module.pack()
     if config.tied_embeddings:
         model.head.weight = model.embed.weight
@@ -100,64 +136,107 @@ def build(config: ModelConfig, tensor: TensorReader, dtype: torch.dtype, device:
     return model.eval()
 
 
-def load_safetensors(folder: Path, dtype: torch.dtype, device: torch.device) -> Transformer:
-    """A folder with `config.json` and one or more `*.safetensors`, as `save_pretrained` writes it."""
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no config.json: expected a folder of config.json and *.safetensors files")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickles = [p.name for p in folder.glob("*.bin")]
-        hint = f" ({pickles[0]} is a pickle, which can run code: convert it to safetensors)" if pickles else ""
-        raise ValueError(f"{folder} holds no *.safetensors file{hint}")
-    generation = folder / "generation_config.json"
-    eos = read_json(generation).get("eos_token_id") or () if generation.is_file() else ()
-    config = config_from_hf(read_json(folder / "config.json"), (eos,) if isinstance(eos, int) else eos)
-    try:
-        handles = [safe_open(file, framework="pt") for file in files]
-    except SafetensorError as error:
-        raise ValueError(f"{folder}: a safetensors file is damaged: {error}") from error
-    where = {name: handle for handle in handles for name in handle.keys()}  # noqa: SIM118 (not a dict)
+def _counted(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The tensors that show how many rows, layers and experts there are, with their shapes."""
+    yield "model.embed_tokens.weight", (config.vocab_size, config.dim)
+    for index in range(config.depth):
+        yield f"model.layers.{index}.input_layernorm.weight", (config.dim,)
+    if (shape := config.experts) and shape.first_k_dense_replace < config.depth:
+        yield f"model.layers.{shape.first_k_dense_replace}.mlp.gate.weight", (shape.n_routed_experts, config.dim)
 
-    used = {"lm_head.weight"} if config.tied_embeddings else set()
 
-    def tensor(name: str) -> Tensor:
-        if name not in where:
-            raise ValueError(f"{folder}: the tensor {name!r} is missing")
-        used.add(name)
-        values = where[name].get_tensor(name)
-        if config.latent and config.latent.rope_interleave:
-            values = _latent_to_halves(values, name, config)
+def _places(model: Transformer) -> Iterator[tuple[nn.Module, str, dict[str, tuple[int, ...]]]]:
+    """Every parameter's module and name, and the checkpoint's tensors that make it up, with their shapes."""
+    config = model.config
+    for module_name, module in model.named_modules():
+        for name, slot in list(module.named_parameters(recurse=False)):
+            if module_name == "head" and config.tied_embeddings:
+                continue
+            sources = _sources(config, module_name, name)
+            rows = _rows(config, module_name) or (slot.shape[0] // len(sources),) * len(sources)
+            yield module, name, {s: (n, *slot.shape[1:]) for s, n in zip(sources, rows, strict=True)}
+
+
+_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+class SafetensorsFolder(Checkpoint):
+    """A folder with `config.json` and safetensors, as `save_pretrained` writes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        config, generation = folder / "config.json", folder / "generation_config.json"
+        if not config.exists():
+            raise ValueError(f"{folder} holds no config.json: expected a folder of config.json and *.safetensors files")
+        told = Fields(read_json(generation) if generation.exists() else {})
+        with named(generation):
+            eos = told.tokens("eos_token_id")
+        values = read_json(config)
+        with named(config):
+            self.config = config_from_hf(values, eos)
+        self._where: dict[str, tuple[Path, Any]] = {}
+        for file, indexed in weight_files(folder).items():
+            check_file(file)
+            try:
+                handle = safe_open(file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{file} is damaged, or no safetensors file: {error}") from error
+            names = set(handle.keys())
+            if twice := names & self._where.keys():
+                raise ValueError(f"{file} holds {min(twice)!r}, and so does {self._where[min(twice)][0].name}")
+            if missing := indexed - names:
+                raise ValueError(f"{file} lacks {min(missing)!r}, which {INDEX} says it holds")
+            self._where |= dict.fromkeys(names, (file, handle))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, from its file's header."""
+        if name not in self._where:
+            raise ValueError(f"{self.path}: the tensor {name!r} is missing")
+        header = self._where[name][1].get_slice(name)
+        if header.get_dtype() not in _DTYPES:
+            raise ValueError(f"{self.path}: {name} holds {header.get_dtype()}: quantised safetensors are not read here")
+        return tuple(header.get_shape())
+
+    def tensor(self, name: str) -> Tensor:
+        """Its values, in our order of rows."""
+        values = self._where[name][1].get_tensor(name)
+        if self.config.latent and self.config.latent.rope_interleave:
+            values = _latent_to_halves(values, name, self.config)
         return values
 
-    model = build(config, tensor, dtype, device)
-    # DeepSeek-V3's files hold, behind the last layer, one that predicts a token further: not part of the model's law.
-    spare = f"model.layers.{config.depth}." if config.latent else "rotary_emb"
-    _refuse_unused(folder, {n for n in where if not n.endswith("rotary_emb.inv_freq") and spare not in n} - used)
-    return model
+    def unused(self, used: set[str]) -> set[str]:
+        """All but those that no model has: DeepSeek-V3's layer behind the last, which predicts a token further, too."""
+        spare = f"model.layers.{self.config.depth}." if self.config.latent else "rotary_emb"
+        used = used | ({"lm_head.weight"} if self.config.tied_embeddings else set())
+        return {n for n in self._where if not n.endswith("rotary_emb.inv_freq") and spare not in n} - used
+
+    def load(self, dtype: torch.dtype, device: torch.device) -> Transformer:
+        """The model."""
+        config, table, head = self.config, "model.embed_tokens.weight", "lm_head.weight"
+        # Where a table and a head are stored that differ, they are not tied, whatever the configuration says.
+        if config.tied_embeddings and {table, head} <= self._where.keys():
+            same = self.shape(table) == self.shape(head) and torch.equal(self.tensor(table), self.tensor(head))
+            config = replace(config, tied_embeddings=same)
+        return build(self, config, dtype, device)
+
+
+def load_safetensors(folder: Path, dtype: torch.dtype, device: torch.device) -> Transformer:
+    """The model of a folder with `config.json` and safetensors."""
+    return SafetensorsFolder(folder).load(dtype, device)
 
 
 def _latent_to_halves(rows: Tensor, name: str, config: ModelConfig) -> Tensor:
     """Reorder the rotated rows of latent attention: DeepSeek pairs neighbours, here they lie half a head apart."""
     assert config.latent is not None
     if "self_attn.q_proj" in name or "self_attn.q_b_proj" in name:
-        if len(rows) % config.heads:
-            return rows  # `build` says so
         by_head = rows.unflatten(0, (config.heads, -1))
     elif "self_attn.kv_a_proj_with_mqa" in name:
         by_head = rows.unsqueeze(0)
     else:
         return rows
-    if by_head.shape[1] < config.rope_dim:
-        return rows
     plain, rotated = by_head.split((by_head.shape[1] - config.rope_dim, config.rope_dim), dim=1)
     halves = _neighbours_to_halves(rotated.flatten(0, 1), len(by_head)).view(rotated.shape)
     return torch.cat((plain, halves), dim=1).flatten(0, 1)
-
-
-def _refuse_unused(path: Path, names: set[str]) -> None:
-    """A tensor that the model does not use, a bias say, means that it is not the model that the file holds."""
-    if names:
-        raise ValueError(f"{path}: the tensor {min(names)!r} has no place in the configured architecture")
 
 
 def save_whole(tensors: dict[str, Tensor], path: Path, notes: dict[str, str] | None = None) -> None:
@@ -167,67 +246,49 @@ def save_whole(tensors: dict[str, Tensor], path: Path, notes: dict[str, str] | N
     part.replace(path)
 
 
-class _PlainReader(gguf.GGUFReader):
-    """The library's reader over a plain array: it makes half a million slices, and numpy's memmap makes each dear."""
-
-    @property  # type: ignore[override]
-    def data(self) -> np.ndarray:
-        """The file's bytes, still mapped."""
-        return self._bytes
-
-    @data.setter
-    def data(self, mapped: np.ndarray) -> None:
-        self._bytes = np.asarray(mapped)
-
-
-class GGUFFile:
-    """An opened GGUF file: `fields` (its metadata, as plain values), `config()` and `load()`."""
+class GGUFFile(Checkpoint):
+    """An opened GGUF file; `fields` is its metadata, as plain values."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            reader = _PlainReader(path)
-        except (ValueError, IndexError, KeyError, OSError) as error:
-            raise ValueError(f"{path} is not a whole GGUF file: {error}") from error
-        self.fields: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
-        self._tensors = {t.name: t for t in reader.tensors}
+        self.fields, self._tensors = read_gguf(path)
+        with named(path):
+            factors = self._tensors.get("rope_freqs.weight")
+            self.config = config_from_gguf(
+                self.fields,
+                rope_factors=() if factors is None else self._values("rope_freqs.weight").flatten().tolist(),
+                tied="output.weight" not in self._tensors,
+            )
+        arch = gguf.MODEL_ARCH[self.fields["general.architecture"].upper()]
+        self._names = gguf.get_tensor_name_map(arch, min(self.config.depth, len(self._tensors)))
 
-    def config(self) -> ModelConfig:
-        """The model's shape."""
-        factors = self._tensors.get("rope_freqs.weight")
-        return config_from_gguf(
-            self.fields,
-            rope_factors=() if factors is None else [float(f) for f in factors.data],
-            tied="output.weight" not in self._tensors,
-        )
+    def _stored(self, name: str) -> str:
+        return self._names.get_name(name, try_suffixes=(".weight", ".bias")) or name
 
-    def load(self, dtype: torch.dtype, device: torch.device) -> Transformer:
-        """The model. ValueError for a tensor that is missing, misshapen or has no place in it."""
-        config = self.config()
-        used = {"rope_freqs.weight"}
-        model = build(config, self._reader(config, used), dtype, device)
-        _refuse_unused(self.path, self._tensors.keys() - used)
-        return model
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, from its file's header."""
+        if (stored := self._stored(name)) not in self._tensors:
+            raise ValueError(f"{self.path}: the tensor {stored!r} is missing")
+        return tuple(int(d) for d in reversed(self._tensors[stored].shape))
 
-    def _reader(self, config: ModelConfig, used: set[str]) -> TensorReader:
-        """Tensors by Hugging Face's names, dequantised to float32, in our order of rows."""
-        arch = self.fields["general.architecture"]
-        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config.depth)
+    def tensor(self, name: str) -> Tensor:
+        """Its values, in our order of rows."""
+        values = self._values(self._stored(name))
+        for part, heads in ((".q_proj", self.config.heads), (".k_proj", self.config.kv_heads)):
+            if self.fields["general.architecture"] == "llama" and part in name:
+                return _neighbours_to_halves(values, heads)
+        return values
 
-        def tensor(name: str) -> Tensor:
-            stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
-            if stored not in self._tensors:
-                raise ValueError(f"{self.path}: the tensor {stored or name!r} is missing")
-            used.add(stored)
-            t = self._tensors[stored]
-            # A tensor stored as float32 comes back as a read-only view of the file: "W" copies those and no others.
-            values = torch.from_numpy(np.require(gguf.quants.dequantize(t.data, t.tensor_type), requirements="W"))
-            for part, heads in ((".q_proj", config.heads), (".k_proj", config.kv_heads)):
-                if arch == "llama" and part in name and len(values) == heads * config.head_dim:
-                    return _neighbours_to_halves(values, heads)
-            return values
+    def unused(self, used: set[str]) -> set[str]:
+        """All but those used, and the factors that the configuration has."""
+        return self._tensors.keys() - {self._stored(name) for name in used} - {"rope_freqs.weight"}
 
-        return tensor
+    def _values(self, stored: str) -> Tensor:
+        """Dequantised to float32."""
+        t = self._tensors[stored]
+        data = t.data.astype(t.data.dtype.newbyteorder("="), copy=False)  # a big-endian file's turned about
+        # A tensor stored as float32 comes back as a read-only view of the file: "W" copies those and no others.
+        return torch.from_numpy(np.require(gguf.quants.dequantize(data, t.tensor_type), requirements="W"))
 
 
 def _neighbours_to_halves(rows: Tensor, heads: int) -> Tensor:

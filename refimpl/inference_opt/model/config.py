@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from inference_opt.model.fields import CONTEXT, POSITIVE, SIZE
 from inference_opt.values import token_ids
 
 
@@ -67,9 +68,8 @@ class LatentShape:
 
     def __post_init__(self) -> None:
         for name in ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "q_lora_rank"):
-            value = getattr(self, name)
-            if (name, value) != ("q_lora_rank", None) and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+            if (value := getattr(self, name)) is not None or name != "q_lora_rank":
+                SIZE.check(name, value)
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim must be even, pairs are rotated, got {self.qk_rope_head_dim}")
 
@@ -92,7 +92,7 @@ class ExpertsShape:
     def __post_init__(self) -> None:
         for name in ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts",
                      "first_k_dense_replace", "n_group", "topk_group"):  # fmt: skip
-            if not isinstance(value := getattr(self, name), int):
+            if type(value := getattr(self, name)) is not int:
                 raise ValueError(f"{name} must be an integer, got {value!r}")
         if self.n_routed_experts < 1 or self.n_group < 1 or self.n_routed_experts % self.n_group:
             raise ValueError(f"{self.n_routed_experts} experts do not fall into {self.n_group} equal groups")
@@ -138,10 +138,11 @@ class ModelConfig:
     experts: ExpertsShape | None = None
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "dim", "depth", "heads", "kv_heads", "head_dim", "ffn_dim", "max_context"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        for name in ("vocab_size", "dim", "depth", "heads", "kv_heads", "head_dim", "ffn_dim"):
+            SIZE.check(name, getattr(self, name))
+        CONTEXT.check("max_context", self.max_context)
+        for name in ("norm_eps", "rope_theta"):
+            POSITIVE.check(name, getattr(self, name))
         if self.heads % self.kv_heads:
             raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
         if self.rope_dim % 2:

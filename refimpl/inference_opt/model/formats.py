@@ -5,201 +5,278 @@ metadata of a GGUF file (llama.cpp's names). Both become one `ModelConfig`. What
 refused here, by name: a model that loads is a model that is computed exactly.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from inference_opt.model.config import ExpertsShape, LatentShape, ModelConfig, RopeScaling
+from inference_opt.model.fields import (
+    CONTEXT,
+    COUNT,
+    FLAG,
+    NOT_NEGATIVE,
+    OBJECT,
+    POSITIVE,
+    SIZE,
+    TEXT,
+    TEXTS,
+    Fields,
+    Kind,
+)
 
-GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
-ARCHITECTURES = (*GGUF_ARCHITECTURES, "deepseek_v2", "deepseek_v3")
+GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral's are "llama"
+# What `transformers` takes for a field that config.json does not hold (one that is null there is another matter).
+_QWEN: dict[str, Any] = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
+_LATENT: dict[str, Any] = {"q_lora_rank": 1536}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"max_position_embeddings": 2048},
+    "mistral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {"max_position_embeddings": 32_768} | _QWEN,
+    "qwen3": {"max_position_embeddings": 32_768, "head_dim": 128} | _QWEN,
+    "deepseek_v2": {"max_position_embeddings": 2048, "n_shared_experts": 2} | _LATENT,
+    "deepseek_v3": {
+        "max_position_embeddings": 4096,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 3,
+        "routed_scaling_factor": 2.5,
+        "norm_topk_prob": True,
+        "rope_interleave": True,
+    }
+    | _LATENT,
+}
+_SAME = {"kimi_k2": "deepseek_v3"}  # another name of the same architecture
+ARCHITECTURES = (*_DEFAULTS, *_SAME)
+# Fields that change what a model computes, or how it is stored, in ways that are not read here.
+_NOT_READ = {
+    "quantization_config": "quantised safetensors are not read here: take the unquantised model",
+    "compression_config": "quantised safetensors are not read here: take the unquantised model",
+    "text_config": "a language model within another model is not read here: take the language model's own folder",
+}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; ValueError names the file that holds anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object")
-    return value
-
-
-def _need(fields: Mapping[str, Any], name: str) -> Any:
-    if fields.get(name) is None:
-        raise ValueError(f"the checkpoint's configuration lacks {name!r}")
-    return fields[name]
-
-
-def config_from_hf(fields: Mapping[str, Any], eos_token_ids: Sequence[int] = ()) -> ModelConfig:
+def config_from_hf(values: Mapping[str, Any], eos_token_ids: Sequence[int] = ()) -> ModelConfig:
     """Read a Hugging Face `config.json`. Raises ValueError, naming what this code does not compute."""
-    arch = _need(fields, "model_type")
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {arch!r}: this code computes {', '.join(ARCHITECTURES)}")
-    if (act := fields.get("hidden_act", "silu")) != "silu":
+    model_type = Fields(values).need("model_type", TEXT)
+    if model_type not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {model_type!r}: this code computes {', '.join(ARCHITECTURES)}")
+    arch = _SAME.get(model_type, model_type)
+    fields, deepseek = Fields(_DEFAULTS[arch] | dict(values)), arch.startswith("deepseek")
+    if (act := fields.get("hidden_act", TEXT, "silu")) not in ("silu", "swish"):  # two names of one function
         raise ValueError(f"activation {act!r} is not computed here, only 'silu' (SwiGLU)")
-    if fields.get("quantization_config"):
-        raise ValueError("quantised safetensors (quantization_config) are not read here: take the unquantised model")
-    if fields.get("use_sliding_window"):
-        raise ValueError("sliding-window attention (use_sliding_window) is not computed here")
-    heads, deepseek = _need(fields, "num_attention_heads"), arch.startswith("deepseek")
-    latent = _latent_from_hf(fields, arch) if deepseek else None
-    # transformers 5 writes `rope_parameters`; before, `rope_theta` stood alone and `rope_scaling` beside it.
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise ValueError(f"rope_parameters or rope_scaling holds {rope!r}, expected a JSON object")
-    if rope.get("partial_rotary_factor", fields.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise ValueError("partial rotary embeddings (partial_rotary_factor) are not computed here")
-    bias = bool(fields.get("attention_bias", False))
-    # generation_config.json, given by the caller, knows the end tokens better than config.json where both speak.
-    eos = eos_token_ids or fields.get("eos_token_id") or ()
+    for name, why in _NOT_READ.items():
+        if fields.get(name, OBJECT, {}):
+            raise ValueError(f"{name} is set: {why}")
+    dim, depth, heads = (fields.need(n, SIZE) for n in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
+    context = fields.get("max_position_embeddings", CONTEXT, _DEFAULTS[arch]["max_position_embeddings"])
+    _refuse_windows(fields, arch, depth, context)
+    latent = _latent_from_hf(fields, arch, heads) if deepseek else None
+    rope_theta, rope_scaling = _rope_from_hf(fields, context)
+    # Qwen2's biases are no choice, and Mistral has none.
+    bias = arch not in ("qwen2", "mistral") and fields.get("attention_bias", FLAG, False)
     return ModelConfig(
-        vocab_size=_need(fields, "vocab_size"),
-        dim=_need(fields, "hidden_size"),
-        depth=_need(fields, "num_hidden_layers"),
+        vocab_size=fields.need("vocab_size", SIZE),
+        dim=dim,
+        depth=depth,
         heads=heads,
-        kv_heads=fields.get("num_key_value_heads") or heads,
+        kv_heads=fields.get("num_key_value_heads", SIZE, heads),
         head_dim=latent.qk_nope_head_dim + latent.qk_rope_head_dim
         if latent
-        else fields.get("head_dim") or _need(fields, "hidden_size") // max(heads, 1),
-        ffn_dim=_need(fields, "intermediate_size"),
-        max_context=fields.get("max_position_embeddings") or 2048,
-        norm_eps=float(fields.get("rms_norm_eps") or 1e-6),
-        rope_theta=float(rope.get("rope_theta") or fields.get("rope_theta") or 10_000.0),
-        rope_scaling=_rope_scaling_from_hf(rope, fields),
-        tied_embeddings=bool(fields.get("tie_word_embeddings", False)),
+        else fields.get("head_dim", SIZE, dim // heads),
+        ffn_dim=fields.need("intermediate_size", SIZE),
+        max_context=context,
+        norm_eps=fields.get("rms_norm_eps", POSITIVE, 1e-6),
+        rope_theta=rope_theta,
+        rope_scaling=rope_scaling,
+        tied_embeddings=fields.get("tie_word_embeddings", FLAG, False),
         qkv_bias=arch == "qwen2" or bias,
-        out_bias=arch != "qwen2" and bias,
-        mlp_bias=bool(fields.get("mlp_bias", False)),
+        out_bias=bias,
+        mlp_bias=arch in ("llama", "deepseek_v2") and fields.get("mlp_bias", FLAG, False),
         qk_norm=arch == "qwen3",
-        eos_token_ids=(eos,) if isinstance(eos, int) else tuple(eos),
+        # generation_config.json, given by the caller, knows the end tokens better where both speak.
+        eos_token_ids=tuple(eos_token_ids) or fields.tokens("eos_token_id"),
         latent=latent,
-        experts=_experts_from_hf(fields, arch) if deepseek and fields.get("n_routed_experts") else None,
+        experts=_experts_from_hf(fields, arch) if deepseek and fields.get("n_routed_experts", COUNT, 0) else None,
     )
 
 
-def _latent_from_hf(fields: Mapping[str, Any], arch: str) -> LatentShape:
-    heads, kv_heads = fields["num_attention_heads"], fields.get("num_key_value_heads")
-    if kv_heads not in (None, heads):
+def _refuse_windows(fields: Fields, arch: str, depth: int, context: int) -> None:
+    """A sliding window is computed where it has no effect: no layer has it, or it is as long as the context.
+
+    Which layers have it is said by `layer_types`, or else, as long as `use_sliding_window` is on, by
+    `max_window_layers`. Mistral's layers all have it unless it is null.
+    """
+    kinds, window = fields.get("layer_types", TEXTS, None), fields.get("sliding_window", SIZE, None)
+    on, first = fields.get("use_sliding_window", FLAG, False), fields.get("max_window_layers", COUNT, 0)
+    if kinds is not None and (len(kinds) != depth or set(kinds) - {"full_attention", "sliding_attention"}):
+        raise ValueError(f"layer_types must name 'full_attention' or 'sliding_attention' for each of {depth} layers")
+    if arch == "mistral":
+        name, windowed = "sliding_window", window is not None
+    elif kinds is not None:
+        name, windowed, window = "layer_types", "sliding_attention" in kinds, window if on else None
+    else:
+        name, windowed = "use_sliding_window", on and first < depth
+    if windowed and (window is None or window < context):
+        raise ValueError(f"sliding-window attention ({name}) is not computed here: sliding_window is {window}, and "
+                         f"max_position_embeddings is {context}")  # fmt: skip
+
+
+def _latent_from_hf(fields: Fields, arch: str, heads: int) -> LatentShape:
+    if (kv_heads := fields.get("num_key_value_heads", SIZE, heads)) != heads:
         raise ValueError(f"num_key_value_heads ({kv_heads}) differs from num_attention_heads ({heads}): in DeepSeek's "
                          "models every head has a key of its own")  # fmt: skip
     return LatentShape(
-        **{n: _need(fields, n) for n in ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")},
-        q_lora_rank=fields.get("q_lora_rank"),
-        rope_interleave=arch == "deepseek_v2" or bool(fields.get("rope_interleave", True)),
+        kv_lora_rank=fields.need("kv_lora_rank", SIZE),
+        qk_rope_head_dim=fields.need("qk_rope_head_dim", SIZE),
+        qk_nope_head_dim=fields.need("qk_nope_head_dim", SIZE),
+        v_head_dim=fields.need("v_head_dim", SIZE),
+        q_lora_rank=fields.get("q_lora_rank", SIZE, None),
+        rope_interleave=arch == "deepseek_v2" or fields.get("rope_interleave", FLAG, False),
     )
 
 
-def _experts_from_hf(fields: Mapping[str, Any], arch: str) -> ExpertsShape:
+def _experts_from_hf(fields: Fields, arch: str) -> ExpertsShape:
     corrected = arch == "deepseek_v3"
-    method, scoring = ("noaux_tc", "sigmoid") if corrected else (fields.get("topk_method") or "greedy", "softmax")
-    if (fields.get("topk_method") or method, fields.get("scoring_func") or scoring) != (method, scoring):
-        raise ValueError(f"experts chosen by {fields.get('topk_method')!r} of {fields.get('scoring_func')!r} scores "
-                         f"are not computed here, {arch} takes {method!r} of {scoring!r}")  # fmt: skip
+    given = fields.get("topk_method", TEXT, None), fields.get("scoring_func", TEXT, None)
+    method, scoring = ("noaux_tc", "sigmoid") if corrected else (given[0] or "greedy", "softmax")
+    if (given[0] or method, given[1] or scoring) != (method, scoring):
+        raise ValueError(f"experts chosen by {given[0]!r} of {given[1]!r} scores are not computed here, {arch} takes "
+                         f"{method!r} of {scoring!r}")  # fmt: skip
     if not corrected and method not in ("greedy", "group_limited_greedy"):
         raise ValueError(f"topk_method {method!r} is not computed here, only 'greedy' and 'group_limited_greedy'")
-    if not corrected and fields.get("norm_topk_prob"):
+    normed = fields.get("norm_topk_prob", FLAG, False)
+    if not corrected and normed:
         raise ValueError("norm_topk_prob=true is not computed for DeepSeek-V2: no released model has it, and "
                          "DeepSeek's own code and others disagree on what it means")  # fmt: skip
-    if fields.get("moe_layer_freq", 1) != 1:
+    if fields.get("moe_layer_freq", SIZE, 1) != 1:
         raise ValueError("layers without experts between layers with experts (moe_layer_freq) are not computed here")
     grouped = method != "greedy"
     return ExpertsShape(
-        **{n: _need(fields, n) for n in ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")},
-        n_shared_experts=fields.get("n_shared_experts") or 0,
-        first_k_dense_replace=fields.get("first_k_dense_replace") or 0,
-        n_group=_need(fields, "n_group") if grouped else 1,
-        topk_group=_need(fields, "topk_group") if grouped else 1,
-        routed_scaling_factor=float(fields.get("routed_scaling_factor") or 1.0),
-        norm_topk_prob=corrected and bool(fields.get("norm_topk_prob", True)),
+        **{n: fields.need(n, SIZE) for n in ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")},
+        n_shared_experts=fields.get("n_shared_experts", COUNT, 0),
+        first_k_dense_replace=fields.get("first_k_dense_replace", COUNT, 0),
+        n_group=fields.need("n_group", COUNT) if grouped else 1,
+        topk_group=fields.need("topk_group", COUNT) if grouped else 1,
+        routed_scaling_factor=fields.get("routed_scaling_factor", POSITIVE, 1.0),
+        norm_topk_prob=normed,
         corrected=corrected,
     )
 
 
-def _rope_scaling_from_hf(rope: Mapping[str, Any], fields: Mapping[str, Any]) -> RopeScaling | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+def _rope_from_hf(fields: Fields, context: int) -> tuple[float, RopeScaling | None]:
+    """θ and the scaling of rotary embeddings.
+
+    transformers 5 writes `rope_parameters`; before, `rope_theta` stood alone and `rope_scaling` beside it, and where
+    both dictionaries stand `rope_scaling` counts. What stands within it counts before what stands beside it.
+    """
+    name = "rope_scaling" if fields.get("rope_scaling", OBJECT, None) else "rope_parameters"
+    rope = Fields(fields.get(name, OBJECT, {}), f"{name}.")
+    if by_layer := [key for key, value in rope.values.items() if isinstance(value, Mapping)]:
+        raise ValueError(f"{name}.{by_layer[0]}: rotary embeddings that differ by layer are not computed here")
+    theta = rope.get("rope_theta", POSITIVE, fields.get("rope_theta", POSITIVE, 10_000.0))
+    if rope.get("partial_rotary_factor", POSITIVE, fields.get("partial_rotary_factor", POSITIVE, 1.0)) != 1.0:
+        raise ValueError("partial rotary embeddings (partial_rotary_factor) are not computed here")
+    kind = rope.get("rope_type", TEXT, rope.get("type", TEXT, "default"))
     if kind == "default":
-        return None
-    if kind != "yarn" and rope.get("mscale_all_dim"):
+        return theta, None
+    if kind not in ("linear", "llama3", "yarn"):
+        raise ValueError(f"RoPE scaling {kind!r} is not computed here, only 'linear', 'llama3' and 'yarn'")
+    if kind != "yarn" and rope.get("mscale_all_dim", NOT_NEGATIVE, 0):
         raise ValueError(f"mscale_all_dim is YaRN's: with RoPE scaling {kind!r} it is not computed here")
+    factor = rope.need("factor", POSITIVE)
     if kind == "linear":
-        return RopeScaling("linear", factor=float(_need(rope, "factor")))
+        return theta, RopeScaling("linear", factor=factor)
+    original = rope.get("original_max_position_embeddings", SIZE, context)
+    original = fields.get("original_max_position_embeddings", SIZE, original)
     if kind == "llama3":
-        return RopeScaling(
-            "llama3",
-            factor=float(_need(rope, "factor")),
-            low_freq_factor=float(_need(rope, "low_freq_factor")),
-            high_freq_factor=float(_need(rope, "high_freq_factor")),
-            original_context=int(_need(rope, "original_max_position_embeddings")),
-        )
-    if kind == "yarn":
-        if rope.get("attention_factor") is not None:
-            raise ValueError("YaRN with an attention_factor of its own is not computed here, only with mscale")
-        original = int(_need(rope, "original_max_position_embeddings"))
-        return RopeScaling(
-            "yarn",
-            factor=float(rope.get("factor") or _need(fields, "max_position_embeddings") / original),
-            original_context=original,
-            beta_fast=float(rope.get("beta_fast") or 32),
-            beta_slow=float(rope.get("beta_slow") or 1),
-            truncate=bool(rope.get("truncate", True)),
-            mscale=rope.get("mscale"),
-            mscale_all_dim=rope.get("mscale_all_dim"),
-        )
-    raise ValueError(f"RoPE scaling {kind!r} is not computed here, only 'linear', 'llama3' and 'yarn'")
+        low, high = (rope.need(n, POSITIVE) for n in ("low_freq_factor", "high_freq_factor"))
+        if low >= high:
+            raise ValueError(f"{name}: low_freq_factor ({low}) must be less than high_freq_factor ({high})")
+        return theta, RopeScaling("llama3", factor, low, high, original)
+    if rope.get("attention_factor", NOT_NEGATIVE, None) is not None:
+        raise ValueError("YaRN with an attention_factor of its own is not computed here, only with mscale")
+    if theta == 1.0:
+        raise ValueError("rope_theta is 1: all pairs turn alike, and YaRN cannot tell slow ones from fast ones")
+    return theta, RopeScaling(
+        "yarn",
+        factor=factor,
+        original_context=original,
+        beta_fast=rope.get("beta_fast", NOT_NEGATIVE, 0.0) or 32.0,
+        beta_slow=rope.get("beta_slow", NOT_NEGATIVE, 0.0) or 1.0,
+        truncate=rope.get("truncate", FLAG, True),
+        mscale=rope.get("mscale", NOT_NEGATIVE, None),
+        mscale_all_dim=rope.get("mscale_all_dim", NOT_NEGATIVE, None),
+    )
 
 
 # Tokens that end a text under any chat template: a GGUF file names one end-of-sequence token, models emit the others.
 _END_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
 
 
+# What llama.cpp reads of a file, too, and is computed here with one value only: the one that changes nothing.
+_NEUTRAL: dict[str, tuple[Kind[Any], Any]] = {
+    "expert_count": (COUNT, 0),
+    "attention.causal": (FLAG, True),
+    "attention.scale": (NOT_NEGATIVE, 0),
+    "logit_scale": (NOT_NEGATIVE, 0),
+    "residual_scale": (NOT_NEGATIVE, 0),
+    "embedding_scale": (NOT_NEGATIVE, 0),
+    "rope.scaling.attn_factor": (NOT_NEGATIVE, 1),
+}
+
+
 def config_from_gguf(fields: Mapping[str, Any], rope_factors: Sequence[float] = (), tied: bool = False) -> ModelConfig:
     """Read a GGUF file's metadata (already a plain mapping). Raises ValueError, naming what is not computed here."""
-    arch = _need(fields, "general.architecture")
+    arch = Fields(fields).need("general.architecture", TEXT)
     if arch not in GGUF_ARCHITECTURES:
         raise ValueError(f"unknown architecture {arch!r}: this code computes {', '.join(GGUF_ARCHITECTURES)}")
-
-    def get(name: str, default: Any = None) -> Any:
-        value = fields.get(f"{arch}.{name}", default)
-        return _need(fields, f"{arch}.{name}") if value is None else value
-
-    heads, dim = get("attention.head_count"), get("embedding_length")
-    head_dim = get("attention.key_length", dim // heads)
-    if get("rope.dimension_count", head_dim) != head_dim:
-        raise ValueError("partial rotary embeddings (rope.dimension_count) are not computed here")
-    for unknown in ("expert_count", "attention.sliding_window"):
-        if get(unknown, 0):
-            raise ValueError(f"{arch}.{unknown} is set: mixtures of experts and sliding windows are not computed here")
-    scaling: RopeScaling | None = None
-    if (kind := get("rope.scaling.type", "none")) == "linear":
-        scaling = RopeScaling("linear", factor=float(get("rope.scaling.factor")))
-    elif kind != "none":
-        raise ValueError(f"RoPE scaling {kind!r} is not computed here, only 'linear' and stored factors")
-    if rope_factors:
-        if scaling or len(rope_factors) != head_dim // 2:
-            raise ValueError(f"rope_freqs.weight holds {len(rope_factors)} factors for {head_dim // 2} frequencies, or "
-                             "stands beside another scaling")  # fmt: skip
-        scaling = RopeScaling("factors", factors=tuple(rope_factors))
+    prefix = f"{arch}."
+    own = Fields({n.removeprefix(prefix): v for n, v in fields.items() if n.startswith(prefix)}, prefix)
+    dim, heads = own.need("embedding_length", SIZE), own.need("attention.head_count", SIZE)
+    context, head_dim = own.need("context_length", CONTEXT), own.get("attention.key_length", SIZE, dim // heads)
+    for name, meaning in (("attention.value_length", "values of another width than keys"),
+                          ("rope.dimension_count", "partial rotary embeddings")):  # fmt: skip
+        if (width := own.get(name, SIZE, head_dim)) != head_dim:
+            raise ValueError(f"{arch}.{name} is {width}, a head's width {head_dim}: {meaning} are not computed here")
+    for name, (type_, neutral) in _NEUTRAL.items():
+        if (value := own.get(name, type_, neutral)) != neutral:
+            raise ValueError(f"{arch}.{name} is {value}: it is not computed here, only {neutral}")
+    if 0 < (window := own.get("attention.sliding_window", COUNT, 0)) < context:
+        raise ValueError(f"{arch}.attention.sliding_window is {window}: sliding windows are not computed here")
     tokens = fields.get("tokenizer.ggml.tokens", [])
     eos = {fields["tokenizer.ggml.eos_token_id"]} if "tokenizer.ggml.eos_token_id" in fields else set()
     eos |= {i for i, kind in enumerate(fields.get("tokenizer.ggml.token_type", [])) if kind == 3  # a control token
             and tokens[i] in _END_TOKENS}  # fmt: skip
     return ModelConfig(
-        vocab_size=int(get("vocab_size", len(tokens))),
+        vocab_size=own.get("vocab_size", SIZE, len(tokens)),
         dim=dim,
-        depth=get("block_count"),
+        depth=own.need("block_count", SIZE),
         heads=heads,
-        kv_heads=get("attention.head_count_kv", heads),
+        kv_heads=own.get("attention.head_count_kv", SIZE, heads),
         head_dim=head_dim,
-        ffn_dim=get("feed_forward_length"),
-        max_context=get("context_length"),
-        norm_eps=float(f"{get('attention.layer_norm_rms_epsilon'):.6g}"),  # float32 in the file: 9.99999975e-06
-        rope_theta=float(get("rope.freq_base", 10_000.0)),
-        rope_scaling=scaling,
+        ffn_dim=own.need("feed_forward_length", SIZE),
+        max_context=context,
+        # float32 in the file: 9.99999975e-06
+        norm_eps=float(f"{own.need('attention.layer_norm_rms_epsilon', POSITIVE):.6g}"),
+        rope_theta=own.get("rope.freq_base", POSITIVE, 10_000.0),
+        rope_scaling=_rope_scaling_from_gguf(own, rope_factors, head_dim // 2),
         tied_embeddings=tied,
         qkv_bias=arch == "qwen2",
         qk_norm=arch == "qwen3",
         eos_token_ids=tuple(sorted(eos)),
     )
+
+
+def _rope_scaling_from_gguf(own: Fields, factors: Sequence[float], pairs: int) -> RopeScaling | None:
+    """As llama.cpp reads it: a factor without a type is linear's, under its old name, too, and 0 means none."""
+    kind = own.get("rope.scaling.type", TEXT, None)
+    if kind not in (None, "none", "linear"):
+        raise ValueError(f"RoPE scaling {kind!r} is not computed here, only 'linear' and stored factors")
+    if kind == "linear":
+        own.need("rope.scaling.factor", NOT_NEGATIVE)
+    factor = own.get("rope.scaling.factor", NOT_NEGATIVE, own.get("rope.scale_linear", NOT_NEGATIVE, 0.0)) or 1.0
+    linear = RopeScaling("linear", factor=factor) if kind != "none" and factor != 1 else None
+    if not factors:
+        return linear
+    if linear or len(factors) != pairs or not all(map(POSITIVE.holds, factors)):
+        raise ValueError(f"rope_freqs.weight holds {len(factors)} factors for {pairs} frequencies, or one that is not "
+                         "positive, or stands beside another scaling")  # fmt: skip
+    return RopeScaling("factors", factors=tuple(factors))

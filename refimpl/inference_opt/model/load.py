@@ -1,12 +1,13 @@
 """`load_model`: from a name, a path or a hub id to a model and its tokenizer. Every technique starts here."""
 
 import contextlib
+import os
 from pathlib import Path
 
 import torch
 
-from inference_opt.model.checkpoint import GGUFFile, load_safetensors
-from inference_opt.model.formats import read_json
+from inference_opt.model.checkpoint import Checkpoint, GGUFFile, SafetensorsFolder
+from inference_opt.model.folder import INDEX, weight_files
 from inference_opt.model.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 from inference_opt.model.transformer import Transformer
 from inference_opt.model.weights import MODELS, fetch
@@ -42,20 +43,26 @@ def load_model(
     """A model ready for inference, and its tokenizer.
 
     source: "smollm2-135m" (fetched once, about 93 MB), a GGUF file, a folder of `config.json`, `tokenizer.json` and
-    safetensors, or a Hugging Face hub id such as "Qwen/Qwen3-0.6B". Llama, Qwen2, Qwen3, DeepSeek-V2 and V3.
+    safetensors, or a Hugging Face hub id such as "Qwen/Qwen3-0.6B". Llama, Mistral, Qwen2, Qwen3, DeepSeek-V2 and V3.
     Raises ValueError for what is not there or not computed exactly here, ConnectionError where a fetch has no network.
     """
     kind, where = parse_dtype(dtype), parse_device(device)
+    if not isinstance(source, str | Path) or not str(source):
+        raise ValueError(f"source must be a model's name, a path or a hub id, got {source!r}")
     if str(source) in MODELS:
         path = fetch(str(source))
-    elif Path(source).exists():
+    elif os.path.exists(source):  # noqa: PTH110 (Path's raises for names that no file can have)
         path = Path(source)
     else:
         path = _from_hub(str(source))
+    # What can be refused is refused before the weights are read.
+    file: Checkpoint
     if path.is_dir():
-        return load_safetensors(path, kind, where), tokenizer_from_folder(path)
-    file = GGUFFile(path)
-    return file.load(kind, where), tokenizer_from_gguf(file.fields)
+        file, tokenizer = SafetensorsFolder(path), tokenizer_from_folder(path)
+    else:
+        file = gguf = GGUFFile(path)
+        tokenizer = tokenizer_from_gguf(gguf.fields)
+    return file.load(kind, where), tokenizer
 
 
 def _from_hub(name: str) -> Path:
@@ -81,6 +88,7 @@ def _from_hub(name: str) -> Path:
 
 def _is_whole(folder: Path) -> bool:
     """Whether a cached folder has all that loading needs: the hub's cache keeps parts of a model, too."""
-    index = folder / "model.safetensors.index.json"
-    shards = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
-    return all((folder / name).is_file() for name in {"config.json", "tokenizer.json", *shards})
+    needed = [folder / "config.json", folder / "tokenizer.json"]
+    if not any((folder / name).is_file() for name in ("model.safetensors", INDEX)):
+        return False
+    return all(path.is_file() for path in (*needed, *weight_files(folder)))

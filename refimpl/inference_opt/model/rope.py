@@ -57,7 +57,7 @@ def _yarn(period: Float[Tensor, "half"], theta: float, scaling: RopeScaling) -> 
     low, high = pair(scaling.beta_fast), pair(scaling.beta_slow)
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, d - 1)
+    low, high = float(max(low, 0)), float(min(high, d - 1))
     if low == high:
         high += 0.001  # a ramp needs a width
     kept = 1 - ((torch.arange(len(period), dtype=torch.float32, device="cpu") - low) / (high - low)).clamp(0, 1)

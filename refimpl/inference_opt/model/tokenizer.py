@@ -14,7 +14,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from inference_opt.model.formats import read_json
+from inference_opt.model.folder import read_json
 
 # How text is cut before merging, by the name a GGUF file gives it. The byte-level step follows in every case.
 _QWEN_LLAMA3 = (

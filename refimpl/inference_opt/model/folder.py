@@ -1,0 +1,79 @@
+"""What a model's folder says: its JSON files, and which of its files hold the weights."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from inference_opt.model.fields import OBJECT, Fields
+
+INDEX = "model.safetensors.index.json"
+_POINTER = b"version https://git-lfs"
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """ValueErrors from within, with the file's name before them."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def check_file(path: Path) -> None:
+    """ValueError where there is no regular file that can be read, or only git-lfs's pointer to one."""
+    try:
+        if not path.is_file():
+            raise ValueError(f"{path} is {'not a regular file' if path.exists() else 'not there'}")
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if start == _POINTER:
+        raise ValueError(f"{path} is a git-lfs pointer, not the file that it stands for: run `git lfs pull`")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice!r} is given twice")
+    return value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; ValueError names the file that holds anything else."""
+    check_file(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def weight_files(folder: Path) -> dict[Path, set[str]]:
+    """The files that hold a folder's weights, and of each the tensors that the index says it holds.
+
+    As `transformers` chooses them: model.safetensors, or else the shards that the index names. Others are left alone.
+    """
+    whole, index = folder / "model.safetensors", folder / INDEX
+    if whole.exists():
+        return {whole: set()}
+    if not index.exists():
+        if others := sorted(p.name for p in folder.glob("*.safetensors")):
+            raise ValueError(f"{folder} holds {others[0]}, but neither model.safetensors nor {INDEX}, one of which "
+                             "must say where the weights are")  # fmt: skip
+        pickles = sorted(p.name for p in folder.glob("*.bin"))
+        hint = f" ({pickles[0]} is a pickle, which can run code: convert it to safetensors)" if pickles else ""
+        raise ValueError(f"{folder} holds no *.safetensors file{hint}")
+    files: dict[Path, set[str]] = {}
+    with named(index):
+        for name, file in Fields(read_json(index)).need("weight_map", OBJECT).items():
+            if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file:
+                raise ValueError(f"weight_map.{name} must be a *.safetensors file of the folder, got {file!r}")
+            files.setdefault(folder / file, set()).add(name)
+    return files
