@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from inference_opt.bench.machine import command_line
@@ -48,7 +48,7 @@ def generate_text(
     return {"command": command_line(), "model": model_name, "dtype": dtype, "seed": params.seed, "text": text} | figures
 
 
-def _held_back(text: str, stop: Sequence[str]) -> int:
+def _held_back(text: str, stop: Iterable[str]) -> int:
     """Characters at the end of the text that a stop string might begin with."""
     longest = max(map(len, stop), default=0)
     tails = range(min(longest - 1, len(text)), 0, -1)

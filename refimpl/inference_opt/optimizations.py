@@ -124,7 +124,8 @@ class TransformerWithOptimizations(nn.Module):
         """Continue every row up to `max_length` tokens in all, prompt included: [batch, ≤ max_length].
 
         `sampling`: fields of `SamplingParams` (greedy unless told otherwise). A row that ends early is filled with its
-        end-of-sequence token. Raises ValueError for rows the model cannot continue and for lengths that leave no room.
+        end-of-sequence token: the one that ended it, after a stop string the model's first, where it has none the row's
+        last token. Raises ValueError for rows the model cannot continue and for lengths that leave no room.
         """
         if not isinstance(input_ids, Tensor):
             raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {str(input_ids)[:80]!r}")
@@ -140,7 +141,9 @@ class TransformerWithOptimizations(nn.Module):
         else:
             texts = static.generate(self.model, prompts, params, self.tokenizer)
         longest = max(map(len, texts))
-        rows = [prompt + text + text[-1:] * (longest - len(text)) for prompt, text in zip(prompts, texts)]
+        ends = self.model.config.eos_token_ids
+        fill = [text[-1] if text[-1] in ends or not ends else ends[0] for text in texts]
+        rows = [prompt + text + [end] * (longest - len(text)) for prompt, text, end in zip(prompts, texts, fill)]
         return torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)
 
     def _prepared(self) -> Engine:

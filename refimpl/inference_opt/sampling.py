@@ -12,7 +12,7 @@ easy as 1, 2, 3"), so a request's text does not depend on what else is in its ba
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
@@ -39,7 +39,7 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int = field(default_factory=lambda: secrets.randbits(63))
-    stop: Sequence[str] = ()  # one string is taken as one, not as its letters
+    stop: Iterable[str] = ()  # kept as a tuple; one string is taken as one, not as its letters
     ignore_eos: bool = False
     gamma: int | None = None
     logprobs: bool = False
@@ -55,10 +55,9 @@ class SamplingParams:
         require(0 < self.top_p <= 1, "top_p", "in (0, 1]")
         require(0 <= self.min_p <= 1, "min_p", "in [0, 1]")
         require(isinstance(self.seed, int) and 0 <= self.seed < 2**64, "seed", "an integer in [0, 2⁶⁴)")
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
+        require(isinstance(self.stop, Iterable), "stop", "non-empty strings")
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         require(all(isinstance(s, str) and s for s in self.stop), "stop", "non-empty strings")
-        object.__setattr__(self, "stop", tuple(self.stop))
         holds = self.gamma is None or (isinstance(self.gamma, int) and self.gamma >= 0)
         require(holds, "gamma", "an integer ≥ 0 (0: no drafts), or None")
 
@@ -186,14 +185,24 @@ FinishReason = Literal["eos", "stop", "length"]
 
 
 class StopCheck:
-    """Says after every token whether a text ends there, and of several tokens how many still belong to it."""
+    """Says after every token whether a text ends there, and of several tokens how many still belong to it.
+
+    A stop string is found in the text, as soon as it certainly stands there; one that names a special token, which is
+    no part of the text, is that token.
+    """
 
     def __init__(
         self, params: SamplingParams, eos_token_ids: Sequence[int], room: int, stream: TextStream | None = None
     ) -> None:
-        """`room`: tokens that the model's context has left. ValueError for stop strings without a `stream`."""
+        """`room`: tokens that the model's context has left. ValueError for stop strings that cannot be looked for."""
         if params.stop and stream is None:
             raise ValueError("stop strings need a tokenizer to look for them in: pass tokenizer=")
+        special: Mapping[str, int] = getattr(stream, "special_ids", {}) if params.stop else {}
+        for s in params.stop:
+            if s not in special and (name := next((name for name in special if name in s), None)) is not None:
+                part = f"{name!r} in it is a special token, no part of the text"
+                raise ValueError(f"the stop string {s!r} cannot be found: {part}; give {name!r} as one of its own")
+        self.stop_ids = frozenset(special[s] for s in params.stop if s in special)
         self.left = min(params.max_new_tokens, room)
         self.eos = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
         self.stop, self.stream = params.stop, stream
@@ -203,6 +212,8 @@ class StopCheck:
         self.left -= 1
         if token in self.eos:
             return "eos"
+        if token in self.stop_ids:
+            return "stop"
         if self.stop and self.stream is not None:
             new = self.stream.add(token)
             # Only a match that ends in the new text is new.
@@ -223,6 +234,7 @@ class StopCheck:
         return tokens, None
 
 
-def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """The text before the first stop string in it."""
+def cut_at_stop(text: str, stop: Iterable[str]) -> str:
+    """The text before the first stop string in it (one string is taken as one)."""
+    stop = (stop,) if isinstance(stop, str) else stop
     return text[: min((i for s in stop if (i := text.find(s)) >= 0), default=len(text))]

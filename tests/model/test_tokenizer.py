@@ -17,7 +17,7 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from inference_opt.model.checkpoint import GGUFFile
-from inference_opt.model.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
+from inference_opt.model.tokenizer import TextStream, Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 
 VOCABULARY = 49152
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>", "<jupyter_code>"]
@@ -137,17 +137,70 @@ def test_a_string_is_one_user_message(ours, text):
     assert ours.chat(text) == ours.chat([{"role": "user", "content": text}])
 
 
-@given(TEXTS | IDS)
-def test_a_stream_shows_what_stands_and_in_the_end_all(ours, text_or_ids):
+class Counting:
+    """A tokenizer that counts the tokens it decodes."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.most, self.all = tokenizer, 0, 0
+
+    def decode(self, ids):
+        self.most, self.all = max(self.most, len(ids)), self.all + len(ids)
+        return self.tokenizer.decode(ids)
+
+
+@settings(max_examples=300)
+@given(TEXTS | IDS | st.lists(st.integers(0, 300)), st.sampled_from([1, 3]))
+def test_a_stream_shows_what_is_certain_and_in_the_end_all(ours, text_or_ids, unfinished):
     """For any ids, even those whose bytes are no valid text: what was shown is never taken back."""
     ids = ours.encode(text_or_ids) if isinstance(text_or_ids, str) else text_or_ids
-    whole, stream, shown = ours.decode(ids), ours.stream(), ""
+    counting = Counting(ours)
+    whole, stream, shown = ours.decode(ids), TextStream(counting, unfinished), ""
     for n, token in enumerate(ids, 1):
         shown += stream.add(token)
         assert shown == stream.text
         assert whole.startswith(shown)  # a half character would show as U+FFFD here, and not there
-        assert shown == ours.decode(ids[:n]) or ours.decode(ids[:n]).endswith("\ufffd")  # held back only where it must
+        now = ours.decode(ids[:n])
+        held = now.removeprefix(shown)
+        assert held == "\ufffd" * min(unfinished, len(now) - len(now.rstrip("\ufffd")), len(held))  # the least
+        assert not held or now.endswith("\ufffd")
     assert shown + stream.finish() == whole
+    assert counting.most <= 12
+
+
+@pytest.mark.parametrize("kind", ["text", "special", "no character"])
+def test_a_stream_decodes_few_tokens_for_each(ours, kind):
+    byte = next(i for i in range(300) if ours.decode([i]) == "\ufffd")
+    token = {"text": ours.encode("a")[0], "special": 2, "no character": byte}[kind]
+    counting = Counting(ours)
+    stream = TextStream(counting)
+    shown = "".join(stream.add(token) for _ in range(400))
+    assert counting.all < 20 * 400
+    assert len(shown) == {"text": 400, "special": 0, "no character": 397}[kind]
+
+
+@given(st.lists(st.sampled_from(["the", " ", "  ", "é", "日", "🙂", "<s>", "\n", "a"]), max_size=12).map("".join))
+def test_a_stream_over_byte_fallback_shows_every_character_as_it_ends(text):
+    read = byte_fallback()
+    ids, stream = read.encode(text), read.stream()
+    shown = [stream.add(token) for token in ids]
+    assert "".join(shown) == read.decode(ids)
+    assert stream.finish() == ""
+    for ids in (read.encode("日🙂")[:-4], read.encode("日🙂")):  # a character stands before the next is complete
+        stream = read.stream()
+        assert "".join([stream.add(token) for token in ids]) == read.decode(ids)
+
+
+def byte_fallback():
+    """As Llama 2's: words begin with ▁, what is not in the vocabulary is bytes, the text's first space is dropped."""
+    vocab = {"<unk>": 0, "<s>": 1, "▁": 2, "t": 3, "h": 4, "e": 5, "th": 6, "the": 7, "▁the": 8}
+    vocab |= {f"<0x{b:02X}>": 9 + b for b in range(256)}
+    merges = [("t", "h"), ("th", "e"), ("▁", "the")]
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges, byte_fallback=True, unk_token="<unk>"))
+    norm, dec = tokenizers.normalizers, tokenizers.decoders
+    backend.normalizer = norm.Sequence([norm.Prepend("▁"), norm.Replace(" ", "▁")])
+    backend.decoder = dec.Sequence([dec.Replace("▁", " "), dec.ByteFallback(), dec.Fuse(), dec.Strip(" ", 1, 0)])
+    backend.add_special_tokens(["<s>"])
+    return Tokenizer(backend)
 
 
 def test_a_character_of_several_tokens_is_shown_whole(ours):

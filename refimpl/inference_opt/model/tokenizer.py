@@ -1,19 +1,17 @@
-"""Text to tokens and back: byte-level BPE through the `tokenizers` library, chat templates through jinja2.
+"""Text to tokens and back: byte-level BPE through the `tokenizers` library, chat templates through `chat.py`.
 
 The library does the work; this file reads what a checkpoint says (a `tokenizer.json`, or a GGUF file's vocabulary,
 merges and name of the pre-tokenizer) and adds what generation needs: a stream that never shows half a character.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
+from inference_opt.model.chat import render
 from inference_opt.model.formats import read_json
 
 # How text is cut before merging, by the name a GGUF file gives it. The byte-level step follows in every case.
@@ -33,8 +31,10 @@ _CONTROL, _USER_DEFINED = 3, 4  # GGUF token types
 class Tokenizer:
     """`encode`, `decode`, `chat` and `stream`. Special tokens in a text are recognised, and not shown when decoded."""
 
-    def __init__(self, backend: Backend, chat_template: str | None = None, names: Mapping[str, str] = {}) -> None:
-        """`names`: the special tokens a chat template may mention, such as bos_token."""
+    def __init__(
+        self, backend: Backend, chat_template: str | Mapping[str, str] | None = None, names: Mapping[str, str] = {}
+    ) -> None:
+        """`chat_template`: one, or several by name; `names`: the special tokens that they may mention, as bos_token."""
         self.backend = backend
         self.chat_template = chat_template
         self.names = dict(names)
@@ -55,61 +55,102 @@ class Tokenizer:
 
     def stream(self) -> "TextStream":
         """A decoder that takes one token at a time."""
-        return TextStream(self)
+        # The bytes of an unfinished character decode to one U+FFFD together, or (byte fallback) to one each.
+        return TextStream(self, unfinished=1 if isinstance(self.backend.decoder, decoders.ByteLevel) else 3)
 
-    def chat(self, messages: Sequence[Mapping[str, str]] | str) -> list[int]:
-        """Token ids of a conversation, ready for the assistant's turn. A plain string is one user message."""
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """The tokens that are no part of a text, by name."""
+        return {t.content: i for i, t in self.backend.get_added_tokens_decoder().items() if t.special}
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | str,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        chat_template: str | None = None,
+        **variables: Any,
+    ) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's turn. A plain string is one user message.
+
+        `tools`: JSON schemas; `variables`: what else the template knows, such as enable_thinking; `chat_template`: the
+        name of one, where there are several (None: "tool_use" for tools, else "default").
+        ValueError for what is no conversation and for all that the template refuses.
+        """
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         if not self.chat_template:
             raise ValueError("this model's tokenizer has no chat template: give it plain text instead")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
-        try:
-            template = environment.from_string(self.chat_template)
-            text = template.render(messages=messages, add_generation_prompt=True, **self.names)
-        except Exception as error:  # a template is the checkpoint's own program: it may fail in any way
-            raise ValueError(f"the chat template refuses these messages: {error}") from error
+        several = {"default": self.chat_template} if isinstance(self.chat_template, str) else self.chat_template
+        name = chat_template or ("tool_use" if tools is not None and "tool_use" in several else "default")
+        if name not in several:
+            raise ValueError(f"there is no chat template {name!r}: chat_template must be one of {', '.join(several)}")
+        called = "the chat template" if isinstance(self.chat_template, str) else f"the chat template {name!r}"
+        variables = self.names | {"add_generation_prompt": add_generation_prompt} | variables
+        text = render(several[name], called, messages, tools, documents, **variables)
         return self.encode(text, begin=False)  # templates write the beginning themselves
-
-
-def _raise(message: str) -> None:
-    raise jinja2.TemplateError(message)
 
 
 # [stream]
 class TextStream:
     """Text that grows by tokens: after any number of `add`, `text` is what `decode` gives, less an unfinished end.
 
-    A character may take several tokens. Decoding a window of tokens that starts at a clean cut and ends with U+FFFD
-    means that the last character is still incomplete: keep the window and wait. `finish` gives up waiting.
+    A character may take several tokens. A text that ends with U+FFFD may end within a character: as many of these as
+    one unfinished character decodes to are held back, all before them is certain and shown. `finish` gives up waiting.
+    Tokens are decoded again only while their text is not shown, and for as long as the next ones need them as context:
+    a step costs the same however long the text is. (Where a decoder falls back to bytes, `decode` takes a whole run of
+    them as invalid if one is; the stream, which has shown the characters before that one, does not take them back.)
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Any, unfinished: int = 3) -> None:
+        """`tokenizer`: whatever has `decode`; `unfinished`: most U+FFFD that a character's first bytes decode to."""
+        self.tokenizer, self.unfinished = tokenizer, unfinished
         self.text = ""
-        self.window: list[int] = []  # tokens from the last cut on: the shown ones that give context, then the rest
-        self.shown = 0  # tokens of the window whose text has been returned
+        self.context: list[int] = []  # the tokens shown last: some decoders treat a text's first token differently
+        self.pending: list[int] = []  # tokens whose text is not all shown
+        self.shown = 0  # characters of the pending tokens' text that are
+
+    @property
+    def special_ids(self) -> Mapping[str, int]:
+        """The tokens that are no part of the text, by name."""
+        return self.tokenizer.special_ids
 
     def add(self, token: int) -> str:
         """Take one token; return the text that it completes, often empty."""
-        self.window.append(token)
-        return self._grow(final=False)
+        if not self.tokenizer.decode([token, token]):  # twice: the first of a text may lose a space
+            return ""  # a special token
+        self.pending.append(token)
+        return self._grow(self.unfinished)
 
     def finish(self) -> str:
         """Return what is left; bytes that form no character become U+FFFD."""
-        return self._grow(final=True)
+        return self._grow(0)
 
-    def _grow(self, final: bool) -> str:
-        before = self.tokenizer.decode(self.window[: self.shown])
-        after = self.tokenizer.decode(self.window)
-        if len(after) <= len(before) or (after.endswith("\ufffd") and not final):
-            return ""
-        new = after[len(before) :]
+    def _grow(self, unfinished: int) -> str:
+        rest = self._rest()
+        held = min(unfinished, len(rest) - max(self.shown, len(rest.rstrip("\ufffd"))))
+        certain = len(rest) - held
+        new = rest[self.shown : certain]
         self.text += new
-        # The tokens just shown stay as context for a round: some decoders treat a text's first token differently.
-        self.window, self.shown = self.window[self.shown :], len(self.window) - self.shown
-        return new
+        if not held:
+            self.context, self.pending, self.shown = self.pending or self.context, [], 0
+            return new
+        self.shown = certain
+        if len(self.tokenizer.decode(self.pending[:1])) > certain:
+            return new
+        # All of the first token is shown: let it go. Counted from the end, what is held stays the same.
+        self.context, self.pending = [], self.pending[1:]
+        self.shown = max(0, len(self._rest()) - held)
+        return new + self._grow(unfinished)
+
+    def _rest(self) -> str:
+        """The pending tokens' text."""
+        shown, both = self.tokenizer.decode(self.context), self.tokenizer.decode(self.context + self.pending)
+        if both.startswith(shown):
+            return both[len(shown) :]
+        self.context = []  # bytes that would change the text of those before them
+        return self.tokenizer.decode(self.pending)
 
 
 # [/stream]
