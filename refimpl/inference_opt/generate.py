@@ -8,6 +8,7 @@ from typing import Any
 from inference_opt.bench.machine import command_line
 from inference_opt.engine.engine import Engine
 from inference_opt.model.load import load_model
+from inference_opt.model.tokenizer import needed
 from inference_opt.sampling import SamplingParams, cut_at_stop
 from inference_opt.speculative import DRAFTERS
 
@@ -21,6 +22,7 @@ def generate_text(
     `speculative.DRAFTERS`, None for plain decoding.
     """
     model, tokenizer = load_model(model_name, dtype=dtype)
+    tokenizer = needed(tokenizer)
     ids = tokenizer.chat(prompt) if chat else tokenizer.encode(prompt)
     engine = Engine(model, drafter=DRAFTERS[drafter]() if drafter else None, tokenizer=tokenizer)
     stream, tokens, printed = tokenizer.stream(), [], 0

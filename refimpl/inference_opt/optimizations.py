@@ -14,7 +14,7 @@ from inference_opt.mla.packaged import latent_model
 from inference_opt.model.attention import NoCache
 from inference_opt.model.config import LatentShape, ModelConfig
 from inference_opt.model.load import load_model, parse_device, parse_dtype
-from inference_opt.model.tokenizer import Tokenizer
+from inference_opt.model.tokenizer import Tokenizer, needed
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.drafter import Drafter
@@ -111,7 +111,7 @@ class TransformerWithOptimizations(nn.Module):
             raise ValueError(f"{source} cannot be converted to mla_latent_dim = {given}: {own}; leave the rank out")
         if switches.get("use_mla") and latent is None:
             rank = {} if given is None else {"rank": given}
-            self.model = latent_model(self.model, self.tokenizer, source, **rank)
+            self.model = latent_model(self.model, needed(self.tokenizer), source, **rank)
         return self
 
     def forward(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length vocab"]:

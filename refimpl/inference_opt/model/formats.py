@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from inference_opt.model.config import ExpertsShape, LatentShape, ModelConfig, RopeScaling
+from inference_opt.model.vocabulary import end_token_ids
 
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 ARCHITECTURES = (*GGUF_ARCHITECTURES, "deepseek_v2", "deepseek_v3")
@@ -151,10 +152,6 @@ def _rope_scaling_from_hf(rope: Mapping[str, Any], fields: Mapping[str, Any]) ->
     raise ValueError(f"RoPE scaling {kind!r} is not computed here, only 'linear', 'llama3' and 'yarn'")
 
 
-# Tokens that end a text under any chat template: a GGUF file names one end-of-sequence token, models emit the others.
-_END_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
-
-
 def config_from_gguf(fields: Mapping[str, Any], rope_factors: Sequence[float] = (), tied: bool = False) -> ModelConfig:
     """Read a GGUF file's metadata (already a plain mapping). Raises ValueError, naming what is not computed here."""
     arch = _need(fields, "general.architecture")
@@ -182,12 +179,8 @@ def config_from_gguf(fields: Mapping[str, Any], rope_factors: Sequence[float] = 
             raise ValueError(f"rope_freqs.weight holds {len(rope_factors)} factors for {head_dim // 2} frequencies, or "
                              "stands beside another scaling")  # fmt: skip
         scaling = RopeScaling("factors", factors=tuple(rope_factors))
-    tokens = fields.get("tokenizer.ggml.tokens", [])
-    eos = {fields["tokenizer.ggml.eos_token_id"]} if "tokenizer.ggml.eos_token_id" in fields else set()
-    eos |= {i for i, kind in enumerate(fields.get("tokenizer.ggml.token_type", [])) if kind == 3  # a control token
-            and tokens[i] in _END_TOKENS}  # fmt: skip
     return ModelConfig(
-        vocab_size=int(get("vocab_size", len(tokens))),
+        vocab_size=int(get("vocab_size", len(fields.get("tokenizer.ggml.tokens", [])))),
         dim=dim,
         depth=get("block_count"),
         heads=heads,
@@ -201,5 +194,5 @@ def config_from_gguf(fields: Mapping[str, Any], rope_factors: Sequence[float] = 
         tied_embeddings=tied,
         qkv_bias=arch == "qwen2",
         qk_norm=arch == "qwen3",
-        eos_token_ids=tuple(sorted(eos)),
+        eos_token_ids=end_token_ids(fields),
     )

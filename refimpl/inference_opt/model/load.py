@@ -1,6 +1,7 @@
 """`load_model`: from a name, a path or a hub id to a model and its tokenizer. Every technique starts here."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -38,8 +39,8 @@ def load_model(
     source: str | Path = "smollm2-135m",
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
-) -> tuple[Transformer, Tokenizer]:
-    """A model ready for inference, and its tokenizer.
+) -> tuple[Transformer, Tokenizer | None]:
+    """A model ready for inference, and its tokenizer (None where the checkpoint brings none that is read here).
 
     source: "smollm2-135m" (fetched once, about 93 MB), a GGUF file, a folder of `config.json`, `tokenizer.json` and
     safetensors, or a Hugging Face hub id such as "Qwen/Qwen3-0.6B". Llama, Qwen2, Qwen3, DeepSeek-V2 and V3.
@@ -53,9 +54,15 @@ def load_model(
     else:
         path = _from_hub(str(source))
     if path.is_dir():
-        return load_safetensors(path, kind, where), tokenizer_from_folder(path)
+        tokenizer = tokenizer_from_folder(path) if (path / "tokenizer.json").is_file() else None
+        model = load_safetensors(path, kind, where)  # after the tokenizer: one that is refused costs no loading
+        if tokenizer:  # the configuration may name one end only; chat models end a turn with others
+            ends = {i for i in tokenizer.end_token_ids if i < model.config.vocab_size} - {*model.config.eos_token_ids}
+            model.config = replace(model.config, eos_token_ids=(*model.config.eos_token_ids, *sorted(ends)))
+        return model, tokenizer
     file = GGUFFile(path)
-    return file.load(kind, where), tokenizer_from_gguf(file.fields)
+    tokenizer = tokenizer_from_gguf(file.fields) if "tokenizer.ggml.model" in file.fields else None
+    return file.load(kind, where), tokenizer
 
 
 def _from_hub(name: str) -> Path:

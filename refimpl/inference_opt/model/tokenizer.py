@@ -13,6 +13,8 @@ from tokenizers import Tokenizer as Backend
 
 from inference_opt.model.chat import render
 from inference_opt.model.formats import read_json
+from inference_opt.model.stream import TextStream
+from inference_opt.model.vocabulary import CONTROL, USER_DEFINED, array, field, known_ends, token_id, tokens_and_types
 
 # How text is cut before merging, by the name a GGUF file gives it. The byte-level step follows in every case.
 _QWEN_LLAMA3 = (
@@ -25,7 +27,23 @@ _CUTS = {
     "llama-bpe": [pre_tokenizers.Split(Regex(_QWEN_LLAMA3 % "{1,3}"), "isolated")],
 }
 _OWN_REGEX = ("qwen2", "llama-bpe")  # these bring the whole regular expression; the others use GPT-2's
-_CONTROL, _USER_DEFINED = 3, 4  # GGUF token types
+
+# Names that llama.cpp gives the same cut.
+_ALIASES: dict[str, tuple[str, ...]] = {
+    "gpt-2": ("phi-2", "gigachat", "a.x-4.0", "mellum", "exaone4"),
+    "smollm": (),
+    "qwen2": ("deepseek-r1-qwen", "kormo", "f2llmv2", "megrez"),
+    "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
+}
+_NAMES = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+
+
+def needed(tokenizer: "Tokenizer | None") -> "Tokenizer":
+    """The tokenizer; ValueError where the model was loaded without one."""
+    if tokenizer is None:
+        raise ValueError("this model was loaded without a tokenizer (its folder holds no tokenizer.json), and text "
+                         "needs one: give token ids, or put the model's tokenizer.json into its folder")  # fmt: skip
+    return tokenizer
 
 
 class Tokenizer:
@@ -53,7 +71,7 @@ class Tokenizer:
         """Text of token ids; bytes that form no character become U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
-    def stream(self) -> "TextStream":
+    def stream(self) -> TextStream:
         """A decoder that takes one token at a time."""
         # The bytes of an unfinished character decode to one U+FFFD together, or (byte fallback) to one each.
         return TextStream(self, unfinished=1 if isinstance(self.backend.decoder, decoders.ByteLevel) else 3)
@@ -62,6 +80,12 @@ class Tokenizer:
     def special_ids(self) -> dict[str, int]:
         """The tokens that are no part of a text, by name."""
         return {t.content: i for i, t in self.backend.get_added_tokens_decoder().items() if t.special}
+
+    @property
+    def end_token_ids(self) -> set[int]:
+        """The tokens that end a text or a turn: the end-of-sequence token, and those known by their name."""
+        eos = self.backend.token_to_id(self.names["eos_token"]) if "eos_token" in self.names else None
+        return known_ends(self.special_ids) | ({eos} if eos is not None else set())
 
     def chat(
         self,
@@ -92,103 +116,52 @@ class Tokenizer:
         return self.encode(text, begin=False)  # templates write the beginning themselves
 
 
-# [stream]
-class TextStream:
-    """Text that grows by tokens: after any number of `add`, `text` is what `decode` gives, less an unfinished end.
-
-    A character may take several tokens. A text that ends with U+FFFD may end within a character: as many of these as
-    one unfinished character decodes to are held back, all before them is certain and shown. `finish` gives up waiting.
-    Tokens are decoded again only while their text is not shown, and for as long as the next ones need them as context:
-    a step costs the same however long the text is. (Where a decoder falls back to bytes, `decode` takes a whole run of
-    them as invalid if one is; the stream, which has shown the characters before that one, does not take them back.)
-    """
-
-    def __init__(self, tokenizer: Any, unfinished: int = 3) -> None:
-        """`tokenizer`: whatever has `decode`; `unfinished`: most U+FFFD that a character's first bytes decode to."""
-        self.tokenizer, self.unfinished = tokenizer, unfinished
-        self.text = ""
-        self.context: list[int] = []  # the tokens shown last: some decoders treat a text's first token differently
-        self.pending: list[int] = []  # tokens whose text is not all shown
-        self.shown = 0  # characters of the pending tokens' text that are
-
-    @property
-    def special_ids(self) -> Mapping[str, int]:
-        """The tokens that are no part of the text, by name."""
-        return self.tokenizer.special_ids
-
-    def add(self, token: int) -> str:
-        """Take one token; return the text that it completes, often empty."""
-        if not self.tokenizer.decode([token, token]):  # twice: the first of a text may lose a space
-            return ""  # a special token
-        self.pending.append(token)
-        return self._grow(self.unfinished)
-
-    def finish(self) -> str:
-        """Return what is left; bytes that form no character become U+FFFD."""
-        return self._grow(0)
-
-    def _grow(self, unfinished: int) -> str:
-        rest = self._rest()
-        held = min(unfinished, len(rest) - max(self.shown, len(rest.rstrip("\ufffd"))))
-        certain = len(rest) - held
-        new = rest[self.shown : certain]
-        self.text += new
-        if not held:
-            self.context, self.pending, self.shown = self.pending or self.context, [], 0
-            return new
-        self.shown = certain
-        if len(self.tokenizer.decode(self.pending[:1])) > certain:
-            return new
-        # All of the first token is shown: let it go. Counted from the end, what is held stays the same.
-        self.context, self.pending = [], self.pending[1:]
-        self.shown = max(0, len(self._rest()) - held)
-        return new + self._grow(unfinished)
-
-    def _rest(self) -> str:
-        """The pending tokens' text."""
-        shown, both = self.tokenizer.decode(self.context), self.tokenizer.decode(self.context + self.pending)
-        if both.startswith(shown):
-            return both[len(shown) :]
-        self.context = []  # bytes that would change the text of those before them
-        return self.tokenizer.decode(self.pending)
-
-
-# [/stream]
-
-
 def tokenizer_from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
     """Build the tokenizer that a GGUF file describes. ValueError for kinds that are not built here."""
-    kind, cut = fields.get("tokenizer.ggml.model"), fields.get("tokenizer.ggml.pre", "gpt-2")
-    if kind != "gpt2" or cut not in _CUTS:
+    kind, named = field(fields, "model", str), field(fields, "pre", str)
+    cut = next((cut for cut, aliases in _ALIASES.items() if named in (cut, *aliases)), None)
+    if kind != "gpt2" or cut is None:
+        missing = "" if named else ", which the file does not name (tokenizer.ggml.pre),"
         raise ValueError(
-            f"the GGUF file's tokenizer {kind!r} with pre-tokenizer {cut!r} is not built here (byte-level BPE with "
-            f"{', '.join(_CUTS)} is): load the model from a folder with a tokenizer.json"
+            f"the GGUF file's tokenizer {kind!r} with pre-tokenizer {named!r}{missing} is not built here (byte-level "
+            f"BPE with {', '.join(_CUTS)} is): load the model from a folder with a tokenizer.json"
         )
-    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    merges = [tuple(merge.split(" ", 1)) for merge in fields["tokenizer.ggml.merges"]]
+    tokens, types = tokens_and_types(fields)
+    merges, prefix = array(fields, "merges", str), "tokenizer.chat_template."
+    templates = {name.removeprefix(prefix): text for name, text in fields.items() if name.startswith(prefix)}
+    templates |= {"default": fields[prefix[:-1]]} if prefix[:-1] in fields else {}
     vocabulary = {t: i for i, t in enumerate(tokens)}
-    # Llama 3 takes a piece that is a token as a whole, whatever its merges would make of it.
-    backend = Backend(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=cut == "llama-bpe"))
+    if merges is None or not tokens or len(vocabulary) < len(tokens):
+        raise ValueError("the GGUF file's tokenizer.ggml.tokens and merges are missing, or a token stands there twice")
+    try:
+        pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
+        # Llama 3 takes a piece that is a token as a whole, whatever its merges would make of it.
+        backend = Backend(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=cut == "llama-bpe"))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"the GGUF file's tokenizer.ggml.merges are no merges of its tokens: {error}") from error
     if cut == "qwen2":
         backend.normalizer = normalizers.NFC()
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=cut not in _OWN_REGEX)
     backend.pre_tokenizer = pre_tokenizers.Sequence([*_CUTS[cut], byte_level])  # type: ignore[misc]
     backend.decoder = decoders.ByteLevel()
     typed = list(zip(tokens, types))
-    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t, k in typed if k == _CONTROL])
-    backend.add_tokens([AddedToken(t, normalized=False) for t, k in typed if k == _USER_DEFINED])
-    ids = {f"{n}_token": fields.get(f"tokenizer.ggml.{n}_token_id") for n in ("bos", "eos")}
+    backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t, k in typed if k == CONTROL])
+    backend.add_tokens([AddedToken(t, normalized=False) for t, k in typed if k == USER_DEFINED])
+    ids = {f"{n}_token": token_id(fields, n, len(tokens)) for n in ("bos", "eos")}
     names = {name: tokens[i] for name, i in ids.items() if i is not None}
-    if fields.get("tokenizer.ggml.add_bos_token", cut == "llama-bpe") and "bos_token" in names:
+    if field(fields, "add_bos_token", bool, cut == "llama-bpe") and "bos_token" in names:
         begin = names["bos_token"]
         backend.post_processor = processors.TemplateProcessing(
             single=f"{begin} $A", special_tokens=[(begin, vocabulary[begin])]
         )
-    return Tokenizer(backend, fields.get("tokenizer.chat_template"), names)
+    return Tokenizer(backend, _one_or_several(templates, "the GGUF file"), names)
 
 
 def tokenizer_from_folder(folder: Path) -> Tokenizer:
-    """Read `tokenizer.json`, and the chat template from `chat_template.jinja` or `tokenizer_config.json`."""
+    """Read `tokenizer.json` and what stands beside it: further special tokens, and the chat templates.
+
+    ValueError, naming the file, for what is not there or not readable.
+    """
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no tokenizer.json")
@@ -196,11 +169,84 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
         backend = Backend.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{path} is not a tokenizer: {error}") from error
-    config_path, template_path = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    config = read_json(config_path) if config_path.is_file() else {}
-    template = template_path.read_text(encoding="utf-8") if template_path.is_file() else config.get("chat_template")
-    if template is not None and not isinstance(template, str):
-        raise ValueError(f"{config_path}: chat_template is a {type(template).__name__}, expected one template's text")
-    named = {name: config.get(name) for name in ("bos_token", "eos_token")}
-    names = {name: t["content"] if isinstance(t, dict) else t for name, t in named.items() if t}
-    return Tokenizer(backend, template, names)
+    # What a training run may have left there: a prompt is neither cut nor filled.
+    backend.no_truncation()
+    backend.no_padding()
+    config_path = folder / "tokenizer_config.json"
+    config = _json(config_path)
+    if "added_tokens_decoder" not in config:  # older files
+        config |= _json(folder / "special_tokens_map.json")
+    named, further = _special(config, config_path)
+    _add_tokens(backend, folder, config, named, further)
+    names = {name: token.content for name, token in named.items()}
+    return Tokenizer(backend, _templates(folder, config.get("chat_template")), names)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _added(given: Any, path: Path, name: str, special: bool = False) -> AddedToken:
+    """A token as these files write it: its text, or an object of text and flags."""
+    fields = given if isinstance(given, dict) else {"content": given}
+    flags = {f: fields[f] for f in ("single_word", "lstrip", "rstrip", "normalized", "special") if f in fields}
+    flags |= {"special": True} if special else {}
+    if not isinstance(fields.get("content"), str) or not all(isinstance(flag, bool) for flag in flags.values()):
+        raise ValueError(f"{path}: {name} is {str(given)[:80]}, expected a token: its text, or its content and flags")
+    return AddedToken(fields["content"], **flags)
+
+
+def _special(config: Mapping[str, Any], path: Path) -> tuple[dict[str, AddedToken], list[AddedToken]]:
+    """The special tokens that a configuration names (bos_token, eos_token, …), and those that have no name."""
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    given = {name: config.get(name) for name in _NAMES}
+    given |= {n: t for n, t in config.items() if n.endswith("_token") and n not in _NAMES and isinstance(t, str)}
+    given |= extra if isinstance(extra, dict) else {}
+    named = {n: _added(t, path, n, special=True) for n, t in given.items() if t is not None}
+    return named, [] if isinstance(extra, dict) else [_added(t, path, "a special token", special=True) for t in extra]
+
+
+def _add_tokens(
+    backend: Backend, folder: Path, config: Mapping[str, Any], named: Mapping[str, AddedToken], more: list[AddedToken]
+) -> None:
+    """Add the tokens that stand beside `tokenizer.json` and not in it, or stand there with other flags."""
+    path, decoder = folder / "tokenizer_config.json", config.get("added_tokens_decoder")
+    special = {t.content for t in (*named.values(), *more)}
+    if decoder is None:
+        path = folder / "added_tokens.json"
+        decoder = {i: {"content": t, "special": t in special} for t, i in _json(path).items()}
+    if not isinstance(decoder, dict) or not all(str(i).isdecimal() for i in decoder):
+        raise ValueError(f"{path}: the added tokens are {str(decoder)[:80]}, expected one token an id")
+    for i, given in sorted(decoder.items(), key=lambda item: int(item[0])):
+        token = _added(given, path, f"the added token {i}")
+        token.special = token.special or token.content in special
+        backend.add_tokens([token])
+        if (got := backend.token_to_id(token.content)) != int(i):
+            raise ValueError(f"{path}: the added token {token.content!r} is to have the id {i}, behind tokenizer.json "
+                             f"it has {got}: the files do not belong together")  # fmt: skip
+    present = {t.content for t in backend.get_added_tokens_decoder().values()}
+    backend.add_tokens([t for t in (*named.values(), *more) if t.content not in present])
+
+
+def _templates(folder: Path, configured: Any) -> str | dict[str, str] | None:
+    """The chat template, or several by name: from files of their own, else as `tokenizer_config.json` has them."""
+    main, path = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    files = {"default": main} if main.is_file() else {}
+    files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
+    if files:
+        try:
+            found = {name: file.read_text(encoding="utf-8") for name, file in files.items()}
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{folder}: a chat template is not UTF-8 text: {error}") from error
+    elif isinstance(configured, list) and all(isinstance(one, dict) for one in configured):
+        found = {one.get("name"): one.get("template") for one in configured}
+    else:
+        found = {} if configured is None else {"default": configured}
+    return _one_or_several(found, str(path))
+
+
+def _one_or_several(templates: Mapping[Any, Any], where: str) -> str | dict[str, str] | None:
+    if not all(isinstance(name, str) and isinstance(text, str) for name, text in templates.items()):
+        got = str(dict(templates))[:80]
+        raise ValueError(f"{where}: chat_template holds {got}, expected a text, or names and texts")
+    return templates["default"] if list(templates) == ["default"] else dict(templates) or None
