@@ -196,3 +196,40 @@ def test_a_prompt_that_the_pool_cannot_hold_is_refused():
     with pytest.raises(ValueError, match="never fit"):
         model.generate(torch.tensor([[1, 2, 3, 4, 5, 6]]), 20)
     assert model.generate(torch.tensor([[1, 2, 3]]), 6).shape == (1, 6)
+
+
+class Letters:
+    """A tokenizer and its stream: token t is the t-th letter."""
+
+    def __init__(self):
+        self.text = ""
+
+    def stream(self):
+        return Letters()
+
+    def add(self, token):
+        self.text += chr(97 + token)
+        return self.text[-1]
+
+
+@pytest.mark.parametrize("radix", [False, True])
+@pytest.mark.parametrize("ends", [(), (25, 24)])
+def test_a_row_that_a_stop_string_ends_is_filled_with_an_end(radix, ends):
+    model = TransformerWithOptimizations(dim=32, depth=2, heads=4, vocab_size=26, seed=2, use_radix_attention=radix)
+    model.model.config = dataclasses.replace(model.model.config, eos_token_ids=ends)
+    with torch.no_grad():
+        model.model.head.weight.mul_(60)
+    model.tokenizer = Letters()
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    whole = model.generate(ids, 30, ignore_eos=True)[:, 3:]
+    stop = "".join(chr(97 + t) for t in whole[0, 3:5].tolist())
+    rows = model.generate(ids, 30, ignore_eos=True, stop=stop)[:, 3:].tolist()
+    letters = ["".join(chr(97 + t) for t in row) for row in whole.tolist()]
+    lengths = [text.index(stop) + 2 if stop in text else 27 for text in letters]
+    longest = max(lengths)
+    expected = [
+        row[:n] + [ends[0] if ends and row[n - 1] not in ends else row[n - 1]] * (longest - n)
+        for row, n in zip(whole.tolist(), lengths)
+    ]
+    assert rows == expected
+    assert min(lengths) < longest

@@ -8,14 +8,16 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from inference_opt.model.tokenizer import Tokenizer
 
-TOOLS = [{"type": "function", "function": {"name": "add", "description": "a < b & 'c' é", "parameters": {"a": [1, 2.5]}}}]
+TOOLS = [
+    {"type": "function", "function": {"name": "add", "description": "a < b & 'c' é", "parameters": {"a": [1, 2.5]}}}
+]
 DOCUMENTS = [{"title": "é", "text": "<b>"}]
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 CHAT = [
     {"role": "system", "content": "Be <brief>."},
     {"role": "user", "content": "é & 'x'"},
     {"role": "assistant", "content": "a", "tool_calls": [{"function": {"name": "add", "arguments": {"a": 1}}}]},
-    {"role": "tool", "content": "{\"b\": [1, true, null]}"},
+    {"role": "tool", "content": '{"b": [1, true, null]}'},
 ]
 TEMPLATES = {
     "json": "{{ messages | tojson }}{{ tools | tojson(indent=2) }}",
@@ -63,7 +65,9 @@ def test_a_template_renders_as_in_transformers(template, more):
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
