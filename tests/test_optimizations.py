@@ -1,11 +1,15 @@
 """The one-class front: the user's own example, equality with the oracle, and what it refuses."""
 
+import dataclasses
+from typing import ClassVar
+
 import pytest
 import torch
 from jaxtyping import config
 
 from inference_opt import TransformerWithOptimizations, naive
 from inference_opt.agreement import compare
+from inference_opt.model.tokenizer import TextStream, Tokenizer
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.lookup import NGram
 
@@ -198,18 +202,19 @@ def test_a_prompt_that_the_pool_cannot_hold_is_refused():
     assert model.generate(torch.tensor([[1, 2, 3]]), 6).shape == (1, 6)
 
 
-class Letters:
-    """A tokenizer and its stream: token t is the t-th letter."""
+class Letters(Tokenizer):
+    """Token t is the t-th letter."""
+
+    special_ids: ClassVar = {}
 
     def __init__(self):
-        self.text = ""
+        pass
+
+    def decode(self, ids):
+        return "".join(chr(97 + token) for token in ids)
 
     def stream(self):
-        return Letters()
-
-    def add(self, token):
-        self.text += chr(97 + token)
-        return self.text[-1]
+        return TextStream(self)
 
 
 @pytest.mark.parametrize("radix", [False, True])

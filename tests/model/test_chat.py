@@ -22,15 +22,18 @@ CHAT = [
 TEMPLATES = {
     "json": "{{ messages | tojson }}{{ tools | tojson(indent=2) }}",
     "json arguments": "{{ tools | tojson(ensure_ascii=True, separators=(',', ':'), sort_keys=True) }}",
-    "generation": "{% for m in messages %}{% generation %}{% set x = m.role %}{{ x }}\n{% endgeneration %}{% endfor %}.",
+    "generation": "{% for m in messages %}{% generation %}{% set x = m.role %}{{ x }}\n"
+    "{% endgeneration %}{% endfor %}.",
     "break and continue": "{% for m in messages %}{% if loop.index == 2 %}{% continue %}{% endif %}{{ m.role }}"
     "{% if loop.index == 3 %}{% break %}{% endif %}{% endfor %}",
     "absent": "{% if tools is none %}no tools{% endif %}{% if documents is not none %}{{ documents }}{% endif %}",
     "white space": "  {% if true %}\n    a\n  {% endif %}\n{%- for m in messages %}\n  {{ m.content }}\n{% endfor %}",
-    "variables": "{{ bos_token }}{{ pad_token }}{% if enable_thinking is defined and not enable_thinking %}/no{% endif %}",
+    "variables": "{{ bos_token }}{{ pad_token }}"
+    "{% if enable_thinking is defined and not enable_thinking %}/no{% endif %}",
     "prompt": "{{ messages[0]['content'] }}{% if add_generation_prompt %}>{% endif %}",
     "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
-    "python": "{{ messages[-1].content.split(':')[0] }}{{ messages[0].items() | list }}{{ '%05.1f' % 2 }}{{ dict(a=1) }}",
+    "python": "{{ messages[-1].content.split(':')[0] }}{{ messages[0].items() | list }}"
+    "{{ '%05.1f' % 2 }}{{ dict(a=1) }}",
     "date": "{{ strftime_now('%Y') }}",
 }
 
@@ -60,7 +63,8 @@ def test_a_template_renders_as_in_transformers(template, more):
         template = template.replace("tools |", "messages |")
     for prompt in (True, False):
         given = NAMES | {"add_generation_prompt": prompt} | more
-        assert shown(template, add_generation_prompt=prompt, **more) == render_jinja_template([CHAT], chat_template=template, **given)[0][0]  # fmt: skip
+        theirs = render_jinja_template([CHAT], chat_template=template, **given)[0][0]
+        assert shown(template, add_generation_prompt=prompt, **more) == theirs
 
 
 PLAIN = st.recursive(
@@ -70,10 +74,11 @@ PLAIN = st.recursive(
     ),
     max_leaves=8,
 )
+MESSAGE = st.fixed_dictionaries({"role": st.text(max_size=4), "content": PLAIN}, optional={"thinking": PLAIN})
 
 
 @settings(max_examples=100)
-@given(st.lists(st.fixed_dictionaries({"role": st.text(max_size=4), "content": PLAIN}, optional={"thinking": PLAIN}), min_size=1, max_size=3))  # fmt: skip
+@given(st.lists(MESSAGE, min_size=1, max_size=3))
 def test_any_conversation_renders_as_in_transformers(messages):
     template = "{% for m in messages %}{{ m.role }}{{ m | tojson }}{{ m.content }}{% endfor %}"
     kept = [{k: v for k, v in m.items() if v is not None} for m in messages]  # apply_chat_template does this first

@@ -513,8 +513,7 @@ def test_a_gguf_files_ends_are_those_that_it_names_and_those_known_by_name():
 def test_a_gguf_field_that_is_wrong_is_named(name, value):
     fields = fields_of(**{name: value})
     with pytest.raises(ValueError, match=rf"tokenizer\.ggml\.(\w+ and )?(tokens|{name})|token_type has"):
-        end_token_ids(fields)
-        tokenizer_from_gguf(fields)
+        (end_token_ids(fields), tokenizer_from_gguf(fields))
 
 
 def test_a_gguf_file_may_hold_several_chat_templates():
