@@ -345,6 +345,25 @@ def test_a_folder_is_read_as_transformers_reads_it(tmp_path, contents):
     assert read.names == theirs.special_tokens_map
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"legacy": True}, {"add_prefix_space": False}, {"legacy": False, "add_bos_token": False}]
+)
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("byte_level", [False, True])
+def test_the_class_of_llama_2_says_how_spaces_are_read(tmp_path, kind, more, byte_level):
+    contents = files() if byte_level else {"tokenizer.json": byte_fallback().backend.to_str()}
+    contents |= {"tokenizer_config.json": {"tokenizer_class": kind} | more, "config.json": {"model_type": "llama"}}
+    read, theirs = (
+        tokenizer_from_folder(write(tmp_path, contents)),
+        transformers.AutoTokenizer.from_pretrained(tmp_path),
+    )
+    assert read.names == theirs.special_tokens_map
+    for text in ("the the", " the", "<s>the<s> the", "é the"):
+        ids = theirs(text)["input_ids"]
+        assert read.encode(text) == ids
+        assert read.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
 DAMAGED = {
     "a token that is none": files(bos_token={"x": 1}),
     "a number for a token": files(eos_token=3),

@@ -176,10 +176,24 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
     config = _json(config_path)
     if "added_tokens_decoder" not in config:  # older files
         config |= _json(folder / "special_tokens_map.json")
+    llama = str(config.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
+    if llama and '"ByteLevel"' not in path.read_text(encoding="utf-8"):  # Llama 2's kind; Llama 3's are byte-level
+        config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} | config
+        _as_llama(backend, config)
     named, further = _special(config, config_path)
     _add_tokens(backend, folder, config, named, further)
     names = {name: token.content for name, token in named.items()}
     return Tokenizer(backend, _templates(folder, config.get("chat_template")), names)
+
+
+def _as_llama(backend: Backend, config: Mapping[str, Any]) -> None:
+    """Llama 2's way with spaces, which `transformers` 5 takes from the class and not from `tokenizer.json`."""
+    space, legacy = config.get("add_prefix_space") in (None, True), bool(config.get("legacy"))
+    backend.normalizer = None
+    scheme = ("always" if legacy else "first") if space else "never"
+    backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", scheme, split=False)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if space else steps)
 
 
 def _json(path: Path) -> dict[str, Any]:
