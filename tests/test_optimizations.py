@@ -1,11 +1,15 @@
 """The one-class front: the user's own example, equality with the oracle, and what it refuses."""
 
+import dataclasses
+from typing import ClassVar
+
 import pytest
 import torch
 from jaxtyping import config
 
 from inference_opt import TransformerWithOptimizations, naive
 from inference_opt.agreement import compare
+from inference_opt.model.tokenizer import TextStream, Tokenizer
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.lookup import NGram
 
@@ -195,3 +199,41 @@ def test_a_prompt_that_the_pool_cannot_hold_is_refused():
     with pytest.raises(ValueError, match="never fit"):
         model.generate(torch.tensor([[1, 2, 3, 4, 5, 6]]), 20)
     assert model.generate(torch.tensor([[1, 2, 3]]), 6).shape == (1, 6)
+
+
+class Letters(Tokenizer):
+    """Token t is the t-th letter."""
+
+    special_ids: ClassVar = {}
+
+    def __init__(self):
+        pass
+
+    def decode(self, ids):
+        return "".join(chr(97 + token) for token in ids)
+
+    def stream(self):
+        return TextStream(self)
+
+
+@pytest.mark.parametrize("radix", [False, True])
+@pytest.mark.parametrize("ends", [(), (25, 24)])
+def test_a_row_that_a_stop_string_ends_is_filled_with_an_end(radix, ends):
+    model = TransformerWithOptimizations(dim=32, depth=2, heads=4, vocab_size=26, seed=2, use_radix_attention=radix)
+    model.model.config = dataclasses.replace(model.model.config, eos_token_ids=ends)
+    with torch.no_grad():
+        model.model.head.weight.mul_(60)
+    model.tokenizer = Letters()
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    whole = model.generate(ids, 30, ignore_eos=True)[:, 3:]
+    stop = "".join(chr(97 + t) for t in whole[0, 3:5].tolist())
+    rows = model.generate(ids, 30, ignore_eos=True, stop=stop)[:, 3:].tolist()
+    letters = ["".join(chr(97 + t) for t in row) for row in whole.tolist()]
+    lengths = [text.index(stop) + 2 if stop in text else 27 for text in letters]
+    longest = max(lengths)
+    expected = [
+        row[:n] + [ends[0] if ends and row[n - 1] not in ends else row[n - 1]] * (longest - n)
+        for row, n in zip(whole.tolist(), lengths)
+    ]
+    assert rows == expected
+    assert min(lengths) < longest

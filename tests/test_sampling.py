@@ -10,8 +10,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from jaxtyping import config
 from transformers.generation import logits_process as hf
 
+from inference_opt.model.checkpoint import GGUFFile
+from inference_opt.model.tokenizer import tokenizer_from_gguf
 from inference_opt.sampling import CommonNoise, Noise, SamplingParams, StopCheck, cut_at_stop, probabilities, sample
 
 LOGITS = arrays(np.float64, st.integers(1, 12), elements=st.floats(-30, 30, width=32)).map(torch.from_numpy)
@@ -185,12 +188,27 @@ def test_broken_logits_are_refused(broken, temperature):
         *(("max_new_tokens", v) for v in (0, -3)),
         *(("top_k", v) for v in (-1,)),
         *(("seed", v) for v in (-1, 2**64)),
-        *(("stop", v) for v in (("",), "", ("a", ""))),
+        *(("stop", v) for v in (("",), "", ("a", ""), iter(["a", ""]))),
     ],
 )
 def test_values_outside_their_range_are_named(name, value):
     with pytest.raises(ValueError, match=name):
         SamplingParams(**{name: value})
+
+
+@pytest.mark.parametrize("stop", [5, None, b"a", ("a", 5)])
+def test_stop_strings_of_another_type_are_refused(stop):
+    config.update("jaxtyping_disable", True)  # as a user calls it
+    try:
+        with pytest.raises(ValueError, match="stop must be non-empty strings"):
+            SamplingParams(stop=stop)
+    finally:
+        config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.parametrize("stop", ["ab", ["ab"], iter(["ab"]), {"ab": 1}, (s for s in ["ab"])])
+def test_stop_strings_come_in_any_collection(stop):
+    assert SamplingParams(stop=stop).stop == ("ab",)
 
 
 class Letters:
@@ -207,7 +225,7 @@ class Letters:
 @settings(max_examples=200)
 @given(
     st.lists(st.sampled_from([0, 1, 0, 1, 0, 1, 2]), min_size=1, max_size=12),
-    st.lists(st.sampled_from(["b", "ab", "ba", "aab", "bbb"]), max_size=2),
+    st.lists(st.sampled_from(["b", "ab", "ba", "aab", "bbb", "bab" * 5]), max_size=3),
     st.integers(1, 14),
     st.integers(1, 14),
     st.booleans(),
@@ -253,9 +271,51 @@ def test_stop_strings_need_a_tokenizer():
         StopCheck(SamplingParams(stop="x"), [], 5)
 
 
+@pytest.fixture(scope="module")
+def tokenizer(smollm2_path):
+    return tokenizer_from_gguf(GGUFFile(smollm2_path).fields)
+
+
+STOPS = st.sampled_from(
+    [" ", "a ", "é", "é日", "🙂", "\n\n", "\ufffd", "\ufffd\ufffd", "a\ufffd", "<|im_start|>", "ab" * 9]
+)
+
+
+@given(st.data(), st.lists(st.sampled_from(STOPS), min_size=1, max_size=3), st.integers(1, 30))
+def test_stop_check_against_a_search_of_all_that_is_certain(tokenizer, data, stop, most):
+    """Special tokens, halves of characters and bytes that are none, among text."""
+    halves = [i for i in range(17, 2000) if "\ufffd" in tokenizer.decode([i])]
+    texts = st.sampled_from(["a ", " b", "é日", "🙂a", "\n\n", "ab", "<|im_start|>", "<|im_end|>"]).map(
+        tokenizer.encode
+    )
+    pieces = st.lists(texts | st.sampled_from(halves).map(lambda i: [i]), max_size=12)
+    check = StopCheck(SamplingParams(max_new_tokens=most, stop=stop), [], 99, tokenizer.stream())
+    ids = []
+    for token in [i for piece in data.draw(pieces) for i in piece]:
+        ids.append(token)
+        certain = tokenizer.decode(ids).removesuffix("\ufffd")  # the last may be a character's beginning
+        found = any(s in certain for s in stop) or ("<|im_start|>" in stop and token == 1)
+        reason = check.after(token)
+        assert reason == ("stop" if found else "length" if len(ids) == most else None)
+        if reason:
+            break
+
+
+def test_a_stop_string_before_half_a_character_is_found_at_once(tokenizer):
+    half = next(i for i in range(49152) if tokenizer.decode([i]) == " \ufffd")
+    check = StopCheck(SamplingParams(stop="a ", max_new_tokens=2), [], 50, tokenizer.stream())
+    assert [check.after(t) for t in (*tokenizer.encode("a"), half)] == [None, "stop"]
+
+
+def test_a_stop_string_that_holds_a_special_token_and_more_is_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"'<\|im_end\|>' in it is a special token.*as one of its own"):
+        StopCheck(SamplingParams(stop=["a", "\n<|im_end|>"]), [], 50, tokenizer.stream())
+
+
 @given(st.text("ab", max_size=9), st.lists(st.text("ab", min_size=1, max_size=2), max_size=3))
 def test_text_is_cut_before_the_first_stop_string(text, stop):
     cut = cut_at_stop(text, stop)
     assert text.startswith(cut)
     assert not any(s in cut for s in stop)
     assert cut == text or any(text.startswith(s, len(cut)) for s in stop)
+    assert all(cut_at_stop(text, s) == cut_at_stop(text, [s]) for s in stop)

@@ -39,12 +39,13 @@ def tour(
 ) -> None:
     """Generate the same text by every technique in turn, and compare: tokens, speed, memory."""
     from inference_opt.model.load import load_model
+    from inference_opt.model.tokenizer import needed
     from inference_opt.tour import latency_figure, run_tour, table, write_report
 
     console = Console()
     with console.status(f"loading {model}"):
         loaded, tokenizer = load_model(model, dtype=dtype.value)
-    result = run_tour(loaded, tokenizer, model, max_new_tokens, console)
+    result = run_tour(loaded, needed(tokenizer), model, max_new_tokens, console)
     console.print(table(result))
     console.print(f"[dim]{result.command}[/]", highlight=False)
     write_report(result, report)

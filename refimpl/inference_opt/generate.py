@@ -2,12 +2,13 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from inference_opt.bench.machine import command_line
 from inference_opt.engine.engine import Engine
 from inference_opt.model.load import load_model
+from inference_opt.model.tokenizer import needed
 from inference_opt.sampling import SamplingParams, cut_at_stop, seeded
 from inference_opt.speculative import DRAFTERS
 
@@ -22,6 +23,7 @@ def generate_text(
     """
     params = seeded(params)
     model, tokenizer = load_model(model_name, dtype=dtype)
+    tokenizer = needed(tokenizer)
     ids = tokenizer.chat(prompt) if chat else tokenizer.encode(prompt)
     engine = Engine(model, drafter=DRAFTERS[drafter]() if drafter else None, tokenizer=tokenizer)
     stream, tokens, printed = tokenizer.stream(), [], 0
@@ -49,7 +51,7 @@ def generate_text(
     return {"command": command_line(), "model": model_name, "dtype": dtype, "seed": params.seed, "text": text} | figures
 
 
-def _held_back(text: str, stop: Sequence[str]) -> int:
+def _held_back(text: str, stop: Iterable[str]) -> int:
     """Characters at the end of the text that a stop string might begin with."""
     longest = max(map(len, stop), default=0)
     tails = range(min(longest - 1, len(text)), 0, -1)

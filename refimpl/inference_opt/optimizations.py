@@ -14,7 +14,7 @@ from inference_opt.mla.packaged import latent_model
 from inference_opt.model.attention import NoCache
 from inference_opt.model.config import LatentShape, ModelConfig
 from inference_opt.model.load import load_model, parse_device, parse_dtype
-from inference_opt.model.tokenizer import Tokenizer
+from inference_opt.model.tokenizer import Tokenizer, needed
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.drafter import Drafter
@@ -112,7 +112,7 @@ class TransformerWithOptimizations(nn.Module):
             raise ValueError(f"{source} cannot be converted to mla_latent_dim = {given}: {own}; leave the rank out")
         if switches.get("use_mla") and latent is None:
             rank = {} if given is None else {"rank": given}
-            self.model = latent_model(self.model, self.tokenizer, source, **rank)
+            self.model = latent_model(self.model, needed(self.tokenizer), source, **rank)
         return self
 
     def forward(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length vocab"]:
@@ -126,8 +126,9 @@ class TransformerWithOptimizations(nn.Module):
 
         `n` samples a row, those of the first row before those of the second, each with a seed of its own
         (`SamplingParams.split`). `sampling`: fields of `SamplingParams` (greedy unless told otherwise).
-        A row that ends early is filled with its end-of-sequence token. Raises ValueError for rows the model cannot
-        continue and for lengths that leave no room.
+        A row that ends early is filled with its end-of-sequence token: the one that ended it, after a stop string the
+        model's first, where it has none the row's last token. Raises ValueError for rows the model cannot continue and
+        for lengths that leave no room.
         """
         if not isinstance(input_ids, Tensor):
             raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {str(input_ids)[:80]!r}")
@@ -144,7 +145,9 @@ class TransformerWithOptimizations(nn.Module):
             texts = static.generate(self.model, prompts, params, self.tokenizer, n)
         prompts = [prompt for prompt in prompts for _ in range(n)]
         longest = max(map(len, texts))
-        rows = [prompt + text + text[-1:] * (longest - len(text)) for prompt, text in zip(prompts, texts)]
+        ends = self.model.config.eos_token_ids
+        fill = [text[-1] if text[-1] in ends or not ends else ends[0] for text in texts]
+        rows = [prompt + text + [end] * (longest - len(text)) for prompt, text, end in zip(prompts, texts, fill)]
         return torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)
 
     def _prepared(self) -> Engine:

@@ -12,7 +12,7 @@ easy as 1, 2, 3"), so a request's text does not depend on what else is in its ba
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -44,7 +44,7 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     seed: int | None = None
-    stop: Sequence[str] = ()  # one string is taken as one, not as its letters
+    stop: Iterable[str] = ()  # kept as a tuple; one string is taken as one, not as its letters
     ignore_eos: bool = False
     gamma: int | None = None
     logprobs: bool = False
@@ -255,14 +255,24 @@ FinishReason = Literal["eos", "stop", "length"]
 
 
 class StopCheck:
-    """Says after every token whether a text ends there, and of several tokens how many still belong to it."""
+    """Says after every token whether a text ends there, and of several tokens how many still belong to it.
+
+    A stop string is found in the text, as soon as it certainly stands there; one that names a special token, which is
+    no part of the text, is that token.
+    """
 
     def __init__(
         self, params: SamplingParams, eos_token_ids: Sequence[int], room: int, stream: TextStream | None = None
     ) -> None:
-        """`room`: tokens that the model's context has left. ValueError for stop strings without a `stream`."""
+        """`room`: tokens that the model's context has left. ValueError for stop strings that cannot be looked for."""
         if params.stop and stream is None:
             raise ValueError("stop strings need a tokenizer to look for them in: pass tokenizer=")
+        special: Mapping[str, int] = getattr(stream, "special_ids", {}) if params.stop else {}
+        for s in params.stop:
+            if s not in special and (name := next((name for name in special if name in s), None)) is not None:
+                part = f"{name!r} in it is a special token, no part of the text"
+                raise ValueError(f"the stop string {s!r} cannot be found: {part}; give {name!r} as one of its own")
+        self.stop_ids = frozenset(special[s] for s in params.stop if s in special)
         self.left = min(params.max_new_tokens, room)
         self.eos = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
         self.stop, self.stream = params.stop, stream
@@ -278,6 +288,8 @@ class StopCheck:
         self.left -= 1
         if token in self.eos:
             return "eos"
+        if token in self.stop_ids:
+            return "stop"
         if self.stop and self.stream is not None:
             new = self.stream.add(token)
             # Only a match that ends in the new text is new.
@@ -298,6 +310,7 @@ class StopCheck:
         return tokens, None
 
 
-def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """The text before the first stop string in it."""
+def cut_at_stop(text: str, stop: Iterable[str]) -> str:
+    """The text before the first stop string in it (one string is taken as one)."""
+    stop = (stop,) if isinstance(stop, str) else stop
     return text[: min((i for s in stop if (i := text.find(s)) >= 0), default=len(text))]

@@ -96,7 +96,7 @@ def test_no_heads_at_all(tmp_path):
         load_folder(write_folder(tmp_path, {"num_attention_heads": 0, "head_dim": None}))
 
 
-@pytest.mark.parametrize("content", ["{", "[1]", '{"chat_template": [{"name": "default", "template": "x"}]}'])
+@pytest.mark.parametrize("content", ["{", "[1]", '{"chat_template": [{"name": "default"}]}', '{"chat_template": 3}'])
 def test_a_damaged_tokenizer_config(beginning_token, content):
     (beginning_token / "tokenizer_config.json").write_text(content)
     with pytest.raises(ValueError, match=r"tokenizer_config\.json|chat template"):

@@ -4,6 +4,7 @@ A stream of tokens against the text that they make at once.
 """
 
 import inspect
+import json
 import re
 import unicodedata
 
@@ -16,8 +17,15 @@ from hypothesis import strategies as st
 from transformers.convert_slow_tokenizer import TikTokenConverter
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from inference_opt import naive
+from inference_opt.generate import generate_text
+from inference_opt.model import checkpoint
 from inference_opt.model.checkpoint import GGUFFile
-from inference_opt.model.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
+from inference_opt.model.load import load_model
+from inference_opt.model.tokenizer import TextStream, Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
+from inference_opt.model.vocabulary import end_token_ids
+from inference_opt.sampling import SamplingParams
+from tests.model.test_checkpoint_errors import write_folder
 
 VOCABULARY = 49152
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>", "<jupyter_code>"]
@@ -137,17 +145,70 @@ def test_a_string_is_one_user_message(ours, text):
     assert ours.chat(text) == ours.chat([{"role": "user", "content": text}])
 
 
-@given(TEXTS | IDS)
-def test_a_stream_shows_what_stands_and_in_the_end_all(ours, text_or_ids):
+class Counting:
+    """A tokenizer that counts the tokens it decodes."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.most, self.all = tokenizer, 0, 0
+
+    def decode(self, ids):
+        self.most, self.all = max(self.most, len(ids)), self.all + len(ids)
+        return self.tokenizer.decode(ids)
+
+
+@settings(max_examples=300)
+@given(TEXTS | IDS | st.lists(st.integers(0, 300)), st.sampled_from([1, 3]))
+def test_a_stream_shows_what_is_certain_and_in_the_end_all(ours, text_or_ids, unfinished):
     """For any ids, even those whose bytes are no valid text: what was shown is never taken back."""
     ids = ours.encode(text_or_ids) if isinstance(text_or_ids, str) else text_or_ids
-    whole, stream, shown = ours.decode(ids), ours.stream(), ""
+    counting = Counting(ours)
+    whole, stream, shown = ours.decode(ids), TextStream(counting, unfinished), ""
     for n, token in enumerate(ids, 1):
         shown += stream.add(token)
         assert shown == stream.text
         assert whole.startswith(shown)  # a half character would show as U+FFFD here, and not there
-        assert shown == ours.decode(ids[:n]) or ours.decode(ids[:n]).endswith("\ufffd")  # held back only where it must
+        now = ours.decode(ids[:n])
+        held = now.removeprefix(shown)
+        assert held == "\ufffd" * min(unfinished, len(now) - len(now.rstrip("\ufffd")), len(held))  # the least
+        assert not held or now.endswith("\ufffd")
     assert shown + stream.finish() == whole
+    assert counting.most <= 12
+
+
+@pytest.mark.parametrize("kind", ["text", "special", "no character"])
+def test_a_stream_decodes_few_tokens_for_each(ours, kind):
+    byte = next(i for i in range(300) if ours.decode([i]) == "\ufffd")
+    token = {"text": ours.encode("a")[0], "special": 2, "no character": byte}[kind]
+    counting = Counting(ours)
+    stream = TextStream(counting)
+    shown = "".join(stream.add(token) for _ in range(400))
+    assert counting.all < 20 * 400
+    assert len(shown) == {"text": 400, "special": 0, "no character": 397}[kind]
+
+
+@given(st.lists(st.sampled_from(["the", " ", "  ", "é", "日", "🙂", "<s>", "\n", "a"]), max_size=12).map("".join))
+def test_a_stream_over_byte_fallback_shows_every_character_as_it_ends(text):
+    read = byte_fallback()
+    ids, stream = read.encode(text), read.stream()
+    shown = [stream.add(token) for token in ids]
+    assert "".join(shown) == read.decode(ids)
+    assert stream.finish() == ""
+    for ids in (read.encode("日🙂")[:-4], read.encode("日🙂")):  # a character stands before the next is complete
+        stream = read.stream()
+        assert "".join([stream.add(token) for token in ids]) == read.decode(ids)
+
+
+def byte_fallback():
+    """As Llama 2's: words begin with ▁, what is not in the vocabulary is bytes, the text's first space is dropped."""
+    vocab = {"<unk>": 0, "<s>": 1, "▁": 2, "t": 3, "h": 4, "e": 5, "th": 6, "the": 7, "▁the": 8}
+    vocab |= {f"<0x{b:02X}>": 9 + b for b in range(256)}
+    merges = [("t", "h"), ("th", "e"), ("▁", "the")]
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges, byte_fallback=True, unk_token="<unk>"))
+    norm, dec = tokenizers.normalizers, tokenizers.decoders
+    backend.normalizer = norm.Sequence([norm.Prepend("▁"), norm.Replace(" ", "▁")])
+    backend.decoder = dec.Sequence([dec.Replace("▁", " "), dec.ByteFallback(), dec.Fuse(), dec.Strip(" ", 1, 0)])
+    backend.add_special_tokens(["<s>"])
+    return Tokenizer(backend)
 
 
 def test_a_character_of_several_tokens_is_shown_whole(ours):
@@ -175,7 +236,7 @@ def test_a_folder_has_the_ids_of_transformers(theirs, folder_tokenizer, text, te
     messages = conversation(texts, system=True)
     assert folder_tokenizer.encode(text) == theirs.encode(text)
     assert folder_tokenizer.chat(messages) == theirs.apply_chat_template(messages, add_generation_prompt=True).input_ids
-    assert folder_tokenizer.names == {"bos_token": theirs.bos_token, "eos_token": theirs.eos_token}
+    assert folder_tokenizer.names == theirs.special_tokens_map
 
 
 def test_a_chat_template_may_stand_in_the_configuration(tmp_path, folder, folder_tokenizer):
@@ -215,6 +276,134 @@ def test_a_chat_template_that_refuses(ours, template):
 def test_a_lone_surrogate_is_no_text(ours, before, surrogate, after):
     with pytest.raises(ValueError, match="not valid Unicode"):
         ours.encode(before + surrogate + after)
+
+
+FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+TEMPLATE = "{{ bos_token }}{{ pad_token }}{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+CONFIG = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "chat_template": TEMPLATE}
+CONFIG |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+SPOKEN = "<|im_start|>the  <s>fox\n <|im_end|> the</s> end"
+MAP = {"bos_token": {"content": "<s>", "lstrip": True, "rstrip": False, "normalized": False, "single_word": False}}
+
+
+def files(*extra, changes=None, **more):
+    """A folder's files: bytes, then <s>, </s>, <pad> and `extra` tokens in tokenizer.json, and `more` configuration."""
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE({c: i for i, c in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}, [])
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(["<s>", "</s>", "<pad>", *extra])
+    config = {name: value for name, value in (CONFIG | more).items() if value is not None}
+    return {"tokenizer.json": json.loads(backend.to_str()) | (changes or {}), "tokenizer_config.json": config}
+
+
+def write(folder, contents):
+    for name, content in contents.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return folder
+
+
+CUT = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
+FILL = {"strategy": {"Fixed": 64}, "direction": "Left", "pad_to_multiple_of": None}
+FILL |= {"pad_id": 2, "pad_type_id": 0, "pad_token": "<pad>"}
+ADDED = {"259": FLAGS | {"content": "<|im_start|>"}, "260": FLAGS | {"content": "<|im_end|>", "lstrip": True}}
+FOLDERS = {
+    "plain": files("<|im_start|>", "<|im_end|>"),
+    "truncation": files("<|im_start|>", "<|im_end|>", changes={"truncation": CUT}),
+    "padding": files("<|im_start|>", "<|im_end|>", changes={"padding": FILL}),
+    "added in the configuration": files(added_tokens_decoder=ADDED),
+    "other flags in the configuration": files(
+        "<|im_start|>", "<|im_end|>", added_tokens_decoder={"260": FLAGS | {"content": "<|im_end|>", "rstrip": True}}
+    ),
+    "single words": files(added_tokens_decoder={"259": FLAGS | {"content": "the", "single_word": True}}),
+    "no special one": files(added_tokens_decoder={"259": FLAGS | {"content": "fox", "special": False}}),
+    "added_tokens.json": files() | {"added_tokens.json": {"<|im_start|>": 259, "<|im_end|>": 260}},
+    "special by name": files(extra_special_tokens=["<|im_end|>"]) | {"added_tokens.json": {"<|im_start|>": 259}},
+    "older list": files(additional_special_tokens=["<|im_end|>", "<|im_start|>"]),
+    "special_tokens_map.json": files(bos_token=None) | {"special_tokens_map.json": MAP},
+    "a name of its own": files(image_token="<|im_start|>", num_image_token=5),
+    "add_bos_token": files(add_bos_token=True, add_eos_token=True),
+    "template files": files(chat_template="not this") | {"chat_template.jinja": TEMPLATE},
+    "named templates": files(chat_template=[{"name": "default", "template": TEMPLATE}, {"name": "x", "template": "y"}]),
+    "further template files": files(chat_template="not this")
+    | {"chat_template.jinja": TEMPLATE, "additional_chat_templates/rag.jinja": "r"},
+}
+
+
+@pytest.mark.parametrize("contents", FOLDERS.values(), ids=FOLDERS)
+def test_a_folder_is_read_as_transformers_reads_it(tmp_path, contents):
+    write(tmp_path, contents | {"config.json": {"model_type": "llama"}})
+    read, theirs = tokenizer_from_folder(tmp_path), transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ids = theirs(SPOKEN)["input_ids"]
+    assert read.encode(SPOKEN) == ids
+    assert read.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+    messages = [{"role": "user", "content": "fox"}]
+    assert read.chat(messages) == theirs.apply_chat_template(messages).input_ids
+    assert read.chat_template == theirs.chat_template
+    assert read.names == theirs.special_tokens_map
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"legacy": True}, {"add_prefix_space": False}, {"legacy": False, "add_bos_token": False}]
+)
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("byte_level", [False, True])
+def test_the_class_of_llama_2_says_how_spaces_are_read(tmp_path, kind, more, byte_level):
+    contents = files() if byte_level else {"tokenizer.json": byte_fallback().backend.to_str()}
+    contents |= {"tokenizer_config.json": {"tokenizer_class": kind} | more, "config.json": {"model_type": "llama"}}
+    read, theirs = (
+        tokenizer_from_folder(write(tmp_path, contents)),
+        transformers.AutoTokenizer.from_pretrained(tmp_path),
+    )
+    assert read.names == theirs.special_tokens_map
+    for text in ("the the", " the", "<s>the<s> the", "é the"):
+        ids = theirs(text)["input_ids"]
+        assert read.encode(text) == ids
+        assert read.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+DAMAGED = {
+    "a token that is none": files(bos_token={"x": 1}),
+    "a number for a token": files(eos_token=3),
+    "flags that are none": files(added_tokens_decoder={"259": {"content": "x", "lstrip": "no"}}),
+    "an id that is none": files(added_tokens_decoder={"x": {"content": "x"}}),
+    "an id that is not free": files(added_tokens_decoder={"270": {"content": "<|im_start|>"}}),
+    "tokens in a list": files(added_tokens_decoder=["x"]),
+    "further tokens that are none": files(extra_special_tokens=[3]),
+}
+
+
+@pytest.mark.parametrize("contents", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_configuration_is_named(tmp_path, contents):
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: .*(expected|do not belong together)"):
+        tokenizer_from_folder(write(tmp_path, contents))
+
+
+def test_a_model_without_a_tokenizer_loads_and_what_needs_one_says_so(tmp_path, monkeypatch):
+    model, tokenizer = load_model(write_folder(tmp_path))
+    assert tokenizer is None
+    with pytest.raises(ValueError, match=r"without a tokenizer \(its folder holds no tokenizer\.json\)"):
+        generate_text(str(tmp_path), "float32", "hi", False, SamplingParams())
+    with pytest.raises(ValueError, match="stop strings need a tokenizer"):
+        naive.generate(model, [1], SamplingParams(stop="x"), tokenizer)
+
+
+def test_a_tokenizer_is_refused_before_the_weights_are_read(tmp_path, monkeypatch):
+    write(write_folder(tmp_path), {"tokenizer.json": "{"})
+    monkeypatch.setattr(checkpoint, "build", lambda *_: pytest.fail("the weights were read"))
+    with pytest.raises(ValueError, match="is not a tokenizer"):
+        load_model(tmp_path)
+
+
+def test_a_folders_model_ends_a_turn_where_its_tokenizer_does(tmp_path):
+    vocab = {c: i for i, c in enumerate("abcde")}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
+    backend.add_special_tokens(["<|im_end|>", "<end>", "<|eot_id|>"])  # 5, 6, and one beyond the model's vocabulary
+    contents = {"tokenizer.json": backend.to_str(), "tokenizer_config.json": {"eos_token": "<end>"}}
+    write(write_folder(tmp_path, {"eos_token_id": 2}), contents | {"generation_config.json": {"eos_token_id": [3, 2]}})
+    assert load_model(tmp_path)[0].config.eos_token_ids == (3, 2, 5, 6)
 
 
 def small(cut, kind="gpt2", added=()):
@@ -276,7 +465,78 @@ def test_tokens_of_the_user_are_shown_and_control_tokens_are_not():
     assert read.decode(ids) == "<think>ab"
 
 
-@pytest.mark.parametrize(("kind", "cut"), [("llama", "default"), ("gpt2", "falcon"), ("gpt2", "deepseek-llm")])
+@pytest.mark.parametrize(
+    ("kind", "cut"),
+    [("llama", "default"), *(("gpt2", cut) for cut in ("falcon", "deepseek-llm", "default", "qwen35", "tekken", None))],
+)
 def test_a_tokenizer_not_built_here(kind, cut):
-    with pytest.raises(ValueError, match=f"tokenizer '{kind}' with pre-tokenizer '{cut}' is not built here"):
+    with pytest.raises(ValueError, match=f"tokenizer '{kind}' with pre-tokenizer {cut!r}.* is not built here"):
         small(cut, kind)
+
+
+@pytest.mark.parametrize(
+    ("alias", "cut"),
+    [("llama3", "llama-bpe"), ("llama-v3", "llama-bpe"), ("deepseek-r1-qwen", "qwen2"), ("phi-2", "gpt-2")],
+)
+def test_other_names_of_a_cut(alias, cut):
+    ours, known = small(alias).backend, small(cut).backend
+    assert ours.to_str() == known.to_str()
+
+
+def fields_of(**more):
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, "abc", "<s>", "</s>", "<|im_end|>", "<|end|>"]
+    known = {
+        "model": "gpt2",
+        "pre": "llama-bpe",
+        "tokens": tokens,
+        "merges": [],
+        "token_type": [1] * 257 + [3, 3, 1, 3],
+    }
+    return {f"tokenizer.ggml.{k}": v for k, v in (known | {"bos_token_id": 257, "eos_token_id": 258} | more).items()}
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4])
+def test_an_end_of_turn_is_a_special_token_whatever_its_type(kind):
+    fields = fields_of(token_type=[1] * 257 + [3, 3, kind, 3])
+    read = tokenizer_from_gguf(fields)
+    assert read.encode("a<|im_end|>")[-1] == 259
+    assert read.decode(read.encode("a<|im_end|>b")) == "ab"
+    assert end_token_ids(fields) == (258, 259, 260)
+
+
+def test_a_gguf_files_ends_are_those_that_it_names_and_those_known_by_name():
+    plain = fields_of(tokens=["a", "b", "c", "d", "e", "f"], token_type=[1] * 6, eos_token_id=0)
+    assert end_token_ids(plain) == (0,)
+    named = {"tokenizer.ggml.eot_token_id": 3, "tokenizer.ggml.eom_token_id": 4, "tokenizer.ggml.eos_token_ids": [0, 5]}
+    assert end_token_ids(plain | named) == (0, 3, 4, 5)
+    parts = ["a", "<|end|>", "<|return|>", "<|call|>", "e", "f"]  # there <|end|> ends a part of a turn
+    assert end_token_ids(plain | {"tokenizer.ggml.tokens": parts}) == (0, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("tokens", v) for v in (None, "abc", [1, 2], ["a", "a"])),
+        *(("merges", v) for v in (None, ["xx yy"], ["ab"], [3], "ab")),
+        *(("token_type", v) for v in ([1], [1] * 999, "3", [1.5] * 261)),
+        *(("bos_token_id", v) for v in (-1, 261, 2**32 - 1, "x", True)),
+        *(("eos_token_id", v) for v in (-1, 261, [1])),
+        *(("eos_token_ids", v) for v in (5, [261], ["a"])),
+        ("eot_token_id", 10**6),
+        ("add_bos_token", "no"),
+        ("pre", ["a"]),
+        ("model", 3),
+    ],
+)
+def test_a_gguf_field_that_is_wrong_is_named(name, value):
+    fields = fields_of(**{name: value})
+    with pytest.raises(ValueError, match=rf"tokenizer\.ggml\.(\w+ and )?(tokens|{name})|token_type has"):
+        (end_token_ids(fields), tokenizer_from_gguf(fields))
+
+
+def test_a_gguf_file_may_hold_several_chat_templates():
+    templates = {"tokenizer.chat_template": "d", "tokenizer.chat_template.tool_use": "t"}
+    assert tokenizer_from_gguf(fields_of() | templates).chat_template == {"default": "d", "tool_use": "t"}
+    with pytest.raises(ValueError, match="chat_template holds"):
+        tokenizer_from_gguf(fields_of() | {"tokenizer.chat_template": ["d"]})

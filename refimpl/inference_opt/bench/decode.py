@@ -20,7 +20,7 @@ from inference_opt.bench.machine import command_line, describe, read_bandwidth
 from inference_opt.bench.peers import transformers_model
 from inference_opt.engine import static
 from inference_opt.model.load import load_model
-from inference_opt.model.tokenizer import Tokenizer
+from inference_opt.model.tokenizer import Tokenizer, needed
 from inference_opt.model.transformer import Transformer
 from inference_opt.prompts import load_prompts
 from inference_opt.sampling import SamplingParams
@@ -71,7 +71,7 @@ def bench_decode(
         if peer:
             decoders["transformers"] = transformers_decoder(source, model.dtype)
         for batch in batches:
-            prompts = _prompts(tokenizer, batch)
+            prompts = _prompts(needed(tokenizer), batch)
             rates: dict[str, list[float]] = {name: [] for name in decoders}
             prefill: dict[str, list[float]] = {name: [] for name in decoders}
             bandwidth = []

@@ -18,7 +18,7 @@ from inference_opt.bench.decode import transformers_decoder
 from inference_opt.bench.machine import command_line, describe
 from inference_opt.engine.engine import Engine, Stats
 from inference_opt.model.load import load_model
-from inference_opt.model.tokenizer import Tokenizer
+from inference_opt.model.tokenizer import Tokenizer, needed
 from inference_opt.model.transformer import Transformer
 from inference_opt.prompts import load_prompts
 from inference_opt.sampling import SamplingParams
@@ -51,7 +51,7 @@ def bench_prefix(
 ) -> dict[str, Any]:
     """Seconds from the arrival of all requests to the last token, and whether the tokens are the same."""
     model, tokenizer = load_model(source, dtype=dtype)
-    prompts = stem_prompts(tokenizer, requests, stem)
+    prompts = stem_prompts(needed(tokenizer), requests, stem)
     runs: dict[str, Run] = {"with reuse": _engine(model, True), "without reuse": _engine(model, False)}
     if peer:
         decode = transformers_decoder(source, model.dtype)

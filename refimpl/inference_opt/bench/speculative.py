@@ -25,6 +25,7 @@ from inference_opt.bench.peers import transformers_model
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.speculation import LONGEST
 from inference_opt.model.load import load_model
+from inference_opt.model.tokenizer import needed
 from inference_opt.model.transformer import Transformer
 from inference_opt.prompts import load_prompts
 from inference_opt.sampling import SamplingParams
@@ -158,7 +159,7 @@ def bench_speculative(
     bar = progress.add_task("bench speculative", total=total)
     workloads, results, limits = {}, [], []
     for task, chosen in texts.items():
-        ids = [prompt.ids(tokenizer) for prompt in chosen]
+        ids = [prompt.ids(needed(tokenizer)) for prompt in chosen]
         lengths = []
         for i, prompt in enumerate(ids):
             params = SamplingParams(max_new_tokens=new, temperature=temperature, seed=seed + i)

@@ -19,6 +19,7 @@ from inference_opt.experiment.cells import TECHNIQUES, Cell, Job, build, key, pa
 from inference_opt.experiment.datasets import Dataset, load_dataset
 from inference_opt.experiment.results import Results
 from inference_opt.model.load import parse_dtype
+from inference_opt.model.tokenizer import needed
 from inference_opt.model.transformer import Transformer
 from inference_opt.optimizations import TransformerWithOptimizations
 from inference_opt.options import write_json
@@ -79,6 +80,8 @@ def run_ablation_study(
         model_config = _with_context(model_config, datasets, requests)
         _check_memory(_sizes_only(model_config, dtype), 0, executor)
     model, tokenizer = build(model_config, dtype, False)
+    if isinstance(model_config, str):  # a model of random weights reads the texts' bytes
+        needed(tokenizer)
     if "mla" in techniques and model.config.latent is not None:
         raise ValueError(f"{model_config} has latent attention of its own: leave mla out of the techniques")
     common = {"model": model_config, "dtype": dtype, "page_size": page_size, "drafter": drafter, "metrics": wanted}

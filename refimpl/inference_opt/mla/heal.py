@@ -26,6 +26,7 @@ from inference_opt.model.attention import Rows
 from inference_opt.model.convert import Factors, assemble, factorise
 from inference_opt.model.latent import use_form
 from inference_opt.model.load import load_model
+from inference_opt.model.tokenizer import needed
 from inference_opt.model.transformer import Transformer
 from inference_opt.prompts import load_prompts
 from inference_opt.speculative.train import ran_on, set_rate
@@ -112,7 +113,7 @@ def main() -> None:
     bounds, ended = corpus["ended"][: options.held_out], corpus["ended"][options.held_out :]
     texts = {
         "sampled": texts_of(held, bounds),
-        "written": [tokenizer.encode(p.text) for p in load_prompts("speculative")],
+        "written": [needed(tokenizer).encode(p.text) for p in load_prompts("speculative")],
     }
     observed = slice(options.calibration)
     factors = factorise(original, options.rank, options.rope, texts_of(train[observed], ended[observed]))

@@ -22,6 +22,7 @@ from inference_opt.model.fields import (
     Fields,
     Kind,
 )
+from inference_opt.model.vocabulary import end_token_ids
 
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral's are "llama"
 # What `transformers` takes for a field that config.json does not hold (one that is null there is another matter).
@@ -207,10 +208,6 @@ def _rope_from_hf(fields: Fields, context: int) -> tuple[float, RopeScaling | No
     )
 
 
-# Tokens that end a text under any chat template: a GGUF file names one end-of-sequence token, models emit the others.
-_END_TOKENS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
-
-
 # What llama.cpp reads of a file, too, and is computed here with one value only: the one that changes nothing.
 _NEUTRAL: dict[str, tuple[Kind[Any], Any]] = {
     "expert_count": (COUNT, 0),
@@ -242,9 +239,6 @@ def config_from_gguf(fields: Mapping[str, Any], rope_factors: Sequence[float] = 
     if 0 < (window := own.get("attention.sliding_window", COUNT, 0)) < context:
         raise ValueError(f"{arch}.attention.sliding_window is {window}: sliding windows are not computed here")
     tokens = fields.get("tokenizer.ggml.tokens", [])
-    eos = {fields["tokenizer.ggml.eos_token_id"]} if "tokenizer.ggml.eos_token_id" in fields else set()
-    eos |= {i for i, kind in enumerate(fields.get("tokenizer.ggml.token_type", [])) if kind == 3  # a control token
-            and tokens[i] in _END_TOKENS}  # fmt: skip
     return ModelConfig(
         vocab_size=own.get("vocab_size", SIZE, len(tokens)),
         dim=dim,
@@ -261,7 +255,7 @@ def config_from_gguf(fields: Mapping[str, Any], rope_factors: Sequence[float] = 
         tied_embeddings=tied,
         qkv_bias=arch == "qwen2",
         qk_norm=arch == "qwen3",
-        eos_token_ids=tuple(sorted(eos)),
+        eos_token_ids=end_token_ids(fields),
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,8 +40,8 @@ def load_model(
     source: str | Path = "smollm2-135m",
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
-) -> tuple[Transformer, Tokenizer]:
-    """A model ready for inference, and its tokenizer.
+) -> tuple[Transformer, Tokenizer | None]:
+    """A model ready for inference, and its tokenizer (None where the checkpoint brings none that is read here).
 
     source: "smollm2-135m" (fetched once, about 93 MB), a GGUF file, a folder of `config.json`, `tokenizer.json` and
     safetensors, or a Hugging Face hub id such as "Qwen/Qwen3-0.6B". Llama, Mistral, Qwen2, Qwen3, DeepSeek-V2 and V3.
@@ -58,11 +59,16 @@ def load_model(
     # What can be refused is refused before the weights are read.
     file: Checkpoint
     if path.is_dir():
-        file, tokenizer = SafetensorsFolder(path), tokenizer_from_folder(path)
+        file = SafetensorsFolder(path)
+        tokenizer = tokenizer_from_folder(path) if (path / "tokenizer.json").is_file() else None
     else:
         file = gguf = GGUFFile(path)
-        tokenizer = tokenizer_from_gguf(gguf.fields)
-    return file.load(kind, where), tokenizer
+        tokenizer = tokenizer_from_gguf(gguf.fields) if "tokenizer.ggml.model" in gguf.fields else None
+    model = file.load(kind, where)
+    if tokenizer:  # the configuration may name one end only; chat models end a turn with others
+        ends = {i for i in tokenizer.end_token_ids if i < model.config.vocab_size} - {*model.config.eos_token_ids}
+        model.config = replace(model.config, eos_token_ids=(*model.config.eos_token_ids, *sorted(ends)))
+    return model, tokenizer
 
 
 def _from_hub(name: str) -> Path:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from inference_opt.model.attention import Rows
 from inference_opt.model.load import load_model
+from inference_opt.model.tokenizer import needed
 from inference_opt.model.transformer import Transformer
 from inference_opt.speculative.corpus import KINDS, write_corpus
 from inference_opt.speculative.head import DraftHead
@@ -262,7 +263,7 @@ def main() -> None:
     target, tokenizer = load_model(options.target, dtype=options.dtype, device=options.device)
     target.unpack().requires_grad_(False)
     if options.command == "corpus":
-        write_corpus(target, tokenizer, options.rows, options.batch, options.seed, options.out, print)
+        write_corpus(target, needed(tokenizer), options.rows, options.batch, options.seed, options.out, print)
         return
     corpora = [load_file(path) for path in options.corpus]
     head, figures = fit(target, {name: torch.cat([each[name] for each in corpora]) for name in corpora[0]}, options)
