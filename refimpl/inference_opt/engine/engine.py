@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from inference_opt.engine.ahead import run_ahead
-from inference_opt.engine.memory import Memory
+from inference_opt.engine.memory import Memory, default_pages
 from inference_opt.engine.request import Metrics, Request, check_hashable
 from inference_opt.engine.scheduler import Chunk, Scheduler
 from inference_opt.engine.speculation import Rule, Speculation, logprobs
@@ -43,8 +43,9 @@ States = list[Tensor]  # the residual stream of one chunk, at each layer that th
 class Engine:
     """Continuous batching on a paged cache, with prefixes reused (`radix`) or not.
 
-    `num_pages` defaults to pages for two texts of the model's full context. `token_budget` bounds the tokens of a
-    step, `max_running` the requests in it, `patience` how often a waiting request may be overtaken.
+    `num_pages`: by default for two texts of the model's full context, or as many as half of the free memory holds if
+    that is fewer; on a CPU they take memory as texts come to use them (`kv/paged.py`). `token_budget` bounds the tokens
+    of a step, `max_running` the requests in it, `patience` how often a waiting request may be overtaken.
     With a `drafter` (`speculative/`), requests in decode speculate: `gamma` drafts a step (None: adapted to each),
     judged by `rule`, in steps of up to `draft_rows` rows. On CUDA greedy requests without a drafter decode up to
     `ahead` tokens a step (`ahead.py`). ValueError for values that no engine can have.
@@ -68,15 +69,11 @@ class Engine:
         draft_rows: int = 64,
         ahead: int = 32,
     ) -> None:
-        config = model.config
-        if num_pages is None:
-            num_pages = 2 * -(-config.max_context // max(page_size, 1))
         self.model, self.tokenizer = model, tokenizer
-        self.pool = PagePool(num_pages, page_size)
-        self.tree = RadixTree(page_size, policy)
-        self.cache = cache_class(model.device)(
-            **config.kv_shape, num_pages=num_pages, page_size=page_size, dtype=model.dtype, device=model.device
-        )
+        pages = default_pages(model, page_size) if num_pages is None else num_pages
+        size: dict[str, Any] = {"num_pages": pages, "page_size": page_size, "grows": num_pages is None}
+        self.cache = cache_class(model.device)(**model.config.kv_shape, **size, dtype=model.dtype, device=model.device)
+        self.pool, self.tree = PagePool(pages, page_size), RadixTree(page_size, policy)
         self.ahead = run_ahead(model, self.cache, drafter, ahead, min(max_running, token_budget))
         self.speculation = Speculation(drafter, rule, gamma, model, self.cache)
         self.scheduler = Scheduler(
@@ -84,7 +81,7 @@ class Engine:
         )
         self.requests: dict[Hashable, Request] = {}  # those that are not finished
         self._arrivals, self._names = itertools.count(), itertools.count()
-        self._totals = Stats(pages=num_pages)
+        self._totals = Stats(pages=pages)
 
     # [step]
     def step(self) -> list[Output]:
@@ -224,7 +221,17 @@ class Engine:
         self._leave(request)
         return request
 
+    def forget(self) -> None:
+        """Forget every cached prefix, as changed weights ask for. Who runs waits again and loses no token."""
+        self.speculation.pending = []
+        self.scheduler.restart(self.requests.values())
+        if self.ahead is not None:
+            self.ahead.graphs.clear()  # they know where the weights lay
+
     # [/requests]
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an Engine is not copied or saved: it holds a KV pool and requests; make another of its model")
 
     def _request(self, prompt: Sequence[int], params: SamplingParams, id: Any, namespace: Any) -> Request:
         config = self.model.config

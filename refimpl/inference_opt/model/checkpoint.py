@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.formats import config_from_gguf, config_from_hf, read_json
 from inference_opt.model.linear import Linear
-from inference_opt.model.transformer import Transformer
+from inference_opt.model.transformer import Transformer, check_fits
 
 TensorReader = Callable[[str], Tensor]
 
@@ -78,7 +78,11 @@ def _checked(part: Tensor, name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def build(config: ModelConfig, tensor: TensorReader, dtype: torch.dtype, device: torch.device) -> Transformer:
-    """A transformer with every parameter taken from `tensor(name)`. ValueError names one missing or misshapen."""
+    """A transformer with every parameter taken from `tensor(name)`.
+
+    ValueError names one missing or misshapen, and says, before any is read, where memory does not hold them all.
+    """
+    check_fits(config, dtype, device)
     with torch.device("meta"):
         model = Transformer(config)
     for module_name, module in model.named_modules():
