@@ -95,6 +95,7 @@ def test_gradients_are_those_of_float64(use_mla):
     model = front(use_mla=use_mla)
     model.generate(IDS, 9)  # what inference made (angles, packed weights) is no hindrance
     exact = copy.deepcopy(model).double()
+    exact.generate(IDS, 9)
     for each in (model, exact):
         loss(each).backward()
     for (name, p), q in zip(model.named_parameters(), exact.parameters()):

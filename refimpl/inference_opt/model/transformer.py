@@ -83,8 +83,7 @@ class Transformer(nn.Module):
     def rope(self) -> RopeTable:
         """Built at first use, for the dtype and device that the weights have by then."""
         if self._rope is None or self._rope.cos.dtype != self.dtype or self._rope.cos.device != self.device:
-            with torch.inference_mode(False):  # training may need it after inference
-                self._rope = RopeTable(self.config, self.dtype, self.device)
+            self._rope = RopeTable(self.config, self.dtype, self.device)
         return self._rope
 
     # [forward]
