@@ -9,6 +9,7 @@ import inference_opt
 ORDER = [
     "values",
     "steps",
+    "room",
     "model",
     "sampling",
     "naive",

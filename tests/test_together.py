@@ -34,8 +34,9 @@ def test_every_combination_gives_the_naive_baseline_s_tokens(switches, many, sam
         options = {"speculative_model": drafters[data.draw(st.sampled_from(sorted(drafters)))](), "rule": coupled}
     kv_heads, seed = data.draw(st.sampled_from([1, 2, 4])), data.draw(st.integers(0, 3))
     sizes = {"dim": 16, "depth": 2, "heads": 4, "kv_heads": kv_heads, "vocab_size": 11, "max_context": 32, "seed": seed}
-    page_size = data.draw(st.integers(1, 5))
-    model = TransformerWithOptimizations(**sizes, **switches, **options, dtype="float64", page_size=page_size)
+    if switches["use_radix_attention"] or switches["use_speculative_decoding"]:
+        options["page_size"] = data.draw(st.integers(1, 5))
+    model = TransformerWithOptimizations(**sizes, **switches, **options, dtype="float64")
     with torch.no_grad():  # sharper laws than an untrained model's, so that a wrong token shows
         model.model.head.weight.mul_(60)
     stem = data.draw(st.lists(st.integers(0, 10), min_size=1, max_size=9))

@@ -15,28 +15,37 @@ from inference_opt.model.attention import NoCache
 from inference_opt.model.config import LatentShape, ModelConfig
 from inference_opt.model.load import load_model, parse_device, parse_dtype
 from inference_opt.model.tokenizer import Tokenizer, needed
-from inference_opt.model.transformer import Transformer
+from inference_opt.model.transformer import Transformer, check_fits
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.drafter import Drafter
 from inference_opt.speculative.models import FirstLayers, SmallerModel
 from inference_opt.speculative.rules import token_wise
 from inference_opt.values import integer
 
+# What a pretrained model brings with it.
+SIZES = {"dim", "depth", "heads", "vocab_size", "kv_heads", "ffn_dim", "max_context", "seed"}
+
 
 class TransformerWithOptimizations(nn.Module):
     """A transformer and the techniques that generate with it.
 
-    Built from sizes, its weights are random (drawn from `seed`); `from_pretrained` takes real ones. `kv_heads`
-    defaults to `heads` (multi-head attention) and `ffn_dim` to 8/3 · dim, rounded up to a multiple of 64, as in Llama.
-    With `use_radix_attention`, `generate` runs on an `Engine` (kept in `self.engine`, with `page_size` and `num_pages`
-    as there) that remembers the prefixes of earlier calls, until a weight changes; on CUDA the kernels of `kernels/`
-    attend to its pages. With `use_speculative_decoding`, that engine drafts with `speculative_model`: a `Drafter`, a
-    smaller model of the same vocabulary, or (None) the model's own first layers; `rule` judges the drafts (`coupled`: a
-    seed gives the same text with them and without).
+    Built from sizes, its weights are random (drawn from `seed`) and train as any module's; `from_pretrained` takes real
+    ones. `kv_heads` defaults to `heads` (multi-head attention) and `ffn_dim` to 8/3 · dim, rounded up to a multiple of
+    64, as in Llama. With `use_radix_attention`, `generate` runs on an `Engine` (kept in `self.engine`, with `num_pages`
+    as there and `page_size`, 16 unless given) that remembers the prefixes of earlier calls, until a weight changes; on
+    CUDA the kernels of `kernels/` attend to its pages. With `use_speculative_decoding`, that engine drafts with
+    `speculative_model`: a `Drafter`, a smaller model of the same vocabulary, or (None) the model's own first layers;
+    `rule` judges the drafts (`coupled`: a seed gives the same text with them and without).
     With `use_mla` attention keeps one latent of `mla_latent_dim` (d_c; by default four heads wide) and one rotated key
     of half a head's width, as DeepSeek-V2 does; a pretrained grouped-query model is converted (by default to rank
     96 + 32, healed: `from_pretrained`).
-    Raises ValueError for impossible sizes.
+
+    What was kept of the weights, an engine's prefixes and their packed copy (`linear.py`), is dropped when they change,
+    whoever changes them and however: every `generate` that would use it reads them over, as a few more tokens would.
+    One change is not seen: `p.data.copy_` and the like of a pretrained weight that is packed (float32 and bfloat16 on a
+    CPU). After that, call `forget`. So do after training a drafter: it goes on as it was when the engine was made.
+    A copy (`copy.deepcopy`, pickle, `torch.save`) has the weights and switches, and no engine yet.
+    ValueError for impossible sizes, sizes that memory does not hold, and options that would have no effect.
     """
 
     def __init__(
@@ -54,7 +63,7 @@ class TransformerWithOptimizations(nn.Module):
         kv_heads: int | None = None,
         ffn_dim: int | None = None,
         max_context: int = 2048,
-        page_size: int = 16,
+        page_size: int | None = None,
         num_pages: int | None = None,
         rule: Rule = token_wise,
         seed: int = 0,
@@ -64,9 +73,12 @@ class TransformerWithOptimizations(nn.Module):
         super().__init__()
         if rule is not token_wise and not use_speculative_decoding:
             raise ValueError("rule has no effect: the switch it belongs to, use_speculative_decoding, is off")
+        paged = use_radix_attention or use_speculative_decoding
         for name, given, switch in (
             ("mla_latent_dim", mla_latent_dim, use_mla),
             ("speculative_model", speculative_model, use_speculative_decoding),
+            ("page_size", page_size, paged),
+            ("num_pages", num_pages, paged),
         ):
             if given is not None and not switch:
                 raise ValueError(f"{name} has no effect: the switch it belongs to is off")
@@ -85,14 +97,14 @@ class TransformerWithOptimizations(nn.Module):
             ffn_dim=-(-8 * dim // 3 // 64) * 64 if ffn_dim is None else ffn_dim,
             max_context=max_context,
         )
-        self.model = (
-            Transformer(config).init_weights(seed).to(device=parse_device(device), dtype=parse_dtype(dtype)).pack()
-        )
+        where, kind = parse_device(device), parse_dtype(dtype)
+        check_fits(config, kind, where)
+        self.model = Transformer(config).init_weights(seed).to(device=where, dtype=kind)
         self.tokenizer: Tokenizer | None = None
-        self.use_radix_attention, self.page_size, self.num_pages = use_radix_attention, page_size, num_pages
+        self.use_radix_attention, self.num_pages = use_radix_attention, num_pages
+        self.page_size = 16 if page_size is None else page_size
         self.rule = rule
-        self.engine: Engine | None = None  # made at the first call of `generate`
-        self._made_for: object = None
+        self.forget()
 
     @classmethod
     def from_pretrained(
@@ -102,8 +114,13 @@ class TransformerWithOptimizations(nn.Module):
 
         With `use_mla`, "smollm2-135m" takes the healed factors that come with the package; at another `mla_latent_dim`,
         or for another model, the layers are factorised anew, on the built-in prompts, and not healed. ValueError for an
-        `mla_latent_dim` where the model has latent attention of its own.
+        `mla_latent_dim` where the model has latent attention of its own, and for sizes, which the source has.
+
+        The weights are frozen and packed, as inference wants them: `requires_grad_()`, before an optimiser is made,
+        makes them train.
         """
+        if sizes := sorted(SIZES & switches.keys()):
+            raise ValueError(f"{', '.join(sizes)} cannot be chosen: {source} has sizes and weights of its own")
         self = cls(dim=4, depth=1, heads=1, vocab_size=1, **switches)  # checks the switches; its weights are dropped
         self.model, self.tokenizer = load_model(source, dtype=dtype, device=device)
         given, latent = switches.get("mla_latent_dim"), self.model.config.latent
@@ -139,10 +156,11 @@ class TransformerWithOptimizations(nn.Module):
             raise ValueError(f"max_length ({max_length}) must exceed the prompt's {input_ids.shape[1]} tokens")
         params = SamplingParams(max_new_tokens=max_length - input_ids.shape[1], **sampling)
         prompts = input_ids.tolist()
-        if self.use_radix_attention or self.drafter is not None:
-            texts = self._prepared().generate(prompts, params, n)
+        model = self._prepared()
+        if self.engine is not None:
+            texts = self.engine.generate(prompts, params, n)
         else:
-            texts = static.generate(self.model, prompts, params, self.tokenizer, n)
+            texts = static.generate(model, prompts, params, self.tokenizer, n)
         prompts = [prompt for prompt in prompts for _ in range(n)]
         longest = max(map(len, texts))
         ends = self.model.config.eos_token_ids
@@ -150,12 +168,30 @@ class TransformerWithOptimizations(nn.Module):
         rows = [prompt + text + [end] * (longest - len(text)) for prompt, text, end in zip(prompts, texts, fill)]
         return torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)
 
-    def _prepared(self) -> Engine:
-        """The engine, with nothing remembered that other weights computed (torch counts changes of a tensor)."""
-        weights = [(id(p), p._version, p.dtype, p.device) for p in self.model.parameters()]
-        if self.engine is None or weights != self._made_for:
+    def forget(self) -> None:
+        """Forget what was computed with the weights so far: the engine, its prefixes, and the packed copy."""
+        self.engine: Engine | None = None  # made by `generate`
+        # What the weights were, and the packed model to decode with (in a tuple: it is no submodule of this one).
+        self._kept: tuple[Weights, Transformer] | None = None
+
+    def requires_grad_(self, requires_grad: bool = True) -> "TransformerWithOptimizations":
+        """As any module's; weights that shall have gradients are unpacked, so call it before making an optimiser."""
+        self.model.requires_grad_(requires_grad)
+        return self
+
+    def _prepared(self) -> Transformer:
+        """The model to decode with, and the engine where there is one: nothing of it is of other weights than now."""
+        on_engine = self.use_radix_attention or self.drafter is not None
+        if self._kept and self._kept[1] is self.model and not on_engine:
+            return self.model  # nothing was made of the weights
+        weights = Weights(self.model)
+        if self._kept is None or not weights.same(self._kept[0]):
+            self.forget()
+            self._kept = weights, self.model.packed()
+        model = self._kept[1]
+        if self.engine is None and on_engine:
             self.engine = Engine(
-                self.model,
+                model,
                 self.use_radix_attention,
                 self.drafter,
                 self.page_size,
@@ -163,8 +199,39 @@ class TransformerWithOptimizations(nn.Module):
                 tokenizer=self.tokenizer,
                 rule=self.rule,
             )
-            self._made_for = weights
-        return self.engine
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"engine": None, "_kept": None}
+
+
+class Weights:
+    """What a model's weights are: enough to notice that they are others.
+
+    A weight may be written to behind torch's back (`p.data`, numpy), where `_version` does not count it. So its bits
+    count: their sums, as integers modulo 2⁶⁴, along every row and every column. Packed weights, whose bits cannot be
+    read, count by version and place.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        weights = list(model.parameters())
+        place = torch.ops.mkldnn.data_ptr if any(p.is_mkldnn for p in weights) else None
+        self.known = [
+            (id(p), p._version, p.dtype, p.device, place(p) if place and p.is_mkldnn else None) for p in weights
+        ]
+        self.sums = torch.cat([each for p in weights if not p.is_mkldnn for each in _sums(p.detach())])
+
+    def same(self, other: "Weights") -> bool:
+        """Whether nothing has changed."""
+        return self.known == other.known and torch.equal(self.sums, other.sums)
+
+
+def _sums(weight: Tensor) -> tuple[Int[Tensor, "columns"], Int[Tensor, "rows"]]:
+    """Eight bytes at a time, where a row has as many."""
+    rows = weight.contiguous().view(-1, weight.shape[-1])
+    whole = rows.shape[1] * weight.itemsize % 8 == 0
+    bits = rows.view(torch.int64 if whole else {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.itemsize])
+    return bits.sum(0), bits.sum(1)
 
 
 def _latent_shape(head_dim: int, latent_dim: int | None) -> LatentShape:

@@ -1,5 +1,6 @@
 """Conversion to latent attention: exact where nothing is cut off, best where something is, and what it refuses."""
 
+import dataclasses
 import inspect
 
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import strategies as st
 from inference_opt import Engine, SamplingParams, naive
 from inference_opt.model import convert
 from inference_opt.model.attention import NoCache
-from inference_opt.model.config import RopeScaling
+from inference_opt.model.config import ExpertsShape, ModelConfig, RopeScaling
 from inference_opt.model.convert import assemble, convert_to_mla, factorise
 from inference_opt.model.latent import use_form
+from inference_opt.model.rope import frequencies
 from tests.toys import latent_toy, toy
 
 TEXTS = [[1, 5, 3, 8, 2, 9, 4], [7, 7, 0, 12, 11], list(range(13)), [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]]
@@ -22,7 +24,9 @@ SOURCES = st.fixed_dictionaries(
         "kv_heads": st.sampled_from([1, 2, 4]),
         "head_dim": st.sampled_from([2, 4, 6]),
         "tied_embeddings": st.booleans(),
-        "rope_scaling": st.sampled_from([None, RopeScaling("linear", factor=3.0)]),
+        "rope_scaling": st.sampled_from(
+            [None, RopeScaling("linear", factor=3.0), RopeScaling("yarn", factor=4.0, original_context=8)]
+        ),
         "rope_theta": st.sampled_from([10.0, 10_000.0]),
     }
 )
@@ -67,6 +71,91 @@ def test_less_is_kept_and_the_engine_decodes_it_as_naive_does(shape, data):
     assert cache.bytes_per_token() == 8 * c.depth * (rank + width)
     params = SamplingParams(max_new_tokens=8)
     assert engine.generate(TEXTS, params) == [naive.generate(converted, text, params) for text in TEXTS]
+
+
+def attentive(**shape):
+    """A model whose attention looks somewhere."""
+    model = toy(**shape)
+    with torch.no_grad():
+        for layer in model.layers:
+            layer.attention.qkv.weight.mul_(20)
+    return model
+
+
+# A value of each field that is not its default, and what refuses it, if anything does.
+FIELDS = {
+    "vocab_size": (14, None),
+    "dim": (20, None),
+    "depth": (3, None),
+    "heads": (2, None),
+    "kv_heads": (4, None),
+    "head_dim": (2, None),
+    "ffn_dim": (9, None),
+    "max_context": (48, None),
+    "norm_eps": (0.3, None),
+    "rope_theta": (10.0, None),
+    "rope_scaling": (RopeScaling("linear", factor=3.0), None),
+    "tied_embeddings": (True, None),
+    "qkv_bias": (True, "biases"),
+    "out_bias": (True, "biases"),
+    "mlp_bias": (True, None),
+    "qk_norm": (True, "norms on its keys"),
+    "eos_token_ids": ((3, 7), None),
+    "latent": (latent_toy().config.latent, "latent attention already"),
+    "experts": (ExpertsShape(4, 2, 5, 1), None),
+}
+MADE_NEW = {"head_dim", "latent", "rope_scaling"}
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ModelConfig)])
+def test_no_field_of_a_model_is_lost(field):
+    value, refusal = FIELDS[field]
+    changes = {field: value} if field != "latent" else {"latent": value, "head_dim": latent_toy().config.head_dim}
+    if field == "eos_token_ids":
+        changes = {"eos": value}
+    if refusal:
+        with pytest.raises(ValueError, match=refusal):
+            convert_to_mla(toy(**changes), 4, 4, TEXTS)
+        return
+    model = attentive(**changes)
+    full = model.config.kv_heads * model.config.head_dim
+    converted = convert_to_mla(model, full, full, fitting(model))
+    assert error(logits(converted), logits(model)) < 1e-7
+    if field not in MADE_NEW:
+        assert getattr(converted.config, field) == getattr(model.config, field) == value
+
+
+SCALINGS = {
+    "linear": RopeScaling("linear", factor=4.0),
+    "llama3": RopeScaling("llama3", factor=8.0, original_context=16),
+    "yarn": RopeScaling("yarn", factor=4.0, original_context=16),
+    "yarn with mscale": RopeScaling("yarn", factor=40.0, original_context=4, mscale=1.5, mscale_all_dim=0.5),
+    "yarn for queries of a latent": RopeScaling("yarn", factor=40.0, original_context=4, mscale_all_dim=1.0),
+    "factors": RopeScaling("factors", factors=(1.0, 3.0)),
+    "frequencies": RopeScaling("frequencies", 1.7, factors=(1.0, 0.3)),
+}
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_every_scaling_of_the_angles_is_carried_to_every_position(scaling):
+    model = attentive(rope_scaling=SCALINGS[scaling], max_context=64)
+    converted = convert_to_mla(model, 8, 8, fitting(model))
+    text = [(5 * i * i + i) % 13 for i in range(60)]
+    assert error(logits(converted, text), logits(model, text)) < 1e-9
+
+
+@pytest.mark.parametrize(("rank", "width"), [(8, 8), (10, 4), (5, 2)])
+def test_what_is_not_rotated_is_as_sharp_as_what_is(rank, width):
+    """Queries and keys multiplied by YaRN's factor, and rotated without it, are the same model."""
+    yarn = SCALINGS["yarn"]
+    model = attentive(rope_scaling=yarn)
+    frequency = tuple(frequencies(model.config).tolist())
+    plain = attentive(rope_scaling=RopeScaling("frequencies", factors=frequency))
+    with torch.no_grad():
+        for layer in plain.layers:
+            layer.attention.qkv.weight[: 6 * 4].mul_(yarn.attention_factor)  # four heads of queries, two of keys
+    a, b = (logits(convert_to_mla(each, rank, width, fitting(model))) for each in (model, plain))
+    assert error(a, b) < 1e-5  # angles are float32, and the factor is rounded with them in one and not in the other
 
 
 def test_errors_fall_with_rank():

@@ -27,7 +27,7 @@ from inference_opt.engine.ahead import run_ahead
 from inference_opt.engine.arguments import Name, checked
 from inference_opt.engine.change import Change, work_out
 from inference_opt.engine.exclusive import exclusive
-from inference_opt.engine.memory import Memory
+from inference_opt.engine.memory import Memory, default_pages
 from inference_opt.engine.request import Metrics, Request, check_hashable
 from inference_opt.engine.scheduler import Chunk, Scheduler
 from inference_opt.engine.speculation import Rule, Speculation
@@ -49,8 +49,9 @@ States = list[Tensor]  # the residual stream of one chunk, at each layer that th
 class Engine:
     """Continuous batching on a paged cache, with prefixes reused (`radix`) or not.
 
-    `num_pages` defaults to pages for two texts of the model's full context. `token_budget` bounds the tokens of a
-    step, `max_running` the requests in it, `patience` how often a waiting request may be overtaken.
+    `num_pages`: by default for two texts of the model's full context, or as many as half of the free memory holds if
+    that is fewer; on a CPU they take memory as texts come to use them (`kv/paged.py`). `token_budget` bounds the tokens
+    of a step, `max_running` the requests in it, `patience` how often a waiting request may be overtaken.
     With a `drafter` (`speculative/`), requests in decode speculate: `gamma` drafts a step (None: adapted to each),
     judged by `rule`, in steps of up to `draft_rows` rows. On CUDA greedy requests without a drafter decode up to
     `ahead` tokens a step (`ahead.py`). ValueError for values that no engine can have.
@@ -75,15 +76,11 @@ class Engine:
         ahead: int = 32,
     ) -> None:
         page_size, num_pages, token_budget, max_running, patience, gamma, draft_rows, ahead = checked(**locals())
-        config = model.config
-        if num_pages is None:
-            num_pages = 2 * -(-config.max_context // max(page_size, 1))
         self.model, self.tokenizer = model, tokenizer
-        self.pool = PagePool(num_pages, page_size)
-        self.tree = RadixTree(page_size, policy)
-        self.cache = cache_class(model.device)(
-            **config.kv_shape, num_pages=num_pages, page_size=page_size, dtype=model.dtype, device=model.device
-        )
+        pages = default_pages(model, page_size) if num_pages is None else num_pages
+        size: dict[str, Any] = {"num_pages": pages, "page_size": page_size, "grows": num_pages is None}
+        self.cache = cache_class(model.device)(**model.config.kv_shape, **size, dtype=model.dtype, device=model.device)
+        self.pool, self.tree = PagePool(pages, page_size), RadixTree(page_size, policy)
         self.ahead = run_ahead(model, self.cache, drafter, ahead, min(max_running, token_budget))
         self.speculation = Speculation(drafter, rule, gamma, model, self.cache)
         self.scheduler = Scheduler(
@@ -92,7 +89,7 @@ class Engine:
         self.requests: dict[Hashable, Request] = {}  # those that are not finished
         self.calls: dict[str, object] = {}  # the one under way, if there is one (exclusive.py)
         self._arrived = 0
-        self._totals = Stats(pages=num_pages)
+        self._totals = Stats(pages=pages)
 
     # [step]
     @exclusive
@@ -239,7 +236,17 @@ class Engine:
             raise
         return request
 
+    @exclusive
+    def forget(self) -> None:
+        """Forget every cached prefix, as changed weights ask for. Who runs waits again and loses no token."""
+        self._begin_anew()
+        if self.ahead is not None:
+            self.ahead.graphs.clear()  # they know where the weights lay
+
     # [/requests]
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an Engine is not copied or saved: it holds a KV pool and requests; make another of its model")
 
     def _request(self, prompt: Sequence[int], params: SamplingParams, id: Any, namespace: Any) -> Request:
         """A handle, if it arrived now. Changes nothing."""

@@ -17,6 +17,8 @@ Invariant, between any two calls: every page is free, the tree's, or in exactly 
 from inference_opt.engine.request import Request
 from inference_opt.kv.pool import PagePool
 from inference_opt.kv.radix import RadixTree
+from inference_opt.model.transformer import Transformer
+from inference_opt.room import available_bytes
 
 
 class Memory:
@@ -126,3 +128,11 @@ class Memory:
         """A step failed, and the tree may hold promises that were not kept: begin anew, whatever anyone held."""
         self.pool.clear()
         self.tree.clear()
+
+
+def default_pages(model: Transformer, page_size: int) -> int:
+    """For two texts of the model's full context, or as many as half of the free memory holds if that is fewer."""
+    config, page_size = model.config, max(page_size, 1)  # what is no size, the pool refuses
+    wanted, free = 2 * -(-config.max_context // page_size), available_bytes(model.device)
+    page_bytes = page_size * config.kv_elements_per_token * model.dtype.itemsize
+    return wanted if free is None else max(min(wanted, free // 2 // page_bytes), 1)

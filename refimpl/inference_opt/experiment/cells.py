@@ -56,7 +56,7 @@ def _build(model: str, dtype: str, mla: bool) -> tuple[Transformer, Tokenizer | 
         front = TransformerWithOptimizations.from_pretrained(config, dtype=dtype, use_mla=mla)
     else:
         front = TransformerWithOptimizations(**config, dtype=dtype, use_mla=mla)
-    return front.model.eval(), front.tokenizer
+    return front.model.pack().eval(), front.tokenizer
 
 
 def build(model: str | dict[str, Any], dtype: str, mla: bool) -> tuple[Transformer, Tokenizer | None]:

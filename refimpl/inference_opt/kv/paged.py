@@ -22,12 +22,17 @@ from torch import Tensor
 
 from inference_opt.kv.pictures import ATTENDED, attended
 from inference_opt.model.attention import Core, causal_attention
+from inference_opt.room import check_room
 from inference_opt.steps import recording, step
 from inference_opt.values import integer
 
 
 class PagedCache:
-    """Keys and values of `num_pages` pages of `page_size` tokens, for every layer."""
+    """Keys and values of `num_pages` pages of `page_size` tokens, for every layer.
+
+    `grows`: memory is taken when pages are first used, twice as much each time, and not at once. (Kernels' pages are
+    taken at once: captured graphs know where they lie.) ValueError where the pages taken at once do not fit in memory.
+    """
 
     in_place = False
 
@@ -41,6 +46,7 @@ class PagedCache:
         dtype: torch.dtype,
         device: torch.device,
         latent_dim: int | None = None,
+        grows: bool = False,
     ) -> None:
         num_pages, page_size = integer("num_pages", num_pages), integer("page_size", page_size)
         if num_pages < 1 or page_size < 1:
@@ -50,15 +56,27 @@ class PagedCache:
         if latent_dim is not None and not 1 <= integer("latent_dim", latent_dim) <= head_dim:
             raise ValueError(f"latent_dim must lie in [1, head_dim = {head_dim}], got {latent_dim}")
 
-        def pages() -> list[Tensor]:  # [layer]: [num_pages, page_size, kv_heads, d_h], uninitialised
-            shape = (num_pages, page_size, kv_heads, head_dim)
-            return [torch.empty(shape, dtype=dtype, device=device) for _ in range(depth)]
+        self.grows = grows and not self.in_place
+        self.num_pages, self.page_size, self.device = num_pages, page_size, device
+        self.latent_dim = latent_dim
+
+        def pages() -> list[Tensor]:  # [layer]: [pages held, page_size, kv_heads, d_h], uninitialised
+            return [torch.empty(0, page_size, kv_heads, head_dim, dtype=dtype, device=device) for _ in range(depth)]
 
         self.keys = pages()
         self.values = None if latent_dim is not None else pages()
-        self.latent_dim = latent_dim
-        self.num_pages, self.page_size, self.device = num_pages, page_size, device
+        if not self.grows:
+            what = f"a KV cache of num_pages = {num_pages:,} pages of {page_size:,} tokens"
+            check_room(num_pages * page_size * self.bytes_per_token(), device, what, "take fewer num_pages")
+            self._hold(num_pages)
         self.extend([], [], [])
+
+    def _hold(self, pages: int) -> None:
+        """Have memory for pages [0, pages), and keep what is in those held so far."""
+        for layers in (self.keys, self.values or []):
+            for layer, old in enumerate(layers):
+                layers[layer] = old.new_empty(pages, *old.shape[1:])
+                layers[layer][: len(old)] = old
 
     # [extend]
     def extend(
@@ -69,6 +87,9 @@ class PagedCache:
         `tables[i]` lists the sequence's pages, room for the new tokens included. ValueError, and no change, if not.
         """
         self.check(tables, lengths, counts)
+        last, held = max((max(table) for table in tables), default=-1), len(self.keys[0])
+        if last >= held:
+            self._hold(min(max(last + 1, 2 * held), self.num_pages))
         self.counts, ends = list(counts), [length + count for length, count in zip(lengths, counts)]
         self.ends = ends
         # Each sequence's pages up to its end: [ceil(end / page_size)]
@@ -129,4 +150,4 @@ class PagedCache:
 
     def bytes_per_token(self) -> int:
         """Bytes one token takes, read off the tensors."""
-        return sum(t[0, 0].numel() * t.element_size() for t in (*self.keys, *(self.values or ())))
+        return sum(t.shape[2:].numel() * t.element_size() for t in (*self.keys, *(self.values or ())))

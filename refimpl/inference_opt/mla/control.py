@@ -25,6 +25,7 @@ from inference_opt.model.attention import Rows
 from inference_opt.model.config import LatentShape, ModelConfig
 from inference_opt.model.latent import use_form
 from inference_opt.model.transformer import Transformer
+from inference_opt.model.transformer import count_weights as parameters
 from inference_opt.speculative.train import ran_on, set_rate
 
 DIM, DEPTH, HEADS, HEAD, VOCAB, FFN = 384, 6, 6, 64, 8192, 1024
@@ -57,12 +58,6 @@ def layout(name: str, length: int) -> ModelConfig:
         return of(FFN)
     spare = parameters(layout("MHA", length)) - parameters(of(FFN))
     return of(FFN + round(spare / (3 * DIM * DEPTH)))  # a column of the feed-forward is 3 · dim numbers a layer
-
-
-def parameters(config: ModelConfig) -> int:
-    """How many numbers such a model is made of."""
-    with torch.device("meta"):
-        return sum(p.numel() for p in Transformer(config).parameters())
 
 
 def losses(model: Transformer, ids: Int[Tensor, "rows length"], ended: Int[Tensor, "rows"]) -> Tensor:

@@ -25,7 +25,7 @@ from inference_opt.model.folder import INDEX, check_file, named, read_json, weig
 from inference_opt.model.formats import config_from_gguf, config_from_hf
 from inference_opt.model.gguf_file import read_gguf
 from inference_opt.model.linear import Linear
-from inference_opt.model.transformer import Transformer
+from inference_opt.model.transformer import Transformer, check_fits
 
 # Ours → Hugging Face's, within a layer; several are stacked along the output dimension.
 _LAYER_SOURCES = {
@@ -122,6 +122,7 @@ def build(source: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: t
     # A tensor that the model does not use, a bias say, means that it is not the model that the file holds.
     if names := source.unused(used):
         raise ValueError(f"{source.path}: the tensor {min(names)!r} has no place in the configured architecture")
+    check_fits(config, dtype, device)
     for module, name, parts in _places(model):
         values = [source.tensor(part) for part in parts]
         whole = values[0] if len(values) == 1 else torch.cat(values)

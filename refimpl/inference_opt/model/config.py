@@ -20,7 +20,7 @@ class RopeScaling:
     kind "yarn" (Peng et al. 2023, 2309.00071) divides by `factor` where a pair turns less than `beta_slow` times within
     the original context, not at all where more than `beta_fast` times, and in proportion between (`truncate`: from a
     whole pair to a whole pair). It also sharpens attention: see `attention_factor` and `logit_scale`.
-    kind "frequencies" names every frequency: `factors[i]`, in radians a token.
+    kind "frequencies" names every frequency: `factors[i]`, in radians a token; `factor` is the attention factor.
     """
 
     kind: str
@@ -42,6 +42,8 @@ class RopeScaling:
     @property
     def attention_factor(self) -> float:
         """YaRN multiplies every rotated query and key by this: cos and sin carry it."""
+        if self.kind == "frequencies":
+            return self.factor
         if self.kind != "yarn":
             return 1.0
         if self.mscale and self.mscale_all_dim:

@@ -68,9 +68,9 @@ def convert_to_mla(
     """A latent-attention model that computes nearly what `model` does, with a cache of d_c + d_R numbers a layer.
 
     texts: token ids to observe activations on; a few thousand tokens like those the model will see. The result has the
-    model's dtype and device. Exact, but for rounding, at full width and rank: qk_rope_head_dim = kv_heads · head_dim
-    and kv_lora_rank as much. ValueError for ranks larger than the source, an odd rotated width, and models that no
-    linear map converts (norms on keys, biases).
+    model's dtype and device, and shares with it the weights outside of attention. Exact, but for rounding, at full
+    width and rank: qk_rope_head_dim = kv_heads · head_dim and kv_lora_rank as much. ValueError for ranks larger than
+    the source, an odd rotated width, and models that no linear map converts (norms on keys, biases).
     """
     return assemble(model, factorise(model, kv_lora_rank, qk_rope_head_dim, texts))
 
@@ -85,7 +85,7 @@ def factorise(model: Transformer, kv_lora_rank: int, qk_rope_head_dim: int, text
     rotated = _choose(torch.stack([strength for _, strength in components]), omega, qk_rope_head_dim // 2)
     factors = Factors(rotated, [], [], [])
     for heads, (basis, _) in zip(layers, components):
-        _factorise(heads, basis, omega, kv_lora_rank, factors)
+        _factorise(heads, basis, omega, kv_lora_rank, factors, _sharpness(c))
     return factors
 
 
@@ -99,7 +99,7 @@ def assemble(model: Transformer, factors: Factors) -> Transformer:
         c,
         head_dim=d + width,
         latent=LatentShape(rank, width, qk_nope_head_dim=d, v_head_dim=d, normed=False),
-        rope_scaling=RopeScaling("frequencies", factors=tuple(frequency)),
+        rope_scaling=RopeScaling("frequencies", _sharpness(c), factors=tuple(frequency)),
     )
     with torch.device("meta"):
         converted = Transformer(config)
@@ -218,9 +218,19 @@ def _choose(strength: Float[Tensor, "layers half groups"], omega: Float[Tensor, 
     return tuple(torch.bincount(chosen, minlength=len(omega)).tolist())
 
 
+def _sharpness(c: ModelConfig) -> float:
+    """What a rotation multiplies queries and keys by: YaRN's attention factor."""
+    return c.rope_scaling.attention_factor if c.rope_scaling else 1.0
+
+
 # [factorise]
 def _factorise(
-    heads: _Heads, basis: Complex[Tensor, "half groups groups"], omega: Float[Tensor, "half"], rank: int, into: Factors
+    heads: _Heads,
+    basis: Complex[Tensor, "half groups groups"],
+    omega: Float[Tensor, "half"],
+    rank: int,
+    into: Factors,
+    sharpness: float = 1.0,
 ) -> None:
     """Append one layer's factors."""
     d, k = heads.k.shape[1], _as_complex(heads.k)  # k: [groups, half, dim]
@@ -229,7 +239,8 @@ def _factorise(
     i, j = torch.tensor(pairs, device=k.device).T
     rotated = torch.einsum("pg,gpx->px", inverse[i, j], k[:, i])
     # What of the keys is not rotated: A with the columns of the rotated components struck out, times A⁻¹.
-    struck = basis * _left(omega)[:, None, None]
+    # They lose the rotation's factor too, the query's and their own.
+    struck = sharpness**2 * basis * _left(omega)[:, None, None]
     struck[i, :, j] = 0
     rest = torch.einsum("igj,ijh,hix->gix", struck, inverse, k)
     wanted = torch.cat((rest.real, rest.imag, heads.v), dim=1).flatten(0, 1)  # [groups · 2d, dim]

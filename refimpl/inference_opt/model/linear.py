@@ -7,8 +7,13 @@ bandwidth, for 1 row and, at nearly the same price, for 8. That second fact is w
 
     W [out, in]  --pack()-->  the same numbers in blocks (a tensor of layout torch._mkldnn)  --unpack()-->  W [out, in]
 
-Packing is exact: only the order in memory changes. It is for inference; training uses the dense layout.
+Packing is exact: only the order in memory changes. It is for inference: a packed weight has no gradient. It is copied,
+saved, loaded and moved to another dtype or device by way of the dense layout.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -32,6 +37,11 @@ def dense(weight: Tensor) -> Tensor:
     return weight.detach().to_dense() if weight.is_mkldnn else weight.detach()
 
 
+def packed(weight: Tensor) -> Tensor:
+    """The same numbers in oneDNN's order."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+
+
 class Linear(nn.Module):
     """y = x Wᵀ + b."""
 
@@ -41,18 +51,61 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     def forward(self, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens out_features"]:
-        """One product, whichever way the weight is stored."""
-        if _packed_linear is not None and self.weight.is_mkldnn:
-            return _packed_linear(x, self.weight, self.bias, "none", [], "")
-        return nn.functional.linear(x, self.weight, self.bias)
+        """One product, whichever way the weight is stored. ValueError where a packed weight is to have a gradient."""
+        if _packed_linear is None or not self.weight.is_mkldnn:
+            return nn.functional.linear(x, self.weight, self.bias)
+        if self.weight.requires_grad:
+            raise ValueError("a packed weight has no gradient: call requires_grad_() of the model, which unpacks it")
+        if torch.is_grad_enabled() and (x.requires_grad or (self.bias is not None and self.bias.requires_grad)):
+            return nn.functional.linear(x, dense(self.weight), self.bias)  # oneDNN's product is not differentiated
+        return _packed_linear(x, self.weight, self.bias, "none", [], "")
 
     def pack(self) -> None:
         """Store the weight in oneDNN's order where there is one; the dense copy is freed."""
         if not self.weight.is_mkldnn and can_pack(self.weight.dtype, self.weight.device):
-            packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach())
-            self.weight = nn.Parameter(packed, requires_grad=False)
+            self.weight = nn.Parameter(packed(self.weight), requires_grad=False)
 
     def unpack(self) -> None:
         """Store the weight densely again, as training and conversion need it."""
         if self.weight.is_mkldnn:
             self.weight = nn.Parameter(dense(self.weight))
+
+    # A packed tensor has no storage that torch could copy, save or convert: these four go by way of the dense one.
+
+    def __getstate__(self) -> dict[str, Any]:
+        weight = self._parameters["weight"]
+        if weight is None or not weight.is_mkldnn:
+            return self.__dict__
+        parameters = self._parameters | {"weight": nn.Parameter(dense(weight), requires_grad=False)}
+        return self.__dict__ | {"_parameters": parameters, "_repack": True}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        repack = state.pop("_repack", False)
+        super().__setstate__(state)
+        if repack:
+            self.pack()
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.weight.is_mkldnn:
+            destination[f"{prefix}weight"] = dense(self.weight)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        with self._dense_for_now():
+            super()._load_from_state_dict(*args)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "Linear":
+        with self._dense_for_now():
+            return super()._apply(fn, recurse)
+
+    @contextmanager
+    def _dense_for_now(self) -> Iterator[None]:
+        """Where the weight was packed, it is again afterwards, if it still can be."""
+        if not self.weight.is_mkldnn:
+            yield
+            return
+        self.weight = nn.Parameter(dense(self.weight), requires_grad=False)
+        try:
+            yield
+        finally:
+            self.pack()

@@ -17,6 +17,7 @@ came first. That costs a little acceptance there, and nothing else.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ class Eagle(Autoregressive):
         bound.head, bound.target, bound.taps = head, target, head.taps
         bound.token_ids = head.token_ids.cpu().numpy()
         bound.cost = sum(p.numel() * p.element_size() for p in head.parameters()) / target.weight_bytes()
-        pages = {"num_pages": cache.num_pages, "page_size": cache.page_size}
+        pages: dict[str, Any] = {"num_pages": cache.num_pages, "page_size": cache.page_size, "grows": cache.grows}
         bound.cache = cache_class(target.device)(
             **(c.kv_shape | {"depth": 1}), **pages, dtype=head.dtype, device=target.device
         )

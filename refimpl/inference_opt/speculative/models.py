@@ -11,6 +11,7 @@ at their slots, as the target's are; and a page that the radix tree lends is rig
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,9 +128,9 @@ class SmallerModel(Autoregressive):
             raise ValueError(f"the drafter's vocabulary has {c.vocab_size} tokens, the target's {t.vocab_size}")
         if c.max_context < t.max_context:
             raise ValueError(f"the drafter's context ({c.max_context}) is shorter than the target's ({t.max_context})")
-        bound = SmallerModel(self.model, self.confidence)
+        bound = SmallerModel(self.model.packed(), self.confidence)
         bound.cost = self.model.weight_bytes() / target.weight_bytes()
-        pages = {"num_pages": cache.num_pages, "page_size": cache.page_size}
+        pages: dict[str, Any] = {"num_pages": cache.num_pages, "page_size": cache.page_size, "grows": cache.grows}
         bound.cache = cache_class(self.model.device)(
             **c.kv_shape, **pages, dtype=self.model.dtype, device=self.model.device
         )
