@@ -7,6 +7,7 @@ import inference_opt
 
 # From the ground up; a part may import what stands before it.
 ORDER = [
+    "files",
     "steps",
     "model",
     "sampling",

@@ -7,6 +7,7 @@ from typing import Any
 
 from inference_opt.bench.machine import command_line
 from inference_opt.engine.engine import Engine
+from inference_opt.files import printable
 from inference_opt.model.load import load_model
 from inference_opt.sampling import SamplingParams, cut_at_stop
 from inference_opt.speculative import DRAFTERS
@@ -32,13 +33,12 @@ def generate_text(
             stream.add(emitted[0])
             safe = cut_at_stop(stream.text, params.stop)
             safe = safe[: len(safe) - _held_back(safe, params.stop)]
-            printed += sys.stdout.write(safe[printed:])
-            sys.stdout.flush()
+            _print(safe[printed:])
+            printed = len(safe)
         stream.finish()
     finally:
         text = cut_at_stop(stream.text, params.stop)
-        sys.stdout.write(text[printed:] + "\n" * bool(tokens))
-        sys.stdout.flush()
+        _print(text[printed:] + "\n" * bool(tokens))
     seconds = time.perf_counter() - start
     figures: dict[str, Any] = {"prompt_tokens": len(ids), "new_tokens": len(tokens)}
     figures |= {"first_token_seconds": first, "seconds": seconds}
@@ -46,6 +46,12 @@ def generate_text(
         stats = engine.stats
         figures |= {"drafter": drafter, "drafted": stats.drafted_tokens, "accepted": stats.accepted_tokens}
     return {"command": command_line(), "model": model_name, "dtype": dtype, "seed": params.seed, "text": text} | figures
+
+
+def _print(text: str) -> None:
+    """At once; what standard output's encoding lacks is replaced."""
+    sys.stdout.write(printable(text, sys.stdout.encoding))
+    sys.stdout.flush()
 
 
 def _held_back(text: str, stop: Sequence[str]) -> int:

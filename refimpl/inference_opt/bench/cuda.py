@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from inference_opt.options import Json, write_json
+from inference_opt.options import Json, console, write_json
 
 
 def kernels(
@@ -22,9 +21,10 @@ def kernels(
     """Paged decoding kernels on CUDA, against others' and against what the card reads and multiplies."""
     from inference_opt.bench.kernels import CASES, bench_kernels
 
-    console = Console()
-    with Progress(console=Console(stderr=True)) as progress:
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
         figures = bench_kernels(case or list(CASES), repeats, peer, progress)
+    write_json(json_file, figures)
     ceilings = figures["ceilings"]
     title = f"{figures['machine']['device']}: reads {ceilings['read_bandwidth'] / 1e9:,.0f} GB/s, "
     table = Table(title=f"{title}multiplies {ceilings['product_flops'] / 1e12:,.0f} TFLOP/s", title_style="bold")
@@ -37,9 +37,8 @@ def kernels(
                 continue
             rates = f"{run['bytes_per_second'] / 1e9:,.0f}", f"{run['operations_per_second'] / 1e12:,.0f}"
             table.add_row(row["case"]["name"], who, f"{1e6 * run['seconds']:,.1f}", *rates, f"{run['of_limit']:.0%}")
-    console.print(table)
-    console.print(f"[dim]{figures['command']}[/]", highlight=False)
-    write_json(json_file, figures)
+    out.print(table)
+    out.print(figures["command"], style="dim")
 
 
 def engine(
@@ -61,11 +60,12 @@ def engine(
     """Whole decoding on CUDA, random weights of real shapes: tokens a second beside the peer's and the limit."""
     from inference_opt.bench.engine import SHAPES, bench_engine
 
-    console = Console()
-    with Progress(console=Console(stderr=True)) as progress:
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
         figures = bench_engine(
             shape or list(SHAPES), batch or [1, 8, 64, 256], new_tokens, ahead, repeats, peer, gpt_fast, progress
         )
+    write_json(json_file, figures)
     title = (
         f"{figures['machine']['device']}: reads {figures['read_bandwidth'] / 1e9:,.0f} GB/s; tokens a second in decode"
     )
@@ -77,6 +77,5 @@ def engine(
     for row in figures["results"]:
         rates = [f"{row[name]['decode']:,.0f}" if name in row else "" for name in who]
         table.add_row(row["shape"], str(row["batch"]), *rates, f"{row['limit']:,.0f}", f"{row['of_limit']:.0%}")
-    console.print(table)
-    console.print(f"[dim]{figures['command']}[/]", highlight=False)
-    write_json(json_file, figures)
+    out.print(table)
+    out.print(figures["command"], style="dim")

@@ -18,10 +18,11 @@ from inference_opt.engine.engine import Engine
 from inference_opt.experiment.cells import TECHNIQUES, Cell, Job, build, key, pages_needed, run_cell
 from inference_opt.experiment.datasets import Dataset, load_dataset
 from inference_opt.experiment.results import Results
+from inference_opt.files import folder as writable_folder
+from inference_opt.files import write_json
 from inference_opt.model.load import parse_dtype
 from inference_opt.model.transformer import Transformer
 from inference_opt.optimizations import TransformerWithOptimizations
-from inference_opt.options import write_json
 from inference_opt.speculative import DRAFTERS
 
 METRICS = ("throughput", "memory_usage", "quality")
@@ -67,6 +68,7 @@ def run_ablation_study(
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
     parse_dtype(dtype)
+    kept = None if folder is None else writable_folder(folder)
     sources = [input_dataset] if isinstance(input_dataset, (str, Path)) else list(input_dataset)
     datasets = [load_dataset(source) for source in sources]
     if max_new_tokens is not None:
@@ -102,7 +104,7 @@ def run_ablation_study(
         form, _ = build(model_config, dtype, mla)
         if "speculative_decoding" in techniques:
             Engine(form, drafter=DRAFTERS[drafter](), num_pages=1)
-    figures = _run_all(plan, None if folder is None else Path(folder), executor)
+    figures = _run_all(plan, kept, executor)
     cells = [cell | {"figures": each} for (cell, _, _), each in zip(plan, figures)]
     return Results(command_line(), techniques, wanted, cells)
 

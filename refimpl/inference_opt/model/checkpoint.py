@@ -13,9 +13,10 @@ import gguf
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from inference_opt.files import write_whole
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.formats import config_from_gguf, config_from_hf, read_json
 from inference_opt.model.linear import Linear
@@ -162,9 +163,7 @@ def _refuse_unused(path: Path, names: set[str]) -> None:
 
 def save_whole(tensors: dict[str, Tensor], path: Path, notes: dict[str, str] | None = None) -> None:
     """A safetensors file, whole or not at all; `notes` are its metadata."""
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, notes)
-    part.replace(path)
+    write_whole(path, save(tensors, notes))
 
 
 class _PlainReader(gguf.GGUFReader):

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from inference_opt.files import write_whole
+
 FORMAT, VERSION = "inference-opt trace", 1
 PARTS = {"title": str, "about": str, "labels": dict, "sources": list, "steps": list}
 STEP = {"event": str, "text": str, "facts": dict, "state": dict, "invariants": dict, "counters": dict, "source": int}
@@ -59,10 +61,7 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Write the trace whole or not at all."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(self.as_json(), ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_whole(path, json.dumps(self.as_json(), ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
