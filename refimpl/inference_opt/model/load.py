@@ -1,10 +1,12 @@
 """`load_model`: from a name, a path or a hub id to a model and its tokenizer. Every technique starts here."""
 
 import contextlib
+import errno
 from pathlib import Path
 
 import torch
 
+from inference_opt.files import home
 from inference_opt.model.checkpoint import GGUFFile, load_safetensors
 from inference_opt.model.formats import read_json
 from inference_opt.model.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
@@ -48,8 +50,8 @@ def load_model(
     kind, where = parse_dtype(dtype), parse_device(device)
     if str(source) in MODELS:
         path = fetch(str(source))
-    elif Path(source).exists():
-        path = Path(source)
+    elif (there := home(source)).exists():
+        path = there
     else:
         path = _from_hub(str(source))
     if path.is_dir():
@@ -61,7 +63,7 @@ def load_model(
 def _from_hub(name: str) -> Path:
     """The hub's folder for a model id, from the hub's own cache where it is there."""
     import huggingface_hub
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     expected = f"expected one of {', '.join(MODELS)}, a path, or a hub id (owner/name)"
     if name.count("/") != 1:
@@ -73,14 +75,58 @@ def _from_hub(name: str) -> Path:
             if _is_whole(cached):
                 return cached
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ValueError(f"there is no model {name!r} on the hub: {expected}") from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise ConnectionError(f"could not reach the hub for {name!r}; is there a network? {expected}") from error
+    except HFValidationError as error:
+        raise ValueError(f"there is no model {name!r}: {expected}") from error
+    except (OSError, ValueError) as error:
+        raise _refusal(name, error, expected) from error
+
+
+def _refusal(name: str, error: BaseException, expected: str) -> Exception:
+    """What the hub's answer means, and what to do. Where it was asked for a list of files, the answer is the cause."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError
+
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    token = "`hf auth login`, or the variable HF_TOKEN"
+    if any(isinstance(each, GatedRepoError) for each in causes):
+        return ValueError(
+            f"{name!r} is gated: ask for access at https://huggingface.co/{name}, then give a token of yours ({token})"
+        )
+    for each in causes:
+        status = getattr(getattr(each, "response", None), "status_code", None)
+        if status == 401 and "credentials" in str(each):
+            return ValueError(f"the hub does not take the token that it was given for {name!r}: give another ({token})")
+        if status in (401, 404):
+            return ValueError(f"there is no model {name!r} on the hub, or it is private ({token}): {expected}")
+        if status == 403:
+            return ValueError(
+                f"the hub forbids access to {name!r}, with the token given, if any ({token}): {_line(each)}"
+            )
+        if status == 429:
+            return ConnectionError(f"the hub has had too many requests from here (429): try {name!r} again later")
+        if status is not None and status >= 500:
+            return ConnectionError(f"the hub has a fault of its own ({status}): try {name!r} again later")
+        if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            return OSError(each.errno, f"the hub's cache cannot be written ({each}): set HF_HOME to another folder")
+    if constants.HF_HUB_OFFLINE:
+        return ConnectionError(f"{name!r} is not whole in the hub's cache, and HF_HUB_OFFLINE is set: {expected}")
+    if isinstance(error, ValueError):
+        return ConnectionError(f"what answers for {name!r} is no hub (a proxy's page?): {_line(error)}")
+    return ConnectionError(f"could not reach the hub for {name!r}; is there a network? {expected}")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _is_whole(folder: Path) -> bool:
     """Whether a cached folder has all that loading needs: the hub's cache keeps parts of a model, too."""
     index = folder / "model.safetensors.index.json"
-    shards = set(read_json(index)["weight_map"].values()) if index.is_file() else {"model.safetensors"}
+    shards = set()
+    if index.is_file():
+        named = read_json(index).get("weight_map")
+        shards = set(map(str, named.values())) if isinstance(named, dict) else {"?"}  # another is fetched
+    shards = shards or {"model.safetensors"}
     return all((folder / name).is_file() for name in {"config.json", "tokenizer.json", *shards})
