@@ -1,6 +1,7 @@
 """How the package writes: files whole or not at all, a bad place refused beforehand, and text as a terminal has it."""
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -31,7 +32,7 @@ def writable(path: str | Path) -> Path:
         if path.exists() and not os.access(path, os.W_OK):
             raise ValueError(f"{path} is there and may not be written")
         if _is_replaced(path):
-            target = Path(os.path.realpath(path))
+            target = _target(path)
             if not target.parent.is_dir():
                 raise ValueError(f"{path} cannot be written: there is no folder {target.parent}")
             _try(target.parent)
@@ -79,7 +80,7 @@ def whole(path: str | Path) -> Iterator[BinaryIO]:
         with os.fdopen(_descriptor(path), "wb") as file:
             yield file
         return
-    target = Path(os.path.realpath(path))
+    target = _target(path)
     part = target.with_name(f".{secrets.token_hex(6)}.part")
     earlier = target.stat() if target.exists() else None
     mode = 0o666 if earlier is None else stat.S_IMODE(earlier.st_mode)
@@ -103,6 +104,14 @@ def _is_replaced(path: Path) -> bool:
     if not path.exists():
         return True
     return path.is_file() and _stream(path) is None and Path(os.path.realpath(path)).exists()
+
+
+def _target(path: Path) -> Path:
+    """What is replaced: the end of the links. OSError where they have none."""
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return target
 
 
 def _stream(path: Path) -> int | None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from inference_opt.bench.machine import command_line
+from inference_opt.bench.machine import command_line, elapsed
 from inference_opt.engine.engine import Engine
 from inference_opt.files import printable
 from inference_opt.model.load import load_model
@@ -28,7 +28,7 @@ def generate_text(
     start, first = time.perf_counter(), 0.0
     try:
         for emitted in engine.stream([ids], params):
-            first = first or time.perf_counter() - start
+            first = first or elapsed(start)
             tokens.append(emitted[0])
             stream.add(emitted[0])
             safe = cut_at_stop(stream.text, params.stop)
@@ -39,7 +39,7 @@ def generate_text(
     finally:
         text = cut_at_stop(stream.text, params.stop)
         _print(text[printed:] + "\n" * bool(tokens))
-    seconds = time.perf_counter() - start
+    seconds = elapsed(start)
     figures: dict[str, Any] = {"prompt_tokens": len(ids), "new_tokens": len(tokens)}
     figures |= {"first_token_seconds": first, "seconds": seconds}
     if drafter:

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from inference_opt import naive
 from inference_opt.agreement import Agreement, compare, followed
-from inference_opt.bench.machine import command_line, describe
+from inference_opt.bench.machine import command_line, describe, elapsed
 from inference_opt.engine import static
 from inference_opt.engine.engine import Engine
 from inference_opt.files import printable, write_whole
@@ -240,7 +240,7 @@ def _timed(steps: Iterator[dict[int, int]], runs: list[Run], tokenizer: Tokenize
     total, before = 0.0, [0.0] * len(runs)  # the decoding time at which each run got its last token
     last = time.perf_counter()
     for emitted in steps:
-        total += time.perf_counter() - last
+        total += elapsed(last)
         for i, token in emitted.items():
             runs[i].tokens.append(token)
             runs[i].seconds.append(total - before[i])

@@ -48,7 +48,7 @@ def engine(
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="May be given several times.", show_default="1, 8, 64, 256")
     ] = None,
-    new_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens a request; the first is the prefill's.")] = 128,
     ahead: Annotated[int, typer.Option(min=1, help="Tokens decoded in a row before the host looks.")] = 64,
     peer: Annotated[bool, typer.Option(help="Beside transformers, its generate and its continuous batching.")] = True,
     gpt_fast: Annotated[
@@ -75,7 +75,11 @@ def engine(
     for heading in ("shape", "batch", *who, "limit", "of the limit"):
         table.add_column(heading, justify="left" if heading == "shape" else "right")
     for row in figures["results"]:
-        rates = [f"{row[name]['decode']:,.0f}" if name in row else "" for name in who]
+        rates = [_rate(row[name]["decode"]) if name in row else "" for name in who]
         table.add_row(row["shape"], str(row["batch"]), *rates, f"{row['limit']:,.0f}", f"{row['of_limit']:.0%}")
     out.print(table)
     out.print(figures["command"], style="dim")
+
+
+def _rate(decode: float | None) -> str:
+    return "below the noise" if decode is None else f"{decode:,.0f}"

@@ -23,7 +23,7 @@ from rich.console import Console
 from torch.distributed.device_mesh import init_device_mesh
 
 from inference_opt.agreement import compare
-from inference_opt.bench.machine import describe
+from inference_opt.bench.machine import describe, elapsed
 from inference_opt.bench.shapes import SHAPES, random_model
 from inference_opt.engine.engine import Engine
 from inference_opt.files import writable, write_json
@@ -85,7 +85,7 @@ def bench_parallel(options: argparse.Namespace) -> dict[str, Any]:
                 found[name]["seeded"] = engine.generate(prompts, seeded)
                 began = time.perf_counter()
                 found[name]["greedy"] = engine.generate(prompts, greedy)
-                rates[name].append(options.prompts * options.new_tokens / (time.perf_counter() - began))
+                rates[name].append(options.prompts * options.new_tokens / elapsed(began))
                 console.print(f"{repeat} of {options.repeats}: {name}: {rates[name][-1]:.1f} tokens/s")
     dist.barrier()
     mine = {name: texts for name, texts in found.items() if name.startswith("all")}

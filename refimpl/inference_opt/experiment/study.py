@@ -64,9 +64,13 @@ def run_ablation_study(
     _known("drafter", [drafter], tuple(DRAFTERS))
     sizes = {"repeats": repeats, "requests": requests, "page_size": page_size}
     sizes |= {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    if isinstance(model_config, dict):
+        _known("field of model_config", model_config, SIZES)
+        sizes |= model_config
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+        least = 0 if name == "seed" else 1
+        if not isinstance(size, int) or isinstance(size, bool) or not least <= size < 2**31:
+            raise ValueError(f"{name} must be a whole number of at least {least} and below 2^31, got {str(size)[:60]}")
     parse_dtype(dtype)
     kept = None if folder is None else writable_folder(folder)
     sources = [input_dataset] if isinstance(input_dataset, (str, Path)) else list(input_dataset)
@@ -77,7 +81,6 @@ def run_ablation_study(
     if not names or len(set(names)) < len(names):
         raise ValueError(f"expected one or more datasets of different names, got {names}")
     if isinstance(model_config, dict):
-        _known("field of model_config", model_config, SIZES)
         model_config = _with_context(model_config, datasets, requests)
         _check_memory(_sizes_only(model_config, dtype), 0, executor)
     model, tokenizer = build(model_config, dtype, False)

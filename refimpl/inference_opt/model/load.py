@@ -101,9 +101,7 @@ def _refusal(name: str, error: BaseException, expected: str) -> Exception:
         if status in (401, 404):
             return ValueError(f"there is no model {name!r} on the hub, or it is private ({token}): {expected}")
         if status == 403:
-            return ValueError(
-                f"the hub forbids access to {name!r}, with the token given, if any ({token}): {_line(each)}"
-            )
+            return ValueError(f"the hub forbids access to {name!r}, even with a token ({token}): {_line(each)}")
         if status == 429:
             return ConnectionError(f"the hub has had too many requests from here (429): try {name!r} again later")
         if status is not None and status >= 500:
