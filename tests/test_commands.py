@@ -227,8 +227,11 @@ def test_a_terminal_that_lacks_a_character_ends_no_command(stub, monkeypatch, tm
     with monkeypatch.context() as patch:
         patch.setattr("sys.stdout", narrow)
         app(arguments, standalone_mode=False)
+        app(["step", "rejection", "-o", str(tmp_path / "→.html")], standalone_mode=False)
         narrow.flush()
-    assert raw.getvalue() == b"??[/b]h\n"
+    said, where = raw.getvalue().splitlines()
+    assert said == b"??[/b]h"
+    assert where.endswith(b"?.html")
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8"))["text"] == "🙂→[/b]h"
 
 
