@@ -82,7 +82,7 @@ def bench_prefix(
         }
         if (counted := stats[name]) is not None:
             row["prefill_tokens"], row["hit_rate"] = counted.prefill_tokens, counted.hit_rate
-            row["overhead"] = counted.schedule_seconds / elapsed(0, counted.schedule_seconds + counted.run_seconds)
+            row["overhead"] = counted.schedule_seconds / elapsed(0.0, counted.schedule_seconds + counted.run_seconds)
         results.append(row)
     head = {"command": command_line(), "machine": describe(), "model": source, "dtype": dtype, "repeats": repeats}
     workload = {"requests": requests, "stem": stem, "prompt_tokens": sum(map(len, prompts)), "new_tokens": new}

@@ -30,7 +30,7 @@ def read_trace(path: Path) -> Workload:
                 expected = 'a JSON object a line with a list of integers "hash_ids"'
                 raise ValueError(f"{path}, line {number}: expected {expected} ({repr(error)[:200]})") from None
     if not any(prompts):
-        raise ValueError(f"{path} holds no blocks: expected a trace as published at {TRACE_URL}")
+        raise ValueError(f"{path} is empty, it has no blocks: expected a trace as published at {TRACE_URL}")
     return prompts
 
 
