@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -133,7 +132,8 @@ def test_bench_decode_without_the_peer(run, tmp_path, smollm2_path):
     assert status == 0
     assert [(r["dtype"], r["batch"]) for r in figures["results"]] == [("bfloat16", 1), ("bfloat16", 2)]
     for row in figures["results"]:
-        assert row["inference-opt"]["decode"] > 0
+        least, most = row["inference-opt"]["spread"]
+        assert 0 < least == row["inference-opt"]["decode"] == most < float("inf")
         assert row["of_limit"] == pytest.approx(row["inference-opt"]["decode"] / row["limit"])  # one repeat, one pair
     assert "inference-opt bench decode" in out
     assert {"processor", "torch", "date"} <= figures["machine"].keys()
@@ -247,9 +247,8 @@ def test_ctrl_c_keeps_what_was_generated_and_leaves_no_traceback(smollm2_path):
     ) as process:
         first = process.stdout.read(8)
         process.send_signal(signal.SIGINT)
-        begun = time.monotonic()
-        rest, err = process.communicate(timeout=60)
-    assert time.monotonic() - begun < 30
+        rest, err = process.communicate(timeout=600)  # or it hangs
     assert process.returncode == 130
     assert (first + rest).endswith("\n")
+    assert err.splitlines()[-1] == "interrupted"
     assert "Traceback" not in err

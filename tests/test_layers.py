@@ -8,6 +8,7 @@ import inference_opt
 # From the ground up; a part may import what stands before it.
 ORDER = [
     "values",
+    "files",
     "steps",
     "room",
     "model",

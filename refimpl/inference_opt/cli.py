@@ -8,13 +8,30 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from inference_opt.bench import cuda
 from inference_opt.bench.commands import bench_app
-from inference_opt.options import DrafterName, DType, Dtype, Json, MaxNewTokens, Model, write_json
+from inference_opt.files import write_json, write_whole
+from inference_opt.options import (
+    FOLDER,
+    INPUT,
+    OUTPUT,
+    Commands,
+    DrafterName,
+    DType,
+    Dtype,
+    Figure,
+    Json,
+    MaxNewTokens,
+    Model,
+    console,
+    save_figure,
+)
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
+)
 for command in (cuda.kernels, cuda.engine):
     bench_app.command()(command)
 app.add_typer(bench_app, name="bench")
@@ -34,25 +51,24 @@ def tour(
     max_new_tokens: MaxNewTokens = 96,
     dtype: DType = Dtype.float32,
     json_file: Json = None,
-    report: Annotated[Path, typer.Option(help="Where to put the HTML report.", dir_okay=False)] = Path("tour.html"),
-    figure: Annotated[Path | None, typer.Option(help="Save the figure alone (svg, png, pdf).", dir_okay=False)] = None,
+    report: Annotated[Path, typer.Option(help="Where to put the HTML report.", **OUTPUT)] = Path("tour.html"),
+    figure: Figure = None,
 ) -> None:
     """Generate the same text by every technique in turn, and compare: tokens, speed, memory."""
     from inference_opt.model.load import load_model
     from inference_opt.model.tokenizer import needed
     from inference_opt.tour import latency_figure, run_tour, table, write_report
 
-    console = Console()
-    with console.status(f"loading {model}"):
+    out = console()
+    with out.status(Text(f"loading {model}")):
         loaded, tokenizer = load_model(model, dtype=dtype.value)
-    result = run_tour(loaded, needed(tokenizer), model, max_new_tokens, console)
-    console.print(table(result))
-    console.print(f"[dim]{result.command}[/]", highlight=False)
+    result = run_tour(loaded, needed(tokenizer), model, max_new_tokens, out)
     write_report(result, report)
-    if figure is not None:
-        latency_figure(result).savefig(figure)
+    save_figure(latency_figure(result), figure)
     write_json(json_file, result.as_json())
-    console.print(f"report: {report.resolve()}", highlight=False, soft_wrap=True)
+    out.print(table(result))
+    out.print(result.command, style="dim")
+    out.print(f"report: {report.resolve()}", soft_wrap=True)
     if not result.exact:
         raise ValueError("a stage did not give the naive stage's tokens, beyond what rounding explains")
 
@@ -90,21 +106,31 @@ def generate(
         stop=tuple(stop or ()),
         gamma=gamma,
     )
-    if prompt is None:
-        if sys.stdin.isatty():
-            print("prompt (end with Ctrl-D):", file=sys.stderr)
-        prompt = sys.stdin.read()
-    write_json(json_file, generate_text(model, dtype.value, prompt, chat, params, drafter and drafter.value))
+    text = _standard_input() if prompt is None else prompt
+    write_json(json_file, generate_text(model, dtype.value, text, chat, params, drafter and drafter.value))
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:
+        raise ValueError("expected a prompt, or one on standard input, which is closed")
+    if sys.stdin.isatty():
+        print("prompt (end with Ctrl-D):", file=sys.stderr)
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"standard input is not text in {error.encoding} ({error.reason}, byte {error.start})"
+        ) from None
 
 
 @app.command("step")
 def step_through(
     scenario: Annotated[str | None, typer.Argument(help="Name of the scenario (see --list).")] = None,
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="The HTML file.", dir_okay=False)] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="The HTML file.", **OUTPUT)] = None,
     list_all: Annotated[bool, typer.Option("--list", help="Name the scenarios, one a line.")] = False,
     seed: Annotated[int | None, typer.Option(help="For scenarios with chance.", show_default="the scenario's")] = None,
-    trace_file: Annotated[Path | None, typer.Option("--trace", help="Show this saved trace.", dir_okay=False)] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the trace to this file.")] = None,
+    trace_file: Annotated[Path | None, typer.Option("--trace", help="Show this saved trace.", **INPUT)] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the trace to this file.", **OUTPUT)] = None,
 ) -> None:
     """Record a scenario and write it as one HTML file, to be stepped through in any browser."""
     from inference_opt.scenarios import SCENARIOS, play
@@ -126,9 +152,7 @@ def step_through(
     write_json(json_file, trace.as_json())
     path = output or (None if json_file else Path(f"{name}.html"))
     if path is not None:
-        part = path.with_name(path.name + ".part")
-        part.write_text(page(trace), encoding="utf-8")
-        part.replace(path)
+        write_whole(path, page(trace))
         print(f"{len(trace)} steps: {path.resolve()}")
     if trace.cut:
         print(f"note: {trace.cut}", file=sys.stderr)
@@ -139,7 +163,9 @@ def ablate(
     dataset: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Files or folders (text, JSONL, CSV, Parquet), or built-in names.", show_default="all built-in"
+            help="Files or folders (text, JSONL, CSV, Parquet), or built-in names.",
+            show_default="all built-in",
+            **INPUT,
         ),
     ] = None,
     model: Annotated[
@@ -158,7 +184,10 @@ def ablate(
     page_size: Annotated[int, typer.Option(min=1, help="Tokens a page.")] = 16,
     dtype: DType = Dtype.float32,
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Folder of the report; a study that was stopped goes on from it.")
+        Path,
+        typer.Option(
+            "-o", "--output", help="Folder of the report. What is there already is not measured again.", **FOLDER
+        ),
     ] = Path("ablation"),
     scheduler: Annotated[
         str | None, typer.Option(help="Address of a Dask scheduler whose workers are to run it.", show_default="none")
@@ -187,10 +216,11 @@ def ablate(
         folder=output,
         executor=None if scheduler is None else _dask(scheduler),
     )
-    console = Console()
-    console.print(table(results))
     write_json(json_file, results.as_json())
-    console.print(f"report: {results.write(output).resolve()}", highlight=False, soft_wrap=True)
+    report = results.write(output).resolve()
+    out = console()
+    out.print(table(results))
+    out.print(f"report: {report}", soft_wrap=True)
     if any(row.get("exact") is False for row in results.rows()):
         raise ValueError("a combination did not give the naive oracle's tokens, beyond what rounding explains")
 
@@ -211,15 +241,19 @@ def _dask(address: str) -> Executor:
 
 
 def main() -> None:
-    """Run a command; whatever is the user's to mend is said in one line, without a traceback."""
+    """Run a command. What no one foresaw is a fault of ours: it is said in a line, too, and can be looked into."""
     try:
-        app(standalone_mode=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
-    except (ValueError, OSError, NotImplementedError) as error:
-        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        app()
+    except Exception as error:
+        if os.environ.get("INFERENCE_OPT_TRACEBACK"):
+            raise
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        console(stderr=True).print(
+            f"unexpected {said[:300]}\nThis is a fault of inference-opt: please report it, with what it prints under "
+            "INFERENCE_OPT_TRACEBACK=1",
+            soft_wrap=True,
+        )
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from inference_opt.bench.machine import command_line
+from inference_opt.bench.machine import command_line, elapsed
 from inference_opt.engine.engine import Engine
+from inference_opt.files import printable
 from inference_opt.model.load import load_model
 from inference_opt.model.tokenizer import needed
 from inference_opt.sampling import SamplingParams, cut_at_stop, seeded
@@ -30,25 +31,30 @@ def generate_text(
     start, first = time.perf_counter(), 0.0
     try:
         for emitted in engine.stream([ids], params):
-            first = first or time.perf_counter() - start
+            first = first or elapsed(start)
             tokens.append(emitted[0])
             stream.add(emitted[0])
             safe = cut_at_stop(stream.text, params.stop)
             safe = safe[: len(safe) - _held_back(safe, params.stop)]
-            printed += sys.stdout.write(safe[printed:])
-            sys.stdout.flush()
+            _print(safe[printed:])
+            printed = len(safe)
         stream.finish()
     finally:
         text = cut_at_stop(stream.text, params.stop)
-        sys.stdout.write(text[printed:] + "\n" * bool(tokens))
-        sys.stdout.flush()
-    seconds = time.perf_counter() - start
+        _print(text[printed:] + "\n" * bool(tokens))
+    seconds = elapsed(start)
     figures: dict[str, Any] = {"prompt_tokens": len(ids), "new_tokens": len(tokens)}
     figures |= {"first_token_seconds": first, "seconds": seconds}
     if drafter:
         stats = engine.stats
         figures |= {"drafter": drafter, "drafted": stats.drafted_tokens, "accepted": stats.accepted_tokens}
     return {"command": command_line(), "model": model_name, "dtype": dtype, "seed": params.seed, "text": text} | figures
+
+
+def _print(text: str) -> None:
+    """At once; what standard output's encoding lacks is replaced."""
+    sys.stdout.write(printable(text, sys.stdout.encoding))
+    sys.stdout.flush()
 
 
 def _held_back(text: str, stop: Iterable[str]) -> int:

@@ -1,11 +1,62 @@
-"""What several commands share: the types of their options, and how figures are written."""
+"""What the commands share: how they end, the types of their options, and what is printed with."""
 
-import json
+import contextlib
+import io
+import os
+import re
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from inference_opt.files import folder, whole, writable
+from inference_opt.files import write_json as write_json  # what commands write their figures with
+
+
+class Commands(TyperGroup):
+    """All commands: what ends one early is said in one line, without a traceback."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """What a stream's encoding lacks is replaced, and never ends a run."""
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # closed by who started us
+                setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+            elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
+        return super().main(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. 2: what is the user's to mend; 130: Ctrl-C; 141: nobody reads what is printed."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            status, said = 141, ""
+        except KeyboardInterrupt:
+            status, said = 130, "interrupted"
+        except OSError as error:
+            reason = error.strerror or str(error)
+            status, said = 2, f"error: {error.filename}: {reason}" if error.filename else f"error: {reason}"
+        except RecursionError:
+            status, said = 2, "error: what was given is nested too deeply to be read"
+        except (MemoryError, RuntimeError) as error:
+            if not re.search("memory", f"{type(error).__name__} {error}", re.IGNORECASE):
+                raise
+            status, said = 2, "error: not enough memory: take a smaller model, a shorter text or a smaller batch"
+        except (ValueError, NotImplementedError) as error:
+            status, said = 2, f"error: {error}"
+        try:
+            sys.stdout.flush()
+        except OSError:  # what is left would be tried, and complained about, again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with contextlib.suppress(OSError):
+            console(stderr=True).print(said, end="\n" * bool(said), soft_wrap=True)
+        sys.exit(status)
 
 
 class Dtype(StrEnum):
@@ -25,16 +76,70 @@ class DrafterName(StrEnum):
     trained = "trained"
 
 
-Model = Annotated[str, typer.Option(help="smollm2-135m, a GGUF file, a folder of safetensors, or a hub id.")]
+def _claim(context: Any, name: str, path: Path, written: bool) -> None:
+    """ValueError if another option names a file that is to be written. Devices and FIFOs are no such files."""
+    uses: dict[str, tuple[str, bool]] = context.meta.setdefault("inference_opt.files", {})
+    if path.exists() and not path.is_file():
+        return
+    other, other_written = uses.setdefault(os.path.realpath(path), (name, written))
+    if other != name and (written or other_written):
+        raise ValueError(f"{name} and {other} name the same file, {path}: it would be overwritten")
+
+
+def _read(context: Any, parameter: Any, value: Any) -> Any:
+    """Files that a command reads: a command must not write over them."""
+    for each in value if isinstance(value, list) else [value]:
+        if each is not None and (path := Path(each)).is_file():
+            _claim(context, parameter.opts[0], path, False)
+    return value
+
+
+def _write(context: Any, parameter: Any, value: Path | None) -> Path | None:
+    """A file that a command writes: refused before the work begins, not after it."""
+    if value is None:
+        return None
+    name = parameter.opts[-1]
+    try:
+        path = writable(value)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    _claim(context, name, path, True)
+    return path
+
+
+def _figure(context: Any, parameter: Any, value: Path | None) -> Path | None:
+    if value is not None and value.suffix.lower() not in FIGURES and (value.is_file() or not value.exists()):
+        raise ValueError(f"{parameter.opts[0]} {value}: expected a name that ends in {', '.join(FIGURES)}")
+    return _write(context, parameter, value)
+
+
+def _folder(context: Any, parameter: Any, value: Path) -> Path:
+    """The folder that a study is written to."""
+    path = folder(value)
+    for name in ("report.html", "study.json"):
+        _claim(context, parameter.opts[-1], path / name, True)
+    return path
+
+
+FIGURES = (".svg", ".png", ".pdf")
+INPUT: dict[str, Any] = {"callback": _read}
+OUTPUT: dict[str, Any] = {"callback": _write, "readable": False}
+FOLDER: dict[str, Any] = {"callback": _folder, "readable": False}
+Model = Annotated[str, typer.Option(help="smollm2-135m, a GGUF file, a folder of safetensors, or a hub id.", **INPUT)]
 DType = Annotated[Dtype, typer.Option(help="Precision of weights and activations.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.", dir_okay=False)]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.", **OUTPUT)]
+Figure = Annotated[Path | None, typer.Option(help="A figure alone (svg, png, pdf).", readable=False, callback=_figure)]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Stop after this many tokens.")]
 
 
-def write_json(path: Path | None, figures: dict[str, Any]) -> None:
-    """Write figures whole or not at all."""
-    if path is None:
-        return
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(path)
+def console(stderr: bool = False) -> Console:
+    """Prints what it is given: names and texts of others may hold what looks like markup."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def save_figure(figure: Any, path: Path | None) -> None:
+    """Save a matplotlib figure in the format that the name ends in; to a device, as SVG."""
+    if path is not None:
+        ending = path.suffix.lower()
+        with whole(path) as file:
+            figure.savefig(file, format=ending[1:] if ending in FIGURES else "svg")

@@ -18,12 +18,14 @@ import jinja2
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from inference_opt import naive
 from inference_opt.agreement import Agreement, compare, followed
-from inference_opt.bench.machine import command_line, describe
+from inference_opt.bench.machine import command_line, describe, elapsed
 from inference_opt.engine import static
 from inference_opt.engine.engine import Engine
+from inference_opt.files import printable, write_whole
 from inference_opt.kv.contiguous import ContiguousCache
 from inference_opt.mla.packaged import latent_model
 from inference_opt.model.tokenizer import Tokenizer
@@ -201,7 +203,7 @@ def run_tour(model: Transformer, tokenizer: Tokenizer, name: str, max_new_tokens
     tour = Tour(name, dtype, max_new_tokens, prompts, list(map(len, ids)), {}, {})
     subject = Subject(model, tokenizer, name)
     for stage in STAGES:
-        console.rule(f"[bold]{stage.name}[/]: {stage.what}")
+        console.rule(Text.assemble((stage.name, "bold"), f": {stage.what}"))
         warm, session = stage.start(subject), stage.start(subject)
         if warm is None or session is None:
             console.print("left out: this model has no such form\n")
@@ -213,7 +215,7 @@ def run_tour(model: Transformer, tokenizer: Tokenizer, name: str, max_new_tokens
         runs = tour.runs[stage.name] = [Run() for _ in prompts]
         together = list(range(len(prompts)))
         for group in [together] if stage.together else [[i] for i in together]:
-            console.print("[cyan]" + ", ".join(f"{prompts[i].name} ({len(ids[i])} tokens)" for i in group))
+            console.print(", ".join(f"{prompts[i].name} ({len(ids[i])} tokens)" for i in group), style="cyan")
             steps = session.decode([ids[i] for i in group], params)
             seconds = _timed(steps, [runs[i] for i in group], tokenizer, console)
             tour.wall[stage.name] = tour.wall.get(stage.name, 0.0) + seconds
@@ -226,7 +228,7 @@ def run_tour(model: Transformer, tokenizer: Tokenizer, name: str, max_new_tokens
                         oracle = followed(session.model, ids[i], runs[i].tokens)
                     runs[i].agreement = compare(session.model, ids[i], oracle, runs[i].tokens)
                 note += "".join(f", {runs[i].agreement}" for i in group)
-            console.print(f"\n[dim]{note}[/]\n", highlight=False)
+            console.print(f"\n{note}\n", style="dim", markup=False, highlight=False)
         tour.reused[stage.name] = session.reused()
     return tour
 
@@ -234,11 +236,15 @@ def run_tour(model: Transformer, tokenizer: Tokenizer, name: str, max_new_tokens
 def _timed(steps: Iterator[dict[int, int]], runs: list[Run], tokenizer: Tokenizer, console: Console) -> float:
     """Fill the runs, showing the first one's text as it grows; return the seconds spent decoding."""
     streams = [tokenizer.stream() for _ in runs]
-    show = partial(console.print, end="", markup=False, highlight=False, soft_wrap=True)
+
+    def show(text: str) -> None:
+        plain = printable(text, console.encoding)
+        console.print(plain, end="", markup=False, emoji=False, highlight=False, soft_wrap=True)
+
     total, before = 0.0, [0.0] * len(runs)  # the decoding time at which each run got its last token
     last = time.perf_counter()
     for emitted in steps:
-        total += time.perf_counter() - last
+        total += elapsed(last)
         for i, token in emitted.items():
             runs[i].tokens.append(token)
             runs[i].seconds.append(total - before[i])
@@ -256,7 +262,7 @@ def _timed(steps: Iterator[dict[int, int]], runs: list[Run], tokenizer: Tokenize
 
 def table(tour: Tour) -> Table:
     """The stages side by side."""
-    result = Table(title=f"{tour.model}, {tour.dtype}, greedy, {len(tour.prompts)} prompts", title_style="bold")
+    result = Table(title=Text(f"{tour.model}, {tour.dtype}, greedy, {len(tour.prompts)} prompts", style="bold"))
     headings = ("stage", "tokens/s", "KV bytes a token", "prompt tokens reused", "speed-up over naive")
     for heading in (*headings, "identical to naive"):
         result.add_column(heading, justify="left" if heading in ("stage", "identical to naive") else "right")
@@ -295,4 +301,4 @@ def write_report(tour: Tour, path: Path) -> None:
     source = (resources.files("inference_opt") / "templates" / "tour.html.j2").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True).from_string(source)
     figure = svg.getvalue()[svg.getvalue().index("<svg") :]
-    path.write_text(template.render(tour=tour, rows=tour.rows(), figure=figure), encoding="utf-8")
+    write_whole(path, template.render(tour=tour, rows=tour.rows(), figure=figure))

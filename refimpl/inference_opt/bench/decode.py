@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
-from inference_opt.bench.machine import command_line, describe, read_bandwidth
-from inference_opt.bench.peers import transformers_model
+from inference_opt.bench.machine import command_line, describe, elapsed, read_bandwidth
+from inference_opt.bench.peers import Clock, transformers_model
 from inference_opt.engine import static
 from inference_opt.model.load import load_model
 from inference_opt.model.tokenizer import Tokenizer, needed
@@ -25,14 +25,19 @@ from inference_opt.model.transformer import Transformer
 from inference_opt.prompts import load_prompts
 from inference_opt.sampling import SamplingParams
 
-Decoder = Callable[[list[list[int]], int], tuple[float, list[list[int]]]]  # prompts, new tokens → seconds, texts
+# Prompts, new tokens → seconds until every prompt has its first token, seconds from there to the last, texts.
+Decoder = Callable[[list[list[int]], int], tuple[float, float, list[list[int]]]]
 
 
 def _ours(model: Transformer) -> Decoder:
-    def decode(prompts: list[list[int]], new: int) -> tuple[float, list[list[int]]]:
-        start = time.perf_counter()
-        texts = static.generate(model, prompts, SamplingParams(max_new_tokens=new, ignore_eos=True))
-        return time.perf_counter() - start, texts
+    def decode(prompts: list[list[int]], new: int) -> tuple[float, float, list[list[int]]]:
+        texts: list[list[int]] = [[] for _ in prompts]
+        times = [time.perf_counter()]
+        for tokens in static.stream(model, prompts, SamplingParams(max_new_tokens=new, ignore_eos=True)):
+            for i, token in tokens.items():
+                texts[i].append(token)
+            times.append(time.perf_counter())
+        return elapsed(times[0], times[1]), elapsed(times[1], times[-1]), texts
 
     return decode
 
@@ -41,15 +46,15 @@ def transformers_decoder(source: str, dtype: torch.dtype) -> Decoder:
     """`transformers`' own reading of the same file, and its `generate`; prompts are padded on the left."""
     model = transformers_model(source, dtype)
 
-    def decode(prompts: list[list[int]], new: int) -> tuple[float, list[list[int]]]:
+    def decode(prompts: list[list[int]], new: int) -> tuple[float, float, list[list[int]]]:
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        start = time.perf_counter()
-        out = model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0)
-        seconds = time.perf_counter() - start
+        start, clock = time.perf_counter(), Clock()
+        options: dict[str, Any] = {"max_new_tokens": new, "do_sample": False, "pad_token_id": 0, "streamer": clock}
+        out = model.generate(ids, attention_mask=mask, **options)
         assert out.shape[1] == width + new
-        return seconds, out[:, width:].tolist()
+        return elapsed(start, clock.times[1]), elapsed(clock.times[1], clock.times[-1]), out[:, width:].tolist()
 
     return decode
 
@@ -80,10 +85,9 @@ def bench_decode(
             for _ in range(repeats):
                 bandwidth.append(read_bandwidth(repeats=3))
                 for name, decode in decoders.items():
-                    first, _ = decode(prompts, 1)  # prefill and one token
-                    whole, _ = decode(prompts, new + 1)
+                    first, rest, _ = decode(prompts, new + 1)
                     prefill[name].append(first)
-                    rates[name].append(batch * new / (whole - first))
+                    rates[name].append(batch * new / rest)
                     progress.advance(task)
             limits = [batch * b / model.weight_bytes() for b in bandwidth]
             row: dict[str, Any] = {"dtype": dtype, "batch": batch, "limit": median(limits), "limits": limits}

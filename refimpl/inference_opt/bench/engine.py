@@ -20,7 +20,7 @@ import torch
 from rich.progress import Progress
 
 from inference_opt.bench.engine_peers import Decoder, continuous_batching, gpt_fast, transformers
-from inference_opt.bench.machine import command_line, describe, read_bandwidth
+from inference_opt.bench.machine import command_line, describe, elapsed, read_bandwidth
 from inference_opt.bench.shapes import SHAPES, random_model
 from inference_opt.engine.engine import Engine
 from inference_opt.model.config import ModelConfig
@@ -43,7 +43,7 @@ def _ours(config: ModelConfig, batch: int, longest: int, ahead: int) -> Decoder:
         prefilled, known = time.perf_counter(), sum(len(request.output) for request in requests)
         while engine.requests:
             engine.step()
-        return prefilled - began, (batch * new - known) / (time.perf_counter() - prefilled)
+        return prefilled - began, (batch * new - known) / elapsed(prefilled)
 
     return decode
 
@@ -90,13 +90,14 @@ def bench_engine(
                 make["gpt-fast"] = partial(gpt_fast, config, gpt_fast_folder, PROMPT + new)
             for name, of in make.items():
                 decode = of()
-                runs: list[tuple[float, float]] = []
+                runs: list[tuple[float, float | None]] = []
                 decode(prompts, new)  # warm up: compile, capture
                 began = time.perf_counter()
-                while not runs or (len(runs) < repeats and time.perf_counter() - began < PATIENCE):
+                while not runs or (len(runs) < repeats and elapsed(began) < PATIENCE):
                     runs.append(decode(prompts, new))
-                rates = [rate for _, rate in runs]
-                figures = {"decode": median(rates), "spread": [min(rates), max(rates)], "runs": len(runs)}
+                figures: dict[str, Any] = {"decode": None, "spread": None, "runs": len(runs)}
+                if rates := [rate for _, rate in runs if rate is not None]:
+                    figures |= {"decode": median(rates), "spread": [min(rates), max(rates)]}
                 figures["prefill_seconds"] = median(prefill for prefill, _ in runs)
                 row[name] = figures
                 del decode

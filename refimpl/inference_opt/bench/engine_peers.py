@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from inference_opt.bench.machine import elapsed
 from inference_opt.model.config import ModelConfig
 
-Decoder = Callable[[list[list[int]], int], tuple[float, float]]  # prompts, new → seconds of prefill, tokens/s in decode
+# Prompts, new tokens → seconds of prefill, tokens a second in decode; None where the clock cannot tell.
+Decoder = Callable[[list[list[int]], int], tuple[float, float | None]]
 
 
 def _llama(config: ModelConfig) -> Any:
@@ -44,7 +46,7 @@ def transformers(config: ModelConfig) -> Decoder:
             )
         assert out.shape[1] == len(prompts[0]) + new
         torch.cuda.synchronize()
-        return time.perf_counter() - began
+        return elapsed(began)
 
     return _decoder(seconds)
 
@@ -61,18 +63,21 @@ def continuous_batching(config: ModelConfig) -> Decoder:
         began = time.perf_counter()
         out = model.generate_batch(prompts, generation_config=greedy, max_new_tokens=new, persistent_manager=True)
         assert sorted(len(each.generated_tokens) for each in out.values()) == [new] * len(prompts)
-        return time.perf_counter() - began
+        return elapsed(began)
 
     return _decoder(seconds)
 
 
 def _decoder(seconds: Callable[[list[list[int]], int], float]) -> Decoder:
-    """Of a peer that does not say when the first tokens are there: the time of one token is taken off."""
+    """Of a peer that does not say when the first tokens are there: the time of one token is taken off.
 
-    def decode(prompts: list[list[int]], new: int) -> tuple[float, float]:
+    On a busy machine the two runs may differ by more than what is between them: such a difference is no rate.
+    """
+
+    def decode(prompts: list[list[int]], new: int) -> tuple[float, float | None]:
         whole = seconds(prompts, new)  # first, so that what is set up has the room
         first = seconds(prompts, 1)
-        return first, len(prompts) * (new - 1) / (whole - first)
+        return first, len(prompts) * (new - 1) / (whole - first) if whole > first else None
 
     return decode
 
@@ -117,6 +122,6 @@ def gpt_fast(config: ModelConfig, folder: Path, longest: int) -> Decoder:
                 token = compiled(token, position).clone()
                 position += 1
         torch.cuda.synchronize()
-        return prefilled - began, (new - 1) / (time.perf_counter() - prefilled)
+        return prefilled - began, (new - 1) / elapsed(prefilled)
 
     return decode

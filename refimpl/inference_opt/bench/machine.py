@@ -46,6 +46,12 @@ def describe() -> dict[str, Any]:
     }
 
 
+def elapsed(began: float, ended: float | None = None) -> float:
+    """Seconds since then: never 0, so that no rate is infinite. What is shorter than the clock's tick takes one."""
+    ended = time.perf_counter() if ended is None else ended
+    return max(ended - began, time.get_clock_info("perf_counter").resolution)
+
+
 def read_bandwidth(megabytes: int = 1024, repeats: int = 5, device: torch.device | str = "cpu") -> float:
     """Bytes a second at which a device reads its memory: the best of several sums over an array larger than caches."""
     array = torch.ones(megabytes * 2**20 // 4, dtype=torch.float32, device=device)
@@ -72,7 +78,7 @@ def graph_seconds(run: Callable[[], torch.Tensor], repeats: int) -> list[float]:
         graph.replay()
         end.record()
         torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / 1e3)
+        times.append(max(begin.elapsed_time(end), 1e-3) / 1e3)  # the events tell half a microsecond
     return times
 
 
@@ -82,5 +88,5 @@ def _fastest(run: Callable[[], torch.Tensor], repeats: int) -> float:
         start = time.perf_counter()
         if run().is_cuda:
             torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, elapsed(start))
     return best

@@ -24,7 +24,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from inference_opt import kernels
-from inference_opt.bench.machine import command_line, describe, graph_seconds, product_rate, read_bandwidth
+from inference_opt.bench.machine import command_line, describe, elapsed, graph_seconds, product_rate, read_bandwidth
 from inference_opt.model.config import LatentShape, ModelConfig
 from inference_opt.model.latent import LatentAttention, multiplications
 from inference_opt.model.load import parse_device, parse_dtype
@@ -83,7 +83,7 @@ def _seconds(run: Callable[[], Tensor], device: torch.device, repeats: int) -> f
         for _ in range(repeats):
             began = time.perf_counter()
             run()
-            times.append(time.perf_counter() - began)
+            times.append(elapsed(began))
         return median(times)
     return median(graph_seconds(run, repeats))
 

@@ -14,7 +14,6 @@ import os
 import shlex
 import sys
 import time
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,14 +23,14 @@ from rich.console import Console
 from torch.distributed.device_mesh import init_device_mesh
 
 from inference_opt.agreement import compare
-from inference_opt.bench.machine import describe
+from inference_opt.bench.machine import describe, elapsed
 from inference_opt.bench.shapes import SHAPES, random_model
 from inference_opt.engine.engine import Engine
+from inference_opt.files import writable, write_json
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.load import DTYPES, load_model
 from inference_opt.model.parallel import local_config, parallelize
 from inference_opt.model.transformer import Transformer
-from inference_opt.options import write_json
 from inference_opt.sampling import SamplingParams
 
 ALL = SHAPES | {
@@ -86,7 +85,7 @@ def bench_parallel(options: argparse.Namespace) -> dict[str, Any]:
                 found[name]["seeded"] = engine.generate(prompts, seeded)
                 began = time.perf_counter()
                 found[name]["greedy"] = engine.generate(prompts, greedy)
-                rates[name].append(options.prompts * options.new_tokens / (time.perf_counter() - began))
+                rates[name].append(options.prompts * options.new_tokens / elapsed(began))
                 console.print(f"{repeat} of {options.repeats}: {name}: {rates[name][-1]:.1f} tokens/s")
     dist.barrier()
     mine = {name: texts for name, texts in found.items() if name.startswith("all")}
@@ -128,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, default in {"prompts": 8, "prompt-tokens": 64, "new-tokens": 64, "repeats": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=writable)
     options = parser.parse_args(arguments)
     if "RANK" not in os.environ:
         parser.error("run it under torch: python -m torch.distributed.run --standalone --nproc-per-node 2 -m ...")

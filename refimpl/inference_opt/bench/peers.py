@@ -2,12 +2,29 @@
 
 import contextlib
 import io
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from inference_opt.model.weights import MODELS, fetch
+
+
+class Clock:
+    """When `transformers` hands out tokens, and how many: the first time the prompt."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.counts: list[int] = []
+
+    def put(self, tokens: torch.Tensor) -> None:
+        """Called with what is new."""
+        self.times.append(time.perf_counter())
+        self.counts.append(tokens.numel())
+
+    def end(self) -> None:
+        """Called behind the last."""
 
 
 def transformers_model(source: str, dtype: torch.dtype) -> Any:

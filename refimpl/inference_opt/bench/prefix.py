@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from inference_opt.agreement import compare
 from inference_opt.bench.decode import transformers_decoder
-from inference_opt.bench.machine import command_line, describe
+from inference_opt.bench.machine import command_line, describe, elapsed
 from inference_opt.engine.engine import Engine, Stats
 from inference_opt.model.load import load_model
 from inference_opt.model.tokenizer import Tokenizer, needed
@@ -41,7 +41,7 @@ def _engine(model: Transformer, radix: bool) -> Run:
         engine = Engine(model, radix=radix, page_size=16, num_pages=pages, max_running=len(prompts))
         start = time.perf_counter()
         texts = engine.generate(prompts, SamplingParams(max_new_tokens=new, ignore_eos=True))
-        return time.perf_counter() - start, texts, engine.stats
+        return elapsed(start), texts, engine.stats
 
     return run
 
@@ -55,7 +55,7 @@ def bench_prefix(
     runs: dict[str, Run] = {"with reuse": _engine(model, True), "without reuse": _engine(model, False)}
     if peer:
         decode = transformers_decoder(source, model.dtype)
-        runs["transformers"] = lambda prompts, new: (*decode(prompts, new), None)
+        runs["transformers"] = lambda prompts, new: (sum((timed := decode(prompts, new))[:2]), timed[2], None)
     task = progress.add_task("bench prefix", total=len(runs) * (repeats + 1))
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     texts: dict[str, list[list[int]]] = {}
@@ -82,7 +82,7 @@ def bench_prefix(
         }
         if (counted := stats[name]) is not None:
             row["prefill_tokens"], row["hit_rate"] = counted.prefill_tokens, counted.hit_rate
-            row["overhead"] = counted.schedule_seconds / (counted.schedule_seconds + counted.run_seconds)
+            row["overhead"] = counted.schedule_seconds / elapsed(0.0, counted.schedule_seconds + counted.run_seconds)
         results.append(row)
     head = {"command": command_line(), "machine": describe(), "model": source, "dtype": dtype, "repeats": repeats}
     workload = {"requests": requests, "stem": stem, "prompt_tokens": sum(map(len, prompts)), "new_tokens": new}

@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.progress import Progress
 
-from inference_opt.bench.machine import command_line, describe
+from inference_opt.bench.machine import command_line, describe, elapsed
 from inference_opt.bench.sglang import SGLangTree
 from inference_opt.bench.workloads import GENERATED, Workload, read_trace
 from inference_opt.kv.learned import FadingFrequency, Odds
@@ -48,7 +48,7 @@ def replay(prompts: Workload, capacity: int, policy: Policy) -> tuple[float, flo
         hits, asked = hits + len(pages), asked + len(prompt)
         tree.insert(prompt, pages + [next(names) for _ in range(len(prompt) - len(pages))])
         tree.evict(max(len(tree) - capacity, 0))
-    return hits / asked, (time.perf_counter() - start) / len(prompts)
+    return hits / asked, elapsed(start) / len(prompts)
 
 
 def hit_rates(prompts: Workload, capacities: list[int], progress: Progress, name: str) -> list[dict[str, Any]]:
@@ -83,7 +83,7 @@ def _rates(prompts: Workload, prepare: Callable, match: Callable, insert: Callab
         values = torch.tensor(new) if isinstance(hit, torch.Tensor) else new
         start = time.perf_counter()
         insert(key, values)
-        inserting += time.perf_counter() - start
+        inserting += elapsed(start)
     return len(prompts) / matching, len(prompts) / inserting, found
 
 
@@ -153,7 +153,7 @@ def scaling(sizes: list[int], progress: Progress, seed: int) -> list[dict[str, A
             start = time.perf_counter()
             for text in some:
                 tree.match(text)
-            times.append((time.perf_counter() - start) / len(some))
+            times.append(elapsed(start) / len(some))
         rows.append({"sequences": size, "microseconds": 1e6 * median(times)})
     return rows
 

@@ -20,8 +20,8 @@ import torch
 from rich.progress import Progress
 
 from inference_opt.agreement import compare
-from inference_opt.bench.machine import command_line, describe, read_bandwidth
-from inference_opt.bench.peers import transformers_model
+from inference_opt.bench.machine import command_line, describe, elapsed, read_bandwidth
+from inference_opt.bench.peers import Clock, transformers_model
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.speculation import LONGEST
 from inference_opt.model.load import load_model
@@ -67,7 +67,7 @@ def engine_decoder(model: Transformer, drafter: Drafter | None, gamma: int | Non
         before, outputs, start = engine.stats, [], time.perf_counter()
         while not request.finished:
             outputs += engine.step()
-        seconds, after = time.perf_counter() - start, engine.stats
+        seconds, after = elapsed(start), engine.stats
         return Timed(
             request.output,
             tokens=sum(len(out.tokens) for out in outputs),
@@ -75,25 +75,10 @@ def engine_decoder(model: Transformer, drafter: Drafter | None, gamma: int | Non
             drafted=[len(out.drafted) for out in outputs],
             accepted=[len(out.tokens) - 1 for out in outputs],
             draft_seconds=after.draft_seconds - before.draft_seconds,
-            run_seconds=after.run_seconds - before.run_seconds,
+            run_seconds=elapsed(before.run_seconds, after.run_seconds),
         )
 
     return decode
-
-
-class _Clock:
-    """When `transformers` hands out tokens, and how many: the first time the prompt."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-        self.counts: list[int] = []
-
-    def put(self, tokens: torch.Tensor) -> None:
-        self.times.append(time.perf_counter())
-        self.counts.append(tokens.numel())
-
-    def end(self) -> None:
-        pass
 
 
 def peer_decoder(peer: Any, lookup: bool, temperature: float) -> Decoder:
@@ -102,12 +87,12 @@ def peer_decoder(peer: Any, lookup: bool, temperature: float) -> Decoder:
     options |= {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
 
     def decode(prompt: list[int], new: int, seed: int) -> Timed:
-        ids, clock = torch.tensor([prompt]), _Clock()
+        ids, clock = torch.tensor([prompt]), Clock()
         torch.manual_seed(seed)
         out = peer.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, pad_token_id=0, streamer=clock, **options
         )
-        return Timed(out[0, len(prompt) :].tolist(), sum(clock.counts[2:]), clock.times[-1] - clock.times[1])
+        return Timed(out[0, len(prompt) :].tolist(), sum(clock.counts[2:]), elapsed(clock.times[1], clock.times[-1]))
 
     return decode
 

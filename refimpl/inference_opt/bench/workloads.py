@@ -20,15 +20,17 @@ TRACE_URL = "https://github.com/kvcache-ai/Mooncake, FAST25-release/traces/conve
 def read_trace(path: Path) -> Workload:
     """A Mooncake trace: a JSON object a line, its `hash_ids` one number a block of 512 tokens. ValueError if not."""
     prompts = []
-    with path.open(encoding="utf-8") as lines:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file: expected a trace as published at {TRACE_URL}")
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
                 prompts.append(array("i", json.loads(line)["hash_ids"]))
-            except (ValueError, KeyError, TypeError, OverflowError) as error:
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
                 expected = 'a JSON object a line with a list of integers "hash_ids"'
-                raise ValueError(f"{path}, line {number}: expected {expected} ({error!r})") from None
-    if not prompts:
-        raise ValueError(f"{path} is empty")
+                raise ValueError(f"{path}, line {number}: expected {expected} ({repr(error)[:200]})") from None
+    if not any(prompts):
+        raise ValueError(f"{path} is empty, it has no blocks: expected a trace as published at {TRACE_URL}")
     return prompts
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from inference_opt import naive
 from inference_opt.agreement import Agreement, compare, followed
-from inference_opt.bench.machine import describe
+from inference_opt.bench.machine import describe, elapsed
 from inference_opt.engine.engine import Engine
 from inference_opt.mla.quality import quality
 from inference_opt.model.tokenizer import Tokenizer
@@ -101,7 +101,7 @@ def _naive(cell: Cell, model: Transformer, prompts: list[list[int]]) -> dict[str
     new = min(NAIVE_TOKENS, cell["max_new_tokens"])
     began = time.perf_counter()
     tokens = naive.generate(model, prompt, SamplingParams(max_new_tokens=new, ignore_eos=True))
-    return {"tokens_per_second": len(tokens) / (time.perf_counter() - began)}
+    return {"tokens_per_second": len(tokens) / elapsed(began)}
 
 
 def _run(cell: Cell, model: Transformer, tokenizer: Tokenizer | None, prompts: list[list[int]]) -> dict[str, Any]:
@@ -123,12 +123,12 @@ def _run(cell: Cell, model: Transformer, tokenizer: Tokenizer | None, prompts: l
     while engine.requests:
         at = time.perf_counter()
         outputs = engine.step()
-        took = time.perf_counter() - at
+        took = elapsed(at)
         # A step's time is shared out by the tokens that it fed: those of prompts, and those of texts being decoded.
         fed = {stage: sum(o.fed for o in outputs if (o.start < len(o.request.prompt)) == stage) for stage in (0, 1)}
         prefill += took * fed[1] / (fed[0] + fed[1])
         decode += took * fed[0] / (fed[0] + fed[1])
-    seconds = time.perf_counter() - began
+    seconds = elapsed(began)
     # [/run]
     texts = [request.output for request in requests]
     new = sum(map(len, texts))

@@ -15,10 +15,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from inference_opt.files import home
 from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.prompts import load_prompts
 
 PIECE = 2_000
+FIELDS = ("prompt", "messages", "reference")
 TEXT, TABLES = (".txt", ".md", ".rst"), (".jsonl", ".csv", ".parquet")
 BUILT_IN = {"few-shot": 12, "chat": 48, "editing": 64, "summarising": 32}  # new tokens that such answers take
 NEW_TOKENS = 32  # for others
@@ -56,14 +58,16 @@ def load_dataset(source: str | Path) -> Dataset:
     """
     if str(source) in BUILT_IN:
         return Dataset(str(source), _built_in(str(source)), BUILT_IN[str(source)])
-    path = Path(source)
-    if not path.exists():
-        raise ValueError(f"dataset {path} does not exist: expected a file, a folder, or one of {', '.join(BUILT_IN)}")
-    files = (
-        sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in TEXT + TABLES)
-        if path.is_dir()
-        else [path]
-    )
+    path = home(source)
+    if not str(source) or not path.exists():
+        raise ValueError(f"dataset {source} does not exist: expected a file, a folder, or one of {', '.join(BUILT_IN)}")
+    if path.is_dir():  # "._a.txt": not text, but what macOS keeps beside it
+        names = (p for p in path.rglob("*") if p.suffix.lower() in TEXT + TABLES and not p.name.startswith("._"))
+        files = sorted(p for p in names if p.is_file())
+    elif path.is_file():
+        files = [path]
+    else:
+        raise ValueError(f"dataset {path} is a FIFO or a device: expected a file or a folder")
     rows = [row for file in files for row in _read(file)]
     if not rows:
         raise ValueError(f"dataset {path} is empty: expected requests in {', '.join(TEXT + TABLES)} files")
@@ -92,6 +96,9 @@ def _built_in(name: str) -> list[Row]:
 
 def _read(path: Path) -> Iterator[Row]:
     suffix = path.suffix.lower()
+    with path.open("rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs.github.com/spec/"):
+            raise ValueError(f"{path} is a pointer of git-lfs, not the file itself: fetch it with `git lfs pull`")
     if suffix in TABLES:
         for place, row in _table(path, suffix):
             yield _row(row, f"{path}, {place}")
@@ -103,10 +110,11 @@ def _read(path: Path) -> Iterator[Row]:
 
 
 def _text(path: Path) -> str:
+    content = path.read_bytes()
     try:
-        return path.read_bytes().decode("utf-8-sig")  # line ends as they are: they may be a prompt's
+        return content.decode("utf-8-sig")  # line ends as they are: they may be a prompt's
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = content[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
@@ -118,21 +126,59 @@ def _table(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
         except ImportError as error:
             raise ValueError(f"{path}: Parquet needs pyarrow: pip install 'inference-opt[study]'") from error
         try:
-            yield from _numbered(parquet.read_table(path).to_pylist())
-        except (ArrowException, OSError) as error:
-            raise ValueError(f"{path} is no Parquet file ({error})") from None
+            with path.open("rb") as file:
+                table = parquet.ParquetFile(file)
+                columns = _columns(path, table.schema_arrow.names)
+                rows = table.read(columns).to_pylist()
+        except (ArrowException, OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no Parquet file, or holds no text ({error})") from None
+        yield from _numbered(rows)
     elif suffix == ".csv":
-        try:
-            yield from _numbered(csv.DictReader(io.StringIO(_text(path), newline="")))
-        except csv.Error as error:
-            raise ValueError(f"{path} is no CSV file ({error})") from None
+        yield from _numbered(_csv(path))
     else:
         for number, line in enumerate(_text(path).split("\n"), 1):
             if line.strip():
-                try:
-                    yield f"line {number}", json.loads(line)
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+                yield f"line {number}", _json(line, f"{path}, line {number}: not JSON")
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{what} ({error})") from None
+    except RecursionError:
+        raise ValueError(f"{what} that can be read: nested too deeply") from None
+
+
+def _columns(path: Path, names: list[str]) -> list[str]:
+    """The fields that are read, of those that a table has."""
+    found = [name for name in names if name in FIELDS]
+    if len(set(found)) < len(found):
+        raise ValueError(f"{path}: two columns have the same name, of {', '.join(found)}")
+    if not {"prompt", "messages"} & set(found):
+        raise ValueError(f'{path} has no prompt: expected a column "prompt" or "messages", got {str(names)[:80]}')
+    return found
+
+
+def _csv(path: Path) -> list[dict[str, str]]:
+    text = _text(path)
+    limit = csv.field_size_limit(len(text) + 1)  # one for the whole process: a field may be as long as the file
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        lines = [line for line in reader if line]
+    except csv.Error as error:
+        raise ValueError(f"{path} is no CSV file ({error})") from None
+    finally:
+        csv.field_size_limit(limit)
+    if not lines:
+        return []
+    head = lines[0]
+    _columns(path, head)
+    for number, line in enumerate(lines[1:], 1):
+        if len(line) > len(head):
+            raise ValueError(f"{path}, row {number}: {len(line)} cells, the head names {len(head)} (text with a comma "
+                             "must stand in quotes)")  # fmt: skip
+    return [dict(zip(head, line)) for line in lines[1:]]
 
 
 def _numbered(rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
@@ -145,14 +191,13 @@ def _row(row: Any, where: str) -> Row:
         raise ValueError(f'{where}: expected an object with "prompt" or "messages", got {str(row)[:60]!r}')
     reference, prompt, messages = (row.get(name) for name in ("reference", "prompt", "messages"))
     if reference is not None and not isinstance(reference, str):
-        raise ValueError(f"{where}: reference must be text, got {reference!r}")
-    if isinstance(prompt, str) and prompt.strip():
-        return Row([{"role": "user", "content": prompt}], raw=False, reference=reference or None)
-    if isinstance(messages, str):
-        try:
-            messages = json.loads(messages)
-        except ValueError as error:
-            raise ValueError(f"{where}: messages are not JSON ({error})") from None
+        raise ValueError(f"{where}: reference must be text, got {str(reference)[:60]}")
+    if prompt is not None and not isinstance(prompt, str):
+        raise ValueError(f"{where}: prompt must be text, got {str(prompt)[:60]}")
+    if prompt and prompt.strip():
+        messages = [{"role": "user", "content": prompt}]
+    elif isinstance(messages, str) and messages:
+        messages = _json(messages, f"{where}: messages are not JSON")
     if not messages:
         raise ValueError(f'{where} has no prompt: expected text under "prompt", or a list under "messages"')
     fine = isinstance(messages, list) and all(
@@ -161,6 +206,11 @@ def _row(row: Any, where: str) -> Row:
     if not fine or messages[-1]["role"] != "user":
         expected = 'a list of {"role": …, "content": …} that ends with the user\'s turn'
         raise ValueError(f"{where}: messages must be {expected}, got {str(messages)[:80]}")
+    if not messages[-1]["content"].strip():
+        raise ValueError(f"{where} has no prompt: the user's turn is empty")
+    for text in (reference or "", *(message["content"] for message in messages)):
+        if re.search("[\ud800-\udfff]", text):
+            raise ValueError(f"{where}: half of a surrogate pair is no character: {text[:60]!a}")
     return Row(messages, raw=False, reference=reference or None)
 
 
@@ -172,8 +222,7 @@ def _pieces(text: str) -> Iterator[str]:
             yield piece
             piece = ""
         piece = f"{piece}\n\n{paragraph}" if piece else paragraph
-        while len(piece) > PIECE:
-            yield piece[:PIECE]
-            piece = piece[PIECE:]
-    if piece:
+        *cut, piece = (piece[i : i + PIECE] for i in range(0, len(piece), PIECE))
+        yield from filter(str.strip, cut)
+    if piece.strip():
         yield piece

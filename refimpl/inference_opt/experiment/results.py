@@ -15,8 +15,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
-from inference_opt.options import write_json
+from inference_opt.files import home, write_json, write_whole
 
 SHORT = {
     "continuous_batching": "batching",
@@ -50,7 +51,7 @@ class Results:
     def read(cls, path: str | Path) -> "Results":
         """What `write` and `ablate --json` wrote. ValueError for a file that is none of theirs."""
         try:
-            study = json.loads(Path(path).read_text(encoding="utf-8"))
+            study = json.loads(home(path).read_text(encoding="utf-8"))
             return cls(*(study[name] for name in ("command", "techniques", "metrics", "cells")))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no study: {type(error).__name__}: {error}") from None
@@ -178,7 +179,7 @@ class Results:
 
     def write(self, folder: str | Path) -> Path:
         """`study.json` and a self-contained `report.html`, whole or not at all; the path of the report."""
-        folder = Path(folder)
+        folder = home(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "study.json", self.as_json())
         source = (resources.files("inference_opt") / "templates" / "study.html.j2").read_text(encoding="utf-8")
@@ -189,9 +190,8 @@ class Results:
                 "How many times the plain baseline, by workload and combination": _svg(self.speed_figure()),
                 "Effects (diagonal) and interactions, as factors of the throughput": _svg(self.effects_figure()),
             }
-        report, part = folder / "report.html", folder / "report.html.part"
-        part.write_text(template.render(study=self.as_json(), figures=figures, results=self), encoding="utf-8")
-        part.replace(report)
+        report = folder / "report.html"
+        write_whole(report, template.render(study=self.as_json(), figures=figures, results=self))
         return report
 
     def _rate(self, workload: str, combo: tuple[str, ...]) -> float:
@@ -218,7 +218,7 @@ def table(results: Results) -> Table:
     rows = results.rows()
     for workload in results.workloads:
         shown.add_section()
-        shown.add_row(f"[bold]{workload}[/]")
+        shown.add_row(Text(workload, style="bold"))
         for row in rows:
             if row["workload"] == workload:
                 shown.add_row(row["combination"], *(format(row[name], form) for name, _, form in columns))

@@ -18,11 +18,12 @@ from inference_opt.engine.engine import Engine
 from inference_opt.experiment.cells import TECHNIQUES, Cell, Job, build, key, pages_needed, run_cell
 from inference_opt.experiment.datasets import Dataset, load_dataset
 from inference_opt.experiment.results import Results
+from inference_opt.files import folder as writable_folder
+from inference_opt.files import write_json
 from inference_opt.model.load import parse_dtype
 from inference_opt.model.tokenizer import needed
 from inference_opt.model.transformer import Transformer
 from inference_opt.optimizations import TransformerWithOptimizations
-from inference_opt.options import write_json
 from inference_opt.speculative import DRAFTERS
 
 METRICS = ("throughput", "memory_usage", "quality")
@@ -64,10 +65,15 @@ def run_ablation_study(
     _known("drafter", [drafter], tuple(DRAFTERS))
     sizes = {"repeats": repeats, "requests": requests, "page_size": page_size}
     sizes |= {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    if isinstance(model_config, dict):
+        _known("field of model_config", model_config, SIZES)
+        sizes |= model_config
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+        least = 0 if name == "seed" else 1
+        if not isinstance(size, int) or isinstance(size, bool) or not least <= size < 2**31:
+            raise ValueError(f"{name} must be a whole number of at least {least} and below 2^31, got {str(size)[:60]}")
     parse_dtype(dtype)
+    kept = None if folder is None else writable_folder(folder)
     sources = [input_dataset] if isinstance(input_dataset, (str, Path)) else list(input_dataset)
     datasets = [load_dataset(source) for source in sources]
     if max_new_tokens is not None:
@@ -76,7 +82,6 @@ def run_ablation_study(
     if not names or len(set(names)) < len(names):
         raise ValueError(f"expected one or more datasets of different names, got {names}")
     if isinstance(model_config, dict):
-        _known("field of model_config", model_config, SIZES)
         model_config = _with_context(model_config, datasets, requests)
         _check_memory(_sizes_only(model_config, dtype), 0, executor)
     model, tokenizer = build(model_config, dtype, False)
@@ -105,7 +110,7 @@ def run_ablation_study(
         form, _ = build(model_config, dtype, mla)
         if "speculative_decoding" in techniques:
             Engine(form, drafter=DRAFTERS[drafter](), num_pages=1)
-    figures = _run_all(plan, None if folder is None else Path(folder), executor)
+    figures = _run_all(plan, kept, executor)
     cells = [cell | {"figures": each} for (cell, _, _), each in zip(plan, figures)]
     return Results(command_line(), techniques, wanted, cells)
 

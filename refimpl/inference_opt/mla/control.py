@@ -21,6 +21,7 @@ from jaxtyping import Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from inference_opt.files import writable, write_json
 from inference_opt.model.attention import Rows
 from inference_opt.model.config import LatentShape, ModelConfig
 from inference_opt.model.latent import use_form
@@ -131,7 +132,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--held-out", type=int, default=512)
     parser.add_argument("--parallel", type=int, default=5, help="runs at a time")
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=writable, required=True)
     options = parser.parse_args()
     corpus = load_file(options.corpus)
     tokens, kept = reduce_vocabulary(corpus["tokens"].long())
@@ -163,7 +164,7 @@ def main() -> None:
                 for name, each in runs.items()
                 if each
             ]
-            options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            write_json(options.json, record)
 
 
 if __name__ == "__main__":

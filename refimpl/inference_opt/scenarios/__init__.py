@@ -70,6 +70,8 @@ def play(name: str, **changes: Any) -> Trace:
     if unknown := set(changes) - set(scenario.parameters):
         known = ", ".join(scenario.parameters)
         raise ValueError(f"scenario {name!r} has no {', '.join(sorted(unknown))}; what may be changed: {known}")
+    if not 0 <= (seed := changes.get("seed", 0)) < 2**63:
+        raise ValueError(f"seed must be a whole number of at least 0 and below 2^63, got {seed}")
     trace = scenario.run(**changes)
     if not trace.steps:
         raise ValueError(f"scenario {name!r} recorded no step on this input")

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from inference_opt.files import writable, write_json
 from inference_opt.model.attention import Rows
 from inference_opt.model.load import load_model
 from inference_opt.model.tokenizer import needed
@@ -242,11 +243,11 @@ def main() -> None:
     sample = commands.add_parser("corpus")
     sample.add_argument("--rows", type=int, default=24576)
     sample.add_argument("--batch", type=int, default=2048)
-    sample.add_argument("--out", type=Path, required=True)
+    sample.add_argument("--out", type=writable, required=True)
     learn = commands.add_parser("fit")
     learn.add_argument("corpus", type=Path, nargs="+")
-    learn.add_argument("--out", type=Path, required=True)
-    learn.add_argument("--json", type=Path, required=True)
+    learn.add_argument("--out", type=writable, required=True)
+    learn.add_argument("--json", type=writable, required=True)
     learn.add_argument("--start", type=Path, help="a head to go on from")
     learn.add_argument("--minutes", type=float, default=8.0)
     learn.add_argument("--batch", type=int, default=32)
@@ -271,7 +272,7 @@ def main() -> None:
     about = {"target": options.target, "seed": str(options.seed), "date": run["date"]}
     head.save(options.out, **about)
     record = {**run, **about, **figures}
-    options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    write_json(options.json, record)
     print(json.dumps(figures["acceptance"], indent=1), figures["vocabulary_covers"])
 
 

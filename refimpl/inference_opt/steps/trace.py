@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from inference_opt.files import write_whole
+
 FORMAT, VERSION = "inference-opt trace", 1
 PARTS = {"title": str, "about": str, "labels": dict, "sources": list, "steps": list}
+SOURCE = {"file": str, "step": int, "line": int, "lines": list}
 STEP = {"event": str, "text": str, "facts": dict, "state": dict, "invariants": dict, "counters": dict, "source": int}
 
 
@@ -59,18 +62,17 @@ class Trace:
 
     def save(self, path: str | Path) -> None:
         """Write the trace whole or not at all."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(self.as_json(), ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_whole(path, json.dumps(self.as_json(), ensure_ascii=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
         """Read a trace. ValueError, saying what is wrong, for one that is truncated or of another version."""
         try:
-            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number))
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not a whole trace: {error} (was the file truncated?)") from None
+        except RecursionError:
+            raise ValueError(f"{path} is no trace: nested too deeply") from None
         except (ValueError, UnicodeDecodeError) as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -78,6 +80,10 @@ class Trace:
         from inference_opt.steps.page import frame
 
         return frame(self)
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON: a player cannot read it")
 
 
 def check(whole: Any) -> None:
@@ -91,15 +97,17 @@ def check(whole: Any) -> None:
     _parts(whole, PARTS, "the trace")
     if not isinstance(whole.get("cut"), str):
         raise ValueError('the trace has no text "cut"')
+    for i, source in enumerate(whole["sources"]):
+        _parts(source, SOURCE, f"source {i}")
     for i, step in enumerate(whole["steps"]):
-        if not isinstance(step, dict):
-            raise ValueError(f"step {i} is no object")
         _parts(step, STEP, f"step {i}")
         if not 0 <= step["source"] < len(whole["sources"]):
             raise ValueError(f"step {i} names source {step['source']}, there are {len(whole['sources'])}")
 
 
-def _parts(found: dict[str, Any], expected: Mapping[str, type], whose: str) -> None:
+def _parts(found: Any, expected: Mapping[str, type], whose: str) -> None:
+    if not isinstance(found, dict):
+        raise ValueError(f"{whose} is no object")
     for name, kind in expected.items():
         if not isinstance(found.get(name), kind):
             got = type(found[name]).__name__ if name in found else "nothing"
