@@ -18,6 +18,7 @@ any number of requests (the tree's locks count them: one count a node stands for
 from collections.abc import Iterable
 from typing import Any
 
+from inference_opt.kv.node import is_whole
 from inference_opt.steps import step
 
 
@@ -25,16 +26,17 @@ class PagePool:
     """Which of `num_pages` pages are free. It holds no tensors: those are `PagedCache`'s."""
 
     def __init__(self, num_pages: int, page_size: int) -> None:
-        if num_pages < 1 or page_size < 1:
+        if not (is_whole(num_pages, 1) and is_whole(page_size, 1)):
             raise ValueError(
-                f"a pool needs at least one page of at least one token, got {num_pages} pages of {page_size}"
+                "a pool needs at least one page of at least one token, in whole numbers: "
+                f"got {num_pages!r} pages of {page_size!r}"
             )
         self.num_pages, self.page_size = num_pages, page_size
         self.peak = 0  # pages that had owners at one time, at the most
         self.clear()
 
     def clear(self) -> None:
-        """Every page is free, whoever had it."""
+        """Every page is free, whoever had it, and whatever was left half done."""
         self._free = list(range(self.num_pages - 1, -1, -1))  # a stack: page 0 is on top
         self._is_free = bytearray([1]) * self.num_pages
 
@@ -54,8 +56,8 @@ class PagePool:
     # [pool]
     def allocate(self, count: int) -> list[int]:
         """Take `count` free pages; they are the caller's from now on. ValueError, and no change, if there are fewer."""
-        if not 0 <= count <= len(self._free):
-            raise ValueError(f"cannot allocate {count} pages: {len(self._free)} of {self.num_pages} are free")
+        if not is_whole(count, 0) or count > len(self._free):
+            raise ValueError(f"cannot allocate {count!r} pages: {len(self._free)} of {self.num_pages} are free")
         pages = [self._free.pop() for _ in range(count)]
         self.peak = max(self.peak, self.num_pages - len(self._free))
         for page in pages:
@@ -66,11 +68,11 @@ class PagePool:
     def release(self, pages: Iterable[int]) -> None:
         """Give pages back. ValueError, and no change, where one is free already or is no page of this pool."""
         pages = list(pages)
+        for page in pages:
+            if not is_whole(page, 0) or page >= self.num_pages or self._is_free[page]:
+                raise ValueError(f"cannot release page {page!r}: not an allocated page of this pool")
         if len(set(pages)) < len(pages):
             raise ValueError(f"cannot release a page twice: {pages}")
-        for page in pages:
-            if not 0 <= page < self.num_pages or self._is_free[page]:
-                raise ValueError(f"cannot release page {page}: not an allocated page of this pool")
         for page in pages:
             self._is_free[page] = 1
         self._free.extend(pages)
