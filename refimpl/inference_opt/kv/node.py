@@ -24,7 +24,7 @@ class Node:
         namespace: Hashable = None,
     ) -> None:
         self.edge, self.pages, self.parent = edge, pages, parent  # the edge's tokens, and the pages that hold them
-        self.life = parent.life if parent else life  # its tree's, from one `clear` to the next; None: evicted
+        self.life: object = parent.life if parent else life  # its tree's, from one `clear` to the next; None: evicted
         self.namespace = namespace  # a root's
         self.children: dict[bytes, Node] = {}  # by the first page of the child's edge
         self.locks = 0  # requests that need this edge: those that locked this node or one below

@@ -39,7 +39,7 @@ class RadixTree(Leaves, TreePictures):
 
     The policy is asked before anything is changed, the log is told when all is done. An error of either is raised by
     the call that it happens in, and leaves a sound tree; if `evict` raises, the log has what was removed until then.
-    After an interruption (Ctrl-C), `clear` is due, and a `Removed` may name pages of which nothing was `Stored`.
+    After an interruption (Ctrl-C), `clear` is due: an entry may be told twice, a `Removed` name pages never `Stored`.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class RadixTree(Leaves, TreePictures):
         self.evictable = 0  # pages on unlocked nodes
         self._begin()
         self.evicted = self.inserted
-        gone = [Removed(tuple(self._owned))] if self.log and self._owned else []
+        gone: list[Stored | Removed] = [Removed(tuple(self._owned))] if self.log and self._owned else []
         self._owned, self._news = set(), self._news + gone
         self._tell()
 
@@ -284,10 +284,14 @@ class RadixTree(Leaves, TreePictures):
         return self.roots.get(node.namespace, node) if node.parent is None else node
 
     def _tell(self) -> None:
-        """Tell the log what it was not told yet. What it fails on, it is not told again."""
+        """Tell the log what it was not told yet, all of it; then raise what it failed with first."""
+        failed: Exception | None = None
         while self._news:
             try:
                 if self.log:
                     self.log(self._news[0])
-            finally:
-                del self._news[0]
+            except Exception as error:
+                failed = failed or error
+            del self._news[0]
+        if failed:
+            raise failed

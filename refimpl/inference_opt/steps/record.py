@@ -12,7 +12,8 @@ Unrecorded, a step is one look at a context variable: nothing is formatted, copi
 Recorded, every step holds whole snapshots, not differences: of the subject, and of every subject that spoke before or
 is watched. A snapshot is a dict with its `kind`, which says how it is drawn; one snapshot a kind, the last that spoke.
 
-Invariants: a recording changes nothing that it sees, and stops nothing; what a trace holds is plain JSON that no later step can change.
+Invariants: a recording changes nothing that it sees, and stops nothing; what a trace holds is plain JSON that no later
+step can change.
 """
 
 import json
