@@ -1,5 +1,6 @@
 """Every policy against a model with a dictionary entry a page; Belady's against exhaustive search."""
 
+import copy
 from array import array
 from functools import cache
 from itertools import combinations, count
@@ -161,3 +162,75 @@ def test_a_key_that_falls_is_noticed():
     prompts = [[1], [2], [1], [2], [2], [2], [1]]
     found = [n for n, _ in replayed(prompts, 1, Belady([array("i", p).tobytes() for p in prompts], 1))]
     assert sum(found) == 3  # 1 until its second use, then 2; or 2 all the way
+
+
+@pytest.mark.parametrize("made", [lambda: Odds(4, 1), lambda: FadingFrequency(4, 1), lambda: Belady([b"1234"], 1)])
+def test_a_policy_for_pages_of_another_size_is_refused(made):
+    with pytest.raises(ValueError, match="made for pages of 1 tokens, the tree has pages of 2"):
+        RadixTree(2, made())
+
+
+@pytest.mark.parametrize("made", [LRU, lambda: Odds(4, 1)])
+def test_a_policy_serves_one_tree_at_a_time(made):
+    policy = made()
+    tree = RadixTree(1, policy)
+    with pytest.raises(ValueError, match="serves another tree already: make one for each"):
+        RadixTree(1, policy)
+    tree.insert([1], [0])
+    twin = copy.deepcopy(tree)
+    assert twin.evict(1) == [0]
+    assert tree.match([1]).pages == [0]
+    with pytest.raises(ValueError, match="page_size"):
+        RadixTree(0, made())
+    del tree
+    RadixTree(1, policy)  # it is free again
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("policy", [LRU, "lru", 3])
+def test_what_is_no_policy_is_refused(policy):
+    with pytest.raises(ValueError, match="expected a policy"):
+        RadixTree(1, policy)
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("capacity", [0, -3, 2.5, True, "4", None])
+@pytest.mark.parametrize("kind", [Odds, FadingFrequency])
+def test_a_capacity_is_a_whole_number_of_pages(kind, capacity):
+    with pytest.raises(ValueError, match="capacity must be"):
+        kind(capacity, 1)
+    with pytest.raises(ValueError, match="page_size must be"):
+        kind(4, capacity)
+
+
+def test_belady_says_where_its_future_ends():
+    tree = RadixTree(1, Belady([array("i", [1]).tobytes()], 1))
+    with pytest.raises(ValueError, match="1 texts were foreseen"):
+        tree.insert([1], [0])
+    tree.match([1])
+    tree.insert([1], [0])
+    with pytest.raises(ValueError, match="1 texts were foreseen"):
+        tree.match([2])
+    assert tree.evict(1) == [0]
+
+
+def test_cuts_out_of_place_cut_nothing():
+    class Odd(LRU):
+        def cuts(self, text, namespace):
+            return [5, 2, 0, 2, -1, 3, 9]
+
+    tree = RadixTree(1, Odd())
+    tree.insert([1], [0])
+    tree.insert([1, 2, 3, 4], [0, 1, 2, 3])
+    assert sorted(tuple(node.tokens) for node in tree.nodes()) == [(1,), (2,), (3,), (4,)]
+
+
+def test_namespaces_leave_a_policy_s_history_with_their_pages():
+    policy = Odds(4, 1)
+    tree = RadixTree(1, policy)
+    for name in range(200):
+        tree.match([1, 2, 3], name)
+        tree.insert([1, 2, 3], [0, 1, 2], name)
+        tree.evict(3)
+    assert len(policy.history.roots) <= 20
+    assert tree.roots == {}

@@ -33,18 +33,29 @@ def test_pages_for_is_the_least_that_holds_the_tokens(page_size, tokens):
     assert pages * page_size >= tokens > (pages - 1) * page_size
 
 
-@pytest.mark.parametrize("pages", [[0, 0], [2], [0, 3], [-1], [0, 1, 1]])
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("pages", [[0, 0], [2], [0, 3], [-1], [0, 1, 1], [True], [0.0], ["0"], [[0]]])
 def test_what_cannot_be_released_changes_nothing(pages):
     pool = PagePool(3, 1)
     taken = pool.allocate(2)
-    with pytest.raises(ValueError, match="release"):
+    with pytest.raises(ValueError, match="release|a page must be"):
         pool.release(pages)
     assert pool.free == 1
     pool.release(taken)
     assert sorted(pool.allocate(3)) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-1, 4)])
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-1, 4), (True, 1), (2.0, 1), (2, "1"), (None, 1)])
 def test_a_pool_has_pages_and_pages_have_tokens(sizes):
     with pytest.raises(ValueError, match="at least one page"):
         PagePool(*sizes)
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("count", [-1, 4, True, 1.0, "1", None])
+def test_what_cannot_be_allocated_changes_nothing(count):
+    pool = PagePool(3, 1)
+    with pytest.raises(ValueError, match="cannot allocate|count must be"):
+        pool.allocate(count)
+    assert pool.free == 3

@@ -8,6 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from inference_opt.kv.learned import Odds
+from inference_opt.kv.policies import LFU, LRU
 from inference_opt.kv.radix import RadixTree
 from tests.engine.invariants import assert_sound_tree, content, replay, spelled
 
@@ -142,7 +144,7 @@ class TreeMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(-3, -1))
     def evict_less_than_nothing(self, count):
-        self.refused("cannot evict", self.tree.evict, count)
+        self.refused("count must be at least 0", self.tree.evict, count)
 
     @rule(tokens=TEXT, more=st.integers(1, 3), namespace=st.sampled_from([None, "never seen"]))
     def insert_of_another_length(self, tokens, more, namespace):
@@ -244,3 +246,141 @@ def test_a_node_that_was_evicted_is_refused():
 def test_a_page_has_tokens():
     with pytest.raises(ValueError, match="page_size"):
         RadixTree(0)
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("page_size", [0, -1, True, 2.0, "2", None])
+def test_a_page_is_a_whole_number_of_tokens(page_size):
+    with pytest.raises(ValueError, match="page_size must be"):
+        RadixTree(page_size)
+
+
+BAD_CALLS = {
+    "count must be an integer, got 1.5": lambda tree: tree.evict(1.5),
+    "count must be an integer, got True": lambda tree: tree.evict(True),
+    "count must be an integer, got '1'": lambda tree: tree.evict("1"),
+    "namespace must be hashable, got": lambda tree: tree.match([1, 2], namespace=[]),
+    "tokens must be integers": lambda tree: tree.match([1.5]),
+    "tokens must be integers that": lambda tree: tree.cached("12"),
+    "a page must be at least 0, got -1": lambda tree: tree.insert([7, 8], [-1]),
+    "a page must be an integer": lambda tree: tree.insert([7, 8], ["a"]),
+    r"a page must be an integer, got \[3\]": lambda tree: tree.insert([7, 8], [[3]]),
+    "none of this tree's": lambda tree: tree.lock(RadixTree(2).insert([1, 2], [0]).node),
+    "or is none of this tree's": lambda tree: tree.unlock(RadixTree(2).match([1, 2]).node),
+    "was evicted from the tree, or is none": lambda tree: tree.lock(None),
+}
+
+
+@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.parametrize("message", BAD_CALLS)
+def test_bad_calls_change_nothing(message):
+    tree = RadixTree(2)
+    tree.insert([1, 2, 3, 4], [0, 1])
+    before = dump(tree)
+    with pytest.raises(ValueError, match=message):
+        BAD_CALLS[message](tree)
+    assert dump(tree) == before
+
+
+def test_bytes_are_tokens_one_by_one():
+    tree = RadixTree(2)
+    tree.insert(b"abcd", [0, 1])
+    assert tree.match([97, 98, 99, 100]).pages == [0, 1]
+
+
+def test_a_namespace_that_holds_nothing_leaves_nothing():
+    tree = RadixTree(2)
+    for name in range(50):
+        assert tree.match([1, 2], name).pages == []
+        assert tree.cached([1, 2], name) == 0
+    assert tree.roots == {}
+    root = tree.match([1, 2], "a").node
+    tree.lock(root)
+    assert list(tree.roots) == ["a"]
+    tree.insert([1, 2], [0], "a")
+    assert tree.roots["a"] is root, "what was locked is the root that grows"
+    assert tree.evict(1) == [0]
+    assert list(tree.roots) == ["a"], "still locked"
+    tree.unlock(root)
+    assert tree.roots == {}
+    tree.insert([1, 2], [0], "a")
+    assert tree.evict(1) == [0]
+    assert tree.roots == {}
+
+
+def test_all_handles_to_nothing_mean_the_same():
+    tree = RadixTree(1)
+    first, second = tree.match([1], "a").node, tree.match([1], "a").node
+    tree.insert([1], [0], "a")
+    for node in (first, second):
+        tree.lock(node)
+    assert tree.roots["a"].users == 2
+    assert tree.evict(1) == [0], "a lock on nothing keeps nothing"
+    for node in (second, first):
+        tree.unlock(node)
+        assert_sound_tree(tree)
+    with pytest.raises(ValueError, match="not locked"):
+        tree.unlock(first)
+    assert tree.roots == {}
+
+
+def test_clear_voids_every_handle():
+    tree = RadixTree(1)
+    nodes = [tree.match([9]).node, tree.insert([1, 2], [0, 1]).node, tree.insert([1, 3], [0, 2]).node]
+    tree.lock(nodes[1])
+    tree.clear()
+    tree.insert([1, 2], [0, 1])
+    before = dump(tree)
+    for node in nodes:
+        for call in (tree.lock, tree.unlock):
+            with pytest.raises(ValueError, match="none of this tree's"):
+                call(node)
+    assert dump(tree) == before
+
+
+class Sinking(LRU):
+    """What was used last goes first: every use leaves an older entry behind in the heap."""
+
+    def key(self, node):
+        return -node.used
+
+
+@pytest.mark.parametrize("policy", [Sinking, lambda: Odds(20, 1), LFU])
+def test_what_waits_for_eviction_stays_in_bounds(policy):
+    tree = RadixTree(1, policy())
+    for i in range(600):
+        text = [i % 3, i % 5]
+        found = tree.match(text).pages
+        free = iter(page for page in range(20) if page not in tree._owned)
+        tree.insert(text, found + [next(free) for _ in range(2 - len(found))])
+        for node in [tree.match(text).node]:
+            tree.lock(node)
+            tree.unlock(node)
+        assert_sound_tree(tree)
+        assert len(tree._heap) <= 2 * sum(not node.children for node in tree.nodes()) + 17
+        if i % 100 == 99:
+            tree.evict(7)
+    tree.evict(20)
+    assert (len(tree), tree._leaves) == (0, 0)
+
+
+def test_deep_trees_are_shown():
+    tree = RadixTree(1)
+    deep = 3000
+    for n in range(1, deep + 1, 3):
+        tree.insert(range(n), range(n))
+    shown = tree.snapshot()["nodes"]
+    assert [node["parent"] for node in shown] == [None, *range(len(shown) - 1)]
+    assert [token for node in shown for token in node["tokens"]] == list(range(deep - 2))
+    assert all(tree.invariants().values())
+
+
+def test_a_snapshot_lists_parents_first_and_children_as_they_came():
+    tree = RadixTree(1)
+    tree.insert([1, 2, 3], [0, 1, 2], "a")
+    tree.insert([1, 4], [0, 3], "a")
+    tree.insert([1, 2, 5], [0, 1, 4], "a")
+    tree.insert([6], [5])
+    listed = [(node["parent"], node["tokens"]) for node in tree.snapshot()["nodes"]]
+    assert listed == [(None, []), (0, [1]), (1, [2]), (2, [3]), (2, [5]), (1, [4]), (None, []), (6, [6])]
+    assert [node.get("namespace") for node in tree.snapshot()["nodes"] if node["parent"] is None] == ["a", None]

@@ -1,5 +1,6 @@
 """Recording: what a trace holds, what it costs where nothing is recorded, what is said of bad ones."""
 
+import gc
 import json
 import sys
 from fractions import Fraction
@@ -13,14 +14,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from inference_opt.kv.contiguous import ContiguousCache
+from inference_opt.kv.learned import Odds
 from inference_opt.kv.pool import PagePool
 from inference_opt.kv.radix import RadixTree
 from inference_opt.model.pictures import flops
 from inference_opt.scenarios import SCENARIOS, play
 from inference_opt.scenarios.explore import explore
-from inference_opt.steps import Trace, record, step
+from inference_opt.steps import Trace, record, recording, step
 from inference_opt.steps.page import frame, page
 from inference_opt.steps.record import ROOT, Recorder
+from tests.engine.invariants import assert_sound_tree
 from tests.toys import SHAPES, toy
 
 SCHEMA = json.loads((ROOT / "steps" / "trace.schema.json").read_text(encoding="utf-8"))
@@ -130,6 +133,112 @@ def test_a_recording_is_cut_at_its_size_and_says_so():
         f"the recording was cut after {len(trace)} steps: the next would have passed max_bytes = 2,000"
     )
     assert trace.cut in page(trace)
+
+
+class Breaking:
+    """A subject that cannot show itself."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def snapshot(self):
+        raise self.error
+
+
+@pytest.mark.parametrize("what", ["a sentence", "a snapshot", "a label", "a fact", "text that is no Unicode"])
+def test_what_cannot_be_shown_cuts_the_recording_and_nothing_else(what):
+    def label(token):
+        if what == "a label":
+            raise KeyError(token)
+        return "\ud800" if what.startswith("text") else str(token)
+
+    tree = RadixTree(1)
+    with record(label=label) as trace:
+        if what == "a sentence":
+            step("a.b", None, "{nothing}")
+        elif what == "a snapshot":
+            step("a.b", Breaking(ZeroDivisionError("no")), "all is well")
+        elif what == "a fact":
+            nested = []
+            nested.append(nested)
+            step("a.b", None, "all is well", nested=nested)
+        node = tree.insert([1, 2], [0, 1]).node
+        tree.lock(node)
+    assert len(trace) == 0
+    assert "recording was cut after 0 steps: the next, " in trace.cut
+    assert "could not be shown" in trace.cut
+    assert (tree.cached([1, 2]), node.locks, recording()) == (2, 1, None)
+
+
+def test_an_interrupted_recording_is_over_and_the_tree_is_sound():
+    tree = RadixTree(1)
+    tree.insert([1, 2, 3], [0, 1, 2])
+    with pytest.raises(KeyboardInterrupt), record(watch=[Breaking(KeyboardInterrupt())]) as trace:
+        tree.insert([1, 2, 4], [0, 1, 3])  # it splits an edge, and tells of that first
+    assert (recording(), trace.cut) == (None, "")
+    assert_sound_tree(tree)
+    assert tree.insert([1, 2, 4], [0, 1, 3]).pages == [0, 1, 3]
+    with record() as trace:
+        tree.evict(1)
+    assert trace.events() == ["radix.evict"]
+
+
+@pytest.mark.parametrize("at", range(1, 40))
+def test_recording_ends_wherever_it_is_interrupted(at):
+    left = at
+
+    def interrupt(frame, event, arg):
+        nonlocal left
+        if not frame.f_code.co_filename.endswith("steps/record.py"):
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return interrupt
+
+    pool = PagePool(4, 1)
+    sys.settrace(interrupt)
+    try:
+        with record():
+            pool.allocate(1)
+            pool.allocate(1)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    gc.collect()
+    if at > 6:  # within the block; before, it may not have begun
+        assert recording() is None
+    assert all(pool.invariants().values())
+
+
+def test_numbers_that_json_does_not_have_are_text():
+    with record() as trace:
+        step("a.b", None, "{x}", x=float("inf"), y=[float("nan"), 1.5], z=torch.tensor([-torch.inf]))
+    assert trace.steps[0]["facts"] == {"x": "inf", "y": ["nan", 1.5], "z": ["-inf"]}
+
+
+def test_deep_trees_are_recorded_saved_and_read(tmp_path):
+    tree = RadixTree(1)
+    for n in range(1, 1500):
+        tree.insert(range(n), range(n))
+    with record(max_bytes=10**9) as trace:
+        tree.match([0, 1])
+    assert not trace.cut
+    assert len(trace.steps[0]["state"]["tree"]["nodes"]) == 1500
+    trace.save(tmp_path / "trace.json")
+    assert Trace.load(tmp_path / "trace.json").as_json() == trace.as_json()
+
+
+def test_a_policy_s_own_books_are_not_the_tree_s_steps():
+    tree, pool = RadixTree(1, Odds(4, 1)), PagePool(4, 1)
+    with record() as trace:
+        tree.match([1, 2])
+        tree.insert([1, 2], pool.allocate(2))
+        pool.allocate(1)
+    assert trace.events() == ["radix.match", "pool.allocate", "radix.insert", "pool.allocate"]
+    assert trace.steps[-1]["state"]["tree"]["nodes"] == tree.snapshot()["nodes"]
 
 
 def test_only_some_events_are_kept():

@@ -33,6 +33,8 @@ from typing import NamedTuple
 from inference_opt.kv.node import WIDTH, Node, upwards
 from inference_opt.kv.policies import Policy
 from inference_opt.kv.radix import RadixTree
+from inference_opt.steps import unrecorded
+from inference_opt.values import integer
 
 HISTORY = 5  # pages remembered for each page of capacity: its own, and four that were evicted
 FORGET = 10  # uses of pages for each page of capacity, after which counts are halved
@@ -47,13 +49,17 @@ class Past(NamedTuple):
 
 
 class FadingFrequency(Policy):
-    """How often a page came back, fading at the pace at which pages do. For a tree of `capacity` pages."""
+    """How often a page came back, fading at the pace at which pages do. For a tree of `capacity` pages.
+
+    A use that was cut off by an error or an interruption may leave the history half noted: the next begins a new one.
+    """
 
     def __init__(self, capacity: int, page_size: int) -> None:
-        self.history = RadixTree(page_size)
+        capacity = integer("capacity", capacity, 1)
+        self.history, self.page_size = RadixTree(page_size), page_size
         self.capacity, self._page = capacity, page_size * WIDTH
         self._names = count()  # the history needs page numbers of its own
-        self._last: tuple[bytes, Hashable] | None = None  # the text asked about last, and its nodes
+        self._last: tuple[bytes, Hashable] | None = None  # the text asked about last, and its nodes; None: cut off
         self._path: list[Node] = []
         self._ages = self._returns = self._uses = 0.0
         # Pages used, and pages that came back after being used so, by kind.
@@ -85,10 +91,14 @@ class FadingFrequency(Policy):
         """Where in a text one stretch of history ends and another begins."""
         return list(accumulate(len(node.pages) for node in self._recall(text, namespace, hit=False)))[:-1]
 
+    @unrecorded()
     def _recall(self, text: bytes, namespace: Hashable, hit: bool) -> list[Node]:
         """The history's nodes along a text, all of it, after this use of it."""
         if not hit and self._last == (text, namespace):
             return self._path  # what was just asked for is inserted
+        if self._last is None:
+            self.history.clear()
+        self._last = None
         tokens = array("i")
         tokens.frombytes(text[: len(text) // self._page * self._page])  # whole pages
         seen = self.history.match(tokens, namespace)

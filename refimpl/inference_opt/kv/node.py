@@ -1,8 +1,8 @@
-"""A node of the radix tree: a run of tokens, the pages that hold them, and who needs them."""
+"""A node of the radix tree: a run of tokens, the pages that hold them, and who needs them. And what the tree says."""
 
 from array import array
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 WIDTH = array("i").itemsize  # bytes of a token
 assert WIDTH == 4
@@ -11,10 +11,20 @@ assert WIDTH == 4
 class Node:
     """A run of whole pages behind its parent's. A handle to a node means the prefix that ends where its edge ends."""
 
-    __slots__ = ("edge", "pages", "parent", "children", "locks", "users", "born", "used", "hits", "queued", "note")  # noqa: RUF023
+    __slots__ = ("edge", "pages", "parent", "children", "life", "namespace", "locks", "users", "born", "used", "hits", "queued", "note")  # noqa: RUF023, E501  # fmt: skip
 
-    def __init__(self, edge: bytes, pages: list[int], parent: "Node | None", now: int) -> None:
+    def __init__(
+        self,
+        edge: bytes,
+        pages: list[int],
+        parent: "Node | None",
+        now: int,
+        life: object = None,
+        namespace: Hashable = None,
+    ) -> None:
         self.edge, self.pages, self.parent = edge, pages, parent  # the edge's tokens, and the pages that hold them
+        self.life: object = parent.life if parent else life  # its tree's, from one `clear` to the next; None: evicted
+        self.namespace = namespace  # a root's
         self.children: dict[bytes, Node] = {}  # by the first page of the child's edge
         self.locks = 0  # requests that need this edge: those that locked this node or one below
         self.users = 0  # those that locked this very node
@@ -31,6 +41,28 @@ class Node:
     def snapshot(self) -> list[int]:
         """What a handle means: the tokens from the root to the end of the edge."""
         return array("i", b"".join(node.edge for node in list(upwards(self))[::-1])).tolist()
+
+
+class Match(NamedTuple):
+    """The pages of a prefix, in order, and the node at its end (what `lock` takes)."""
+
+    pages: list[int]
+    node: Node
+
+
+class Stored(NamedTuple):
+    """Log entry: `pages` came to hold `tokens`, behind page `after` (None: they begin a text of `namespace`)."""
+
+    namespace: Hashable
+    after: int | None
+    tokens: tuple[int, ...]
+    pages: tuple[int, ...]
+
+
+class Removed(NamedTuple):
+    """Log entry: the pages are no longer the tree's."""
+
+    pages: tuple[int, ...]
 
 
 def upwards(node: Node) -> Iterator[Node]:
@@ -55,6 +87,8 @@ def common(edge: bytes, text: bytes, start: int) -> int:
 
 def as_bytes(tokens: Sequence[int]) -> bytes:
     """Four bytes a token; an array("i") is taken as it is, anything else is converted number by number."""
+    if isinstance(tokens, bytes | bytearray):
+        tokens = list(tokens)  # array() would take four of them for one number
     if not (isinstance(tokens, array) and tokens.typecode == "i"):
         try:
             tokens = array("i", tokens)

@@ -25,18 +25,27 @@ class TreePictures:
     roots: dict[Hashable, Node]
 
     def nodes(self) -> Iterator[Node]:
-        """Every node but the roots."""
-        raise NotImplementedError
+        """Every node, parents before children, roots left out."""
+        stack = [child for root in self.roots.values() for child in root.children.values()]
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(node.children.values())
 
     def snapshot(self) -> dict[str, Any]:
-        """Every node under its parent, children in the order of their arrival."""
+        """Every node behind its parent, whose place in the list it names; children in the order of their arrival.
 
-        def show(node: Node) -> dict[str, Any]:
+        A flat list: a tree may be deeper than JSON can be nested.
+        """
+        nodes: list[dict[str, Any]] = []
+        stack: list[tuple[Node, int | None]] = [(root, None) for root in reversed(self.roots.values())]
+        while stack:
+            node, parent = stack.pop()
+            stack += [(child, len(nodes)) for child in reversed(node.children.values())]
             names = ("tokens", "pages", "locks", "users", "used", "hits")
-            return {name: getattr(node, name) for name in names} | {"children": list(map(show, node.children.values()))}
-
-        roots = [{"namespace": name, **show(root)} for name, root in self.roots.items()]
-        state = {"page_size": self.page_size, "clock": self.clock, "evictable": self.evictable, "roots": roots}
+            shown = {"parent": parent} if node.parent else {"parent": None, "namespace": node.namespace}
+            nodes.append(shown | {name: getattr(node, name) for name in names})
+        state = {"page_size": self.page_size, "clock": self.clock, "evictable": self.evictable, "nodes": nodes}
         return {"kind": "tree", **state, "tokens_shown": {token for node in self.nodes() for token in node.tokens}}
 
     def invariants(self) -> dict[str, bool]:

@@ -5,15 +5,34 @@ then only, so that leaves can wait in a heap: O(log n) for an eviction, whatever
 but what every node carries; `learned.py` has two that learn.
 """
 
+import weakref
 from collections.abc import Hashable, Sequence
 from math import inf
 from typing import Any
 
 from inference_opt.kv.node import WIDTH, Node
+from inference_opt.values import integer
 
 
 class Policy:
-    """What a tree asks."""
+    """What a tree asks. An error raised by any of these is raised by the tree's call, and leaves a sound tree."""
+
+    page_size: int | None = None  # of the trees that it can serve; None: of any
+    _tree: "weakref.ref[Any] | None" = None
+
+    def serve(self, tree: Any) -> None:
+        """A tree takes it. ValueError for a tree of another page size, and while it serves another tree."""
+        if self.page_size not in (None, tree.page_size):
+            raise ValueError(
+                f"this {type(self).__name__} was made for pages of {self.page_size} tokens, "
+                f"the tree has pages of {tree.page_size}: give both the same page_size"
+            )
+        if self._tree and self._tree() is not None:
+            raise ValueError(f"this {type(self).__name__} serves another tree already: make one for each")
+        self._tree = weakref.ref(tree)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tree": None}  # a copy's tree is not this one
 
     def key(self, node: Node) -> Any:
         """What the node is worth. Any type that compares."""
@@ -59,6 +78,7 @@ class Belady(Policy):
     """
 
     def __init__(self, texts: Sequence[bytes], page_size: int) -> None:
+        self.page_size: int = integer("page_size", page_size, 1)
         step = page_size * WIDTH  # bytes of a page of tokens
         names: dict[tuple[int, bytes], int] = {}  # a prefix, by the name of the one a page shorter and its last page
         prefixes: list[list[int]] = []
@@ -82,10 +102,12 @@ class Belady(Policy):
 
     def cuts(self, text: bytes, namespace: Hashable) -> Sequence[int]:
         """After every page."""
-        return range(1, len(self._next[self._request]))
+        return range(1, len(text) // (self.page_size * WIDTH))
 
     def touch(self, path: list[Node], text: bytes, namespace: Hashable, hit: bool) -> None:
-        """Note when each page of the path will be used next."""
+        """Note when each page of the path will be used next. ValueError for a text that was not foreseen."""
+        if not 0 <= self._request + hit < len(self._next):
+            raise ValueError(f"{len(self._next)} texts were foreseen, each matched and then inserted: this is another")
         self._request += hit
         for node, request in zip(path, self._next[self._request]):
             node.note = -float(request)

@@ -29,14 +29,15 @@ class PagePool:
         num_pages, page_size = integer("num_pages", num_pages), integer("page_size", page_size)
         if num_pages < 1 or page_size < 1:
             raise ValueError(
-                f"a pool needs at least one page of at least one token, got {num_pages} pages of {page_size}"
+                "a pool needs at least one page of at least one token, in whole numbers: "
+                f"got {num_pages!r} pages of {page_size!r}"
             )
         self.num_pages, self.page_size = num_pages, page_size
         self.peak = 0  # pages that had owners at one time, at the most
         self.clear()
 
     def clear(self) -> None:
-        """Every page is free, whoever had it."""
+        """Every page is free, whoever had it, and whatever was left half done."""
         self._free = list(range(self.num_pages - 1, -1, -1))  # a stack: page 0 is on top
         self._is_free = bytearray([1]) * self.num_pages
 
@@ -56,8 +57,8 @@ class PagePool:
     # [pool]
     def allocate(self, count: int) -> list[int]:
         """Take `count` free pages; they are the caller's from now on. ValueError, and no change, if there are fewer."""
-        if not 0 <= count <= len(self._free):
-            raise ValueError(f"cannot allocate {count} pages: {len(self._free)} of {self.num_pages} are free")
+        if not 0 <= (count := integer("count", count)) <= len(self._free):
+            raise ValueError(f"cannot allocate {count!r} pages: {len(self._free)} of {self.num_pages} are free")
         pages = [self._free.pop() for _ in range(count)]
         self.peak = max(self.peak, self.num_pages - len(self._free))
         for page in pages:
@@ -67,12 +68,12 @@ class PagePool:
 
     def release(self, pages: Iterable[int]) -> None:
         """Give pages back. ValueError, and no change, where one is free already or is no page of this pool."""
-        pages = list(pages)
-        if len(set(pages)) < len(pages):
-            raise ValueError(f"cannot release a page twice: {pages}")
+        pages = [integer("a page", page) for page in pages]
         for page in pages:
             if not 0 <= page < self.num_pages or self._is_free[page]:
-                raise ValueError(f"cannot release page {page}: not an allocated page of this pool")
+                raise ValueError(f"cannot release page {page!r}: not an allocated page of this pool")
+        if len(set(pages)) < len(pages):
+            raise ValueError(f"cannot release a page twice: {pages}")
         for page in pages:
             self._is_free[page] = 1
         self._free.extend(pages)

@@ -20,45 +20,27 @@ Invariants, after every call:
     and `evict` can return every one of them, since leaves are evicted first and uncover their parents.
 """
 
-import heapq
-import itertools
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any, NamedTuple
+from array import array
+from collections.abc import Callable, Hashable, Sequence
+from itertools import pairwise
 
-from inference_opt.kv.node import WIDTH, Node, as_bytes, common, upwards
+from inference_opt.kv.leaves import Leaves
+from inference_opt.kv.node import WIDTH, Match, Node, Removed, Stored, as_bytes, common, upwards
 from inference_opt.kv.pictures import EVICTED, INSERTED, LOCKED, MATCHED, SPLIT, UNLOCKED, TreePictures
 from inference_opt.kv.policies import LRU, Policy
 from inference_opt.steps import recording, step
 from inference_opt.values import integer
 
 
-class Match(NamedTuple):
-    """The pages of a prefix, in order, and the node at its end (what `lock` takes)."""
-
-    pages: list[int]
-    node: Node
-
-
-class Stored(NamedTuple):
-    """Log entry: `pages` came to hold `tokens`, behind page `after` (None: they begin a text of `namespace`)."""
-
-    namespace: Hashable
-    after: int | None
-    tokens: tuple[int, ...]
-    pages: tuple[int, ...]
-
-
-class Removed(NamedTuple):
-    """Log entry: the pages are no longer the tree's."""
-
-    pages: tuple[int, ...]
-
-
-class RadixTree(TreePictures):
+class RadixTree(Leaves, TreePictures):
     """Prefixes to pages. A `namespace` (of a model, an adapter, a tenant) shares nothing with another.
 
     `log`, if given, is called with every change of content, in order: replayed from nothing they give the tree's
-    present content. Splitting an edge is no change of content.
+    present content. Splitting an edge is no change of content. ValueError for a policy that cannot serve this tree.
+
+    The policy is asked before anything is changed, the log is told when all is done. An error of either is raised by
+    the call that it happens in, and leaves a sound tree; if `evict` raises, the log has what was removed until then.
+    After an interruption (Ctrl-C), `clear` is due: an entry may be told twice, a `Removed` name pages never `Stored`.
     """
 
     def __init__(
@@ -68,25 +50,30 @@ class RadixTree(TreePictures):
         log: Callable[[Stored | Removed], None] | None = None,
     ) -> None:
         self.page_size = page_size = integer("page_size", page_size, 1)
-        self.policy, self.log = policy or LRU(), log
+        self.policy, self.log = LRU() if policy is None else policy, log
+        if not isinstance(self.policy, Policy):
+            raise ValueError(f"expected a policy (kv/policies.py), made for this tree, got {policy!r}")
+        self.policy.serve(self)
         self._step = page_size * WIDTH  # bytes of a page of tokens
-        self.inserted = self.evicted = 0  # pages, since the beginning
+        self.inserted = 0  # pages, since the beginning
         self.clock = 0  # counts uses
         self._owned: set[int] = set()
-        self._order = itertools.count()
+        self._news: list[Stored | Removed] = []  # what the log was not told yet
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything, locked or not; the pages are the caller's again, and every handle is void."""
-        for node in self.nodes() if self._owned else ():
-            node.locks = -1
-        if self.log and self._owned:
-            self.log(Removed(tuple(self._owned)))
-        self.evicted = self.inserted  # whatever was half done
-        self._owned.clear()
-        self.roots: dict[Hashable, Node] = {}
+        """Forget everything, locked or not; the pages are the caller's again, and every handle is void.
+
+        Whatever an error or an interruption left half done, the tree is empty and sound afterwards.
+        """
+        self._life = object()  # of every node from now on
+        self.roots: dict[Hashable, Node] = {}  # of the namespaces that have a page or a lock
         self.evictable = 0  # pages on unlocked nodes
-        self._heap: list[tuple[Any, int, Node]] = []  # leaves by their policy's key when pushed
+        self._begin()
+        self.evicted = self.inserted
+        gone: list[Stored | Removed] = [Removed(tuple(self._owned))] if self.log and self._owned else []
+        self._owned, self._news = set(), self._news + gone
+        self._tell()
 
     def __len__(self) -> int:
         """Pages that the tree owns."""
@@ -96,7 +83,7 @@ class RadixTree(TreePictures):
     def _walk(self, text: bytes, namespace: Hashable) -> tuple[Node, int, int]:
         """Follow `text` down: (the last node reached, bytes matched of its edge, bytes matched in all)."""
         size = self._step
-        node, depth = self.roots.get(namespace, _NOTHING), 0
+        node, depth = self._root(namespace), 0
         while (child := node.children.get(text[depth : depth + size])) is not None:
             node = child
             edge = node.edge
@@ -126,7 +113,6 @@ class RadixTree(TreePictures):
         `evict`, lock the node or let go of the pages.
         """
         text = as_bytes(tokens)
-        self._root(namespace)
         node, within, _ = self._walk(text, namespace)
         node = self._split(node, within)
         pages = self._use(node, text, namespace, hit=True)
@@ -144,35 +130,39 @@ class RadixTree(TreePictures):
         given, the ones given are still the caller's. ValueError, and no change, for tokens that are not whole pages
         or for a page that the tree owns in another place.
         """
-        text, pages = as_bytes(tokens), list(pages)
-        if len(text) != len(pages) * self._step:
-            expected = len(pages) * self.page_size
-            raise ValueError(f"{len(pages)} pages of {self.page_size} hold {expected} tokens, got {len(tokens)}")
+        text, pages, size = as_bytes(tokens), list(pages), self._step
+        if len(text) != len(pages) * size:
+            expected, got = len(pages) * self.page_size, len(text) // WIDTH
+            raise ValueError(f"{len(pages)} pages of {self.page_size} hold {expected} tokens, got {got}")
         node, within, depth = self._walk(text, namespace)
-        new = pages[depth // self._step :]
+        start = depth // size
+        new = [integer("a page", page, 0) for page in pages[start:]]
         if not self._owned.isdisjoint(new) or len(set(new)) < len(new):
             twice = {page for page in new if page in self._owned or new.count(page) > 1}
             raise ValueError(f"cannot insert pages {sorted(twice)}: the tree owns each page once")
-        if node is _NOTHING:
-            node = self._root(namespace)
-        node = self._split(node, within)
+        ends = {*self.policy.cuts(text, namespace), len(pages)} if new else ()
+        chain = [self._split(node, within)]  # and below it the new nodes, of which the tree knows nothing yet
+        for end in sorted(end for end in ends if start < end <= len(pages)):
+            chain.append(Node(text[start * size : end * size], pages[start:end], chain[-1], self.clock + 1))
+            start = end
+        own = self._use(chain[-1], text, namespace, hit=False)
         if new:
-            leaf = Node(text[depth:], new, node, self.clock + 1)
-            if self.log:
-                self.log(Stored(namespace, node.pages[-1] if node.pages else None, tuple(leaf.tokens), tuple(new)))
-            node.children[leaf.edge[: self._step]] = leaf
+            top = chain[0]
+            self._leaves += bool(top.children) or top.parent is None
+            if top.parent is None:
+                self.roots[namespace] = top
+            for above, below in pairwise(chain):
+                above.children[below.edge[:size]] = below
             self._owned.update(new)
             self.inserted += len(new)
             self.evictable += len(new)
-            node = leaf
-            for cut in self.policy.cuts(text, namespace):
-                if cut * self._step > depth:
-                    self._split(leaf, cut * self._step - depth)
-                    depth = cut * self._step
-        own = self._use(node, text, namespace, hit=False)
+            if self.log:
+                after, stored = top.pages[-1] if top.pages else None, array("i", text[depth:])
+                self._news.append(Stored(namespace, after, tuple(stored), tuple(new)))
+            self._tell()
         if recording():
             step("radix.insert", self, INSERTED, tokens=tokens, pages=pages, new=new, own=own, namespace=namespace)
-        return Match(own, node)
+        return Match(own, chain[-1])
 
     # [/insert]
 
@@ -198,7 +188,9 @@ class RadixTree(TreePictures):
     # [lock]
     def lock(self, node: Node) -> None:
         """Keep the node's prefix, that is its edge and all above it, until as many `unlock`s."""
-        self._check(node)
+        node = self._own(node)
+        if node.parent is None:
+            self.roots[node.namespace] = node
         node.users += 1
         for above in upwards(node):
             if above.locks == 0:
@@ -208,15 +200,17 @@ class RadixTree(TreePictures):
 
     def unlock(self, node: Node) -> None:
         """Take one lock back. ValueError, and no change, where none is held on this very node."""
-        self._check(node)
+        node = self._own(node)
         if node.users == 0:
             raise ValueError("cannot unlock a node that is not locked")
+        if node.locks == 1:
+            self._enqueue(node)
         node.users -= 1
         for above in upwards(node):
             above.locks -= 1
             if above.locks == 0:
                 self.evictable += len(above.pages)
-        self._enqueue(node)
+        self._leave(above)
         step("radix.unlock", self, UNLOCKED, node=node, locks=node.locks)
 
     # [/lock]
@@ -228,60 +222,50 @@ class RadixTree(TreePictures):
         The leaf that the policy values least goes first, from its end, page by page; then it may be its parent's turn.
         Only what is needed is removed. O(log n) a leaf.
         """
-        if count < 0:
-            raise ValueError(f"cannot evict {count} pages")
+        count = integer("count", count, 0)
         gone: list[int] = []
-        while len(gone) < count and self._heap:
-            key, _, node = heapq.heappop(self._heap)
-            if key != node.queued:
-                continue  # its key fell since, and it was pushed again
-            node.queued = None
-            if node.parent is None or node.children or node.locks:
-                continue  # no longer a free leaf: queued again when it becomes one
-            if self.policy.key(node) > key:
-                self._enqueue(node)  # its key rose since: not its turn yet
-                continue
-            keep = max(len(node.pages) - (count - len(gone)), 0)
-            removed = self._shorten(node, keep)
-            gone += reversed(removed)
-            step("radix.evict", self, EVICTED, removed=removed, gone=gone, count=count, kept=keep)
+        try:
+            while len(gone) < count and (node := self._least()):
+                keep = max(len(node.pages) - (count - len(gone)), 0)
+                removed = node.pages[keep:]
+                self._cut(node, keep)
+                gone += reversed(removed)
+                step("radix.evict", self, EVICTED, removed=removed, gone=gone, count=count, kept=keep)
+        finally:
+            self._tell()
         return gone
 
     def discard(self, node: Node) -> list[int]:
         """Remove a prefix as far as nobody else needs it, from its end upwards; its pages are the caller's."""
         gone: list[int] = []
-        while node.parent is not None and not (node.children or node.locks):
-            above = node.parent
-            gone += reversed(self._shorten(node, 0))
-            node = above
+        try:
+            while node.parent is not None and not (node.children or node.locks):
+                above = node.parent
+                gone += reversed(node.pages)
+                self._cut(node, 0)
+                node = above
+        finally:
+            self._tell()
         return gone
 
-    def _shorten(self, node: Node, keep: int) -> list[int]:
-        """Cut a leaf's edge to `keep` pages, and the leaf off where nothing is kept; the pages removed."""
-        removed = node.pages[keep:]
-        self.evicted += len(removed)
-        self._owned.difference_update(removed)
-        self.evictable -= len(removed)
-        if self.log:
-            self.log(Removed(tuple(removed)))
+    def _cut(self, leaf: Node, keep: int) -> None:
+        """Remove a free leaf's pages behind the first `keep`; without any, the leaf."""
+        parent, removed = leaf.parent, leaf.pages[keep:]
+        assert parent is not None
         if keep:
-            del node.pages[keep:]
-            node.edge = node.edge[: keep * self._step]
-            self._enqueue(node)
+            leaf.pages, leaf.edge = leaf.pages[:keep], leaf.edge[: keep * self._step]
         else:
-            parent, node.parent, node.locks = node.parent, None, -1
-            assert parent is not None
-            del parent.children[node.edge[: self._step]]
-            self._enqueue(parent)
-        return removed
-
-    def _enqueue(self, node: Node) -> None:
-        """Put a leaf that no one needs in the heap. A key that rose since is noticed when it is popped."""
-        if not (node.children or node.locks or node.parent is None):
-            key = self.policy.key(node)
-            if node.queued is None or key < node.queued:
-                node.queued = key
-                heapq.heappush(self._heap, (key, next(self._order), node))
+            if len(parent.children) == 1 and not parent.locks:
+                self._enqueue(parent)
+            del parent.children[leaf.edge[: self._step]]
+            leaf.parent = leaf.life = leaf.queued = None  # its entry in the heap is stale
+            self._leaves -= bool(parent.children) or parent.parent is None
+            self._leave(parent)
+        if self.log:
+            self._news.append(Removed(tuple(removed)))
+        self._owned.difference_update(removed)
+        self.evicted += len(removed)
+        self.evictable -= len(removed)
 
     # [/evict]
 
@@ -295,23 +279,38 @@ class RadixTree(TreePictures):
             each.used = self.clock
             each.hits += hit
         self.policy.touch(path, text, namespace, hit)
-        self._enqueue(node)
+        if not (node.children or node.locks):
+            self._enqueue(node)
         return pages
 
     def _root(self, namespace: Hashable) -> Node:
-        return self.roots.setdefault(namespace, Node(b"", [], None, self.clock))
+        """The root of a namespace: the tree's, or a new one that joins the tree with its first page or lock."""
+        try:
+            root = self.roots.get(namespace)
+        except TypeError:
+            raise ValueError(f"namespace must be hashable, got {namespace!r}") from None
+        return root or Node(b"", [], None, 0, self._life, namespace)
 
-    def _check(self, node: Node) -> None:
-        if node.locks < 0:
-            raise ValueError("this node was evicted from the tree")
+    def _leave(self, node: Node) -> None:
+        """A root with neither page nor lock leaves the tree."""
+        if not (node.children or node.locks or node.parent):
+            self.roots.pop(node.namespace, None)
 
-    def nodes(self) -> Iterator[Node]:
-        """Every node, parents before children, roots left out."""
-        stack = [child for root in self.roots.values() for child in root.children.values()]
-        while stack:
-            node = stack.pop()
-            yield node
-            stack.extend(node.children.values())
+    def _own(self, node: Node) -> Node:
+        """The node, if it is this tree's. All roots that a namespace ever had mean the same: the one it has now."""
+        if not isinstance(node, Node) or node.life is not self._life:
+            raise ValueError("this node was evicted from the tree, or is none of this tree's")
+        return self.roots.get(node.namespace, node) if node.parent is None else node
 
-
-_NOTHING = Node(b"", [], None, 0)  # the root of every namespace that nothing was inserted in
+    def _tell(self) -> None:
+        """Tell the log what it was not told yet, all of it; then raise what it failed with first."""
+        failed: Exception | None = None
+        while self._news:
+            try:
+                if self.log:
+                    self.log(self._news[0])
+            except Exception as error:
+                failed = failed or error
+            del self._news[0]
+        if failed:
+            raise failed

@@ -12,7 +12,8 @@ Unrecorded, a step is one look at a context variable: nothing is formatted, copi
 Recorded, every step holds whole snapshots, not differences: of the subject, and of every subject that spoke before or
 is watched. A snapshot is a dict with its `kind`, which says how it is drawn; one snapshot a kind, the last that spoke.
 
-Invariants: a recording changes nothing that it sees; what a trace holds is plain JSON that no later step can change.
+Invariants: a recording changes nothing that it sees, and stops nothing; what a trace holds is plain JSON that no later
+step can change.
 """
 
 import json
@@ -23,6 +24,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from fractions import Fraction
+from functools import partial
+from math import isfinite
 from pathlib import Path
 from types import FrameType
 from typing import Any, no_type_check
@@ -60,14 +63,25 @@ def record(
 
     `watch`: subjects whose state every step shows, though they have not spoken yet. `label`: what a token is called.
     `only`: keep events that begin so, or with one of these.
-    A recording that would pass `max_bytes` is cut: the code runs on, and `trace.cut` says so.
+    A recording that would pass `max_bytes` is cut, as is one whose step cannot be shown (its sentence, a snapshot or a
+    label raised an error): the code runs on, and `trace.cut` says so.
     """
     recorder = Recorder(Trace(title), watch, label, only, max_bytes)
-    token = _recorder.set(recorder)
-    try:
+    with _under(recorder):
         yield recorder.trace
+
+
+@contextmanager
+def _under(recorder: "Recorder | None") -> Iterator[None]:
+    before = _recorder.get()
+    try:
+        _recorder.set(recorder)
+        yield
     finally:
-        _recorder.reset(token)
+        _recorder.set(before)
+
+
+unrecorded = partial(_under, None)  # what the block does is no step: it keeps books of its own
 
 
 # [/step]
@@ -88,21 +102,22 @@ class Recorder:
         """Keep one step, unless the trace is full."""
         if self.trace.cut or self.busy or not event.startswith(self.only):
             return
-        self.busy = True  # whatever a snapshot calls is no step of its own
         try:
-            kept = self._step(event, subject, text, facts)
+            self.busy = True  # whatever a snapshot calls is no step of its own
+            kept = self._step(event, subject, text, facts) | {"source": self._source(frame)}
             size = len(json.dumps(kept, ensure_ascii=False).encode())
             if size > self.left:
-                self.trace.cut = (
-                    f"the recording was cut after {len(self.trace.steps)} steps: "
-                    f"the next would have passed max_bytes = {self.max_bytes:,}"
-                )
-                return
-            self.left -= size
-            kept["source"] = self._source(frame)
-            self.trace.steps.append(kept)
+                self._cut(f"the next would have passed max_bytes = {self.max_bytes:,}")
+            else:
+                self.left -= size
+                self.trace.steps.append(kept)
+        except Exception as error:  # of whoever shows himself, or names a token: what is recorded is not to blame
+            self._cut(f"the next, {event}, could not be shown: {type(error).__name__}: {error}")
         finally:
             self.busy = False
+
+    def _cut(self, why: str) -> None:
+        self.trace.cut = f"the recording was cut after {len(self.trace.steps)} steps: {why}"
 
     def _step(self, event: str, subject: Any, text: str, facts: dict[str, Any]) -> dict[str, Any]:
         shown: dict[str, Any] = {}
@@ -183,10 +198,10 @@ def indent(line: str) -> int:
 
 
 def plain(value: Any) -> Any:
-    """A copy made of what JSON has. Exact numbers become text, a subject its snapshot."""
-    if value is None or isinstance(value, bool | int | float | str):
+    """A copy made of what JSON has. Exact numbers, inf and nan become text, a subject its snapshot."""
+    if value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and isfinite(value)):
         return value
-    if isinstance(value, Fraction):
+    if isinstance(value, Fraction | float):  # JSON has neither exact numbers nor inf and nan
         return str(value)
     if isinstance(value, dict):
         return {str(key): plain(each) for key, each in value.items()}

@@ -46,12 +46,5 @@ function lines(x, y, words, kind, width) {
 // Requests have the colour of their arrival, wherever they are drawn.
 const everyone = (state) => [...(state.schedule?.running ?? []), ...(state.schedule?.waiting ?? [])];
 
-function treeNodes(state) {
-  const nodes = [];
-  const walk = (node, root) => {
-    if (!root) nodes.push(node);
-    node.children.forEach((child) => walk(child, false));
-  };
-  for (const root of state.tree?.roots ?? []) walk(root, true);
-  return nodes;
-}
+// A tree's nodes but its roots. Trees are lists, parents before children: they may be deeper than calls can be nested.
+const treeNodes = (state) => (state.tree?.nodes ?? []).filter((node) => node.parent !== null);

@@ -120,9 +120,13 @@ function drawTree({ state, before, trace, width, step }) {
   const letters = Object.values(trace.labels).every((words) => words.length <= 1);
   const box = (token) => (letters ? 19 : Math.max(22, wide(name(token), 13) + 8));
   const length = (node) => node.tokens.reduce((sum, token) => sum + box(token) + 2, 0);
-  const deepest = (node) => length(node) + Math.max(0, ...node.children.map(deepest)) + 14;
+  const longest = (nodes) => {
+    const ends = [];
+    for (const node of nodes) ends.push((ends[node.parent] ?? 0) + length(node) + 14); // a root's parent is null
+    return ends.reduce((most, end) => Math.max(most, end), 0);
+  };
   if (!longestTrees.has(trace))
-    longestTrees.set(trace, Math.max(...trace.steps.flatMap((each) => (each.state.tree?.roots ?? []).map(deepest))));
+    longestTrees.set(trace, Math.max(...trace.steps.map((each) => longest(each.state.tree?.nodes ?? []))));
   const natural = longestTrees.get(trace) + 40;
   const aligned = natural <= width * 1.15 || (letters && natural <= width * 1.5); // else: a child begins below its parent
   const old = new Map(
@@ -133,9 +137,32 @@ function drawTree({ state, before, trace, width, step }) {
   let body = "",
     row = 0,
     right = 0;
-  const place = (node, x, depth) => {
-    const mine = row,
-      y = mine * ROW + 20;
+  const placed = [], // where each node stands: {x, y, at: its end, depth, children: how many stand below it already}
+    inner = new Set(tree.nodes.map((node) => node.parent));
+  tree.nodes.forEach((node, n) => {
+    const above = placed[node.parent],
+      depth = above ? above.depth + 1 : 0;
+    let x = 2;
+    if (above) {
+      const i = above.children++,
+        beside = aligned || depth === 1; // the root has its first child beside it in either way
+      if (i || !beside) row += 1;
+      const from = aligned ? above.at : above.x + (depth > 1 ? 6 : 5),
+        childY = row * ROW + 32;
+      x = aligned ? above.at + 14 : above.x + 26;
+      body +=
+        aligned || (depth === 1 && !i)
+          ? path(
+              i
+                ? `M${from} ${above.y + 12}C${from + 10} ${above.y + 12} ${from} ${childY} ${x - 2} ${childY}`
+                : `M${from + (aligned ? 0 : 5)} ${above.y + 12}H${x - 2}`,
+            )
+          : path(`M${from} ${above.y + (depth > 1 ? 26 : 17)}V${childY}H${x - 2}`);
+    } else {
+      if (n) row += 1;
+      if (node.namespace !== null) body += text(0, row * ROW + 14, `namespace ${node.namespace}`, "small dim");
+    }
+    const y = row * ROW + 20;
     let at = x;
     const pageAt = [];
     node.tokens.forEach((token, i) => {
@@ -161,35 +188,16 @@ function drawTree({ state, before, trace, width, step }) {
       const changed = before?.tree && node.pages.some((page) => old.has(page) && old.get(page) !== node.locks);
       if (node.locks || changed)
         body += text(x, y - 5, plural(node.locks, "lock"), `small ${changed ? "bold accent" : "dim"}`);
-      if (!node.locks && !node.children.length) body += rect(x - 2, y - 2, end - x + 4, 28, "spare", { rx: 5 });
+      if (!node.locks && !inner.has(n)) body += rect(x - 2, y - 2, end - x + 4, 28, "spare", { rx: 5 });
     } else {
       body += `<circle cx="${x + 5}" cy="${y + 12}" r="5" class="cached"/>`;
       at = x + 14;
     }
     right = Math.max(right, at);
-    node.children.forEach((child, i) => {
-      const beside = aligned || !depth; // the root has its first child beside it in either way
-      if (i || !beside) row += 1;
-      const from = aligned ? at : x + (depth ? 6 : 5),
-        childX = aligned ? at + 14 : x + 26,
-        childY = row * ROW + 32;
-      body +=
-        aligned || (!depth && !i)
-          ? path(
-              i
-                ? `M${from} ${y + 12}C${from + 10} ${y + 12} ${from} ${childY} ${childX - 2} ${childY}`
-                : `M${from + (aligned ? 0 : 5)} ${y + 12}H${childX - 2}`,
-            )
-          : path(`M${from} ${y + (depth ? 26 : 17)}V${childY}H${childX - 2}`);
-      place(child, childX, depth + 1);
-    });
-  };
-  for (const root of tree.roots) {
-    if (root.namespace !== null) body += text(0, row * ROW + 14, `namespace ${root.namespace}`, "small dim");
-    place(root, 2, 0);
-    row += 1;
-  }
-  if (!tree.roots.length) ((body += text(0, 24, "an empty tree", "dim")), (row = 1));
+    placed.push({ x, y, at, depth, children: 0 });
+  });
+  row += 1;
+  if (!tree.nodes.length) body += text(0, 24, "an empty tree", "dim");
   const nodes = treeNodes(state),
     y = row * ROW + 12;
   body +=
