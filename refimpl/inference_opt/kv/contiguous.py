@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from inference_opt.kv.node import is_whole
 from inference_opt.model.attention import Core, causal_attention
 
 
@@ -36,7 +37,7 @@ class ContiguousCache:
         device: torch.device,
         latent_dim: int | None = None,
     ) -> None:
-        if not capacity or min(capacity) < 1:
+        if not capacity or not all(is_whole(n, 1) for n in capacity):
             raise ValueError(f"every sequence needs room for at least one token, got capacities {list(capacity)}")
 
         def rows(width: int) -> list[list[Tensor]]:  # [sequence][layer]: [capacity[i], kv_heads, width], uninitialised
@@ -61,7 +62,7 @@ class ContiguousCache:
 
         ValueError, and no change, where one would outgrow its capacity.
         """
-        if len(counts) != len(self.lengths) or min(counts) < 0:
+        if len(counts) != len(self.lengths) or not all(is_whole(count, 0) for count in counts):
             raise ValueError(f"expected {len(self.lengths)} counts of new tokens, none negative, got {list(counts)}")
         for i, (length, count) in enumerate(zip(self.lengths, counts)):
             if length + count > self.capacity[i]:
@@ -103,8 +104,10 @@ class ContiguousCache:
 
     def rewind(self, sequence: int, length: int) -> None:
         """Forget a sequence's tokens from `length` on. ValueError where it is not that long."""
-        if not 0 <= length <= self.lengths[sequence]:
-            raise ValueError(f"cannot rewind sequence {sequence} of {self.lengths[sequence]} tokens to {length}")
+        if not is_whole(sequence, 0) or sequence >= len(self.lengths):
+            raise ValueError(f"there is no sequence {sequence!r}, there are {len(self.lengths)}")
+        if not is_whole(length, 0) or length > self.lengths[sequence]:
+            raise ValueError(f"cannot rewind sequence {sequence} of {self.lengths[sequence]} tokens to {length!r}")
         self.lengths[sequence] = length
 
     def bytes_per_token(self) -> int:

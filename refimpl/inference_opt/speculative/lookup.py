@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from inference_opt.kv.node import is_whole
 from inference_opt.kv.paged import PagedCache
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import probabilities
@@ -30,8 +31,10 @@ class PromptLookup(Drafter):
     found = True
 
     def __init__(self, most: int = 4, least: int = 2) -> None:
-        if not 1 <= least <= most:
-            raise ValueError(f"expected 1 ≤ least ≤ most tokens to look for, got least {least} and most {most}")
+        if not (is_whole(least, 1) and is_whole(most, least)):
+            raise ValueError(
+                f"expected 1 ≤ least ≤ most whole tokens to look for, got least {least!r} and most {most!r}"
+            )
         self.most, self.least = most, least
 
     def propose(self, jobs: Sequence[Job]) -> list[Draft]:
@@ -72,8 +75,8 @@ class NGram(Drafter):
     vocab_size: int
 
     def __init__(self, n: int = 4) -> None:
-        if n < 2:
-            raise ValueError(f"n must be at least 2 (one token, and the one that follows), got {n}")
+        if not is_whole(n, 2):
+            raise ValueError(f"n must be a whole number of at least 2 (one token, and the one that follows), got {n!r}")
         self.n = n
 
     def bind(self, target: Transformer, cache: PagedCache) -> "NGram":
