@@ -96,3 +96,19 @@ def test_a_cache_holds_something():
     for capacity in ([], [0], [2, -1]):
         with pytest.raises(ValueError, match="room"):
             cache_for(toy(), capacity)
+
+
+@pytest.mark.usefixtures("as_users_call")
+def test_what_is_no_whole_number_is_refused():
+    for capacity in ([2.5], [True], ["4"]):
+        with pytest.raises(ValueError, match="a capacity must be an integer"):
+            cache_for(toy(), capacity)
+    cache = cache_for(toy(), [4, 4])
+    cache.extend([2, 1])
+    for counts in ([1.0, 0], [True, 0], ["1", 0]):
+        with pytest.raises(ValueError, match="a count must be an integer"):
+            cache.extend(counts)
+    for sequence, length in ((0, 1.5), (0, True), (1, "1"), (2, 0), (-1, 0), (0.0, 1)):
+        with pytest.raises(ValueError, match="rewind|no sequence|must be an integer"):
+            cache.rewind(sequence, length)
+    assert cache.lengths == [2, 1]

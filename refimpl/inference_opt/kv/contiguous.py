@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference_opt.model.attention import Core, causal_attention
+from inference_opt.values import integer
 
 
 class ContiguousCache:
@@ -36,7 +37,8 @@ class ContiguousCache:
         device: torch.device,
         latent_dim: int | None = None,
     ) -> None:
-        if not capacity or min(capacity) < 1:
+        capacity = [integer("a capacity", n) for n in capacity]
+        if min(capacity, default=0) < 1:
             raise ValueError(f"every sequence needs room for at least one token, got capacities {list(capacity)}")
 
         def rows(width: int) -> list[list[Tensor]]:  # [sequence][layer]: [capacity[i], kv_heads, width], uninitialised
@@ -61,7 +63,8 @@ class ContiguousCache:
 
         ValueError, and no change, where one would outgrow its capacity.
         """
-        if len(counts) != len(self.lengths) or min(counts) < 0:
+        counts = [integer("a count", count) for count in counts]
+        if len(counts) != len(self.lengths) or min(counts, default=0) < 0:
             raise ValueError(f"expected {len(self.lengths)} counts of new tokens, none negative, got {list(counts)}")
         for i, (length, count) in enumerate(zip(self.lengths, counts)):
             if length + count > self.capacity[i]:
@@ -103,8 +106,11 @@ class ContiguousCache:
 
     def rewind(self, sequence: int, length: int) -> None:
         """Forget a sequence's tokens from `length` on. ValueError where it is not that long."""
+        sequence, length = integer("sequence", sequence), integer("length", length)
+        if not 0 <= sequence < len(self.lengths):
+            raise ValueError(f"there is no sequence {sequence!r}, there are {len(self.lengths)}")
         if not 0 <= length <= self.lengths[sequence]:
-            raise ValueError(f"cannot rewind sequence {sequence} of {self.lengths[sequence]} tokens to {length}")
+            raise ValueError(f"cannot rewind sequence {sequence} of {self.lengths[sequence]} tokens to {length!r}")
         self.lengths[sequence] = length
 
     def bytes_per_token(self) -> int:
