@@ -65,8 +65,3 @@ def test_every_part_imports_only_what_stands_below_it():
             if above or knows_models:
                 wrong.append(f"{path.relative_to(ROOT)} imports {module}")
     assert not wrong, wrong
-
-
-def test_files_stay_short():
-    long = {str(p.relative_to(ROOT)): n for p in ROOT.rglob("*.py") if (n := len(p.read_text().splitlines())) > 300}
-    assert not long, long

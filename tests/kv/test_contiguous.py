@@ -109,6 +109,6 @@ def test_what_is_no_whole_number_is_refused():
         with pytest.raises(ValueError, match="a count must be an integer"):
             cache.extend(counts)
     for sequence, length in ((0, 1.5), (0, True), (1, "1"), (2, 0), (-1, 0), (0.0, 1)):
-        with pytest.raises(ValueError, match="rewind|no sequence|must be an integer"):
+        with pytest.raises(ValueError, match=r"rewind|no sequence|must be an integer"):
             cache.rewind(sequence, length)
     assert cache.lengths == [2, 1]

@@ -38,7 +38,7 @@ def test_pages_for_is_the_least_that_holds_the_tokens(page_size, tokens):
 def test_what_cannot_be_released_changes_nothing(pages):
     pool = PagePool(3, 1)
     taken = pool.allocate(2)
-    with pytest.raises(ValueError, match="release|a page must be"):
+    with pytest.raises(ValueError, match=r"release|a page must be"):
         pool.release(pages)
     assert pool.free == 1
     pool.release(taken)
@@ -48,7 +48,7 @@ def test_what_cannot_be_released_changes_nothing(pages):
 @pytest.mark.usefixtures("as_users_call")
 @pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-1, 4), (True, 1), (2.0, 1), (2, "1"), (None, 1)])
 def test_a_pool_has_pages_and_pages_have_tokens(sizes):
-    with pytest.raises(ValueError, match="at least one page"):
+    with pytest.raises(ValueError, match=r"at least one page|must be an integer"):
         PagePool(*sizes)
 
 
@@ -56,6 +56,6 @@ def test_a_pool_has_pages_and_pages_have_tokens(sizes):
 @pytest.mark.parametrize("count", [-1, 4, True, 1.0, "1", None])
 def test_what_cannot_be_allocated_changes_nothing(count):
     pool = PagePool(3, 1)
-    with pytest.raises(ValueError, match="cannot allocate|count must be"):
+    with pytest.raises(ValueError, match=r"cannot allocate|count must be"):
         pool.allocate(count)
     assert pool.free == 3
