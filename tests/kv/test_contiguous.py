@@ -109,6 +109,6 @@ def test_what_is_no_whole_number_is_refused():
         with pytest.raises(ValueError, match="counts of new tokens"):
             cache.extend(counts)
     for sequence, length in ((0, 1.5), (0, True), (1, "1"), (2, 0), (-1, 0), (0.0, 1)):
-        with pytest.raises(ValueError, match="rewind|no sequence"):
+        with pytest.raises(ValueError, match=r"rewind|no sequence"):
             cache.rewind(sequence, length)
     assert cache.lengths == [2, 1]
