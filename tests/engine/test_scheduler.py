@@ -19,10 +19,10 @@ def length(tokens):
 
 def run(engine):
     while engine.requests:
-        preemptions, waiting = engine.stats.preemptions, set(engine.scheduler.waiting)
+        preemptions, waiting = engine.stats.preemptions, set(engine.scheduler.waiting)  # arrivals
         outputs = engine.step()
         if engine.stats.preemptions > preemptions:  # nobody is let in while others are thrown out
-            assert waiting.isdisjoint(out.request.id for out in outputs)
+            assert waiting.isdisjoint(out.request.arrival for out in outputs)
         assert_sound(engine)
         yield {(out.request.id, out.start): out.count for out in outputs}
 

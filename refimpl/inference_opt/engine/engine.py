@@ -213,7 +213,7 @@ class Engine:
             self.scheduler.add(request)
         except BaseException:
             self.requests.pop(request.id, None)
-            self.scheduler.waiting.pop(request.id, None)
+            self.scheduler.waiting.pop(request.arrival, None)
             raise
         return request
 

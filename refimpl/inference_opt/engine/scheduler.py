@@ -81,7 +81,7 @@ class Scheduler:
         self.gamma, self.draft_rows = gamma, draft_rows
         self.memory, self.token_budget, self.patience = memory, token_budget, patience
         self.max_running = min(max_running, token_budget)  # each needs a token a step
-        self.waiting: OrderedDict[Hashable, Request] = OrderedDict()  # by id, in the order of arrival
+        self.waiting: OrderedDict[int, Request] = OrderedDict()  # by arrival, in that order
         self.running: list[Request] = []
         self.preemptions = 0
 
@@ -164,7 +164,7 @@ class Scheduler:
     def _admit(self, request: Request) -> int:
         """Let a request in whose pages can be had; return how many tokens of it were found."""
         found = self.memory.attach(request)
-        del self.waiting[request.id]
+        del self.waiting[request.arrival]
         bisect.insort(self.running, request, key=_arrival)
         for other in itertools.takewhile(lambda each: each.arrival < request.arrival, self.waiting.values()):
             other.metrics.overtaken += 1
@@ -190,9 +190,9 @@ class Scheduler:
     def _wait(self, request: Request) -> None:
         """At the place of its arrival, which is near the front: only what it had overtaken stands before it."""
         before = list(itertools.takewhile(lambda each: each.arrival < request.arrival, self.waiting.values()))
-        self.waiting[request.id] = request
+        self.waiting[request.arrival] = request
         for each in (request, *reversed(before)):
-            self.waiting.move_to_end(each.id, last=False)
+            self.waiting.move_to_end(each.arrival, last=False)
 
     # [/preempt]
 
@@ -209,13 +209,13 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """A request arrives. ValueError where it could never run."""
         self.check(request)
-        self.waiting[request.id] = request
+        self.waiting[request.arrival] = request
         step("schedule.arrive", self, "{id} arrives, {tokens:token} long", id=request.id, tokens=len(request.tokens))
 
     def remove(self, request: Request) -> None:
         """A request leaves, done or aborted, wherever it is."""
-        if request.id in self.waiting:
-            del self.waiting[request.id]
+        if request.arrival in self.waiting:
+            del self.waiting[request.arrival]
         else:
             self.running.remove(request)
             if request.finish_reason == "error":
@@ -227,7 +227,7 @@ class Scheduler:
 
     def restart(self, requests: Iterable[Request]) -> None:
         """A step failed, wherever it was: all `requests` wait again, and nothing that was computed is trusted."""
-        self.waiting = OrderedDict((each.id, each) for each in sorted(requests, key=_arrival))
+        self.waiting = OrderedDict((each.arrival, each) for each in sorted(requests, key=_arrival))
         self.running = []
         for request in self.waiting.values():
             request.forget()
