@@ -27,7 +27,7 @@ in either case one request has what it needs, since no request is admitted that 
 import bisect
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
