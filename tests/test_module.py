@@ -263,3 +263,10 @@ def test_pages_are_of_an_engine(name):
     with pytest.raises(ValueError, match=f"{name} has no effect: the switch it belongs to is off"):
         front(**{name: 16})
     assert getattr(front(use_speculative_decoding=True, **{name: 16}), name) == 16
+
+
+def test_options_of_a_call_that_would_have_no_effect_are_refused():
+    model = TransformerWithOptimizations(dim=16, depth=1, heads=2, vocab_size=20, max_context=32)
+    for option in ({"logprobs": True}, {"gamma": 2}):
+        with pytest.raises(ValueError, match=f"{next(iter(option))} has no effect"):
+            model.generate(torch.tensor([[1, 2]]), 8, **option)

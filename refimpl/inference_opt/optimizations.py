@@ -155,6 +155,10 @@ class TransformerWithOptimizations(nn.Module):
         if integer("max_length", max_length) <= input_ids.shape[1]:
             raise ValueError(f"max_length ({max_length}) must exceed the prompt's {input_ids.shape[1]} tokens")
         params = SamplingParams(max_new_tokens=max_length - input_ids.shape[1], **sampling)
+        if params.logprobs:
+            raise ValueError("logprobs has no effect here: tokens are returned. An Engine's requests have them")
+        if params.gamma is not None and self.drafter is None:
+            raise ValueError("gamma has no effect: the switch it belongs to, use_speculative_decoding, is off")
         prompts = input_ids.tolist()
         model = self._prepared()
         if self.engine is not None:

@@ -280,7 +280,9 @@ class StopCheck:
     def __copy__(self) -> "StopCheck":
         """One that goes on from here by itself."""
         twin = object.__new__(StopCheck)
-        twin.__dict__ |= self.__dict__ | {"stream": copy(self.stream)}
+        twin.__dict__.update(self.__dict__)
+        if self.stop:
+            twin.stream = copy(self.stream)
         return twin
 
     def after(self, token: int) -> FinishReason | None:

@@ -46,7 +46,12 @@ def token_ids(name: str, value: Any) -> list[int]:
         hint = "; a tokenizer's `encode` makes them of text" if isinstance(value, str) else ""
         raise ValueError(f"{name} must be a sequence of token ids, got {shown(value)}{hint}")
     ids = value.tolist() if hasattr(value, "tolist") else list(value)
-    return ids if set(map(type, ids)) <= {int} else [integer(f"token {i} of {name}", x) for i, x in enumerate(ids)]
+    return ids if are_ints(ids) else [integer(f"token {i} of {name}", x) for i, x in enumerate(ids)]
+
+
+def are_ints(values: Sequence[Any]) -> bool:
+    """Whether all are ints already, as they nearly always are: then there is no need to ask one by one."""
+    return set(map(type, values)) <= {int}
 
 
 def listed(name: str, value: Any, of: str) -> list[Any]:

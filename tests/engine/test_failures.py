@@ -270,6 +270,17 @@ def test_a_request_of_broken_logits_fails_alone(temperature, drafter):
     assert again.output == naive.generate(model, [1, 2, 7, 3], params)
 
 
+def test_a_stream_has_all_of_the_others_and_then_says_which_was_broken():
+    model, got = toy(3, max_context=24), []
+    with torch.no_grad():
+        model.embed.weight[7] = float("nan")
+    engine = Engine(model, page_size=2)
+    with pytest.raises(ValueError, match=r"request 1 \('request-1'\) ended after 0 tokens: .*NaN"):
+        got.extend(engine.stream([[1, 2, 1, 2], [1, 2, 7]], GREEDY))
+    assert [each[0] for each in got] == naive.generate(model, [1, 2, 1, 2], GREEDY)
+    assert not engine.requests
+
+
 def test_a_drafter_of_broken_logits_drafts_less():
     small, model = toy(5, max_context=24), toy(3, max_context=24)
     with torch.no_grad():

@@ -112,3 +112,15 @@ def test_the_law_of_the_sampler_is_the_model_s(smollm2):
     assert not (seen & (law == 0)).any()
     g = 2 * (counts[seen] * (counts[seen] / (draws * law[seen])).log()).sum()
     assert g < 40.5  # χ² with 7 degrees of freedom exceeds this once in 10⁶
+
+
+def test_a_sequence_of_broken_logits_ends_alone():
+    model = toy(3, max_context=24)
+    with torch.no_grad():
+        model.embed.weight[7] = float("nan")
+    params, got = SamplingParams(6, ignore_eos=True), []
+    with pytest.raises(ValueError, match=r"sequence 1 could not be continued: .*NaN"):
+        got.extend(static.stream(model, [[1, 2, 1, 2], [1, 2, 7], [3, 1]], params))
+    for i, prompt in ((0, [1, 2, 1, 2]), (2, [3, 1])):
+        assert [each[i] for each in got] == naive.generate(model, prompt, params)
+    assert not any(1 in each for each in got)

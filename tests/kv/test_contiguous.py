@@ -98,7 +98,7 @@ def test_a_cache_holds_something():
             cache_for(toy(), capacity)
 
 
-@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.usefixtures("untyped")
 def test_what_is_no_whole_number_is_refused():
     for capacity in ([2.5], [True], ["4"]):
         with pytest.raises(ValueError, match="a capacity must be an integer"):

@@ -186,14 +186,14 @@ def test_a_policy_serves_one_tree_at_a_time(made):
     RadixTree(1, policy)  # it is free again
 
 
-@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("policy", [LRU, "lru", 3])
 def test_what_is_no_policy_is_refused(policy):
     with pytest.raises(ValueError, match="expected a policy"):
         RadixTree(1, policy)
 
 
-@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("capacity", [0, -3, 2.5, True, "4", None])
 @pytest.mark.parametrize("kind", [Odds, FadingFrequency])
 def test_a_capacity_is_a_whole_number_of_pages(kind, capacity):

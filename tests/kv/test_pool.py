@@ -33,7 +33,7 @@ def test_pages_for_is_the_least_that_holds_the_tokens(page_size, tokens):
     assert pages * page_size >= tokens > (pages - 1) * page_size
 
 
-@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("pages", [[0, 0], [2], [0, 3], [-1], [0, 1, 1], [True], [0.0], ["0"], [[0]]])
 def test_what_cannot_be_released_changes_nothing(pages):
     pool = PagePool(3, 1)
@@ -45,14 +45,14 @@ def test_what_cannot_be_released_changes_nothing(pages):
     assert sorted(pool.allocate(3)) == [0, 1, 2]
 
 
-@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-1, 4), (True, 1), (2.0, 1), (2, "1"), (None, 1)])
 def test_a_pool_has_pages_and_pages_have_tokens(sizes):
     with pytest.raises(ValueError, match=r"at least one page|must be an integer"):
         PagePool(*sizes)
 
 
-@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("count", [-1, 4, True, 1.0, "1", None])
 def test_what_cannot_be_allocated_changes_nothing(count):
     pool = PagePool(3, 1)

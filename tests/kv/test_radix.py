@@ -248,7 +248,7 @@ def test_a_page_has_tokens():
         RadixTree(0)
 
 
-@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("page_size", [0, -1, True, 2.0, "2", None])
 def test_a_page_is_a_whole_number_of_tokens(page_size):
     with pytest.raises(ValueError, match="page_size must be"):
@@ -271,7 +271,7 @@ BAD_CALLS = {
 }
 
 
-@pytest.mark.usefixtures("as_users_call")
+@pytest.mark.usefixtures("untyped")
 @pytest.mark.parametrize("message", BAD_CALLS)
 def test_bad_calls_change_nothing(message):
     tree = RadixTree(2)

@@ -38,6 +38,11 @@ class Metrics:
     preemptions: int = 0
     overtaken: int = 0  # times a later arrival was admitted while this one waited
 
+    def __copy__(self) -> "Metrics":
+        twin = object.__new__(Metrics)  # several times faster than the general way, at each step of each request
+        twin.__dict__.update(self.__dict__)
+        return twin
+
     @property
     def queue_seconds(self) -> float | None:
         """From arrival to the first step it was part of."""

@@ -30,7 +30,7 @@ def stream(
 
     `params`: one for all, or one a prompt; either way each sequence has a seed of its own (`SamplingParams.split`).
     `n` samples a prompt, those of the first prompt before those of the second. Raises ValueError, at once, for a prompt
-    the model cannot continue.
+    the model cannot continue, and at the end, when the others are done, for a sequence whose logits held NaN.
     """
     config = model.config
     requests = requests_of(prompts, params, n)
@@ -49,7 +49,7 @@ def _continue(
     # The last token of a text is never fed: a cache of prompt + new − 1 tokens is full when the text ends.
     capacity = [len(ids) + check.left - 1 for ids, check in zip(texts, checks)]
     cache = ContiguousCache(**model.config.kv_shape, capacity=capacity, dtype=model.dtype, device=model.device)
-    running = set(range(len(texts)))
+    running, broken = set(range(len(texts))), dict[int, ValueError]()
     while running:
         new = [
             ids[n:] if i in running else [] for i, (ids, n) in enumerate(zip(texts, cache.lengths))
@@ -62,13 +62,20 @@ def _continue(
             logits = model(tokens, positions, cache, rows=last)  # [running, vocab]
         emitted = {}
         for row, i in enumerate(sorted(running)):
-            emitted[i] = sample(logits[row], each[i], position=len(texts[i]))
+            try:
+                emitted[i] = sample(logits[row], each[i], position=len(texts[i]))
+            except ValueError as error:  # its logits are NaN: its neighbours go on
+                broken[i] = error
+                running.remove(i)
+                continue
             texts[i].append(emitted[i])
             seen = {"model": model, "text": texts[i], "logits": logits[row], "params": each[i], "law": probabilities}
             step("cache.token", decoded, CACHED, **seen, kept=cache.lengths[i] - counts[i], room=capacity[i])
             if checks[i].after(emitted[i]) is not None:
                 running.remove(i)
         yield emitted
+    for i, error in broken.items():
+        raise ValueError(f"sequence {i} could not be continued: {error}") from error
 
 
 def generate(

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from inference_opt.steps import step
-from inference_opt.values import integer
+from inference_opt.values import are_ints, integer
 
 
 class PagePool:
@@ -68,7 +68,9 @@ class PagePool:
 
     def release(self, pages: Iterable[int]) -> None:
         """Give pages back. ValueError, and no change, where one is free already or is no page of this pool."""
-        pages = [integer("a page", page) for page in pages]
+        pages = list(pages)
+        if not are_ints(pages):
+            pages = [integer("a page", page) for page in pages]
         for page in pages:
             if not 0 <= page < self.num_pages or self._is_free[page]:
                 raise ValueError(f"cannot release page {page!r}: not an allocated page of this pool")

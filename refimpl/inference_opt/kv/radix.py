@@ -29,7 +29,7 @@ from inference_opt.kv.node import WIDTH, Match, Node, Removed, Stored, as_bytes,
 from inference_opt.kv.pictures import EVICTED, INSERTED, LOCKED, MATCHED, SPLIT, UNLOCKED, TreePictures
 from inference_opt.kv.policies import LRU, Policy
 from inference_opt.steps import recording, step
-from inference_opt.values import integer
+from inference_opt.values import are_ints, integer
 
 
 class RadixTree(Leaves, TreePictures):
@@ -136,7 +136,9 @@ class RadixTree(Leaves, TreePictures):
             raise ValueError(f"{len(pages)} pages of {self.page_size} hold {expected} tokens, got {got}")
         node, within, depth = self._walk(text, namespace)
         start = depth // size
-        new = [integer("a page", page, 0) for page in pages[start:]]
+        new = pages[start:]
+        if not are_ints(new) or min(new, default=0) < 0:
+            new = [integer("a page", page, 0) for page in new]
         if not self._owned.isdisjoint(new) or len(set(new)) < len(new):
             twice = {page for page in new if page in self._owned or new.count(page) > 1}
             raise ValueError(f"cannot insert pages {sorted(twice)}: the tree owns each page once")
