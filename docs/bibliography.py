@@ -27,6 +27,7 @@ def key(link: str) -> str:
 def cited(text: str) -> set[str]:
     """What a text cites."""
     links = {link for link in LINK.findall(text) if "/blob/" not in link and not link.endswith((".com/", "/abs/"))}
+    links -= {link for link in links if "git-lfs" in link or "{" in link}  # what files begin with, or code fills in
     threads = {f"{repository}#{number}" for repository, number in THREAD.findall(text)}
     return {key(link) for link in links} | threads | set(PAPER.findall(text))
 

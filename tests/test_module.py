@@ -270,3 +270,41 @@ def test_options_of_a_call_that_would_have_no_effect_are_refused():
     for option in ({"logprobs": True}, {"gamma": 2}):
         with pytest.raises(ValueError, match=f"{next(iter(option))} has no effect"):
             model.generate(torch.tensor([[1, 2]]), 8, **option)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"use_mla": "yes"}, "use_mla must be True or False"),
+        ({"use_radix_attention": 1}, "use_radix_attention must be True or False"),
+        ({"use_radix_attention": True, "page_size": 0}, "page_size must be at least 1"),
+        ({"use_radix_attention": True, "num_pages": "9"}, "num_pages must be an integer"),
+        ({"use_speculative_decoding": True, "rule": None}, "rule must be one of"),
+        ({"dim": "16"}, "dim must be an integer, got '16'"),
+        ({"heads": None}, "heads must be an integer"),
+        ({"seed": True}, "seed must be an integer"),
+        ({"seed": -1}, "seed must be at least 0"),
+    ],
+)
+def test_sizes_and_switches_are_what_they_say(option, message):
+    with pytest.raises(ValueError, match=message):
+        TransformerWithOptimizations(**{"dim": 16, "depth": 2, "heads": 2, "vocab_size": 20} | option)
+
+
+def test_ids_that_cannot_hold_the_vocabulary_are_refused_before_the_work():
+    model = TransformerWithOptimizations(dim=16, depth=1, heads=2, vocab_size=300, max_context=32)
+    for dtype in (torch.uint8, torch.int8, torch.bool):
+        with pytest.raises(ValueError, match="cannot hold token 299"):
+            model.generate(torch.ones(1, 2, dtype=dtype), 8)
+    assert model.generate(torch.ones(1, 2, dtype=torch.int16), 8).dtype == torch.int16
+
+
+def test_weights_that_lie_anywhere_in_memory_are_looked_at():
+    """A flat vector of all weights puts some of them at odd places."""
+    model = TransformerWithOptimizations(
+        dim=10, depth=1, heads=2, vocab_size=21, max_context=32, use_radix_attention=True
+    )
+    before = model.generate(torch.tensor([[1, 2]]), 8)
+    nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(model.parameters()), model.parameters())
+    assert torch.equal(model.generate(torch.tensor([[1, 2]]), 8), before)

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_opt import Engine, SamplingParams, TransformerWithOptimizations, naive, room
-from inference_opt.model.checkpoint import build
+from inference_opt.model import checkpoint
+from inference_opt.model.checkpoint import Checkpoint, build
 from inference_opt.model.transformer import Transformer, count_weights
 from inference_opt.speculative.models import SmallerModel
 from tests.toys import LATENT_SHAPES, SHAPES, latent_toy, toy
@@ -32,7 +33,7 @@ def test_whatever_options_they_have(options):
         {"dim": 8, "heads": 2, "vocab_size": 2**62},
         {"dim": 8, "heads": 2, "ffn_dim": 2**62},
         {"dim": 8, "heads": 2, "depth": 10**9},
-        {"dim": 8, "heads": 2, "max_context": 2**62},
+        {"dim": 8, "heads": 2, "max_context": 2**24, "depth": 10**8},
     ],
 )
 def test_a_model_that_memory_does_not_hold_is_refused_before_it_is_built(sizes):
@@ -45,13 +46,27 @@ def test_so_is_one_that_is_loaded_in_the_dtype_that_is_asked_for(monkeypatch):
     needed = 4 * (count_weights(config) + 2 * config.max_context * config.rope_dim) + 25_000 * config.depth
     monkeypatch.setattr(room, "available_bytes", lambda device: needed)
 
-    def tensor(name):
-        raise KeyError("a tensor was asked for")
+    class Stored(Checkpoint):
+        """Has every tensor in any shape, until one is asked for."""
 
-    with pytest.raises(ValueError, match=r"in torch.float64, would take"):
-        build(config, tensor, torch.float64, CPU)
-    with pytest.raises(KeyError):
-        build(config, tensor, torch.float32, CPU)
+        def shape(self, name):
+            return next(asked)
+
+        def tensor(self, name):
+            raise KeyError("a tensor was asked for")
+
+        def unused(self, used):
+            return set()
+
+    monkeypatch.setattr(checkpoint, "_counted", lambda config: [])
+    for dtype, error, message in (
+        (torch.float64, ValueError, "in torch.float64, would take"),
+        (torch.float32, KeyError, ""),
+    ):
+        with torch.device("meta"):
+            asked = iter([s for _, _, parts in checkpoint._places(Transformer(config)) for s in parts.values()])
+        with pytest.raises(error, match=message):
+            build(Stored(), config, dtype, CPU)
 
 
 def test_pages_that_are_asked_for_must_fit():
@@ -99,3 +114,8 @@ def test_what_a_system_does_not_say_limits_nothing():
     assert 0 < room.available_bytes(CPU) < 2**50
     with torch.device("meta"):
         assert Transformer(toy().config).device.type == "meta"
+
+
+def test_a_page_larger_than_memory_is_refused():
+    with pytest.raises(ValueError, match=r"page_size = 1,000,000,000,000 .* more than half of the memory"):
+        Engine(toy(), page_size=10**12)

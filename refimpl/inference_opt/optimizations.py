@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from inference_opt.engine import static
 from inference_opt.engine.engine import Engine
-from inference_opt.engine.speculation import Rule
+from inference_opt.engine.speculation import CHAIN_RULES, Rule
 from inference_opt.mla.packaged import latent_model
 from inference_opt.model.attention import NoCache
 from inference_opt.model.config import LatentShape, ModelConfig
@@ -20,7 +20,7 @@ from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.drafter import Drafter
 from inference_opt.speculative.models import FirstLayers, SmallerModel
 from inference_opt.speculative.rules import token_wise
-from inference_opt.values import integer
+from inference_opt.values import integer, shown, switch
 
 # What a pretrained model brings with it.
 SIZES = {"dim", "depth", "heads", "vocab_size", "kv_heads", "ffn_dim", "max_context", "seed"}
@@ -71,19 +71,29 @@ class TransformerWithOptimizations(nn.Module):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
+        dim, depth, heads = integer("dim", dim, 1), integer("depth", depth, 1), integer("heads", heads, 1)
+        seed = integer("seed", seed, 0)
+        use_radix_attention = switch("use_radix_attention", use_radix_attention)
+        use_mla = switch("use_mla", use_mla)
+        use_speculative_decoding = switch("use_speculative_decoding", use_speculative_decoding)
+        page_size = None if page_size is None else integer("page_size", page_size, 1)
+        num_pages = None if num_pages is None else integer("num_pages", num_pages, 1)
+        if rule not in CHAIN_RULES:
+            known = ", ".join(each.__name__ for each in CHAIN_RULES)
+            raise ValueError(f"rule must be one of {known}, got {shown(rule)}")
         if rule is not token_wise and not use_speculative_decoding:
             raise ValueError("rule has no effect: the switch it belongs to, use_speculative_decoding, is off")
         paged = use_radix_attention or use_speculative_decoding
-        for name, given, switch in (
+        for name, given, on in (
             ("mla_latent_dim", mla_latent_dim, use_mla),
             ("speculative_model", speculative_model, use_speculative_decoding),
             ("page_size", page_size, paged),
             ("num_pages", num_pages, paged),
         ):
-            if given is not None and not switch:
+            if given is not None and not on:
                 raise ValueError(f"{name} has no effect: the switch it belongs to is off")
         self.drafter = _drafter(speculative_model) if use_speculative_decoding else None
-        if heads < 1 or dim % heads:
+        if dim % heads:
             raise ValueError(f"dim ({dim}) must be a multiple of heads ({heads})")
         latent = _latent_shape(dim // heads, mla_latent_dim) if use_mla else None
         config = ModelConfig(
@@ -152,6 +162,9 @@ class TransformerWithOptimizations(nn.Module):
         if input_ids.ndim != 2 or input_ids.is_floating_point():
             got = f"{input_ids.dtype} {tuple(input_ids.shape)}"
             raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {got}")
+        last = self.model.config.vocab_size - 1
+        if input_ids.dtype == torch.bool or torch.iinfo(input_ids.dtype).max < last:
+            raise ValueError(f"input_ids are {input_ids.dtype}, which cannot hold token {last}: take torch.int64")
         if integer("max_length", max_length) <= input_ids.shape[1]:
             raise ValueError(f"max_length ({max_length}) must exceed the prompt's {input_ids.shape[1]} tokens")
         params = SamplingParams(max_new_tokens=max_length - input_ids.shape[1], **sampling)
@@ -233,7 +246,7 @@ class Weights:
 def _sums(weight: Tensor) -> tuple[Int[Tensor, "columns"], Int[Tensor, "rows"]]:
     """Eight bytes at a time, where a row has as many."""
     rows = weight.contiguous().view(-1, weight.shape[-1])
-    whole = rows.shape[1] * weight.itemsize % 8 == 0
+    whole = (rows.shape[1] * weight.itemsize % 8, rows.storage_offset() * weight.itemsize % 8) == (0, 0)
     bits = rows.view(torch.int64 if whole else {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.itemsize])
     return bits.sum(0), bits.sum(1)
 
@@ -253,4 +266,4 @@ def _drafter(given: Any) -> Drafter:
         return SmallerModel(given)
     if isinstance(given, Drafter):
         return given
-    raise ValueError(f"speculative_model must be a model, a Drafter, or None, got {given!r}")
+    raise ValueError(f"speculative_model must be a model, a Drafter, or None, got {shown(given)}")

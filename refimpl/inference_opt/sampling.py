@@ -31,8 +31,8 @@ class SamplingParams:
 
     The filters apply in this order, each to what the one before left: temperature, `top_k` (0: off), `top_p` (1: off),
     `min_p` (0: off). Without a `seed` every request draws its own, and its handle's `params.seed` repeats the text.
-    A seed that comes with several requests of one call gives each its own (`split`). Requests of one seed that are
-    added one by one draw with the same noise, and are not independent of each other.
+    Params that are given for several requests of one call give each a seed of its own (`split`). Requests that come
+    with equal seeds otherwise draw with the same noise, and are not independent of each other.
     Text stops at an end-of-sequence token (unless `ignore_eos`), at the first of the `stop` strings, after
     `max_new_tokens`, or at the end of the model's context. An engine with a drafter drafts `gamma` tokens a step (None:
     as the engine thinks best; 0: none). With `logprobs` it keeps each token's log-probability under the model itself.
@@ -100,21 +100,22 @@ def requests_of(
 ) -> list[tuple[Any, SamplingParams]]:
     """A batch, request by request: every prompt `n` times, one copy after another, with parameters and a seed each.
 
-    `params`: one for all prompts, or one a prompt. Requests that come with one seed share it out, in their order, as
-    `split` does. ValueError where prompts and params do not match, or are none.
+    `params`: one for all prompts, or one a prompt. Requests of one and the same params share its seed out, in their
+    order, as `split` does. ValueError where prompts and params do not match, or are none.
     """
     prompts, n = listed("prompts", prompts, "prompts"), integer("n", n, 1)
-    each = [params] * max(len(prompts), 1) if isinstance(params, SamplingParams) else params
+    if not prompts:
+        raise ValueError("there are no prompts: expected one or more")
+    each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
     each = [_checked(one) for one in listed("params", each, "SamplingParams")]
-    if not prompts or len(each) != len(prompts):
-        count = len(each)
-        raise ValueError(f"expected one params for each of one or more prompts, got {count} for {len(prompts)}")
-    given: Counter[int | None] = Counter()  # requests so far, by the seed that they came with
+    if len(each) != len(prompts):
+        raise ValueError(f"expected one params for all prompts or one for each, got {len(each)} for {len(prompts)}")
+    given: Counter[int] = Counter()  # requests so far of each params
     requests = []
     for prompt, one in zip(prompts, each):
         for _ in range(n):
-            requests.append((prompt, one._sample(given[one.seed])))
-            given[one.seed] += 1
+            requests.append((prompt, one._sample(given[id(one)])))
+            given[id(one)] += 1
     return requests
 
 
@@ -242,7 +243,10 @@ def sample(logits: Float[Tensor, "vocab"], params: SamplingParams, position: int
 
 @runtime_checkable
 class TextStream(Protocol):
-    """What stop strings are looked for in: text that grows by tokens (`model.tokenizer.TextStream`)."""
+    """What stop strings are looked for in: text that grows by tokens (`model.stream.TextStream`).
+
+    A `copy.copy` of it must go on by itself: what a failed step added to a copy is dropped with it.
+    """
 
     text: str
 

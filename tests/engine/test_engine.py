@@ -245,10 +245,10 @@ BAD_CALLS = {
     "id must be hashable": lambda e: e.add([1], replace(LONG, max_new_tokens=1), id=([],)),
     "namespace must be hashable": lambda e: e.add([1], replace(LONG, max_new_tokens=1), namespace=([],)),
     "need a tokenizer": lambda e: e.add([1], replace(LONG, max_new_tokens=1, stop=("x",))),
-    "no unfinished request has the id 'nobody'": lambda e: e.abort("nobody"),
+    "no unfinished request of this engine has the id 'nobody'": lambda e: e.abort("nobody"),
     "got 2 for 1": lambda e: e.generate([[1]], [LONG, LONG]),
     "got 1 for 2": lambda e: e.generate([[1], [2]], [LONG]),
-    "got 0 for 0": lambda e: e.generate([], []),
+    "there are no prompts": lambda e: e.generate([], []),
     "can never fit": lambda e: e.generate([[1], [2]], [replace(LONG, max_new_tokens=1), LONG]),
 }
 

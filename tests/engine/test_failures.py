@@ -2,9 +2,12 @@
 
 import os
 import sys
+from collections import Counter
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,9 +19,11 @@ from inference_opt.kv.policies import LRU
 from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative import rules
+from inference_opt.speculative.drafter import Draft, Drafter
 from inference_opt.speculative.lookup import PromptLookup
 from inference_opt.speculative.models import SmallerModel
 from tests.engine.invariants import Echo, assert_pages_hold_their_texts, assert_sound, expected
+from tests.engine.test_speculation_law import tiny
 from tests.toys import toy
 
 PACKAGE = str(Path(inference_opt.__file__).parent)
@@ -32,12 +37,13 @@ ENGINES = {
     "a drafter with a cache": lambda: {"drafter": SmallerModel(Echo(64, slips=3)), "gamma": 2, "rule": rules.coupled},
     "a policy that learns": lambda: {"policy": Odds(9, 2)},
     "no reuse": lambda: {"radix": False},
+    "a pool that grows": lambda: {"num_pages": None},
 }
 
 
 def busy_engine(kind):
     """Three requests in nine pages: chunked prompts, shared prefixes, preemption, eviction."""
-    engine = Engine(Echo(64), page_size=2, num_pages=9, token_budget=6, **ENGINES[kind]())
+    engine = Engine(Echo(64), **{"page_size": 2, "num_pages": 9, "token_budget": 6} | ENGINES[kind]())
     return engine, [engine.add(prompt, params) for prompt, params in zip(PROMPTS, EACH)]
 
 
@@ -137,7 +143,7 @@ def test_an_interrupt_at_any_line_of_a_step_loses_nothing(kind):
 
 
 @pytest.mark.parametrize("kind", ["plain", "a policy that learns"])
-@pytest.mark.parametrize("call", ["add", "abort"])
+@pytest.mark.parametrize("call", ["add", "abort", "forget"])
 def test_an_interrupted_call_was_made_or_not(kind, call):
     def begun():
         engine, requests = busy_engine(kind)
@@ -146,7 +152,8 @@ def test_an_interrupted_call_was_made_or_not(kind, call):
         return engine, requests
 
     def made(engine, requests):
-        return engine.add([4, 4], GREEDY) if call == "add" else engine.abort(requests[1].id)
+        calls = {"add": lambda: engine.add([4, 4], GREEDY), "abort": lambda: engine.abort(requests[1].id)}
+        return calls.get(call, engine.forget)()
 
     scene = begun()
     at = thinned([(n, (file, line)) for n, file, line in lines_of(lambda: made(*scene))])
@@ -281,6 +288,51 @@ def test_a_stream_has_all_of_the_others_and_then_says_which_was_broken():
     assert not engine.requests
 
 
+class Sevens(Drafter):
+    """Always guesses the token that breaks the model."""
+
+    found = True
+
+    def propose(self, jobs):
+        return [Draft([7] * job.gamma) for job in jobs]
+
+
+@pytest.mark.parametrize("rule", [rules.token_wise, rules.coupled, rules.point_mass])
+def test_a_draft_into_broken_logits_harms_its_text_only_if_it_is_accepted(rule):
+    model, drafted, ended = toy(3, max_context=24), 0, set()
+    with torch.no_grad():
+        model.embed.weight[7] = float("nan")
+    for seed in range(12):
+        for temperature in (0.0, 3.0):
+            params = SamplingParams(6, temperature=temperature, seed=seed, ignore_eos=True)
+            engine = Engine(model, page_size=2, drafter=Sevens(), rule=rule, gamma=2)
+            request = engine.add([1, 2, 1], params)
+            finish(engine)
+            drafted += request.metrics.drafted_tokens
+            ended.add(request.finish_reason)
+            assert 7 not in request.output[:-1]
+            assert (request.finish_reason == "error") == (7 in request.output and len(request.output) < 6)
+            if rule is rules.coupled or temperature == 0:
+                oracle = naive.stream(model, [1, 2, 1], params)
+                assert request.output == [next(oracle) for _ in request.output]
+    assert drafted > 0
+    assert ended == {"error", "length"}
+
+
+def test_judging_a_draft_as_far_as_its_rows_are_sound_keeps_the_distribution():
+    """Of a draft [7, x] the row behind 7 is broken: what is emitted in front of it has the target's distribution."""
+    model = tiny(3, 2)
+    engine = Engine(model, drafter=SmallerModel(tiny(7, 2, depth=1)), gamma=1, page_size=2, num_pages=16)
+    params, rng, counts = SamplingParams(4, temperature=1.0, seed=0), np.random.default_rng(0), Counter()
+    p, q = np.array([0.3, 0.7]), np.array([0.6, 0.4])
+    for i in range(4_000):
+        request = engine._request([1, 0, 1], replace(params, seed=i), None, None)
+        draft = Draft([int(rng.random() >= q[0])], [q])
+        counts[engine.speculation.accept(request, torch.tensor(np.log(p))[None], draft)[0]] += 1
+    chi = sum((counts[x] - 4_000 * p[x]) ** 2 / (4_000 * p[x]) for x in (0, 1))
+    assert chi < 15  # one degree of freedom: a false alarm in 10,000; dropping the draft's 0 instead gives over 500
+
+
 def test_a_drafter_of_broken_logits_drafts_less():
     small, model = toy(5, max_context=24), toy(3, max_context=24)
     with torch.no_grad():
@@ -316,3 +368,39 @@ def test_calls_from_inside_a_step_and_from_another_thread_are_refused():
         policy.engine = None
         finish(engine)
         assert request.output == expected(PROMPTS[0], GREEDY, 64)
+
+
+def test_a_handle_ends_its_own_request_and_no_other():
+    one, other = (Engine(Echo(64), page_size=2, num_pages=20) for _ in range(2))
+    mine, its = one.add([1, 2], GREEDY), other.add([1, 2], GREEDY)
+    with pytest.raises(ValueError, match="no unfinished request of this engine"):
+        other.abort(mine)
+    done = one.add([3], SamplingParams(1), id="x")
+    one.step()
+    again = one.add([3], GREEDY, id="x")
+    with pytest.raises(ValueError, match="no unfinished request of this engine"):
+        one.abort(done)
+    assert one.abort("x") is again
+    assert not its.finished
+
+
+def test_an_error_while_a_step_is_recovered_strands_nobody():
+    engine = Engine(Echo(64), page_size=2, num_pages=20)
+    held, free = engine.add([1, 2, 3], GREEDY), engine.add([4, 4], GREEDY)
+    engine.step()
+    view = memoryview(held.tokens)  # tokens cannot grow as long as somebody looks at their memory
+    with pytest.raises(BufferError):
+        engine.step()
+    assert_sound(engine)
+    view.release()
+    finish(engine)
+    assert [held.output, free.output] == [expected(r.prompt, GREEDY, 64) for r in (held, free)]
+
+
+def test_what_is_finished_holds_no_page_and_no_notes():
+    engine = Engine(Echo(64), page_size=2, num_pages=20, drafter=SmallerModel(Echo(64)), gamma=2)
+    handles = [engine.add(prompt, GREEDY) for prompt in PROMPTS]
+    finish(engine)
+    engine.generate([[1]], GREEDY)  # what was learnt of the last step is told in the next
+    for request in handles:
+        assert (request.table, request.node, request.memo) == ([], None, None)

@@ -3,9 +3,12 @@
 import pytest
 
 from inference_opt.engine.engine import Engine
+from inference_opt.engine.streams import Stream
+from inference_opt.kv.policies import LRU
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.models import SmallerModel
 from tests.engine.invariants import Echo, assert_sound, dump, expected
+from tests.engine.test_failures import interrupt_at
 
 LONG = SamplingParams(max_new_tokens=6, ignore_eos=True)
 PROMPTS = {"a": [1, 2, 3], "b": [4, 4]}
@@ -111,3 +114,73 @@ def test_what_changes_after_the_call_is_not_read():
     stream = engine.stream([prompt], LONG)
     prompt[:] = [0]
     assert tokens(stream) == RIGHT["a"]
+
+
+def meddled(calls):
+    """An engine in whose next use of the tree the calls are made, once."""
+
+    class Meddles(LRU):
+        def touch(self, *use):
+            while calls:
+                calls.pop()()
+
+    return Engine(Echo(64), page_size=2, num_pages=60, policy=Meddles())
+
+
+def test_a_stream_dropped_in_the_middle_of_a_step_leaves_nobody_behind():
+    calls = []
+    engine = meddled(calls)
+    left = [engine.stream([[1, 2, 3], [4, 4]], LONG)]
+    next(left[0])
+    other = engine.add([1, 1], LONG)
+    calls.append(left.clear)
+    while engine.requests:
+        engine.step()
+    assert not left
+    assert other.output == expected([1, 1], LONG, 64)
+    assert engine.stats.decode_tokens < 3 * LONG.max_new_tokens - 3, "those that nobody waits for went on"
+    assert_sound(engine)
+
+
+def test_a_refused_call_does_not_end_a_stream():
+    streams = []
+
+    def refused():
+        with pytest.raises(RuntimeError, match="under way"):
+            next(streams[0])
+
+    engine = meddled([refused])
+    streams.append(engine.stream([[1, 2, 3]], LONG))
+    engine.add([4, 4], LONG)
+    engine.step()
+    got = [token for each in streams[0] for token in each.values()]
+    assert got == expected([1, 2, 3], LONG, 64)
+
+
+def test_streams_cost_the_same_for_each_of_many_prompts(monkeypatch):
+    looks = 0
+    whole = Stream._known
+
+    def counted(self, i):
+        nonlocal looks
+        looks += 1
+        return whole(self, i)
+
+    monkeypatch.setattr(Stream, "_known", counted)
+    costs = []
+    for n in (50, 200):
+        looks = 0
+        engine = Engine(Echo(64), page_size=4, num_pages=400, max_running=4)
+        engine.generate([[1 + i % 5, 2] for i in range(n)], SamplingParams(3, ignore_eos=True))
+        costs.append(looks / n)
+    assert costs[1] < 1.2 * costs[0]
+
+
+@pytest.mark.parametrize("at", range(5, 400, 29))
+def test_an_interrupted_generate_leaves_nobody_behind(at):
+    engine = Engine(Echo(64), page_size=2, num_pages=60)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_at(at).during(lambda: engine.generate([[1, 2, 3], [4, 4]], LONG))
+    engine.step()
+    assert not engine.requests
+    assert_sound(engine)

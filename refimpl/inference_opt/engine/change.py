@@ -24,9 +24,9 @@ from inference_opt.sampling import BROKEN, FinishReason, StopCheck
 from inference_opt.speculative.drafter import Draft
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Change:
-    """One request after the step."""
+    """One request after the step, and where in its lists that is written: twice gives the same as once."""
 
     request: Request
     known: int  # its tokens before the step
@@ -49,6 +49,7 @@ class Change:
         request.decoding = request.decoding or bool(self.tokens)
         request.error = BROKEN if self.finish_reason == "error" else None
         request.finish_reason = self.finish_reason
+        request.heard()
 
 
 # [work_out]

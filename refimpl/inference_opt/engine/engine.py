@@ -22,16 +22,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference_opt.engine import streams
 from inference_opt.engine.ahead import run_ahead
 from inference_opt.engine.arguments import Name, checked
 from inference_opt.engine.change import Change, work_out
 from inference_opt.engine.exclusive import exclusive
 from inference_opt.engine.memory import Memory, default_pages
-from inference_opt.engine.request import Metrics, Request, check_hashable
+from inference_opt.engine.request import Request, check_hashable
 from inference_opt.engine.scheduler import Chunk, Scheduler
 from inference_opt.engine.speculation import Rule, Speculation
 from inference_opt.engine.stats import FED, Output, Stats
+from inference_opt.engine.streams import Stream
 from inference_opt.kv.in_place import cache_class
 from inference_opt.kv.policies import Policy
 from inference_opt.kv.pool import PagePool
@@ -42,6 +42,7 @@ from inference_opt.sampling import SamplingParams, StopCheck, requests_of, seede
 from inference_opt.speculative.drafter import Draft, Drafter
 from inference_opt.speculative.rules import token_wise
 from inference_opt.steps import step
+from inference_opt.values import shown
 
 States = list[Tensor]  # the residual stream of one chunk, at each layer that the drafter taps
 
@@ -88,6 +89,7 @@ class Engine:
         )
         self.requests: dict[Hashable, Request] = {}  # those that are not finished
         self.calls: dict[str, object] = {}  # the one under way, if there is one (exclusive.py)
+        self._abandoned: list[Request] = []  # by a stream that was dropped during a call
         self._arrived = 0
         self._totals = Stats(pages=pages)
 
@@ -102,6 +104,7 @@ class Engine:
         began = time.perf_counter()
         changes: list[Change] = []
         try:
+            self._abort_abandoned()
             self.speculation.observe()
             observed = time.perf_counter()
             chunks = self.scheduler.schedule()
@@ -123,9 +126,11 @@ class Engine:
             totals.schedule_seconds += time.perf_counter() - ran + scheduled - observed
             step("engine.step", self.scheduler, "step {n} of the engine is done", n=totals.steps, outputs=outputs)
         except BaseException:
-            if changes:  # worked out, and perhaps half written: write them whole
-                self._write(changes, totals)
-            self._begin_anew()
+            try:
+                if changes:  # worked out, and perhaps half written: write them whole
+                    self._write(changes, totals)
+            finally:
+                self._begin_anew()
             raise
         return outputs
 
@@ -137,9 +142,23 @@ class Engine:
         For each chunk: what it emits (None: its logits are broken); the logits behind its last token and behind each
         draft, [1 + drafts, vocab] (no row where there is prompt left); the residual stream where the drafter taps it.
         """
-        none: list[States] = [[] for _ in chunks]
         if self.ahead is not None and self.ahead.takes(chunks):
+            none: list[States] = [[] for _ in chunks]
             return self.ahead.run(chunks, self.scheduler.memory), [torch.empty(0, 0)] * len(chunks), none
+        logits, split, states = self._read(chunks, drafts)
+        emitted = self.speculation.decide(chunks, drafts, logits, split)
+        # A draft that breaks the model spoils the rows in front of it, too (0 · NaN): these are read again without it.
+        again = [i for i, each in enumerate(emitted) if each is None and drafts[i].tokens]
+        if again:
+            few, theirs = [chunks[i] for i in again], [drafts[i] for i in again]
+            logits, rows, fewer = self._read(few, [Draft()] * len(few))
+            alone = self.speculation.decide(few, theirs, logits, rows)
+            for i, each, row, state in zip(again, alone, rows, fewer):
+                emitted[i], split[i], states[i] = each, row, state
+        return emitted, split, states
+
+    def _read(self, chunks: list[Chunk], drafts: list[Draft]) -> tuple[Tensor, list[Tensor], list[States]]:
+        """Logits of all rows wanted, the same by chunk, and the residual stream where the drafter taps it."""
         fed = [
             chunk.request.tokens[chunk.start : chunk.start + chunk.count].tolist() + draft.tokens
             for chunk, draft in zip(chunks, drafts)
@@ -156,8 +175,7 @@ class Engine:
             h, tapped = self.model.stream(tokens, positions, self.cache, taps=self.speculation.taps)
             logits = self.model.logits(h[torch.tensor(rows, device=h.device).long()])
         states = [list(each) for each in zip(*(tap.split(counts) for tap in tapped))]
-        split = logits.split(wanted)
-        return self.speculation.decide(chunks, drafts, logits, split), list(split), states or none
+        return logits, list(logits.split(wanted)), states or [[] for _ in chunks]
 
     def _write(self, changes: list[Change], totals: Stats) -> None:
         """The step has happened. Written twice, it has happened once."""
@@ -188,8 +206,11 @@ class Engine:
     def _begin_anew(self) -> None:
         """Nothing that was computed is trusted; who is not finished waits again, with the tokens written down."""
         self.speculation.pending = []
-        self.requests = {id: request for id, request in self.requests.items() if not request.finished}
-        self.scheduler.restart(self.requests.values())
+        for request in self.requests.values():
+            request.forget()
+        unfinished = [request for request in self.requests.values() if not request.finished]
+        self.scheduler.restart(unfinished)
+        self.requests = {request.id: request for request in unfinished}
 
     # [requests]
     @exclusive
@@ -206,25 +227,40 @@ class Engine:
         by ==; prefixes are shared within one namespace only. ValueError, and no change, for a prompt that the model
         cannot continue, a request that could never fit in the pool, or the `id` of one that is not finished.
         """
-        request = self._request(prompt, params, id, namespace)
+        return self._enter(self._request(prompt, params, id, namespace))
+
+    @exclusive
+    def enter(self, request: Request) -> None:
+        """Let in a handle that `stream` made."""
+        self._enter(request)
+
+    def _enter(self, request: Request) -> Request:
         try:
+            request.arrival = self._arrived
             self._arrived += 1
+            if request.id is None:
+                request.id = Name(f"request-{request.arrival}")
+            request.metrics.arrived_step, request.metrics.arrived = self._totals.steps, time.perf_counter()
             self.requests[request.id] = request
             self.scheduler.add(request)
         except BaseException:
             self.requests.pop(request.id, None)
             self.scheduler.waiting.pop(request.arrival, None)
+            request.arrival = -1  # it is not here
             raise
         return request
 
     @exclusive
     def abort(self, id: Any) -> Request:
         """End a request now, by its id or its handle; what it has stays on the handle. ValueError if it is not here."""
-        id = id.id if isinstance(id, Request) else id
-        check_hashable("id", id)
-        if id not in self.requests:
-            raise ValueError(f"no unfinished request has the id {id!r}: give the handle that add() returned, or its id")
-        request = self.requests[id]
+        name = id.id if isinstance(id, Request) else id
+        check_hashable("id", name)
+        if name not in self.requests or (isinstance(id, Request) and self.requests[name] is not id):
+            hint = "give the handle that add() returned, or its id"
+            raise ValueError(f"no unfinished request of this engine has the id {shown(name)}: {hint}")
+        return self._abort(self.requests[name])
+
+    def _abort(self, request: Request) -> Request:
         try:
             request.finish_reason = "abort"
             request.metrics.finished = time.perf_counter()
@@ -234,12 +270,37 @@ class Engine:
         except BaseException:
             self._begin_anew()
             raise
+        finally:
+            request.heard()
         return request
+
+    def abandon(self, requests: Sequence[Request]) -> None:
+        """Their caller is gone: abort them, now, or when the next step begins if a call is under way."""
+        self._abandoned += requests
+        if not self.calls:
+            self._sweep()
+
+    @exclusive
+    def _sweep(self) -> None:
+        self._abort_abandoned()
+
+    def _abort_abandoned(self) -> None:
+        while self._abandoned:
+            if self.requests.get(self._abandoned[-1].id) is self._abandoned[-1]:
+                self._abort(self._abandoned[-1])
+            self._abandoned.pop()
 
     @exclusive
     def forget(self) -> None:
-        """Forget every cached prefix, as changed weights ask for. Who runs waits again and loses no token."""
-        self._begin_anew()
+        """Forget every cached prefix, as changed weights ask for. Who runs waits again and loses no token.
+
+        (After a change of dtype or device make another engine: the pages are of the old one.)
+        """
+        try:
+            self._begin_anew()
+        except BaseException:  # interrupted
+            self._begin_anew()
+            raise
         if self.ahead is not None:
             self.ahead.graphs.clear()  # they know where the weights lay
 
@@ -249,19 +310,18 @@ class Engine:
         raise TypeError("an Engine is not copied or saved: it holds a KV pool and requests; make another of its model")
 
     def _request(self, prompt: Sequence[int], params: SamplingParams, id: Any, namespace: Any) -> Request:
-        """A handle, if it arrived now. Changes nothing."""
+        """A handle that has not arrived. Changes nothing."""
         config = self.model.config
         ids, params = config.check_prompt(prompt), seeded(params)
-        id = Name(f"request-{self._arrived}") if id is None else id
         check_hashable("id", id)
         check_hashable("namespace", namespace)
         if id in self.requests:
-            raise ValueError(f"request id {id!r} is taken by a request that is not finished")
+            raise ValueError(f"request id {shown(id)} is taken by a request that is not finished")
         room = config.max_context - len(ids) + 1
         stream = self.tokenizer.stream() if self.tokenizer else None
-        check = StopCheck(params, config.eos_token_ids, room, stream)
-        metrics = Metrics(arrived_step=self._totals.steps, arrived=time.perf_counter())
-        return Request(id, ids, params, check, self._arrived, metrics, namespace)
+        request = Request(id, ids, params, StopCheck(params, config.eos_token_ids, room, stream), namespace)
+        self.scheduler.check(request)
+        return request
 
     # [generate]
     def stream(
@@ -274,24 +334,32 @@ class Engine:
         i · n + j. The prompts arrive with the first `next`. Left early, it aborts what is unfinished. ValueError as of
         `add`, at once and before any prompt is taken.
         """
-        return streams.stream(self, self._checked(prompts, params, n))
+        return Stream(self, self._handles(prompts, params, n))
 
     def generate(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams], n: int = 1
     ) -> list[list[int]]:
-        """The new tokens of every prompt: `n` texts of the first, then `n` of the second, as `stream` has them."""
-        each = self._checked(prompts, params, n)
-        texts: list[list[int]] = [[] for _ in each]
-        for emitted in streams.stream(self, each):
-            for i, token in emitted.items():
-                texts[i].append(token)
-        return texts
+        """The new tokens of every prompt: `n` texts of the first, then `n` of the second, as `stream` has them.
 
-    def _checked(self, prompts: Any, params: Any, n: int) -> list[tuple[list[int], SamplingParams]]:
-        requests = [self._request(prompt, own, None, None) for prompt, own in requests_of(prompts, params, n)]
-        for request in requests:
-            self.scheduler.check(request)
-        return [(request.prompt, request.params) for request in requests]
+        ValueError as of `stream`: at once, or when all is done for a request of broken logits (`add` and `step` give
+        the others' texts all the same).
+        """
+        stream = Stream(self, handles := self._handles(prompts, params, n))
+        try:
+            for _ in stream:
+                pass
+        finally:
+            stream.close()
+        return [request.output for request in handles]
+
+    def _handles(self, prompts: Any, params: Any, n: int) -> list[Request]:
+        handles: list[Request] = []
+        for prompt, own in requests_of(prompts, params, n):
+            try:
+                handles.append(self._request(prompt, own, None, None))
+            except ValueError as error:
+                raise ValueError(f"prompt {len(handles) // n}: {error}") from error
+        return handles
 
     # [/generate]
 

@@ -135,4 +135,11 @@ def default_pages(model: Transformer, page_size: int) -> int:
     config, page_size = model.config, max(page_size, 1)  # what is no size, the pool refuses
     wanted, free = 2 * -(-config.max_context // page_size), available_bytes(model.device)
     page_bytes = page_size * config.kv_elements_per_token * model.dtype.itemsize
-    return wanted if free is None else max(min(wanted, free // 2 // page_bytes), 1)
+    if free is None:
+        return wanted
+    if free // 2 < page_bytes:
+        raise ValueError(
+            f"one page of page_size = {page_size:,} tokens takes {page_bytes:,} bytes, more than half of the memory "
+            "that is free: take a smaller page_size, or give num_pages"
+        )
+    return min(wanted, free // 2 // page_bytes)

@@ -10,7 +10,7 @@ Drafts are not tokens of the request: they join `tokens` when they are accepted.
 """
 
 from array import array
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,8 +23,8 @@ from inference_opt.speculative.length import Adaptive
 class Metrics:
     """What was observed of one request. Steps are counted by the engine, seconds by `time.perf_counter`."""
 
-    arrived_step: int
-    arrived: float
+    arrived_step: int = 0
+    arrived: float = 0.0
     admitted_step: int | None = None  # when it first ran
     admitted: float | None = None
     first_token: float | None = None
@@ -54,6 +54,10 @@ class Metrics:
         return None if self.admitted_step is None else self.admitted_step - self.arrived_step
 
 
+def _nobody() -> None:
+    """No stream listens."""
+
+
 @dataclass(eq=False)
 class Request:
     """One prompt being continued; the caller's handle to its result."""
@@ -62,9 +66,9 @@ class Request:
     prompt: list[int]
     params: SamplingParams
     check: StopCheck
-    arrival: int  # 0, 1, 2, …: the order in which requests came
-    metrics: Metrics
     namespace: Hashable = None
+    arrival: int = -1  # 0, 1, 2, …: the order in which requests came; −1 before it has
+    metrics: Metrics = field(default_factory=Metrics)
     tokens: array = field(init=False)  # four bytes each, as the radix tree takes them
     computed: int = 0
     table: list[int] = field(default_factory=list)
@@ -76,6 +80,7 @@ class Request:
     logprobs: list[float] = field(default_factory=list)  # of the new tokens, if asked for
     finish_reason: FinishReason | Literal["abort", "error"] | None = None
     error: str | None = None  # what was wrong, where that is "error"
+    heard: Callable[[], Any] = _nobody  # called when it has new tokens or has ended (streams.py)
 
     def __post_init__(self) -> None:
         self.tokens = array("i", self.prompt)

@@ -201,8 +201,9 @@ class Scheduler:
         pool = self.memory.pool
         need = pool.pages_for(request.most)
         if need > pool.num_pages:
+            name = "it" if request.id is None else f"request {request.id!r}"
             raise ValueError(
-                f"request {request.id!r} can never fit: {request.most} tokens need {need} pages of {pool.page_size}, "
+                f"{name} can never fit: {request.most} tokens need {need} pages of {pool.page_size}, "
                 f"the pool has {pool.num_pages}; shorten it, lower max_new_tokens, or give the engine more num_pages"
             )
 

@@ -24,6 +24,7 @@ from inference_opt.sampling import CommonNoise, Noise, probabilities, sample
 from inference_opt.speculative import rules
 from inference_opt.speculative.drafter import Draft, Drafter, Job, Span, check_draft
 from inference_opt.speculative.length import Adaptive
+from inference_opt.values import shown
 
 Rule = Callable[[Any, Any, Any, Any], list[int]]
 CHAIN_RULES = (rules.token_wise, rules.block, rules.coupled, rules.point_mass)
@@ -44,9 +45,10 @@ class Speculation:
             raise ValueError(f"gamma must be at least 0 (0: no drafts), or None to adapt it, got {gamma}")
         if rule not in CHAIN_RULES:
             known = ", ".join(each.__name__ for each in CHAIN_RULES)
-            raise ValueError(f"the engine drafts chains: expected one of the rules {known}, got {rule!r}")
+            raise ValueError(f"the engine drafts chains: expected one of the rules {known}, got {shown(rule)}")
         if drafter is not None and not isinstance(drafter, Drafter):
-            raise ValueError(f"expected a Drafter (inference_opt.speculative), got {drafter!r}")
+            hint = "SmallerModel(model) drafts with a model"
+            raise ValueError(f"expected a Drafter (inference_opt.speculative; {hint}), got {shown(drafter)}")
         if rule is rules.point_mass and drafter is not None and not drafter.found:
             raise ValueError(f"point_mass is for drafts that are found, {type(drafter).__name__} draws its own")
         self.drafter = None if drafter is None else drafter.bind(model, cache)
@@ -71,6 +73,9 @@ class Speculation:
         if self.drafter is not None and self.pending:
             spans, self.pending = self.pending, []
             self.drafter.observe(spans)
+            for span in spans:
+                if span.kind == "end":
+                    span.text.memo = None  # nobody needs the drafter's notes any more
 
     def propose(self, chunks: Sequence[Chunk]) -> list[Draft]:
         """A draft for each chunk, empty where there is no room. ValueError for one that no rule can judge."""
@@ -107,7 +112,9 @@ class Speculation:
     ) -> list[list[int] | None]:
         """What each chunk emits: nothing while there is prompt left, None where its logits are broken.
 
-        `split`: each chunk's rows of the logits. All rows are looked at together: the device is waited for once.
+        `split`: each chunk's rows of the logits. All rows are looked at together: the device is waited for once. Of a
+        draft as much is judged as there are sound rows for. The row behind the last draft judged is then missing, and
+        what the rule draws from it is left out: the next step draws it, or finds that it cannot.
         """
         tops, best = logits.max(dim=-1)  # of equals the first; NaN if any is
         sound, tokens = torch.stack((tops.isfinite().long(), best)).tolist()
@@ -117,23 +124,27 @@ class Speculation:
             start, end = end, end + len(rows)
             if not chunk.samples:
                 emitted.append([])
-            elif not all(sound[start:end]):
+            elif not sound[start]:
                 emitted.append(None)
             elif not draft.tokens and chunk.request.params.temperature == 0:
                 emitted.append([tokens[start]])
             else:
-                emitted.append(self.accept(chunk.request, rows, draft))
+                good = next((i for i in range(len(rows)) if not sound[start + i]), len(rows))
+                emitted.append(self.accept(chunk.request, rows[:good], draft))
         return emitted
 
     def accept(self, request: Request, logits: Float[Tensor, "rows vocab"], draft: Draft) -> list[int]:
-        """What the step emits: `logits` are the target's behind the last known token and behind each draft."""
+        """What the step emits: `logits` are the target's behind the last known token and behind each draft, or some."""
         params = request.params
         if not draft.tokens:
             return [sample(logits[0], params, position=len(request.tokens))]
         target = list(probabilities(logits, params).cpu().numpy())
+        target += target[-1:] * (len(logits) <= len(draft.tokens))  # for the missing row, and left out
         found = draft.laws is None and self.rule is not rules.coupled
         rule: Rule = rules.point_mass if found else self.rule
-        return rule(target, draft.laws or [], draft.tokens, self._noise(request, drafting=False))
+        judged = len(target) - 1
+        laws, drafted = (draft.laws or [])[:judged], draft.tokens[:judged]
+        return rule(target, laws, drafted, self._noise(request, drafting=False))[: len(logits)]
 
     # [/accept]
 

@@ -74,8 +74,8 @@ def _continue(
             if checks[i].after(emitted[i]) is not None:
                 running.remove(i)
         yield emitted
-    for i, error in broken.items():
-        raise ValueError(f"sequence {i} could not be continued: {error}") from error
+    for i, why in broken.items():
+        raise ValueError(f"sequence {i} could not be continued: {why}") from why
 
 
 def generate(

@@ -85,10 +85,10 @@ def run_ablation_study(
         model_config = _with_context(model_config, datasets, requests)
         _check_memory(_sizes_only(model_config, dtype), 0, executor)
     model, tokenizer = build(model_config, dtype, False)
-    if isinstance(model_config, str):  # a model of random weights reads the texts' bytes
-        needed(tokenizer)
     if "mla" in techniques and model.config.latent is not None:
         raise ValueError(f"{model_config} has latent attention of its own: leave mla out of the techniques")
+    if isinstance(model_config, str):  # a model of random weights reads the texts' bytes
+        needed(tokenizer)
     common = {"model": model_config, "dtype": dtype, "page_size": page_size, "drafter": drafter, "metrics": wanted}
     plan: list[Job] = []
     for dataset in datasets:

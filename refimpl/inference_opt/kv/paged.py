@@ -72,11 +72,16 @@ class PagedCache:
         self.extend([], [], [])
 
     def _hold(self, pages: int) -> None:
-        """Have memory for pages [0, pages), and keep what is in those held so far."""
-        for layers in (self.keys, self.values or []):
-            for layer, old in enumerate(layers):
-                layers[layer] = old.new_empty(pages, *old.shape[1:])
-                layers[layer][: len(old)] = old
+        """Have memory for pages [0, pages), and keep what is in those held so far. All layers grow, or none does."""
+
+        def grown(layers: list[Tensor]) -> list[Tensor]:
+            new = [old.new_empty(pages, *old.shape[1:]) for old in layers]
+            for old, more in zip(layers, new):
+                more[: len(old)] = old
+            return new
+
+        # One assignment: whoever interrupts finds the old pages, whole, or the new ones.
+        self.__dict__.update(keys=grown(self.keys), values=None if self.values is None else grown(self.values))
 
     # [extend]
     def extend(

@@ -82,10 +82,10 @@ class Grid:
         count = min(max(count, 0), 2**BITS)
         return self.chance._turn([(True, Fraction(count)), (False, Fraction(2**BITS - count))])
 
-    def __lt__(self, threshold: Fraction) -> bool:
+    def __lt__(self, threshold: Fraction | int) -> bool:
         return self._below(math.ceil(threshold * 2**BITS))
 
-    def __le__(self, threshold: Fraction) -> bool:
+    def __le__(self, threshold: Fraction | int) -> bool:
         return self._below(math.floor(threshold * 2**BITS) + 1)
 
 
