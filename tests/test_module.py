@@ -292,6 +292,7 @@ def test_sizes_and_switches_are_what_they_say(option, message):
         TransformerWithOptimizations(**{"dim": 16, "depth": 2, "heads": 2, "vocab_size": 20} | option)
 
 
+@pytest.mark.usefixtures("untyped")
 def test_ids_that_cannot_hold_the_vocabulary_are_refused_before_the_work():
     model = TransformerWithOptimizations(dim=16, depth=1, heads=2, vocab_size=300, max_context=32)
     for dtype in (torch.uint8, torch.int8, torch.bool):
@@ -302,9 +303,9 @@ def test_ids_that_cannot_hold_the_vocabulary_are_refused_before_the_work():
 
 def test_weights_that_lie_anywhere_in_memory_are_looked_at():
     """A flat vector of all weights puts some of them at odd places."""
-    model = TransformerWithOptimizations(
-        dim=10, depth=1, heads=2, vocab_size=21, max_context=32, use_radix_attention=True
-    )
+    sizes = {"dim": 8, "depth": 1, "heads": 2, "vocab_size": 21, "max_context": 32, "use_mla": True}
+    model = TransformerWithOptimizations(**sizes, mla_latent_dim=9, use_radix_attention=True)
     before = model.generate(torch.tensor([[1, 2]]), 8)
     nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(model.parameters()), model.parameters())
+    assert any(p.storage_offset() % 2 for p in model.parameters())
     assert torch.equal(model.generate(torch.tensor([[1, 2]]), 8), before)

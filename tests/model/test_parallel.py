@@ -53,7 +53,8 @@ def same_tokens(mesh, make):
             for name, p in model.named_parameters():
                 p.add_(0.3 * name.endswith("bias"))  # a bias counted twice must show
                 p.mul_(-2 if mesh.get_rank() else 1)  # the weights of other ranks than the first must not count
-        expected = [] if mesh.get_rank() else [naive.generate(model, prompt, params) for prompt in prompts]
+        each = zip(prompts, params.split(len(prompts)))
+        expected = [] if mesh.get_rank() else [naive.generate(model, prompt, own) for prompt, own in each]
         part = parallelize(model, mesh)
         if not part.config.latent:
             assert part.config.kv_elements_per_token * mesh.size() == kept
