@@ -283,9 +283,10 @@ def test_pages_are_in_use_even_if_a_request_is_done_in_a_step(texts):
 def test_a_figure_s_file_that_is_none_is_named(texts, tmp_path):
     run_ablation_study(texts, TOY, ["mla"], folder=tmp_path / "cells", **SMALL)
     spoilt = min((tmp_path / "cells").iterdir())
-    spoilt.write_text("{")
-    with pytest.raises(ValueError, match=rf"{spoilt.name} holds no cell's figures .* delete it"):
-        run_ablation_study(texts, TOY, ["mla"], folder=tmp_path / "cells", **SMALL)
+    for content in ("{", "{}", "[]", "3", '{"machine": {}}', "[" * 100_000):
+        spoilt.write_text(content)
+        with pytest.raises(ValueError, match=rf"{spoilt.name} holds no cell's figures .* delete it"):
+            run_ablation_study(texts, TOY, ["mla"], folder=tmp_path / "cells", **SMALL)
 
 
 def test_mla_is_refused_for_a_model_that_has_it(texts, monkeypatch):

@@ -397,13 +397,15 @@ def test_a_tokenizer_is_refused_before_the_weights_are_read(tmp_path, monkeypatc
         load_model(tmp_path)
 
 
-def test_a_folders_model_ends_a_turn_where_its_tokenizer_does(tmp_path):
+def test_a_folders_texts_end_where_its_generation_settings_say_and_its_tokenizer_adds_no_end(tmp_path):
     vocab = {c: i for i, c in enumerate("abcde")}
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
     backend.add_special_tokens(["<|im_end|>", "<end>", "<|eot_id|>"])  # 5, 6, and one beyond the model's vocabulary
     contents = {"tokenizer.json": backend.to_str(), "tokenizer_config.json": {"eos_token": "<end>"}}
-    write(write_folder(tmp_path, {"eos_token_id": 2}), contents | {"generation_config.json": {"eos_token_id": [3, 2]}})
-    assert load_model(tmp_path)[0].config.eos_token_ids == (3, 2, 5, 6)
+    write(write_folder(tmp_path, {"eos_token_id": 2}), contents)
+    assert load_model(tmp_path)[0].config.eos_token_ids == (2,)
+    write(tmp_path, {"generation_config.json": {"eos_token_id": [3, 2]}})
+    assert load_model(tmp_path)[0].config.eos_token_ids == (3, 2)
 
 
 def small(cut, kind="gpt2", added=()):

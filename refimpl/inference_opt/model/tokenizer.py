@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Backend
 from inference_opt.model.chat import render
 from inference_opt.model.folder import read_json
 from inference_opt.model.stream import TextStream
-from inference_opt.model.vocabulary import CONTROL, USER_DEFINED, array, field, known_ends, token_id, tokens_and_types
+from inference_opt.model.vocabulary import CONTROL, USER_DEFINED, array, field, token_id, tokens_and_types
 
 # How text is cut before merging, by the name a GGUF file gives it. The byte-level step follows in every case.
 _QWEN_LLAMA3 = (
@@ -80,12 +80,6 @@ class Tokenizer:
     def special_ids(self) -> dict[str, int]:
         """The tokens that are no part of a text, by name."""
         return {t.content: i for i, t in self.backend.get_added_tokens_decoder().items() if t.special}
-
-    @property
-    def end_token_ids(self) -> set[int]:
-        """The tokens that end a text or a turn: the end-of-sequence token, and those known by their name."""
-        eos = self.backend.token_to_id(self.names["eos_token"]) if "eos_token" in self.names else None
-        return known_ends(self.special_ids) | ({eos} if eos is not None else set())
 
     def chat(
         self,
