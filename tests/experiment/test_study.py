@@ -290,7 +290,7 @@ def test_a_figure_s_file_that_is_none_is_named(texts, tmp_path):
 
 
 def test_mla_is_refused_for_a_model_that_has_it(texts, monkeypatch):
-    monkeypatch.setattr(study, "build", lambda *args: (latent_toy(max_context=64, vocab_size=256), None))
+    monkeypatch.setattr(study, "build", lambda *args: (latent_toy(max_context=64, vocab_size=256), object()))
     with pytest.raises(ValueError, match="has latent attention of its own: leave mla out"):
         run_ablation_study(texts, "deepseek", **SMALL)
 
@@ -304,11 +304,11 @@ BAD = {
     "design": ({"design": "all"}, "unknown design 'all'"),
     "drafter": ({"drafter": "lookup"}, "did you mean 'prompt-lookup'"),
     "no technique": ({"techniques_to_test": []}, "expected at least one technique"),
-    "repeats": ({"repeats": 0}, "repeats must be a whole number of at least 1, got 0"),
+    "repeats": ({"repeats": 0}, r"repeats must be a whole number of at least 1 and below 2\^31, got 0"),
     "sizes": ({"model_config": {"dim": 15, "depth": 1, "heads": 2}}, "multiple of heads"),
     "field": ({"model_config": {"dims": 16}}, "unknown field of model_config 'dims': did you mean 'dim'"),
     "context": ({"model_config": TOY | {"max_context": 8}}, r"dataset prompts, request 1 \(29 tokens\)"),
-    "memory": ({"model_config": TOY | {"depth": 1, "max_context": 10**13}, "max_new_tokens": 10**12}, "GiB"),
+    "memory": ({"model_config": TOY | {"depth": 8, "max_context": 2**31 - 1}, "max_new_tokens": 2**30}, "GiB"),
     "weights": (
         {"model_config": {"dim": 2**20, "depth": 100, "heads": 8}},
         r"the study needs [\d,.]+ GiB \(0.0 of keys",

@@ -226,7 +226,7 @@ def test_a_model_that_nobody_knows(name):
 
 
 def missing_repository():
-    return RepositoryNotFoundError("404", response=Mock())
+    return RepositoryNotFoundError("404", response=Mock(status_code=404))
 
 
 @pytest.mark.parametrize(
