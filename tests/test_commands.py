@@ -105,6 +105,30 @@ def test_what_a_command_reads_is_not_written_over(call, tmp_path):
     assert {p.read_text() for p in tmp_path.iterdir()} == {"precious"}
 
 
+def test_no_file_of_a_folder_that_is_read_is_written_over(call, tmp_path):
+    (tmp_path / "m" / "deep").mkdir(parents=True)
+    for name in ("config.json", "deep/p.jsonl", "report.html", "a.svg"):
+        (tmp_path / "m" / name).write_text("precious")
+    (tmp_path / "blob").write_text("precious")
+    (tmp_path / "m" / "linked.json").symlink_to("../blob")
+    (tmp_path / "to").symlink_to("m/config.json")
+    for arguments in (
+        ("generate", "hi", "--model", "m", "--json", "m/config.json"),
+        ("generate", "hi", "--json", "to", "--model", "./m"),
+        ("generate", "hi", "--model", "m", "--json", "m/linked.json"),
+        ("ablate", "m", "--json", "m/deep/p.jsonl"),
+        ("ablate", "--model", "m", "--json", "m/config.json"),
+        ("tour", "--model", "m", "--report", "m/report.html"),
+        ("tour", "--model", "m", "--figure", "m/a.svg"),
+        ("bench", "decode", "--model", "m", "--json", "m/config.json"),
+    ):
+        status, printed = call(*arguments)
+        assert status == 2, arguments
+        assert "a file of the folder that" in " ".join(printed.split()), printed
+    assert call("tour", "--model", "m", "--report", "m/new.html")[0] == "reached"
+    assert call("tour", "--model", "m", "--report", "blob")[0] == "reached"
+
+
 def test_devices_may_be_named_twice_and_a_figure_needs_a_format(call):
     assert call("tour", "--json", "/dev/null", "--report", "/dev/null", "--figure", "/dev/null")[0] == "reached"
     status, printed = call("tour", "--figure", "a.txt")

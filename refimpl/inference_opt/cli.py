@@ -169,7 +169,10 @@ def ablate(
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option(help='As elsewhere, or sizes for random weights: \'{"dim": 512, "depth": 6, "heads": 8}\'.')
+        str,
+        typer.Option(
+            help='As elsewhere, or sizes for random weights: \'{"dim": 512, "depth": 6, "heads": 8}\'.', **INPUT
+        ),
     ] = "smollm2-135m",
     technique: Annotated[list[str] | None, typer.Option(help="One to test.", show_default="all")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="One to take.", show_default="all")] = None,

@@ -1,4 +1,7 @@
-"""How the package writes: files whole or not at all, a bad place refused beforehand, and text as a terminal has it."""
+"""How the package writes: files whole or not at all, a bad place refused beforehand, and text as a terminal has it.
+
+And what is a file that it reads.
+"""
 
 import contextlib
 import errno
@@ -12,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_POINTER = b"version https://git-lfs"
 BINARY = getattr(os, "O_BINARY", 0)  # Windows translates line ends otherwise
 
 
@@ -48,6 +52,19 @@ def folder(path: str | Path) -> Path:
             raise ValueError(f"{path} is no folder: {there} is a file")
         _try(there)
     return path
+
+
+def check_file(path: Path) -> None:
+    """ValueError where there is no regular file that can be read, or only git-lfs's pointer to one."""
+    try:
+        if not path.is_file():
+            raise ValueError(f"{path} is {'not a regular file' if path.exists() else 'not there'}")
+        with path.open("rb") as file:
+            start = file.read(len(_POINTER))
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if start == _POINTER:
+        raise ValueError(f"{path} is a git-lfs pointer, not the file that it stands for: run `git lfs pull`")
 
 
 def printable(text: str, encoding: str | None) -> str:

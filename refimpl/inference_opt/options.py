@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import re
 import sys
@@ -86,11 +87,27 @@ def _claim(context: Any, name: str, path: Path, written: bool) -> None:
         raise ValueError(f"{name} and {other} name the same file, {path}: it would be overwritten")
 
 
+def _keep_inputs(context: Any, name: str, folder: Path | None = None, file: Path | None = None) -> None:
+    """ValueError if a file that is to be written is there already, in a folder that is read (or a link in it is)."""
+    folders: list[tuple[str, str]] = context.meta.setdefault("inference_opt.folders", [])
+    files: list[tuple[str, Path]] = context.meta.setdefault("inference_opt.outputs", [])
+    folders += [] if folder is None else [(name, os.path.realpath(folder))]
+    files += [] if file is None or not file.is_file() else [(name, file)]
+    for (reads, read), (writes, written) in itertools.product(folders, files):
+        places = os.path.realpath(written), os.path.realpath(written.parent)
+        if any(Path(place).is_relative_to(read) for place in places):
+            raise ValueError(f"{writes} names a file of the folder that {reads} reads, {written}: it would be "
+                             "overwritten, give another name")  # fmt: skip
+
+
 def _read(context: Any, parameter: Any, value: Any) -> Any:
-    """Files that a command reads: a command must not write over them."""
+    """Files and folders that a command reads: a command must not write over them."""
     for each in value if isinstance(value, list) else [value]:
-        if each is not None and (path := Path(each)).is_file():
-            _claim(context, parameter.opts[0], path, False)
+        path = "" if each is None else os.path.expanduser(each)  # noqa: PTH111 (Path's methods raise for some names)
+        if os.path.isfile(path):  # noqa: PTH113
+            _claim(context, parameter.opts[0], Path(path), False)
+        elif os.path.isdir(path):  # noqa: PTH112
+            _keep_inputs(context, parameter.opts[0], folder=Path(path))
     return value
 
 
@@ -104,6 +121,7 @@ def _write(context: Any, parameter: Any, value: Path | None) -> Path | None:
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     _claim(context, name, path, True)
+    _keep_inputs(context, name, file=path)
     return path
 
 

@@ -2,7 +2,9 @@
 
 from importlib import metadata
 
-from inference_opt.bench import cuda, decode, engine_peers, machine
+from rich.progress import Progress
+
+from inference_opt.bench import cuda, decode, engine_peers, machine, prefix
 from tests.toys import toy
 
 
@@ -35,3 +37,18 @@ def test_decoding_is_timed_within_one_run_whatever_the_machine_does_meanwhile(mo
         first, rest, texts = decode._ours(toy())([[1, 2], [3]], 3)
     assert (first, rest) == (7.0, 1.0)
     assert [len(text) for text in texts] == [3, 3]
+
+
+def test_rates_count_the_tokens_that_there_are_where_the_context_cuts_texts(monkeypatch):
+    model = toy(max_context=8)
+    prompts = [[1, 2], [1, 2, 3]]  # 8 − 2 + 1 and 8 − 3 + 1 tokens are possible
+    for module in (decode, prefix):
+        monkeypatch.setattr(module, "load_model", lambda source, dtype: (model, object()))
+    monkeypatch.setattr(decode, "_prompts", lambda tokenizer, batch: prompts)
+    monkeypatch.setattr(prefix, "stem_prompts", lambda tokenizer, requests, stem: prompts)
+    monkeypatch.setattr(decode, "elapsed", lambda *times: 2.0)
+    monkeypatch.setattr(prefix, "elapsed", lambda *times: 2.0)
+    (row,) = decode.bench_decode("toy", ["float64"], [2], 100, 1, False, Progress(disable=True))["results"]
+    assert row["inference-opt"]["decode"] == (6 + 5) / 2
+    figures = prefix.bench_prefix("toy", "float64", 2, 2, 100, 1, False, Progress(disable=True))
+    assert [each["tokens_per_second"] for each in figures["results"]] == [(7 + 6) / 2] * 2

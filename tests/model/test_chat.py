@@ -141,6 +141,12 @@ HOSTILE = {
     "files": "{% include '/etc/passwd' %}",
     "changed messages": "{{ messages.append(1) }}",
     "huge range": "{% for i in range(10**9) %}{% endfor %}",
+    "many ranges": "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
+    "one range, many times": "{% for i in range(1000) %}{% set x = range(90000) | list %}{% endfor %}",
+    "a long text": "{{ 'a' * 10**8 }}",
+    "a long list": "{{ (10**8 * [1]) | length }}",
+    "a long number": "{{ 9 ** (9 ** 9) }}",
+    "a negative base": "{{ (-9) ** (10**9) }}",
     "endless macro": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "parentheses": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "unknown attribute": "{{ nothing.there }}",
@@ -148,6 +154,14 @@ HOSTILE = {
     "division": "{{ 1 / 0 }}",
     "not JSON": "{{ nothing | tojson }}",
 }
+
+
+def test_what_is_not_huge_is_computed_and_each_rendering_counts_its_own_ranges():
+    template = (
+        "{{ '-' * 40 }}{{ 2 ** 10 * 3 ** -1 }}{{ 1 ** (10**9) }}{{ (2 * [1]) }}{{ 2 * 0.5 }}{{ range(90000) | sum }}"
+    )
+    for _ in range(20):
+        assert shown(template) == "-" * 40 + f"{2**10 * 3**-1}1[1, 1]1.0{sum(range(90000))}"
 
 
 @pytest.mark.parametrize("template", HOSTILE.values(), ids=HOSTILE)

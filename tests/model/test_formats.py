@@ -171,6 +171,7 @@ def test_another_architecture_is_refused_with_those_that_are_computed(model_type
         ),
         ({"rope_scaling": YARN, "rope_theta": 1}, "rope_theta is 1"),
         ({"text_config": {"hidden_size": 8}}, "text_config is set"),
+        ({"is_causal": False}, "is_causal is false"),
         ({"model_type": ["llama"]}, r"model_type must be a string, got \['llama'\]"),
     ],
 )

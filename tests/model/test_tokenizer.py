@@ -397,13 +397,15 @@ def test_a_tokenizer_is_refused_before_the_weights_are_read(tmp_path, monkeypatc
         load_model(tmp_path)
 
 
-def test_a_folders_model_ends_a_turn_where_its_tokenizer_does(tmp_path):
+def test_a_folders_texts_end_where_its_generation_settings_say_and_its_tokenizer_adds_no_end(tmp_path):
     vocab = {c: i for i, c in enumerate("abcde")}
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, []))
     backend.add_special_tokens(["<|im_end|>", "<end>", "<|eot_id|>"])  # 5, 6, and one beyond the model's vocabulary
     contents = {"tokenizer.json": backend.to_str(), "tokenizer_config.json": {"eos_token": "<end>"}}
-    write(write_folder(tmp_path, {"eos_token_id": 2}), contents | {"generation_config.json": {"eos_token_id": [3, 2]}})
-    assert load_model(tmp_path)[0].config.eos_token_ids == (3, 2, 5, 6)
+    write(write_folder(tmp_path, {"eos_token_id": 2}), contents)
+    assert load_model(tmp_path)[0].config.eos_token_ids == (2,)
+    write(tmp_path, {"generation_config.json": {"eos_token_id": [3, 2]}})
+    assert load_model(tmp_path)[0].config.eos_token_ids == (3, 2)
 
 
 def small(cut, kind="gpt2", added=()):
@@ -533,6 +535,42 @@ def test_a_gguf_field_that_is_wrong_is_named(name, value):
     fields = fields_of(**{name: value})
     with pytest.raises(ValueError, match=rf"tokenizer\.ggml\.(\w+ and )?(tokens|{name})|token_type has"):
         (end_token_ids(fields), tokenizer_from_gguf(fields))
+
+
+@pytest.mark.parametrize("begin", [True, False])
+def test_a_gguf_file_says_what_stands_around_a_text(begin):
+    around = [257] if begin else []
+    for end in (True, False):
+        read = tokenizer_from_gguf(fields_of(add_bos_token=begin, add_eos_token=end))
+        inner = read.encode("ab", begin=False)
+        assert read.encode("ab") == [*around, *inner, *([258] if end else [])]
+        assert len(inner) == 2
+    assert tokenizer_from_gguf(fields_of()).encode("ab") == [257, *inner]
+    with pytest.raises(ValueError, match=r"tokenizer\.ggml\.add_eos_token"):
+        tokenizer_from_gguf(fields_of(add_eos_token="yes"))
+
+
+def test_settings_of_a_tokenizer_that_its_file_does_not_follow_are_refused_by_name(tmp_path):
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate("abĠ")}, []))
+    for prefix, kind, refused in (
+        (False, "GPT2Tokenizer", True),
+        (False, "Qwen2TokenizerFast", True),
+        (False, "PreTrainedTokenizerFast", False),  # transformers takes tokenizer.json as it is
+        (True, "GPT2Tokenizer", False),
+    ):
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+        config = {"tokenizer_class": kind, "add_prefix_space": True}
+        write(tmp_path, {"tokenizer.json": backend.to_str(), "tokenizer_config.json": config})
+        if refused:
+            with pytest.raises(ValueError, match=r"tokenizer_config\.json: add_prefix_space is set"):
+                tokenizer_from_folder(tmp_path)
+        else:
+            assert tokenizer_from_folder(tmp_path).encode("a") == ([2, 0] if prefix else [0])
+    write(tmp_path, {"tokenizer_config.json": {"split_special_tokens": True}})
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: split_special_tokens is set"):
+        tokenizer_from_folder(tmp_path)
+    write(tmp_path, {"tokenizer_config.json": {"split_special_tokens": False}})
+    assert tokenizer_from_folder(tmp_path).encode("ba") == [2, 1, 0]
 
 
 def test_a_gguf_file_may_hold_several_chat_templates():

@@ -188,7 +188,16 @@ def test_no_network_a_full_disk_and_a_page_of_a_proxy_are_told_apart(monkeypatch
     found, message = refusal(monkeypatch, OSError(errno.ENOSPC, "No space left on device"))
     assert found is OSError
     assert "HF_HOME" in message
-    assert "is no hub" in refusal(monkeypatch, ValueError("Expecting value: line 1"))[1]
+    for error in (
+        ValueError("Expecting value: line 1"),
+        TypeError("a list's index"),
+        KeyError("sha"),
+        AttributeError(),
+    ):
+        found, message = refusal(monkeypatch, error)
+        assert found is ConnectionError
+        assert "is no hub" in message
+        assert "HF_ENDPOINT" in message
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in refusal(monkeypatch, OSError("offline"))[1]
 

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import sys
 from fractions import Fraction
 
@@ -325,6 +326,17 @@ def test_a_truncated_file_is_refused_with_a_reason(tmp_path):
     file.write_text(file.read_text()[:-200])
     with pytest.raises(ValueError, match=r"not a whole trace.*truncated"):
         Trace.load(file)
+
+
+def test_only_a_regular_file_is_read_as_a_trace(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for file in (tmp_path / "pipe", tmp_path / "folder", "/dev/zero"):
+        with pytest.raises(ValueError, match="not a regular file") as error:
+            Trace.load(file)
+        assert str(error.value).startswith(str(file))
+    with pytest.raises(ValueError, match="is not there"):
+        Trace.load(tmp_path / "missing")
 
 
 def test_a_trace_nested_without_end_is_refused(tmp_path):

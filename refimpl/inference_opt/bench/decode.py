@@ -85,9 +85,9 @@ def bench_decode(
             for _ in range(repeats):
                 bandwidth.append(read_bandwidth(repeats=3))
                 for name, decode in decoders.items():
-                    first, rest, _ = decode(prompts, new + 1)
+                    first, rest, texts = decode(prompts, new + 1)
                     prefill[name].append(first)
-                    rates[name].append(batch * new / rest)
+                    rates[name].append(sum(len(text) - 1 for text in texts) / rest)  # the context may cut some
                     progress.advance(task)
             limits = [batch * b / model.weight_bytes() for b in bandwidth]
             row: dict[str, Any] = {"dtype": dtype, "batch": batch, "limit": median(limits), "limits": limits}

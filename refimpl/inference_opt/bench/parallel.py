@@ -85,7 +85,7 @@ def bench_parallel(options: argparse.Namespace) -> dict[str, Any]:
                 found[name]["seeded"] = engine.generate(prompts, seeded)
                 began = time.perf_counter()
                 found[name]["greedy"] = engine.generate(prompts, greedy)
-                rates[name].append(options.prompts * options.new_tokens / elapsed(began))
+                rates[name].append(sum(map(len, found[name]["greedy"])) / elapsed(began))
                 console.print(f"{repeat} of {options.repeats}: {name}: {rates[name][-1]:.1f} tokens/s")
     dist.barrier()
     mine = {name: texts for name, texts in found.items() if name.startswith("all")}

@@ -74,7 +74,7 @@ def bench_prefix(
             "name": name,
             "seconds": median(seconds[name]),
             "spread": [min(seconds[name]), max(seconds[name])],
-            "tokens_per_second": requests * new / median(seconds[name]),
+            "tokens_per_second": sum(map(len, texts[name])) / median(seconds[name]),
             "ratio": median(a / b for a, b in zip(seconds[name], seconds["with reuse"])),
             "prefill_tokens": sum(map(len, prompts)),
             "exact": all(verdict.exact for verdict in verdicts),

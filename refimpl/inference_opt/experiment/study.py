@@ -17,7 +17,7 @@ from inference_opt.bench.machine import command_line
 from inference_opt.engine.engine import Engine
 from inference_opt.experiment.cells import TECHNIQUES, Cell, Job, build, key, pages_needed, run_cell
 from inference_opt.experiment.datasets import Dataset, load_dataset
-from inference_opt.experiment.results import Results
+from inference_opt.experiment.results import MEMORY, QUALITY, THROUGHPUT, Results
 from inference_opt.files import folder as writable_folder
 from inference_opt.files import write_json
 from inference_opt.model.load import parse_dtype
@@ -30,6 +30,7 @@ METRICS = ("throughput", "memory_usage", "quality")
 SIZES = ("dim", "depth", "heads", "kv_heads", "ffn_dim", "vocab_size", "max_context", "seed")
 DESIGNS = ("full", "one-in", "one-out")
 ATTEMPTS = 3
+FIGURES = {"run": THROUGHPUT + MEMORY, "quality": ("perplexity", "favourites"), "naive": ("tokens_per_second",)}
 
 
 def run_ablation_study(
@@ -195,7 +196,7 @@ def _run_all(plan: Sequence[Job], folder: Path | None, executor: Executor | None
     paths = [folder / f"{key(job)}.json" if folder else None for job in plan]
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-    found = {i: _saved(path) for i, path in enumerate(paths) if path and path.is_file()}
+    found = {i: _saved(path, plan[i][0]) for i, path in enumerate(paths) if path and path.is_file()}
     columns = (TextColumn("ablation"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("cells", total=len(plan), completed=len(found))
@@ -207,10 +208,16 @@ def _run_all(plan: Sequence[Job], folder: Path | None, executor: Executor | None
     return [found[i] for i in range(len(plan))]
 
 
-def _saved(path: Path) -> dict[str, Any]:
+def _saved(path: Path, cell: Cell) -> dict[str, Any]:
+    expected = {"machine", *FIGURES[cell["kind"]]}
+    if cell["kind"] == "run" and cell["repeat"] == 0 and "quality" in cell["metrics"]:
+        expected |= {*QUALITY}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        figures = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(figures, dict) or not expected <= figures.keys():
+            raise ValueError("other JSON")
+        return figures
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} holds no cell's figures ({error}): delete it to measure the cell again") from None
 
 

@@ -1,12 +1,14 @@
 """Chat templates: the checkpoint's own program, in jinja2, that writes a conversation as its model was trained on it.
 
 They are rendered as the Hugging Face library `transformers` renders them, in jinja2's sandbox: a template reaches
-nothing but the plain data it is given, and changes none of it. The sandbox bounds one `range` to 100 000 numbers; it
-bounds neither the time that nested loops take nor the memory of a huge text or number.
+nothing but the plain data it is given, and changes none of it. Bounded are the numbers of all `range`s of a rendering
+together, and what one `*` or `**` makes. Not bounded are nested loops over lists and texts, and what filters, `+`, `~`
+and the width of a format (`'%9999d'`) make.
 """
 
 import json
 from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -15,7 +17,8 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 
 
 class _Generation(Extension):
@@ -43,13 +46,45 @@ def _now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
+RANGES = 1_000_000  # numbers of all ranges of one rendering
+ITEMS = 10_000_000  # characters of a text or items of a list that `*` makes
+BITS = 100_000  # of a number that `*` or `**` makes
+_left: ContextVar[int] = ContextVar("_left")  # of RANGES, in the rendering that runs
+
+
+def _range(*args: int) -> range:
+    """As jinja2's sandbox bounds it, and all of a rendering together."""
+    numbers = safe_range(*args)
+    _left.set(left := _left.get() - len(numbers))
+    if left < 0:
+        raise OverflowError(f"its ranges hold more than {RANGES} numbers in all")
+    return numbers
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """jinja2's, in which one operator makes nothing huge."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """The result, where it is not huge: told beforehand from the operands. OverflowError otherwise."""
+        ints = isinstance(left, int) and isinstance(right, int)
+        if ints:
+            bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
+            if abs(left) > 1 and bits > BITS:
+                raise OverflowError(f"{operator} makes a number of more than {BITS} bits")
+        elif operator == "*":
+            many, times = (right, left) if isinstance(left, int) else (left, right)
+            if isinstance(times, int) and isinstance(many, str | list | tuple) and len(many) * times > ITEMS:
+                raise OverflowError(f"* makes a text or a list of more than {ITEMS} items")
+        return super().call_binop(context, operator, left, right)
+
+
 @lru_cache
 def _compiled(template: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
+    environment.globals |= {"raise_exception": _raise, "strftime_now": _now, "range": _range}
     return environment.from_string(template)
 
 
@@ -74,6 +109,7 @@ def render(template: str, name: str, messages: Any, tools: Any, documents: Any, 
         chat = [_message(_plain(message, f"messages[{i}]")) for i, message in enumerate(messages)]
     except RecursionError as error:
         raise ValueError("the messages, or what goes with them, are nested too deeply or hold themselves") from error
+    _left.set(RANGES)
     try:
         return _compiled(template).render(messages=chat, **data)
     except Exception as error:  # a template is the checkpoint's own program: it may fail in any way

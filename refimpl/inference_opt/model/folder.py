@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from inference_opt.files import check_file
 from inference_opt.model.fields import OBJECT, Fields
 
 INDEX = "model.safetensors.index.json"
-_POINTER = b"version https://git-lfs"
 
 
 @contextmanager
@@ -20,19 +20,6 @@ def named(path: Path) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def check_file(path: Path) -> None:
-    """ValueError where there is no regular file that can be read, or only git-lfs's pointer to one."""
-    try:
-        if not path.is_file():
-            raise ValueError(f"{path} is {'not a regular file' if path.exists() else 'not there'}")
-        with path.open("rb") as file:
-            start = file.read(len(_POINTER))
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if start == _POINTER:
-        raise ValueError(f"{path} is a git-lfs pointer, not the file that it stands for: run `git lfs pull`")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

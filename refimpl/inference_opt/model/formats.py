@@ -63,6 +63,8 @@ def config_from_hf(values: Mapping[str, Any], eos_token_ids: Sequence[int] = ())
     fields, deepseek = Fields(_DEFAULTS[arch] | dict(values)), arch.startswith("deepseek")
     if (act := fields.get("hidden_act", TEXT, "silu")) not in ("silu", "swish"):  # two names of one function
         raise ValueError(f"activation {act!r} is not computed here, only 'silu' (SwiGLU)")
+    if not fields.get("is_causal", FLAG, True):
+        raise ValueError("is_causal is false: attention to later tokens is not computed here")
     for name, why in _NOT_READ.items():
         if fields.get(name, OBJECT, {}):
             raise ValueError(f"{name} is set: {why}")

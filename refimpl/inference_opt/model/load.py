@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -66,11 +65,7 @@ def load_model(
     else:
         file = gguf = GGUFFile(path)
         tokenizer = tokenizer_from_gguf(gguf.fields) if "tokenizer.ggml.model" in gguf.fields else None
-    model = file.load(kind, where)
-    if tokenizer:  # the configuration may name one end only; chat models end a turn with others
-        ends = {i for i in tokenizer.end_token_ids if i < model.config.vocab_size} - {*model.config.eos_token_ids}
-        model.config = replace(model.config, eos_token_ids=(*model.config.eos_token_ids, *sorted(ends)))
-    return model, tokenizer
+    return file.load(kind, where), tokenizer
 
 
 def _from_hub(name: str) -> Path:
@@ -90,7 +85,7 @@ def _from_hub(name: str) -> Path:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except HFValidationError as error:
         raise ValueError(f"there is no model {name!r}: {expected}") from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # what is no hub's answer ends the library's code in any way
         raise _refusal(name, error, expected) from error
 
 
@@ -123,8 +118,10 @@ def _refusal(name: str, error: BaseException, expected: str) -> Exception:
             return OSError(each.errno, f"the hub's cache cannot be written ({each}): set HF_HOME to another folder")
     if constants.HF_HUB_OFFLINE:
         return ConnectionError(f"{name!r} is not whole in the hub's cache, and HF_HUB_OFFLINE is set: {expected}")
-    if isinstance(error, ValueError):
-        return ConnectionError(f"what answers for {name!r} is no hub (a proxy's page?): {_line(error)}")
+    if not isinstance(error, OSError):
+        found = _line(error) or type(error).__name__
+        return ConnectionError(f"what answers for {name!r} is no hub (a proxy's page?): set HF_ENDPOINT to one, or "
+                               f"unset it ({found})")  # fmt: skip
     return ConnectionError(f"could not reach the hub for {name!r}; is there a network? {expected}")
 
 

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Backend
 from inference_opt.model.chat import render
 from inference_opt.model.folder import read_json
 from inference_opt.model.stream import TextStream
-from inference_opt.model.vocabulary import CONTROL, USER_DEFINED, array, field, known_ends, token_id, tokens_and_types
+from inference_opt.model.vocabulary import CONTROL, USER_DEFINED, array, field, token_id, tokens_and_types
 
 # How text is cut before merging, by the name a GGUF file gives it. The byte-level step follows in every case.
 _QWEN_LLAMA3 = (
@@ -81,12 +81,6 @@ class Tokenizer:
         """The tokens that are no part of a text, by name."""
         return {t.content: i for i, t in self.backend.get_added_tokens_decoder().items() if t.special}
 
-    @property
-    def end_token_ids(self) -> set[int]:
-        """The tokens that end a text or a turn: the end-of-sequence token, and those known by their name."""
-        eos = self.backend.token_to_id(self.names["eos_token"]) if "eos_token" in self.names else None
-        return known_ends(self.special_ids) | ({eos} if eos is not None else set())
-
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]] | str,
@@ -149,10 +143,14 @@ def tokenizer_from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
     backend.add_tokens([AddedToken(t, normalized=False) for t, k in typed if k == USER_DEFINED])
     ids = {f"{n}_token": token_id(fields, n, len(tokens)) for n in ("bos", "eos")}
     names = {name: tokens[i] for name, i in ids.items() if i is not None}
-    if field(fields, "add_bos_token", bool, cut == "llama-bpe") and "bos_token" in names:
-        begin = names["bos_token"]
+    around = {"bos": cut == "llama-bpe", "eos": False}  # what llama.cpp puts around a text unless the file says so
+    put = {
+        n: names.get(f"{n}_token") for n, default in around.items() if field(fields, f"add_{n}_token", bool, default)
+    }
+    if any(put.values()):
+        begin, end = ([token] if (token := put.get(name)) else [] for name in around)
         backend.post_processor = processors.TemplateProcessing(
-            single=f"{begin} $A", special_tokens=[(begin, vocabulary[begin])]
+            single=[*begin, "$A", *end], special_tokens=[(token, vocabulary[token]) for token in {*begin, *end}]
         )
     return Tokenizer(backend, _one_or_several(templates, "the GGUF file"), names)
 
@@ -180,6 +178,11 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
     if llama and '"ByteLevel"' not in path.read_text(encoding="utf-8"):  # Llama 2's kind; Llama 3's are byte-level
         config = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} | config
         _as_llama(backend, config)
+    else:
+        _refuse_prefix(backend, config, config_path)
+    if config.get("split_special_tokens") not in (None, False):
+        raise ValueError(f"{config_path}: split_special_tokens is set: special tokens that a text spells out are not "
+                         "cut here, set it to false")  # fmt: skip
     named, further = _special(config, config_path)
     _add_tokens(backend, folder, config, named, further)
     names = {name: token.content for name, token in named.items()}
@@ -194,6 +197,18 @@ def _as_llama(backend: Backend, config: Mapping[str, Any]) -> None:
     backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", scheme, split=False)
     steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if space else steps)
+
+
+def _refuse_prefix(backend: Backend, config: Mapping[str, Any], path: Path) -> None:
+    """Some classes of `transformers` put a space before a text where their configuration says so, others do not."""
+    ignored = str(config.get("tokenizer_class")).removesuffix("Fast") in ("PreTrainedTokenizer", "TokenizersBackend")
+    if ignored or config.get("add_prefix_space") in (None, False):
+        return
+    does = f"{backend.normalizer!r}{backend.pre_tokenizer!r}"
+    if not any(mark in does for mark in ("Prepend(", "add_prefix_space=True", "prepend_scheme=first",
+                                         "prepend_scheme=always")):  # fmt: skip
+        raise ValueError(f"{path}: add_prefix_space is set, and tokenizer.json puts no space before a text: save the "
+                         "tokenizer anew, or set it to false")  # fmt: skip
 
 
 def _json(path: Path) -> dict[str, Any]:

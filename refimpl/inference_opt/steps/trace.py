@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inference_opt.files import write_whole
+from inference_opt.files import check_file, write_whole
 
 FORMAT, VERSION = "inference-opt trace", 1
 PARTS = {"title": str, "about": str, "labels": dict, "sources": list, "steps": list}
@@ -67,6 +67,7 @@ class Trace:
     @classmethod
     def load(cls, path: str | Path) -> "Trace":
         """Read a trace. ValueError, saying what is wrong, for one that is truncated or of another version."""
+        check_file(Path(path))
         try:
             return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number))
         except json.JSONDecodeError as error:
