@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_opt.kernels import common_stems, paged, plain
-from inference_opt.scenarios import play
-from inference_opt.steps import record
+from inference_opt.explain.scenarios import play
+from inference_opt.kernels import common_stems, paged, reference
+from inference_opt.trace import record
 
 
 @st.composite
@@ -37,8 +37,8 @@ def planned(draw):
 @given(planned())
 def test_pieces_give_what_attention_at_once_gives(batch):
     (q, k, v, table, work, scale), lengths, counts = batch
-    got = plain.attend_pieces(q, k, v, table, work, scale)
-    for mine, whole in zip(got, plain.attend(q, k, v, table, lengths, counts, scale)):
+    got = reference.attend_pieces(q, k, v, table, work, scale)
+    for mine, whole in zip(got, reference.attend(q, k, v, table, lengths, counts, scale)):
         torch.testing.assert_close(mine, whole, rtol=1e-11, atol=1e-11)
 
 
@@ -46,8 +46,8 @@ def test_pieces_give_what_attention_at_once_gives(batch):
 def test_a_block_tells_the_softmax_of_all_its_piece_has_read(batch):
     (q, k, v, table, work, scale), _, _ = batch
     with record() as trace:
-        recorded = plain.attend_pieces(q, k, v, table, work, scale)
-    for mine, unrecorded in zip(recorded, plain.attend_pieces(q, k, v, table, work, scale)):
+        recorded = reference.attend_pieces(q, k, v, table, work, scale)
+    for mine, unrecorded in zip(recorded, reference.attend_pieces(q, k, v, table, work, scale)):
         assert torch.equal(mine, unrecorded)
     assert all(held for one in trace.steps for held in one["invariants"].values())
     pieces = [piece for launch in work.launches for piece in launch.pieces.tolist()]

@@ -10,9 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_opt.sampling import Noise
-from inference_opt.speculative import cost, rules
-from inference_opt.speculative.exact import (
+from inference_opt.lab.exactness.exact import (
     branching,
     joint_law,
     output_law,
@@ -20,6 +18,8 @@ from inference_opt.speculative.exact import (
     siblings,
     step_law,
 )
+from inference_opt.sampling import Noise
+from inference_opt.speculative import cost, rules
 
 
 def random_model(seed, vocab, point=False):

@@ -1,6 +1,6 @@
 """The kernels' front: checks, the choice between Triton and plain PyTorch, and the plan that a step shares.
 
-    batch = plan_batch(page_table, lengths, counts, ...)    once a step: checked, and who reads what (work.py)
+    batch = plan_batch(page_table, lengths, counts, ...)    once a step: checked, and who reads what (plan.py)
     write_kv(k, v, k_pages, v_pages, slots)                 a layer: new keys and values into their pages
     paged_attention(q, k_pages, v_pages, batch, scale)      a layer: each new token over its own sequence's past
 
@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inference_opt.kernels import plain
-from inference_opt.kernels.work import Runs, Work, choose_tile, plan, tile_bytes
+from inference_opt.kernels import reference
+from inference_opt.kernels.plan import Runs, Work, choose_tile, plan, tile_bytes
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 Stem = tuple[int, int, int]  # first sequence, how many from there on, keys that all of them share
@@ -123,8 +123,8 @@ def hopper_kernel(k_pages: Tensor, value_dim: int | None) -> str:
     if not hopper or k_pages.element_size() != 2 or k_pages.shape[1] % 64:
         return ""
     if value_dim is not None:
-        return "latent" if k_pages.shape[2:] == (1, 576) and value_dim == 512 else ""
-    return "tall" if k_pages.shape[3] in (64, 128) else ""
+        return "mla" if k_pages.shape[2:] == (1, 576) and value_dim == 512 else ""
+    return "gqa" if k_pages.shape[3] in (64, 128) else ""
 
 
 def processors_of(device: torch.device) -> int:
@@ -171,7 +171,7 @@ def paged_attention(
     value_dim = _check(q, k_pages, v_pages, sum(batch.counts), value_dim)
     if batch.work is None:
         values = k_pages[..., :value_dim] if v_pages is None else v_pages
-        return plain.attend(q, k_pages, values, batch.page_table, batch.lengths, batch.counts, scale)
+        return reference.attend(q, k_pages, values, batch.page_table, batch.lengths, batch.counts, scale)
     from inference_opt.kernels import attention  # Triton is there where it is used
 
     return attention.attend(q.contiguous(), k_pages, v_pages, batch.page_table, batch.work, scale, value_dim)
@@ -272,7 +272,7 @@ def write_kv(
         if (new.dtype, new.device) != (pages.dtype, pages.device) or not pages.is_contiguous():
             raise ValueError(f"{name} {new.dtype} on {new.device} cannot go to pages {pages.dtype} on {pages.device}")
     if not uses_triton(k):
-        return plain.write_kv(k, v, k_pages, v_pages, slots)
+        return reference.write_kv(k, v, k_pages, v_pages, slots)
     from inference_opt.kernels import write
 
     return write.write_kv(k, v, k_pages, v_pages, slots)
@@ -287,7 +287,7 @@ def merge_states(
             f"expected outputs [states, tokens, heads, dim] and sums [...], got {list(outs.shape)}, {list(lses.shape)}"
         )
     if not uses_triton(outs):
-        return plain.merge_states(outs, lses)
+        return reference.merge_states(outs, lses)
     from inference_opt.kernels import attention
 
     states, tokens = outs.shape[:2]

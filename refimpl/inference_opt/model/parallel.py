@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 
 from inference_opt.model.attention import GroupedQueryAttention
 from inference_opt.model.config import ModelConfig
-from inference_opt.model.latent import LatentAttention
+from inference_opt.model.mla import LatentAttention
 from inference_opt.model.transformer import Layer, Transformer
 
 _BY_ROWS = {"qkv", "q", "kv_up", "gate_up", "head"}  # these make heads, widths, logits

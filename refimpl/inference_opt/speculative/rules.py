@@ -36,7 +36,7 @@ from inference_opt.speculative.verdicts import (
     verdict,
     weighed,
 )
-from inference_opt.steps import step
+from inference_opt.trace import step
 
 Law = Shaped[np.ndarray, "vocab"]  # of floats or Fractions
 
