@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 from inference_opt.lab.exactness import mutants
-from inference_opt.lab.exactness.exact import chain, every_path, from_start, output_law, step_law, verdicts
+from inference_opt.lab.exactness.enumerate import every_path
+from inference_opt.lab.exactness.exact import output_law, step_law
+from inference_opt.lab.exactness.proposals import chain, from_start, verdicts
 from inference_opt.speculative import rules
 
 PROOFS = Path(__file__).resolve().parent.parent / "docs" / "proofs"

@@ -15,7 +15,7 @@ from inference_opt import Engine, SamplingParams, naive
 from inference_opt.cache.paged_kernel import InPlaceCache
 from inference_opt.engine import graph_runner
 from inference_opt.engine.graph_runner import fused_logits
-from inference_opt.kernels import common_stems, fused, paged
+from inference_opt.kernels import common_stems, fused, paged, plan_batch
 from inference_opt.kernels.greedy import Greedy
 from inference_opt.model.rope import rotate
 from inference_opt.speculative.lookup import PromptLookup
@@ -224,7 +224,7 @@ def test_fused_layers_give_the_model_s_logits():
             expected = model(tokens[:rows], positions, caches[0])
             mine = caches[1]
             table = torch.tensor(tables[:rows], dtype=torch.int32)
-            mine.batch = paged.plan_batch(table, [6] * rows, [1] * rows, mine.keys[0], model.config.heads)
+            mine.batch = plan_batch(table, [6] * rows, [1] * rows, mine.keys[0], model.config.heads)
             got = fused_logits(model, tokens[:rows], positions, mine.slots, mine, mine.batch)
             torch.testing.assert_close(got, expected, **CLOSE)
 

@@ -12,7 +12,8 @@ from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from inference_opt.kernels.attention import attend_piece
-from inference_opt.kernels.hopper.tiles import SHARED, gqa, mla
+from inference_opt.kernels.hopper import gqa, mla
+from inference_opt.kernels.hopper.tiles import SHARED
 from inference_opt.kernels.plan import PIECE, choose_tile, padded, tile_bytes
 
 SIZES = {"bf16": 2, "fp32": 4}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_opt import kernels
-from inference_opt.kernels.paged import hopper_kernel
+from inference_opt.kernels.batch import hopper_kernel
 from inference_opt.kernels.plan import choose_tile
 from tests.kernels.test_kernels import build, check, oracle, planned, poisoned
 

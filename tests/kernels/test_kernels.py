@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from jaxtyping import config
 
 from inference_opt import kernels
-from inference_opt.kernels import paged, reference, stepwise
+from inference_opt.kernels import batch as planning
+from inference_opt.kernels import reference, stepwise
 from inference_opt.kernels.plan import PIECE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -98,7 +99,7 @@ def check(s, got, want):
 def planned(s, k, v, table, stems=()):
     """For a machine of the drawn size."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paged, "processors_of", lambda device: s["processors"])
+        patch.setattr(planning, "processors_of", lambda device: s["processors"])
         inner = s["value_dim"] if v is None else None
         return kernels.plan_batch(table, s["lengths"], s["counts"], k, s["heads"], inner, stems)
 

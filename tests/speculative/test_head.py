@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from inference_opt import Engine, SamplingParams
 from inference_opt.cache.contiguous import ContiguousCache
-from inference_opt.lab.training.eagle import Rows, Unrolled, fit, unroll
+from inference_opt.lab.training.eagle import Unrolled, fit, unroll
+from inference_opt.lab.training.rows import Rows
 from inference_opt.model.attention import NoCache
 from inference_opt.model.linear import can_pack
 from inference_opt.speculative.eagle import Eagle

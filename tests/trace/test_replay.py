@@ -14,7 +14,8 @@ from inference_opt.engine.engine import Engine
 from inference_opt.explain.scenarios.law import DRAFT, TARGET
 from inference_opt.explain.scenarios.speculation import Floats
 from inference_opt.explain.scenarios.toys import arrivals, toy
-from inference_opt.lab.exactness.exact import PROPOSALS, chain, output_law
+from inference_opt.lab.exactness.exact import output_law
+from inference_opt.lab.exactness.proposals import PROPOSALS, chain
 from inference_opt.lab.exactness.zoo import table
 from inference_opt.model.attention import NoCache
 from inference_opt.radix.node import as_bytes

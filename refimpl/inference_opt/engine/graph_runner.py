@@ -28,11 +28,11 @@ from inference_opt.engine.cache_manager import Memory
 from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.kernels import Batch, common_stems, paged_attention
+from inference_opt.kernels.batch import cut, uses_triton
 from inference_opt.kernels.graph import capture
-from inference_opt.kernels.paged import cut, uses_triton
 from inference_opt.kernels.plan import PIECE, Launch, Work
-from inference_opt.model.attention import GroupedQueryAttention
 from inference_opt.model.experts import SwiGLU
+from inference_opt.model.gqa import GroupedQueryAttention
 from inference_opt.model.transformer import Layer, Transformer
 from inference_opt.speculative.drafter import Drafter
 from inference_opt.trace import recording

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
-from inference_opt.model.attention import GroupedQueryAttention
 from inference_opt.model.config import ModelConfig
+from inference_opt.model.gqa import GroupedQueryAttention
 from inference_opt.model.mla import LatentAttention
 from inference_opt.model.transformer import Layer, Transformer
 

@@ -11,20 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference_opt.lab.exactness import exact, mutants
-from inference_opt.lab.exactness.exact import (
-    Branching,
-    branching,
-    chain,
-    every_path,
-    from_start,
-    joint_law,
-    output_law,
-    siblings,
-    step_law,
-    total_variation,
-)
+from inference_opt.lab.exactness import enumerate as enumeration
+from inference_opt.lab.exactness import mutants
+from inference_opt.lab.exactness.enumerate import Branching, every_path
+from inference_opt.lab.exactness.exact import joint_law, output_law, step_law, total_variation
 from inference_opt.lab.exactness.mutants import chain_of
+from inference_opt.lab.exactness.proposals import branching, chain, from_start, siblings
 from inference_opt.sampling import Noise, SamplingParams
 from inference_opt.speculative import rules
 from inference_opt.speculative.drafter import Job
@@ -295,7 +287,7 @@ def test_no_number_is_asked_for_twice(monkeypatch, name):
         tokens = {path: [1, 2] if len(path) < 2 else [] for path in paths}
     else:
         target, draft, tokens = [p] * 4, [q] * 3, [1, 2, 1]
-    monkeypatch.setattr(exact, "Branching", Noted)
+    monkeypatch.setattr(enumeration, "Branching", Noted)
     longest = 0
     for asked, _ in every_path(lambda chance: (rule(target, draft, tokens, chance), chance.asked)[1]):
         assert len(asked) == len(set(asked))

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from inference_opt.lab.exactness import mutants
-from inference_opt.lab.exactness.exact import chain, joint_law, output_law, step_law, total_variation
+from inference_opt.lab.exactness.exact import joint_law, output_law, step_law, total_variation
 from inference_opt.lab.exactness.noise_sharing import by_position
+from inference_opt.lab.exactness.proposals import chain
 from inference_opt.lab.exactness.zoo import DRAFT, NEVER_0, OFTEN_0, TARGET, ZOO, Wrong, table
 from inference_opt.sampling import Noise
 from inference_opt.speculative import rules

@@ -3,7 +3,7 @@
 import torch
 
 from inference_opt.kernels import common_stems, reference
-from inference_opt.kernels.paged import cut
+from inference_opt.kernels.batch import cut
 from inference_opt.trace import Trace, record
 
 

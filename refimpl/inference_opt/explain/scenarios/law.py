@@ -1,7 +1,8 @@
 """Scenarios of exactness: the law of a rule, summed up path by path in rational numbers."""
 
 from inference_opt.lab.exactness import mutants
-from inference_opt.lab.exactness.exact import Rule, output_law
+from inference_opt.lab.exactness.exact import output_law
+from inference_opt.lab.exactness.proposals import Rule
 from inference_opt.lab.exactness.zoo import table
 from inference_opt.speculative import rules
 from inference_opt.trace import Trace, record

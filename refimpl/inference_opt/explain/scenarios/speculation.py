@@ -4,7 +4,7 @@ import numpy as np
 
 from inference_opt.engine.engine import Engine
 from inference_opt.explain.scenarios.toys import Counts, arrivals, spell, toy
-from inference_opt.lab.exactness.exact import Model, Propose, Rule, branching, chain, siblings
+from inference_opt.lab.exactness.proposals import Model, Propose, Rule, branching, chain, siblings
 from inference_opt.lab.exactness.zoo import DRAFT, TARGET
 from inference_opt.sampling import Noise
 from inference_opt.speculative import rules

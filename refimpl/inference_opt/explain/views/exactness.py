@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
-from inference_opt.lab.exactness.exact import Branching, Prefix, every_path
+from inference_opt.lab.exactness.enumerate import Branching, every_path
+from inference_opt.lab.exactness.proposals import Prefix
 from inference_opt.lab.exactness.zoo import Wrong
 from inference_opt.speculative.rules import Law
 

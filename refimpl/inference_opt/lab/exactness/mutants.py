@@ -10,7 +10,8 @@ from itertools import product
 
 import numpy as np
 
-from inference_opt.lab.exactness.exact import Lazy, Model, Prefix, Propose, siblings, verdicts
+from inference_opt.lab.exactness.lazy import Lazy
+from inference_opt.lab.exactness.proposals import Model, Prefix, Propose, siblings, verdicts
 from inference_opt.speculative.rules import Chance, Law, residual
 
 Laws = Sequence[Law]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
-from inference_opt.lab.exactness.exact import Branching, Uniform
+from inference_opt.lab.exactness.enumerate import Branching, Uniform
 from inference_opt.speculative.rules import Chance, Law
 
 Stage = Callable[[int], tuple[Chance, Chance]]  # where a step starts → the drafter's chance and the rule's

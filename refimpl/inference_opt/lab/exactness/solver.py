@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import z3
 
-from inference_opt.lab.exactness.exact import Branching, Rule, every_path
+from inference_opt.lab.exactness.enumerate import Branching, every_path
+from inference_opt.lab.exactness.proposals import Rule
 from inference_opt.speculative.rules import Law
 
 

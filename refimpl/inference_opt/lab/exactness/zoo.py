@@ -14,21 +14,12 @@ from fractions import Fraction
 from functools import cache, partial
 
 from inference_opt.lab.exactness import mutants
-from inference_opt.lab.exactness.exact import (
-    Branching,
-    Model,
-    Prefix,
-    Propose,
-    Rule,
-    chain,
-    every_path,
-    joint_law,
-    siblings,
-    total_variation,
-)
+from inference_opt.lab.exactness.enumerate import Branching, every_path
+from inference_opt.lab.exactness.exact import joint_law, total_variation
 from inference_opt.lab.exactness.gtest import samples_needed
 from inference_opt.lab.exactness.mutants import chain_of
 from inference_opt.lab.exactness.noise_sharing import Stage, by_position, independent, on_a_grid, same_stream
+from inference_opt.lab.exactness.proposals import Model, Prefix, Propose, Rule, chain, siblings
 from inference_opt.speculative import rules
 
 

@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from inference_opt.files import writable, write_json
-from inference_opt.lab.training.eagle import ran_on, set_rate
-from inference_opt.model.attention import Rows
+from inference_opt.lab.training.loop import ran_on, set_rate
+from inference_opt.lab.training.rows import Rows
 from inference_opt.model.config import LatentShape, ModelConfig
 from inference_opt.model.mla import use_form
 from inference_opt.model.transformer import Transformer

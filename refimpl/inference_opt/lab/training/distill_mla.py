@@ -24,11 +24,11 @@ from inference_opt.conversion.convert import Factors, assemble, factorise
 from inference_opt.conversion.pretrained import load_factors, save_factors, texts_of
 from inference_opt.files import writable, write_json
 from inference_opt.lab.quality import quality
-from inference_opt.lab.training.eagle import ran_on, set_rate
+from inference_opt.lab.training.loop import ran_on, set_rate
+from inference_opt.lab.training.rows import Rows
 from inference_opt.loading.load import load_model
 from inference_opt.loading.prompts import load_prompts
 from inference_opt.loading.tokenizer import needed
-from inference_opt.model.attention import Rows
 from inference_opt.model.mla import use_form
 from inference_opt.model.transformer import Transformer
 

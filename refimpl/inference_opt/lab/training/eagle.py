@@ -11,10 +11,7 @@ one slot before, and its last j − 1 keys are those that it would have written 
 import argparse
 import json
 import math
-import shlex
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +22,10 @@ from torch import Tensor, nn
 
 from inference_opt.files import writable, write_json
 from inference_opt.lab.training.corpus import KINDS, write_corpus
+from inference_opt.lab.training.loop import ran_on, set_rate
+from inference_opt.lab.training.rows import Rows
 from inference_opt.loading.load import load_model
 from inference_opt.loading.tokenizer import needed
-from inference_opt.model.attention import Rows
 from inference_opt.model.transformer import Transformer
 from inference_opt.speculative.head import DraftHead
 
@@ -155,24 +153,6 @@ def answers(corpus: dict[str, Tensor]) -> Bool[Tensor, "rows length"]:
     """Which tokens are an answer's."""
     slot = torch.arange(corpus["tokens"].shape[1])
     return (slot >= corpus["answer"][:, None]) & (slot < corpus["ended"][:, None])
-
-
-def set_rate(optimizers: Sequence[torch.optim.Optimizer], peak: float, warm: float, share: float) -> float:
-    """Learning rate: up to its peak as `warm` goes to 1, along a cosine to 2% of it as `share` of the run goes to 1."""
-    rate = peak * min(1, warm) * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group["lr"] = rate
-    return rate
-
-
-def ran_on(device: str) -> dict[str, str]:
-    """What a record of a run begins with."""
-    return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def fit(
