@@ -5,7 +5,7 @@
         cut      to the length     →       [10, kv_heads, d_h], in the order of the text
 
 The tensors know nothing of who owns a page: `pool.py` and `radix.py` keep that. This file is the plain PyTorch answer
-to `attend`; `in_place.py` is the same by kernels, which read the pages where they lie, without the gather.
+to `attend`; `paged_kernel.py` is the same by kernels, which read the pages where they lie, without the gather.
 
 Several sequences of one batch may list the same page. Each layer writes all new keys and values before any sequence
 reads, so a sequence may even attend to what another one computes in the same batch.

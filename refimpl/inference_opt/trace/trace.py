@@ -23,9 +23,7 @@ STEP = {"event": str, "text": str, "facts": dict, "state": dict, "invariants": d
 class Trace:
     """What a recording kept. `cut` says why it ends early, if it does."""
 
-    html: "ClassVar[Callable[[Trace], str] | None]" = (
-        None  # how a notebook shows one: the player's, once it is imported
-    )
+    html: "ClassVar[Callable[[Trace], str] | None]" = None  # how a notebook shows one: the player says, when imported
 
     def __init__(self, title: str = "", about: str = "") -> None:
         self.title, self.about, self.cut = title, about, ""

@@ -186,7 +186,7 @@ def latent_piece(
     q_tiles, wide, narrow, q_rows, table, pieces, out, lse, partial, partial_lse, table_width, scale_log2,
     HEADS: gl.constexpr, PAGE: gl.constexpr, FIELDS: gl.constexpr,
 ):  # fmt: skip
-    """One piece (`work.py`), as `attention.attend_piece` does it, of any page size that BLOCK divides."""
+    """One piece (`plan.py`), as `attention.attend_piece` does it, of any page size that BLOCK divides."""
     piece = pieces + gl.program_id(0) * FIELDS
     sequence, token0, queries, position0, row0, first, end, state = fields_of(piece)
     pairs = gl.maximum(gl.cdiv(end - first, 2 * BLOCK), 0)

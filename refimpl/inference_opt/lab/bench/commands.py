@@ -187,7 +187,7 @@ def radix(
 
 
 class Task(StrEnum):
-    """What the built-in prompts ask for (`bench.speculative.TASKS`)."""
+    """What the built-in prompts ask for (`lab.bench.speculative.TASKS`)."""
 
     editing = "editing"
     summarising = "summarising"

@@ -1,6 +1,6 @@
 """A rule's own code, run on symbols: the solver z3 says whether it is exact for all real p and q there are.
 
-Enumeration (`exact.py`) takes every turn of chance for one pair of laws. Here the laws are unknowns p_0 … p_{V−1} and
+Enumeration (`enumerate.py`) takes every turn of chance for one pair of laws. Here laws are unknowns p_0 … p_{V−1} and
 q_0 … q_{V−1}, and where the code compares two of them, both answers are followed, each on its condition. What comes out
 is a formula a region,
 
