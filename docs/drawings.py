@@ -26,18 +26,20 @@ CHAPTERS = {
 # A mechanism each: (what, our file, SGLang 0.5.23's, vLLM 0.33.0's, TensorRT-LLM's), their paths within the package.
 ENGINES = ("here", "SGLang", "vLLM", "TensorRT-LLM")
 FILES = (
-    ("pages", "kv/pool.py", "mem_cache/allocator/paged.py", "v1/core/block_pool.py", "pyexecutor/resource_manager.py"),
-    ("prefixes", "kv/radix.py", "mem_cache/unified_radix_cache.py", "v1/core/kv_cache_utils.py", "kvCacheManager.cpp"),
-    ("eviction", "kv/policies.py", "mem_cache/evict_policy.py", "v1/core/kv_cache_utils.py", "evictionPolicy.cpp"),
+    ("pages", "cache/pool.py", "mem_cache/allocator/paged.py", "v1/core/block_pool.py",
+     "pyexecutor/resource_manager.py"),
+    ("prefixes", "radix/tree.py", "mem_cache/unified_radix_cache.py", "v1/core/kv_cache_utils.py",
+     "kvCacheManager.cpp"),
+    ("eviction", "radix/eviction.py", "mem_cache/evict_policy.py", "v1/core/kv_cache_utils.py", "evictionPolicy.cpp"),
     ("one step", "engine/scheduler.py", "managers/schedule_policy.py", "v1/core/sched/scheduler.py",
      "pyexecutor/scheduler/"),
-    ("latents", "model/latent.py", "deepseek_common/…/forward_mla.py", "attention/mla_attention.py",
+    ("latents", "model/mla.py", "deepseek_common/…/forward_mla.py", "attention/mla_attention.py",
      "attention/mla.py"),
     ("drafters", "speculative/*.py", "speculative/*_worker*.py", "worker/gpu/spec_decode/", "speculative/*.py"),
     ("verdict", "speculative/rules.py", "ops/speculative/reject_sampling.py", "…/rejection_sampler_utils.py",
      "speculative/interface.py"),
     ("kernels", "kernels/attention.py", "layers/attention/", "v1/attention/backends/", "attention/backends/"),
-    ("capture", "engine/ahead.py", "runner/decode_cuda_graph_runner.py", "worker/gpu/cudagraph_utils.py",
+    ("capture", "engine/graph_runner.py", "runner/decode_cuda_graph_runner.py", "worker/gpu/cudagraph_utils.py",
      "pyexecutor/cuda_graph_runner.py"),
     ("cards", "model/parallel.py", "layers/linear.py", "layers/linear.py", "modules/linear.py"),
 )  # fmt: skip

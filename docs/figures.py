@@ -15,12 +15,13 @@ from matplotlib.patches import Patch, Rectangle
 
 from inference_opt import Engine, SamplingParams, TransformerWithOptimizations
 from inference_opt.experiment import Results
-from inference_opt.figures import draw_pieces, draw_pool, draw_schedule, draw_tree
+from inference_opt.explain.figures import draw_pieces, draw_pool, draw_schedule, draw_tree
+from inference_opt.explain.views import exactness
 from inference_opt.kernels import common_stems, plan_batch
-from inference_opt.kv.radix import RadixTree
-from inference_opt.speculative import pictures, rules
+from inference_opt.lab.exactness.zoo import ZOO
+from inference_opt.radix.tree import RadixTree
+from inference_opt.speculative import rules
 from inference_opt.speculative.cost import best_gamma, speedup
-from inference_opt.speculative.zoo import ZOO
 
 OUT = Path(__file__).resolve().parent.parent / "chapters" / "figures"
 OWN = Path(__file__).resolve().parent / "figures"  # the site's
@@ -204,9 +205,9 @@ def split_figure() -> Figure:
     draws = [(rng.choices(range(4), q)[0], rng.random()) for _ in range(80)]
     figure = Figure(figsize=(7.2, 3), layout="constrained")
     axes = figure.subplots()
-    pictures.draw_split(axes, np.array(p), np.array(q), draws)
-    lines = [axes.plot([], [], color=colour, lw=2.5, label=name)[0] for name, colour in pictures.NAMES.items()]
-    axes.legend(handles=[*lines, *pictures.split_legend()], frameon=False, fontsize=8, loc="upper left", ncols=3)
+    exactness.draw_split(axes, np.array(p), np.array(q), draws)
+    lines = [axes.plot([], [], color=colour, lw=2.5, label=name)[0] for name, colour in exactness.NAMES.items()]
+    axes.legend(handles=[*lines, *exactness.split_legend()], frameon=False, fontsize=8, loc="upper left", ncols=3)
     axes.set(xlabel="token", ylim=(0, 0.55))
     return figure
 
@@ -215,12 +216,12 @@ def paths_figure() -> Figure:
     """Every way that one step with one draft can go, vocabulary of two."""
     p, q = (np.array([Fraction(a, 3), Fraction(3 - a, 3)], dtype=object) for a in (1, 2))
 
-    def step(drafter: pictures.Told, judge: pictures.Told) -> tuple[int, ...]:
+    def step(drafter: exactness.Told, judge: exactness.Told) -> tuple[int, ...]:
         x = drafter.choose(q, 0)
         return tuple(rules.token_wise([p, p], [q], [x], judge))
 
     figure = Figure(figsize=(7.2, 2.7), layout="constrained")
-    pictures.draw_paths(figure.subplots(), pictures.told_paths(step))
+    exactness.draw_paths(figure.subplots(), exactness.told_paths(step))
     return figure
 
 
@@ -229,7 +230,7 @@ def zoo_figure() -> Figure:
     figure = Figure(figsize=(7.6, 7.6), layout="constrained")
     panels = figure.subplots(5, 4).ravel()
     for axes, each in zip(panels, ZOO):
-        pictures.draw_law(axes, each)
+        exactness.draw_law(axes, each)
     for axes in panels[len(ZOO) :]:
         axes.set_axis_off()
     return figure

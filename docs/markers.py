@@ -3,7 +3,8 @@
 `<!-- step: SCENARIO -->` puts the player over the scenario's trace, in the place of the picture in the next line, if
 there is one: on other sites the comment is not seen, and the picture is.
 
-`<!-- modules: PART -->` documents every module of a part of the package, or the one module that it is.
+`<!-- modules: PART -->` documents every module of a part of the package (`lab/bench` is one within another), or the
+one module that it is.
 
 Links to folders and to package modules lead to their place in the reference; links to other files copy the file.
 """
@@ -17,9 +18,9 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
 
-from inference_opt.scenarios import play
-from inference_opt.steps import page
-from inference_opt.steps.trace import Trace
+from inference_opt.explain.player import page
+from inference_opt.explain.scenarios import play
+from inference_opt.trace import Trace
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "refimpl" / "inference_opt"
@@ -59,12 +60,13 @@ for (const each of document.querySelectorAll(".stepped"))
 
 def modules_of(part: str) -> list[str]:
     """A part's modules, by their whole names, the package itself first."""
+    module = f"inference_opt.{part.replace('/', '.')}"
     if (PACKAGE / f"{part}.py").exists():
-        return [f"inference_opt.{part}"]
+        return [module]
     files = sorted((PACKAGE / part).glob("*.py"), key=lambda path: (path.stem != "__init__", path.stem))
     if not files:
-        raise ValueError(f"<!-- modules: {part} -->: inference_opt has no such part; it has parts like kv and naive")
-    return [f"inference_opt.{part}" + ("" if path.stem == "__init__" else f".{path.stem}") for path in files]
+        raise ValueError(f"<!-- modules: {part} -->: inference_opt has no such part; it has parts like cache and naive")
+    return [module + ("" if path.stem == "__init__" else f".{path.stem}") for path in files]
 
 
 def _reference(part: str) -> str:
@@ -94,7 +96,7 @@ def plain(app: Sphinx, what: str, name: str, obj: object, options: object, lines
 def _link(match: re.Match[str]) -> str:
     path = match[1].rstrip("/")
     if (PACKAGE / path).is_dir():
-        return f"](../docs/api/{path}.md)"
+        return f"](../docs/api/{path.rpartition('/')[2]}.md)"
     return match[0]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
-from inference_opt.scenarios import play
-from inference_opt.steps.page import page as html_page
+from inference_opt.explain.player.page import page as html_page
+from inference_opt.explain.scenarios import play
 
 OUT = Path(__file__).resolve().parent.parent / "chapters" / "figures"
 # {file: (scenario, event, which of these)}; each is taken in light and, as FILE_dark, in dark.

@@ -24,7 +24,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 @pytest.fixture(scope="session")
 def smollm2_path():
-    from inference_opt.model.weights import fetch
+    from inference_opt.loading.download import fetch
 
     return fetch("smollm2-135m")
 

@@ -75,7 +75,7 @@ def test_tour_reports_tables_figures_and_agreement(run, tmp_path, smollm2_path):
 
 
 def test_tour_fails_loudly_where_a_stage_differs(run, tmp_path, monkeypatch, smollm2_path):
-    from inference_opt import tour
+    from inference_opt.explain import tour
 
     def wrong(subject):
         return tour.Session(
@@ -106,7 +106,7 @@ def test_bench_prefix_without_the_peer(run, tmp_path, smollm2_path):
 
 
 def test_bench_radix_with_a_trace_and_without(run, tmp_path, monkeypatch):
-    from inference_opt.bench import radix, workloads
+    from inference_opt.lab.bench import radix, workloads
 
     monkeypatch.setattr(radix, "GENERATED", {"loop": lambda seed: workloads.loop(seed, documents=3, rounds=2)})
     monkeypatch.setattr(radix, "SIZES", [10, 20])

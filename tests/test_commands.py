@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from inference_opt.cli import app
-from inference_opt.model.tokenizer import Tokenizer
+from inference_opt.loading.tokenizer import Tokenizer
 from tests.toys import toy
 
 SIZES = '{"dim": 16, "depth": 1, "heads": 2}'
@@ -33,11 +33,11 @@ def call(tmp_path, monkeypatch):
         raise Reached
 
     monkeypatch.setattr("inference_opt.generate.load_model", reached)
-    monkeypatch.setattr("inference_opt.model.load.load_model", reached)
-    monkeypatch.setattr("inference_opt.model.weights._download", reached)
+    monkeypatch.setattr("inference_opt.loading.load.load_model", reached)
+    monkeypatch.setattr("inference_opt.loading.download._download", reached)
     monkeypatch.setenv("INFERENCE_OPT_CACHE", str(tmp_path / "cache"))
     for name in ("decode", "mla", "prefix", "radix", "speculative"):
-        monkeypatch.setattr(importlib.import_module(f"inference_opt.bench.{name}"), f"bench_{name}", reached)
+        monkeypatch.setattr(importlib.import_module(f"inference_opt.lab.bench.{name}"), f"bench_{name}", reached)
 
     def run(*arguments):
         result = CliRunner().invoke(app, list(map(str, arguments)))
@@ -166,7 +166,7 @@ COMMANDS = [
 @given(data=st.data())
 def test_no_value_of_an_option_ends_in_a_traceback(call, monkeypatch, command, data):
     monkeypatch.setattr("inference_opt.experiment.study.build", lambda *args: (_ for _ in ()).throw(Reached))
-    monkeypatch.setattr("inference_opt.model.load._from_hub", lambda name: (_ for _ in ()).throw(Reached))
+    monkeypatch.setattr("inference_opt.loading.load._from_hub", lambda name: (_ for _ in ()).throw(Reached))
     first, *options = command
     arguments = first.split()
     if first in ("step", "generate", "fetch") and data.draw(st.booleans(), "an argument"):

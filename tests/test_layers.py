@@ -6,33 +6,20 @@ from pathlib import Path
 import inference_opt
 
 # From the ground up; a part may import what stands before it.
-ORDER = [
-    "values",
-    "files",
-    "steps",
-    "room",
-    "model",
-    "sampling",
-    "naive",
-    "kernels",
-    "kv",
-    "speculative",
-    "prompts",
-    "mla",
-    "engine",
-    "agreement",
-    "figures",
-    "optimizations",
-    "options",
-    "bench",
-    "experiment",
-    "tour",
-    "scenarios",
-]
-ORDER += ["generate", "cli"]
+ORDER = ["values", "files", "room", "environment", "trace"]
+ORDER += ["sampling", "model", "loading", "kernels", "naive"]
+ORDER += ["radix", "cache", "conversion", "speculative", "engine", "api", "generate"]
+ORDER += ["options", "lab", "experiment", "explain", "cli"]
+WINGS = ["lab", "experiment", "explain"]  # what proves, measures and shows; the techniques stand before it
 # Exceptions to the order, each narrower than it: parts that must not know these although they stand below them.
-NEVER = {"sampling": {"model"}, "naive": {"kv"}}
-ALLOWED = {("kv", "model.attention")}  # the attend seam itself
+NEVER = {
+    "sampling": {"trace"},
+    "model": {"sampling"},
+    "kernels": {"sampling", "model", "loading"},
+    "radix": {"sampling", "model", "loading", "kernels", "naive"},
+    "explain": {"experiment"},
+}
+SEAM = {"cache.contiguous", "cache.paged", "cache.paged_kernel"}  # of a model they know the `attend` seam alone
 
 ROOT = Path(inference_opt.__file__).parent
 
@@ -42,26 +29,73 @@ def part_of(module: str) -> str:
 
 
 def imports(path: Path) -> set[str]:
+    """What a file imports of the package, wherever it does: on top, within a function, or to check types."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("inference_opt"):
             names = [f"{node.module}.{alias.name}" for alias in node.names] if part_of(node.module) == "" else []
             found |= set(names or [node.module])
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name.startswith("inference_opt.")}
     return found
 
 
-def test_every_part_imports_only_what_stands_below_it():
-    wrong = []
-    for path in ROOT.rglob("*.py"):
-        part = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        if part == "__init__":
-            continue
-        assert part in ORDER, f"{part} has no place in the order"
-        for module in imports(path):
-            other = part_of(module)
-            inner = module.removeprefix("inference_opt.")
-            above = ORDER.index(other) > ORDER.index(part) or other in NEVER.get(part, set())
-            knows_models = part == "kv" and other == "model" and (part, inner) not in ALLOWED
-            if above or knows_models:
-                wrong.append(f"{path.relative_to(ROOT)} imports {module}")
+def forbidden(module: str, imported: str) -> bool:
+    """Whether a module of ours, named from within the package, must not import another."""
+    part, other = part_of(module), part_of(imported)
+    above = ORDER.index(other) > ORDER.index(part) or other in NEVER.get(part, set())
+    knows_models = module in SEAM and other == "model" and imported != "inference_opt.model.attention"
+    return above or knows_models
+
+
+def modules() -> dict[str, Path]:
+    """{name within the package: file}, the package's own face left out."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.rglob("*.py")}
+    return {name.removesuffix(".__init__"): path for name, path in names.items() if name != "__init__"}
+
+
+def test_every_part_has_a_place_and_imports_only_what_stands_below_it():
+    assert {part_of(module) for module in modules()} == set(ORDER)
+    wrong = [
+        f"{module} imports {imported}"
+        for module, path in modules().items()
+        for imported in imports(path)
+        if forbidden(module, imported)
+    ]
     assert not wrong, wrong
+
+
+def test_what_is_forbidden():
+    assert all(forbidden("engine.engine", f"inference_opt.{wing}.x") for wing in WINGS)
+    assert forbidden("lab.agreement", "inference_opt.explain.tour")
+    assert not forbidden("explain.tour", "inference_opt.lab.agreement")
+    assert forbidden("radix.tree", "inference_opt.kernels")
+    assert forbidden("model.attention", "inference_opt.cache.paged")
+    assert forbidden("cache.paged", "inference_opt.model.transformer")
+    assert not forbidden("cache.paged", "inference_opt.model.attention")
+
+
+def test_the_tree_knows_no_torch():
+    for module, path in modules().items():
+        if part_of(module) == "radix":
+            assert "torch" not in imported_on_top(path), module
+
+
+def imported_on_top(path: Path) -> set[str]:
+    """Modules that a file imports when it is imported itself."""
+    found = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}".removeprefix("inference_opt.") for alias in node.names}
+            found |= inner & modules().keys() or {node.module.removeprefix("inference_opt.")}
+    return found
+
+
+def test_there_is_no_circle_of_files():
+    below = {module: imported_on_top(path) - {module} for module, path in modules().items()}
+    while free := [module for module in below if not below[module] & below.keys()]:
+        for module in free:
+            del below[module]
+    assert not below, f"there is a circle among {sorted(below)}"

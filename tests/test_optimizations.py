@@ -8,8 +8,8 @@ import torch
 from jaxtyping import config
 
 from inference_opt import TransformerWithOptimizations, naive
-from inference_opt.agreement import compare
-from inference_opt.model.tokenizer import TextStream, Tokenizer
+from inference_opt.lab.agreement import compare
+from inference_opt.loading.tokenizer import TextStream, Tokenizer
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.lookup import NGram
 

@@ -2,7 +2,7 @@
 
 That the theorem holds says that some program is exact. That this program is the one of `speculative/rules.py` is what
 is tested here: on drawn cases Coq computes the law of its rules, of its steps and of whole texts, in rationals, and
-each must be the one that `speculative/exact.py` enumerates.
+each must be the one that `lab/exactness/exact.py` enumerates.
 """
 
 import ast
@@ -17,8 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inference_opt.speculative import rules, wrong
-from inference_opt.speculative.exact import chain, every_path, from_start, output_law, step_law, verdicts
+from inference_opt.lab.exactness import mutants
+from inference_opt.lab.exactness.enumerate import every_path
+from inference_opt.lab.exactness.exact import output_law, step_law
+from inference_opt.lab.exactness.proposals import chain, from_start, verdicts
+from inference_opt.speculative import rules
 
 PROOFS = Path(__file__).resolve().parent.parent / "docs" / "proofs"
 SOURCES = re.findall(r"^\w+\.v$", (PROOFS / "_CoqProject").read_text(), flags=re.MULTILINE)
@@ -125,7 +128,7 @@ class Case:
         """(what Coq computes, what Python says) of each thing that can be compared."""
         v, g, n, text = self.vocab, self.gamma, self.length, self.text
         p, q, d, t, prefix = self.model("p"), self.model("q"), self.seeing(1), coq(text), tuple(text)
-        token_wise, kept, dropped = rules.token_wise, from_start(wrong.stop_early(True)), wrong.stop_early(False)
+        token_wise, kept, dropped = rules.token_wise, from_start(mutants.stop_early(True)), mutants.stop_early(False)
         started, found = from_start(chain), self.found(1)
         step = f"step_law {v} (token_wise {v}) p d always (fun _ => {g})"
         stopping = f"step_law {v} (token_wise {v}) p d (sure d) (fun _ => {g})"
@@ -138,7 +141,7 @@ class Case:
         yield f"output_law ({step}) {n}", output_law(p, d, g, token_wise, n, started)
         yield f"output_law ({stopping}) {n}", output_law(p, d, g, token_wise, n, kept)
         yield f"output_law ({lookup}) {n}", output_law(p, q, g, rules.point_mass, n, found)
-        yield f"output_law ({biased}) {n}", output_law(p, q, g, wrong.no_residual, n)
+        yield f"output_law ({biased}) {n}", output_law(p, q, g, mutants.no_residual, n)
         yield f"output_law ({dropping}) {n}", output_law(p, q, g, token_wise, n, dropped)
         yield f"{step} {t}", step_law(p, d, g, token_wise, prefix, started)
         yield f"{stopping} {t}", step_law(p, d, g, token_wise, prefix, kept)

@@ -12,10 +12,10 @@ import pytest
 import torch
 import typer
 
-from inference_opt.bench import radix, workloads
 from inference_opt.cli import app
-from inference_opt.model.weights import MODELS
-from inference_opt.prompts import load_prompts
+from inference_opt.lab.bench import radix, workloads
+from inference_opt.loading.download import MODELS
+from inference_opt.loading.prompts import load_prompts
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "chapters").glob("*.md"))]

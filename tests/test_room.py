@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_opt import Engine, SamplingParams, TransformerWithOptimizations, naive, room
-from inference_opt.model import checkpoint
-from inference_opt.model.checkpoint import Checkpoint, build
+from inference_opt.loading import checkpoint
+from inference_opt.loading.checkpoint import Checkpoint, build
 from inference_opt.model.transformer import Transformer, count_weights
 from inference_opt.speculative.models import SmallerModel
 from tests.toys import LATENT_SHAPES, SHAPES, latent_toy, toy
@@ -101,7 +101,7 @@ def test_pages_that_are_said_are_there_at_once():
 
 
 def test_by_default_a_pool_has_half_of_what_is_left_at_most(monkeypatch):
-    monkeypatch.setattr("inference_opt.engine.memory.available_bytes", lambda device: 2**20)
+    monkeypatch.setattr("inference_opt.engine.cache_manager.available_bytes", lambda device: 2**20)
     model = toy(max_context=4096)
     engine = Engine(model, page_size=4)
     assert engine.pool.num_pages == 2**19 // (4 * engine.cache.bytes_per_token()) < 2048

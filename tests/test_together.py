@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_opt import TransformerWithOptimizations, naive
-from inference_opt import optimizations as front
-from inference_opt.agreement import compare
+from inference_opt import api as front
+from inference_opt.lab.agreement import compare
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.lookup import NGram, PromptLookup
 from inference_opt.speculative.rules import coupled

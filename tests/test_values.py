@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from inference_opt import TransformerWithOptimizations, naive
-from inference_opt.engine import static
+from inference_opt.cache import generate as static
+from inference_opt.cache.paged import PagedCache
+from inference_opt.cache.pool import PagePool
 from inference_opt.engine.engine import Engine
-from inference_opt.kv.paged import PagedCache
-from inference_opt.kv.pool import PagePool
-from inference_opt.kv.radix import RadixTree
+from inference_opt.radix.tree import RadixTree
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative import DRAFTERS, FirstLayers, NGram, PromptLookup, SmallerModel
 from tests.engine.invariants import Echo, dump

@@ -1,7 +1,7 @@
 (* Finite laws with rational weights, and what chance may do with them.
 
    A law is the list of all ways that chance can go, each with its weight: a program that draws is run once for each
-   way, as `exact.every_path` does it. Two laws are the same if every function has the same mean under both; then every
+   way, as `enumerate.every_path` does it. Two laws are the same if every function has the same mean under both; then every
    outcome, and every event, has the same probability. Division by zero is zero in Q. *)
 
 From Coq Require Export QArith Qminmax List Arith Bool Lia Lqa Morphisms.

@@ -1,4 +1,4 @@
-(* Speculative decoding as a program over laws: `speculative/rules.py` and `speculative/exact.py`, name by name.
+(* Speculative decoding as a program over laws: `speculative/rules.py` and `lab/exactness/exact.py`, name by name.
 
    Definitions only. p is the target's law, q the draft's; a model gives the law behind a text. Where a rule looks at
    laws it takes lists of them, as in Python: target_0 p_1 ... behind each draft token, and draft_0 q_1 ... *)

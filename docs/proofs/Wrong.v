@@ -1,4 +1,4 @@
-(* Two rules of the zoo (`speculative/wrong.py`). Of these the theorem is false, which takes one pair of laws each. *)
+(* Two rules of the zoo (`lab/exactness/mutants.py`). Of these the theorem is false, which takes one pair of laws each. *)
 
 From Speculation Require Export Decode.
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from inference_opt.bench import cuda
-from inference_opt.bench.commands import bench_app
 from inference_opt.files import write_json, write_whole
+from inference_opt.lab.bench import cuda
+from inference_opt.lab.bench.commands import bench_app
 from inference_opt.options import (
     FOLDER,
     INPUT,
@@ -40,9 +40,9 @@ app.add_typer(bench_app, name="bench")
 @app.command()
 def fetch(model: Annotated[str, typer.Argument(help="Name of the model.")] = "smollm2-135m") -> None:
     """Download a model's weights once, check them by SHA-256, and print where they are."""
-    from inference_opt.model import weights
+    from inference_opt.loading import download
 
-    print(weights.fetch(model))
+    print(download.fetch(model))
 
 
 @app.command()
@@ -55,9 +55,9 @@ def tour(
     figure: Figure = None,
 ) -> None:
     """Generate the same text by every technique in turn, and compare: tokens, speed, memory."""
-    from inference_opt.model.load import load_model
-    from inference_opt.model.tokenizer import needed
-    from inference_opt.tour import latency_figure, run_tour, table, write_report
+    from inference_opt.explain.tour import latency_figure, run_tour, table, write_report
+    from inference_opt.loading.load import load_model
+    from inference_opt.loading.tokenizer import needed
 
     out = console()
     with out.status(Text(f"loading {model}")):
@@ -133,9 +133,9 @@ def step_through(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the trace to this file.", **OUTPUT)] = None,
 ) -> None:
     """Record a scenario and write it as one HTML file, to be stepped through in any browser."""
-    from inference_opt.scenarios import SCENARIOS, play
-    from inference_opt.steps.page import page
-    from inference_opt.steps.trace import Trace
+    from inference_opt.explain.player.page import page
+    from inference_opt.explain.scenarios import SCENARIOS, play
+    from inference_opt.trace.trace import Trace
 
     if list_all:
         width = max(map(len, SCENARIOS))

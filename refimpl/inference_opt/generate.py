@@ -5,11 +5,11 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from inference_opt.bench.machine import command_line, elapsed
 from inference_opt.engine.engine import Engine
+from inference_opt.environment import command_line, elapsed
 from inference_opt.files import printable
-from inference_opt.model.load import load_model
-from inference_opt.model.tokenizer import needed
+from inference_opt.loading.load import load_model
+from inference_opt.loading.tokenizer import needed
 from inference_opt.sampling import SamplingParams, cut_at_stop, seeded
 from inference_opt.speculative import DRAFTERS
 

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from inference_opt.loading.tokenizer import Tokenizer
 from inference_opt.model.attention import NoCache
 from inference_opt.model.pictures import RECOMPUTED, decoded
-from inference_opt.model.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams, StopCheck, probabilities, sample, seeded
-from inference_opt.steps import step
+from inference_opt.trace import step
 
 
 # [naive]

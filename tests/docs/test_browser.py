@@ -2,10 +2,10 @@
 
 import pytest
 
-from inference_opt.scenarios import SCENARIOS
+from inference_opt.explain.scenarios import SCENARIOS
 from tests.docs.site import SITE, built, walk
-from tests.steps.browser import launched
-from tests.steps.test_browser import serious
+from tests.explain.browser import launched
+from tests.explain.test_browser import serious
 
 PAGES = [file for file in built() if file != SITE / "index.html"]  # which leads on to INDEX at once
 INDEX = SITE / "docs" / "index.html"

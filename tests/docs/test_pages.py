@@ -6,7 +6,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from inference_opt.scenarios import SCENARIOS
+from inference_opt.explain.scenarios import SCENARIOS
 from tests.docs.site import SITE, built
 
 bs4 = pytest.importorskip("bs4", reason="the docs extra is not installed")

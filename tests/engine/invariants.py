@@ -6,9 +6,9 @@ from functools import lru_cache
 import torch
 from torch import nn
 
-from inference_opt.kv.radix import WIDTH, upwards
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.transformer import Transformer
+from inference_opt.radix.tree import WIDTH, upwards
 from inference_opt.sampling import StopCheck, sample
 from inference_opt.speculative.head import DraftHead
 from inference_opt.speculative.models import SmallerModel

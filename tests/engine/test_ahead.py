@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_opt import Engine, SamplingParams, naive
-from inference_opt.engine import ahead
-from inference_opt.engine.ahead import fused_logits
-from inference_opt.kernels import common_stems, fused, paged
+from inference_opt.cache.paged_kernel import InPlaceCache
+from inference_opt.engine import graph_runner
+from inference_opt.engine.graph_runner import fused_logits
+from inference_opt.kernels import common_stems, fused, paged, plan_batch
 from inference_opt.kernels.greedy import Greedy
-from inference_opt.kv.in_place import InPlaceCache
 from inference_opt.model.rope import rotate
 from inference_opt.speculative.lookup import PromptLookup
 from tests.toys import SHAPES, latent_toy, toy
@@ -30,7 +30,9 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 def in_place(monkeypatch):
     """Kernels answer on every machine, and toys' stems are short."""
     monkeypatch.setattr("inference_opt.engine.engine.cache_class", lambda device: InPlaceCache)
-    monkeypatch.setattr(ahead, "common_stems", lambda tables, cached, page: common_stems(tables, cached, page, least=1))
+    monkeypatch.setattr(
+        graph_runner, "common_stems", lambda tables, cached, page: common_stems(tables, cached, page, least=1)
+    )
 
 
 def decisive(model):
@@ -99,9 +101,9 @@ def test_a_part_that_sums_by_launches_is_decoded_ahead_and_its_hooks_are_asked(m
     asked = []
     model.head.register_forward_hook(lambda *_: asked.append(1))
     oracle = naive.generate(model, [1, 2], params)
-    monkeypatch.setattr(ahead.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(graph_runner.dist, "is_initialized", lambda: True)
     for backend in ("gloo", "nccl"):
-        monkeypatch.setattr(ahead.dist, "get_backend", lambda backend=backend: backend)
+        monkeypatch.setattr(graph_runner.dist, "get_backend", lambda backend=backend: backend)
         engine = Engine(model, page_size=4, ahead=5)
         assert (engine.ahead is not None) == (backend == "nccl")
         request = engine.add([1, 2], params)
@@ -222,7 +224,7 @@ def test_fused_layers_give_the_model_s_logits():
             expected = model(tokens[:rows], positions, caches[0])
             mine = caches[1]
             table = torch.tensor(tables[:rows], dtype=torch.int32)
-            mine.batch = paged.plan_batch(table, [6] * rows, [1] * rows, mine.keys[0], model.config.heads)
+            mine.batch = plan_batch(table, [6] * rows, [1] * rows, mine.keys[0], model.config.heads)
             got = fused_logits(model, tokens[:rows], positions, mine.slots, mine, mine.batch)
             torch.testing.assert_close(got, expected, **CLOSE)
 

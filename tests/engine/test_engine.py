@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inference_opt import naive
-from inference_opt.agreement import compare
 from inference_opt.engine.engine import Engine
-from inference_opt.kv.policies import LRU
+from inference_opt.lab.agreement import compare
+from inference_opt.loading.prompts import load_prompts
 from inference_opt.model.attention import NoCache
-from inference_opt.prompts import load_prompts
+from inference_opt.radix.eviction import LRU
 from inference_opt.sampling import SamplingParams
 from tests.engine.invariants import Echo, assert_sound, dump, expected
 from tests.toys import PARAMS, SHAPES, toy

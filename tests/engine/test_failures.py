@@ -14,9 +14,9 @@ import torch
 import inference_opt
 from inference_opt import naive
 from inference_opt.engine.engine import Engine
-from inference_opt.kv.learned import Odds
-from inference_opt.kv.policies import LRU
-from inference_opt.model.tokenizer import Tokenizer
+from inference_opt.lab.eviction.learned import Odds
+from inference_opt.loading.tokenizer import Tokenizer
+from inference_opt.radix.eviction import LRU
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative import rules
 from inference_opt.speculative.drafter import Draft, Drafter

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inference_opt import naive
-from inference_opt.engine import static
+from inference_opt.cache import generate as static
 from inference_opt.engine.engine import Engine
-from inference_opt.model.latent import use_form
+from inference_opt.model.mla import use_form
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative import rules
 from inference_opt.speculative.lookup import PromptLookup

@@ -3,9 +3,9 @@
 import pytest
 
 from inference_opt.engine.engine import Engine
-from inference_opt.kv.learned import Odds
-from inference_opt.kv.policies import LFU, LRU
-from inference_opt.kv.radix import RadixTree
+from inference_opt.lab.eviction.learned import Odds
+from inference_opt.radix.eviction import LFU, LRU
+from inference_opt.radix.tree import RadixTree
 from inference_opt.sampling import SamplingParams
 from tests.engine.invariants import Echo, assert_sound, dump, expected
 

@@ -9,11 +9,11 @@ import textwrap
 
 import pytest
 
+from inference_opt.engine.cache_manager import Memory
 from inference_opt.engine.engine import Engine
-from inference_opt.engine.memory import Memory
 from inference_opt.engine.scheduler import Scheduler
-from inference_opt.kv import radix
-from inference_opt.kv.radix import RadixTree
+from inference_opt.radix import tree as radix_tree
+from inference_opt.radix.tree import RadixTree
 from inference_opt.sampling import SamplingParams
 from tests.engine.invariants import Echo, assert_sound, assert_sound_tree, expected
 
@@ -139,7 +139,7 @@ BUGS = [
     ),
     (a_matched_node_is_locked_with_its_path, RadixTree, "lock", "upwards(node)", "upwards(node.parent)"),
     (evictable_pages_are_counted_once, RadixTree, "unlock", "if above.locks == 0", "if above.locks <= 1"),
-    (texts_of_one_hash_share_nothing, radix, "as_bytes", 'array("i", tokens)', 'array("i", map(hash, tokens))'),
+    (texts_of_one_hash_share_nothing, radix_tree, "as_bytes", 'array("i", tokens)', 'array("i", map(hash, tokens))'),
     (
         texts_of_one_hash_share_nothing,
         RadixTree,

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_opt.engine.engine import Engine
-from inference_opt.kv.learned import FadingFrequency, Odds
-from inference_opt.kv.policies import FIFO, LFU
+from inference_opt.lab.eviction.learned import FadingFrequency, Odds
+from inference_opt.radix.eviction import FIFO, LFU
 from inference_opt.sampling import SamplingParams
 from tests.engine.invariants import Echo, assert_sound, expected
 

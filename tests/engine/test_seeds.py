@@ -8,10 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inference_opt import TransformerWithOptimizations, naive
-from inference_opt.engine import static
+from inference_opt.cache import generate as static
 from inference_opt.engine.engine import Engine
+from inference_opt.lab.exactness.gtest import g_statistic, p_value, power
 from inference_opt.sampling import SamplingParams
-from inference_opt.speculative.gtest import g_statistic, p_value, power
 from inference_opt.speculative.models import SmallerModel
 from tests.engine.test_speculation_law import model_law, tiny
 from tests.toys import toy

@@ -13,9 +13,9 @@ from inference_opt.engine.engine import Engine
 from inference_opt.model.attention import NoCache
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative import rules
+from inference_opt.speculative.adaptive import PATIENCE
 from inference_opt.speculative.drafter import Draft, Drafter
 from inference_opt.speculative.eagle import Eagle
-from inference_opt.speculative.length import PATIENCE
 from inference_opt.speculative.lookup import NGram, PromptLookup
 from inference_opt.speculative.models import FirstLayers, SmallerModel
 from tests.engine.invariants import VOCAB, Echo, assert_sound, expected, random_head, watch_drafter

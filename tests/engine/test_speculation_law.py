@@ -14,10 +14,10 @@ import torch
 from inference_opt.engine import speculation
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.speculation import Speculation
+from inference_opt.lab.exactness.enumerate import every_path
 from inference_opt.model.attention import NoCache
 from inference_opt.sampling import SamplingParams, probabilities
 from inference_opt.speculative import rules
-from inference_opt.speculative.exact import every_path
 from inference_opt.speculative.lookup import NGram, PromptLookup
 from inference_opt.speculative.models import FirstLayers, SmallerModel
 from tests.toys import toy

@@ -1,6 +1,6 @@
 """Any sequence of calls keeps the engine sound, and every text is the one its prompt gives alone.
 
-`make test-long` runs this machine and the tree's own (`tests/kv/test_radix.py`) for more than 200,000 steps.
+`make test-long` runs this machine and the tree's own (`tests/radix/test_radix.py`) for more than 200,000 steps.
 """
 
 import os
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from inference_opt.engine.engine import Engine
-from inference_opt.kv.radix import Removed
+from inference_opt.radix.tree import Removed
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative import rules
 from inference_opt.speculative.eagle import Eagle

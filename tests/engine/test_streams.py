@@ -4,7 +4,7 @@ import pytest
 
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.streams import Stream
-from inference_opt.kv.policies import LRU
+from inference_opt.radix.eviction import LRU
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.models import SmallerModel
 from tests.engine.invariants import Echo, assert_sound, dump, expected

@@ -11,10 +11,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from inference_opt.kernels import latent, tall
 from inference_opt.kernels.attention import attend_piece
-from inference_opt.kernels.hopper import SHARED
-from inference_opt.kernels.work import PIECE, choose_tile, padded, tile_bytes
+from inference_opt.kernels.hopper import gqa, mla
+from inference_opt.kernels.hopper.tiles import SHARED
+from inference_opt.kernels.plan import PIECE, choose_tile, padded, tile_bytes
 
 SIZES = {"bf16": 2, "fp32": 4}
 
@@ -43,7 +43,7 @@ def hopper_memory(kernel: str, dim: int, dtype: str) -> int:
     """Bytes a program of a Gluon kernel."""
     tiles = {"latent": {"q_tiles": 128, "wide": 128, "narrow": 64}, "tall": {"k_tiles": dim, "v_tiles": dim}}[kernel]
     sizes = {"latent": {"HEADS": 128}, "tall": {"HEADS": 9, "KV_HEADS": 3, "D": dim}}[kernel]
-    fn = {"latent": latent.latent_piece, "tall": tall.tall_piece}[kernel]
+    fn = {"latent": mla.latent_piece, "tall": gqa.tall_piece}[kernel]
     constants = sizes | {"PAGE": 64, "FIELDS": len(PIECE)}
     kinds = {name: f"tensordesc<{dtype}[64, {width}],{SHARED.value!r}>" for name, width in tiles.items()}
     kinds |= dict.fromkeys({"latent": ("q_rows", "out"), "tall": ("q", "out")}[kernel], f"*{dtype}")

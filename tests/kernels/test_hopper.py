@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_opt import kernels
-from inference_opt.kernels.paged import hopper_kernel
-from inference_opt.kernels.work import choose_tile
+from inference_opt.kernels.batch import hopper_kernel
+from inference_opt.kernels.plan import choose_tile
 from tests.kernels.test_kernels import build, check, oracle, planned, poisoned
 
 __all__ = ["poisoned"]
@@ -53,7 +53,7 @@ def compare(s):
 def test_latent_attention_is_the_plain_function_s(s):
     s["counts"][0] = max(s["counts"][0], 16 // s["heads"] + 1)  # more rows than the other kernel takes
     s["lengths"][0] = max(s["lengths"][0], s["counts"][0] + s["stem"])
-    assert compare(s) == {"latent"}
+    assert compare(s) == {"mla"}
 
 
 @on_hopper
@@ -61,14 +61,14 @@ def test_latent_attention_is_the_plain_function_s(s):
 def test_many_rows_are_the_plain_function_s(s):
     s["counts"][0] = max(s["counts"][0], 70)  # more rows than the other kernel takes
     s["lengths"][0] = max(s["lengths"][0], s["counts"][0] + s["stem"])
-    assert "tall" in compare(s)
+    assert "gqa" in compare(s)
 
 
 def test_they_are_chosen_where_they_fit_only():
     pages = torch.empty(2, 64, 1, 576, dtype=torch.bfloat16)
     assert hopper_kernel(pages, 512) == ""  # not on a processor
-    assert choose_tile(17, 1152, 1152, "latent").hopper == "latent"
-    assert choose_tile(16, 1152, 1152, "latent").hopper == ""  # so few are read as fast by the other kernel
-    assert choose_tile(65, 512, 256, "tall").hopper == "tall"
-    assert choose_tile(64, 512, 256, "tall").hopper == ""
+    assert choose_tile(17, 1152, 1152, "mla").hopper == "mla"
+    assert choose_tile(16, 1152, 1152, "mla").hopper == ""  # so few are read as fast by the other kernel
+    assert choose_tile(65, 512, 256, "gqa").hopper == "gqa"
+    assert choose_tile(64, 512, 256, "gqa").hopper == ""
     assert choose_tile(65, 512, 256).hopper == ""

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from jaxtyping import config
 
 from inference_opt import kernels
-from inference_opt.kernels import lesson, paged, plain
-from inference_opt.kernels.work import PIECE
+from inference_opt.kernels import batch as planning
+from inference_opt.kernels import reference, stepwise
+from inference_opt.kernels.plan import PIECE
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
@@ -84,7 +85,7 @@ def build(s):
 def oracle(s, q, k, v, table):
     q, k, v = (x if x is None else x.double() for x in (q, k, v))
     values = k[..., : s["value_dim"]] if v is None else v
-    return plain.attend(q, k, values, table, s["lengths"], s["counts"], s["dim"] ** -0.5)
+    return reference.attend(q, k, values, table, s["lengths"], s["counts"], s["dim"] ** -0.5)
 
 
 def check(s, got, want):
@@ -98,7 +99,7 @@ def check(s, got, want):
 def planned(s, k, v, table, stems=()):
     """For a machine of the drawn size."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paged, "processors_of", lambda device: s["processors"])
+        patch.setattr(planning, "processors_of", lambda device: s["processors"])
         inner = s["value_dim"] if v is None else None
         return kernels.plan_batch(table, s["lengths"], s["counts"], k, s["heads"], inner, stems)
 
@@ -194,7 +195,7 @@ def test_states_merge_as_the_plain_function_merges_them(shape, dtype, seed):
     lses[torch.rand(shape[:3], generator=generator).to(DEVICE) < 0.3] = float("-inf")  # states of no key
     outs[lses.isinf()] = 0
     out, lse = kernels.merge_states(outs, lses)
-    right, right_lse = plain.merge_states(outs.double(), lses.double())
+    right, right_lse = reference.merge_states(outs.double(), lses.double())
     close = rounding(dtype, shape[-1])
     torch.testing.assert_close(out.double(), right, rtol=close, atol=close)
     torch.testing.assert_close(lse.double(), right_lse, rtol=1e-5, atol=1e-5)
@@ -219,7 +220,7 @@ def test_writing_puts_each_token_in_its_slot_and_touches_no_other(tokens, page, 
         for pages in (mine, theirs):
             pages.append(torch.full((12, page, kv_heads, width), 7.0, device=DEVICE, dtype=dtype) if width else None)
     kernels.write_kv(*new, *mine, slots.to(DEVICE))
-    plain.write_kv(*new, *theirs, slots.to(DEVICE))
+    reference.write_kv(*new, *theirs, slots.to(DEVICE))
     for a, b in zip(mine, theirs):
         assert a is b is None or torch.equal(a, b)
 
@@ -324,9 +325,9 @@ def test_every_step_of_the_lesson_is_right(batch, length, heads, splits, page, s
     right, _ = oracle(s, q, k, v, table)
     apart = [x[table[:, : -(-length // page)].long()].flatten(1, 2)[:, :length].contiguous() for x in (k, v)]
     for got in (
-        lesson.lesson_one(q, *apart, 0.125),
-        lesson.lesson_split(q, *apart, 0.125, splits),
-        lesson.lesson_split(q, k, v, 0.125, splits, table, length),
+        stepwise.lesson_one(q, *apart, 0.125),
+        stepwise.lesson_split(q, *apart, 0.125, splits),
+        stepwise.lesson_split(q, k, v, 0.125, splits, table, length),
     ):
         torch.testing.assert_close(got.double(), right, rtol=2e-6, atol=2e-6)
 

@@ -5,9 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_opt.kernels import common_stems, paged, plain
-from inference_opt.scenarios import play
-from inference_opt.steps import record
+from inference_opt.explain.scenarios import play
+from inference_opt.kernels import batch as planning
+from inference_opt.kernels import common_stems, reference
+from inference_opt.trace import record
 
 
 @st.composite
@@ -28,8 +29,8 @@ def planned(draw):
     q = 3 * torch.randn(sum(counts), kv_heads * group, 4, dtype=torch.float64, generator=generator)
     stems = common_stems(tables, [n - c for n, c in zip(lengths, counts)], page, least=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(paged, "processors_of", lambda device: draw(st.sampled_from([1, 4, 100])))
-        work = paged.cut(lengths, counts, stems, k, kv_heads * group)
+        patch.setattr(planning, "processors_of", lambda device: draw(st.sampled_from([1, 4, 100])))
+        work = planning.cut(lengths, counts, stems, k, kv_heads * group)
     table = torch.tensor([t + [0] * (max(used) - len(t)) for t in tables], dtype=torch.int32)
     return (q, k, v, table, work, 0.5), lengths, counts
 
@@ -37,8 +38,8 @@ def planned(draw):
 @given(planned())
 def test_pieces_give_what_attention_at_once_gives(batch):
     (q, k, v, table, work, scale), lengths, counts = batch
-    got = plain.attend_pieces(q, k, v, table, work, scale)
-    for mine, whole in zip(got, plain.attend(q, k, v, table, lengths, counts, scale)):
+    got = reference.attend_pieces(q, k, v, table, work, scale)
+    for mine, whole in zip(got, reference.attend(q, k, v, table, lengths, counts, scale)):
         torch.testing.assert_close(mine, whole, rtol=1e-11, atol=1e-11)
 
 
@@ -46,8 +47,8 @@ def test_pieces_give_what_attention_at_once_gives(batch):
 def test_a_block_tells_the_softmax_of_all_its_piece_has_read(batch):
     (q, k, v, table, work, scale), _, _ = batch
     with record() as trace:
-        recorded = plain.attend_pieces(q, k, v, table, work, scale)
-    for mine, unrecorded in zip(recorded, plain.attend_pieces(q, k, v, table, work, scale)):
+        recorded = reference.attend_pieces(q, k, v, table, work, scale)
+    for mine, unrecorded in zip(recorded, reference.attend_pieces(q, k, v, table, work, scale)):
         assert torch.equal(mine, unrecorded)
     assert all(held for one in trace.steps for held in one["invariants"].values())
     pieces = [piece for launch in work.launches for piece in launch.pieces.tolist()]

@@ -13,9 +13,9 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_opt.kv.contiguous import ContiguousCache
+from inference_opt.cache.contiguous import ContiguousCache
+from inference_opt.loading.checkpoint import GGUFFile, load_safetensors
 from inference_opt.model.attention import QUERY_BLOCK, NoCache
-from inference_opt.model.checkpoint import GGUFFile, load_safetensors
 from inference_opt.model.linear import Linear, can_pack
 
 CPU = torch.device("cpu")

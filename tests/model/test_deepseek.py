@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from transformers.models.deepseek_v2 import modeling_deepseek_v2 as v2
 from transformers.models.deepseek_v3 import modeling_deepseek_v3 as v3
 
-from inference_opt.kv.contiguous import ContiguousCache
-from inference_opt.kv.paged import PagedCache
+from inference_opt.cache.contiguous import ContiguousCache
+from inference_opt.cache.paged import PagedCache
 from inference_opt.model.attention import NoCache
 from tests.model.test_architectures import CPU, EXACT, load_saved, widen
 

@@ -12,15 +12,16 @@ from safetensors.torch import save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from inference_opt.kv.contiguous import ContiguousCache
-from inference_opt.kv.paged import PagedCache
-from inference_opt.model.attention import QUERY_BLOCK, NoCache, Rows
-from inference_opt.model.checkpoint import load_safetensors
+from inference_opt.cache.contiguous import ContiguousCache
+from inference_opt.cache.paged import PagedCache
+from inference_opt.lab.training.rows import Rows
+from inference_opt.loading.checkpoint import load_safetensors
+from inference_opt.loading.formats import config_from_hf
+from inference_opt.model.attention import QUERY_BLOCK, NoCache
 from inference_opt.model.config import ExpertsShape, LatentShape, ModelConfig
-from inference_opt.model.formats import config_from_hf
-from inference_opt.model.latent import LatentAttention, use_form
+from inference_opt.model.mla import LatentAttention, use_form
 from inference_opt.model.rope import frequencies
-from tests.model.test_checkpoint_errors import CONFIG, SHAPES, load_folder, write_folder
+from tests.loading.test_checkpoint_errors import CONFIG, SHAPES, load_folder, write_folder
 from tests.toys import LATENT_SHAPES, latent_toy, toy
 
 CPU = torch.device("cpu")

@@ -13,13 +13,14 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from inference_opt.kv.contiguous import ContiguousCache
-from inference_opt.kv.paged import PagedCache
-from inference_opt.model import checkpoint, formats, latent
+from inference_opt.cache.contiguous import ContiguousCache
+from inference_opt.cache.paged import PagedCache
+from inference_opt.loading import checkpoint, formats
+from inference_opt.model import mla
 from inference_opt.model.attention import NoCache
 from inference_opt.model.config import ModelConfig, RopeScaling
 from inference_opt.model.experts import Router
-from inference_opt.model.latent import LatentAttention, use_form
+from inference_opt.model.mla import LatentAttention, use_form
 from inference_opt.model.rope import RopeTable
 from tests.model.test_architectures import CPU, EXACT
 from tests.model.test_deepseek import CLASSES, expected_logits
@@ -191,7 +192,7 @@ BUGS = [
     Bug("a chunk, absorbed, does not see the latents before it", "v3", "in chunks",
         LatentAttention, "core", "absorbed, kept, kept[", "absorbed, kept[-len(q) :], kept[-len(q) :]["),
     Bug("a chunk's mask begins with the text", "v2", "in chunks",
-        latent, "causal_attention", "torch.arange(keys - queries, keys, ", "torch.arange(queries, "),
+        mla, "causal_attention", "torch.arange(keys - queries, keys, ", "torch.arange(queries, "),
     Bug("a chunk's positions begin at 0 (contiguous)", "v3", "in chunks",
         ContiguousCache, "extend", "torch.arange(n, n + c, ", "torch.arange(c, "),
     Bug("a chunk's positions begin at 0 (paged)", "v2", "in chunks",

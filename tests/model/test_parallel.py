@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch.distributed.device_mesh import init_device_mesh
 
 from inference_opt import Engine, SamplingParams, load_model, naive
+from inference_opt.loading.prompts import load_prompts
 from inference_opt.model.parallel import local_config, parallelize
-from inference_opt.prompts import load_prompts
 from inference_opt.speculative.lookup import PromptLookup
 from inference_opt.speculative.rules import coupled
 from tests.toys import LATENT_SHAPES, PARAMS, PROMPTS, SHAPES, latent_toy, toy

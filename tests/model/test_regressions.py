@@ -14,10 +14,10 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
-from inference_opt.model import weights
-from inference_opt.model.load import load_model
-from inference_opt.model.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
-from tests.model.test_checkpoint_errors import SHAPES, load_folder, write_folder
+from inference_opt.loading import download as weights
+from inference_opt.loading.load import load_model
+from inference_opt.loading.tokenizer import tokenizer_from_folder, tokenizer_from_gguf
+from tests.loading.test_checkpoint_errors import SHAPES, load_folder, write_folder
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from inference_opt import naive
 from inference_opt.engine.engine import Engine
 from inference_opt.model.attention import NoCache
 from inference_opt.sampling import Noise, SamplingParams, probabilities
+from inference_opt.speculative.adaptive import PATIENCE, Adaptive
 from inference_opt.speculative.drafter import Job
 from inference_opt.speculative.eagle import Eagle
-from inference_opt.speculative.length import PATIENCE, Adaptive
 from inference_opt.speculative.lookup import NGram, PromptLookup
 from inference_opt.speculative.models import FirstLayers, SmallerModel
 from tests.engine.invariants import random_head

@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from inference_opt import Engine, SamplingParams
-from inference_opt.kv.contiguous import ContiguousCache
+from inference_opt.cache.contiguous import ContiguousCache
+from inference_opt.lab.training.eagle import Unrolled, fit, unroll
+from inference_opt.lab.training.rows import Rows
 from inference_opt.model.attention import NoCache
 from inference_opt.model.linear import can_pack
 from inference_opt.speculative.eagle import Eagle
 from inference_opt.speculative.head import DraftHead
-from inference_opt.speculative.train import Rows, Unrolled, fit, unroll
 from tests.toys import toy
 
 

@@ -10,16 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference_opt.lab.exactness.enumerate import second_winner
+from inference_opt.lab.exactness.exact import joint_law, output_law, step_law
+from inference_opt.lab.exactness.proposals import branching, siblings
 from inference_opt.sampling import Noise
 from inference_opt.speculative import cost, rules
-from inference_opt.speculative.exact import (
-    branching,
-    joint_law,
-    output_law,
-    second_winner,
-    siblings,
-    step_law,
-)
 
 
 def random_model(seed, vocab, point=False):

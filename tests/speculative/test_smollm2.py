@@ -8,8 +8,8 @@ import os
 import pytest
 
 from inference_opt import Engine, SamplingParams, load_model, naive
-from inference_opt.agreement import followed
-from inference_opt.prompts import load_prompts
+from inference_opt.lab.agreement import followed
+from inference_opt.loading.prompts import load_prompts
 from inference_opt.speculative import DRAFTERS
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"

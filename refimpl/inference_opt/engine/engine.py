@@ -1,12 +1,12 @@
 """The engine: schedule, run, commit.
 
-    schedule   which tokens of which requests (scheduler.py), with pages for each (memory.py)
+    schedule   which tokens of which requests (scheduler.py), with pages for each (cache_manager.py)
     draft      guesses behind the last token of those that decode (speculation.py)
     run        the model once, over all of them laid end to end: prompts' chunks, single tokens and drafts alike
     commit     what was fed and kept is now computed; requests whose last known token was fed get their next, or several
                (worked out first, then written: change.py)
 
-Plain decoding is speculation with no drafts: one step for both. (On CUDA, `ahead.py` runs steps that are all greedy.)
+Plain decoding is speculation with no drafts: one step for both. (On CUDA, `graph_runner.py` runs greedy ones.)
 
 When is a sampled token written to a page? Not when it is sampled: it joins `tokens`, and its key and value are
 computed, and written, by the next step, which feeds it. So the last token of a text never takes a slot.
@@ -22,26 +22,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference_opt.engine.ahead import run_ahead
+from inference_opt.cache.paged_kernel import cache_class
+from inference_opt.cache.pool import PagePool
 from inference_opt.engine.arguments import Name, checked
+from inference_opt.engine.cache_manager import Memory, default_pages
 from inference_opt.engine.change import Change, work_out
 from inference_opt.engine.exclusive import exclusive
-from inference_opt.engine.memory import Memory, default_pages
+from inference_opt.engine.graph_runner import run_ahead
 from inference_opt.engine.request import Request, check_hashable
 from inference_opt.engine.scheduler import Chunk, Scheduler
 from inference_opt.engine.speculation import Rule, Speculation
 from inference_opt.engine.stats import FED, Output, Stats
 from inference_opt.engine.streams import Stream
-from inference_opt.kv.in_place import cache_class
-from inference_opt.kv.policies import Policy
-from inference_opt.kv.pool import PagePool
-from inference_opt.kv.radix import RadixTree
-from inference_opt.model.tokenizer import Tokenizer
+from inference_opt.loading.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
+from inference_opt.radix.eviction import Policy
+from inference_opt.radix.tree import RadixTree
 from inference_opt.sampling import SamplingParams, StopCheck, requests_of, seeded
 from inference_opt.speculative.drafter import Draft, Drafter
 from inference_opt.speculative.rules import token_wise
-from inference_opt.steps import step
+from inference_opt.trace import step
 from inference_opt.values import shown
 
 States = list[Tensor]  # the residual stream of one chunk, at each layer that the drafter taps
@@ -51,11 +51,11 @@ class Engine:
     """Continuous batching on a paged cache, with prefixes reused (`radix`) or not.
 
     `num_pages`: by default for two texts of the model's full context, or as many as half of the free memory holds if
-    that is fewer; on a CPU they take memory as texts come to use them (`kv/paged.py`). `token_budget` bounds the tokens
-    of a step, `max_running` the requests in it, `patience` how often a waiting request may be overtaken.
+    that is fewer; on a CPU they take memory as texts come to use them (`cache/paged.py`). `token_budget` bounds the
+    tokens of a step, `max_running` the requests in it, `patience` how often a waiting request may be overtaken.
     With a `drafter` (`speculative/`), requests in decode speculate: `gamma` drafts a step (None: adapted to each),
     judged by `rule`, in steps of up to `draft_rows` rows. On CUDA greedy requests without a drafter decode up to
-    `ahead` tokens a step (`ahead.py`). ValueError for values that no engine can have.
+    `ahead` tokens a step (`graph_runner.py`). ValueError for values that no engine can have.
     """
 
     def __init__(

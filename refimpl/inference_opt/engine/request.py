@@ -14,9 +14,9 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from inference_opt.kv.node import Node
+from inference_opt.radix.node import Node
 from inference_opt.sampling import FinishReason, SamplingParams, StopCheck
-from inference_opt.speculative.length import Adaptive
+from inference_opt.speculative.adaptive import Adaptive
 
 
 @dataclass

@@ -31,9 +31,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from inference_opt.engine.memory import Memory
+from inference_opt.engine.cache_manager import Memory
 from inference_opt.engine.request import Request
-from inference_opt.steps import step
+from inference_opt.trace import step
 
 LOOKAHEAD = 64  # waiting requests, the oldest first, whose cached prefixes are compared
 

@@ -16,14 +16,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inference_opt.cache.paged import PagedCache
 from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Chunk
-from inference_opt.kv.paged import PagedCache
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import CommonNoise, Noise, probabilities, sample
 from inference_opt.speculative import rules
+from inference_opt.speculative.adaptive import Adaptive
 from inference_opt.speculative.drafter import Draft, Drafter, Job, Span, check_draft
-from inference_opt.speculative.length import Adaptive
 from inference_opt.values import shown
 
 Rule = Callable[[Any, Any, Any, Any], list[int]]

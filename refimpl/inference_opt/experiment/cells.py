@@ -26,13 +26,13 @@ from statistics import median
 from typing import Any
 
 from inference_opt import naive
-from inference_opt.agreement import Agreement, compare, followed
-from inference_opt.bench.machine import describe, elapsed
+from inference_opt.api import TransformerWithOptimizations
 from inference_opt.engine.engine import Engine
-from inference_opt.mla.quality import quality
-from inference_opt.model.tokenizer import Tokenizer
+from inference_opt.environment import describe, elapsed
+from inference_opt.lab.agreement import Agreement, compare, followed
+from inference_opt.lab.quality import quality
+from inference_opt.loading.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
-from inference_opt.optimizations import TransformerWithOptimizations
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative import DRAFTERS
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from inference_opt.files import home
-from inference_opt.model.tokenizer import Tokenizer
-from inference_opt.prompts import load_prompts
+from inference_opt.loading.prompts import load_prompts
+from inference_opt.loading.tokenizer import Tokenizer
 
 PIECE = 2_000
 FIELDS = ("prompt", "messages", "reference")

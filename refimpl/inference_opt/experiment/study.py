@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from inference_opt.bench.machine import command_line
+from inference_opt.api import TransformerWithOptimizations
 from inference_opt.engine.engine import Engine
+from inference_opt.environment import command_line
 from inference_opt.experiment.cells import TECHNIQUES, Cell, Job, build, key, pages_needed, run_cell
 from inference_opt.experiment.datasets import Dataset, load_dataset
 from inference_opt.experiment.results import MEMORY, QUALITY, THROUGHPUT, Results
 from inference_opt.files import folder as writable_folder
 from inference_opt.files import write_json
-from inference_opt.model.load import parse_dtype
-from inference_opt.model.tokenizer import needed
+from inference_opt.loading.load import parse_dtype
+from inference_opt.loading.tokenizer import needed
 from inference_opt.model.transformer import Transformer
-from inference_opt.optimizations import TransformerWithOptimizations
 from inference_opt.speculative import DRAFTERS
 
 METRICS = ("throughput", "memory_usage", "quality")

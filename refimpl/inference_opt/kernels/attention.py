@@ -1,6 +1,6 @@
 """The attention kernel: a tile of query rows against a run of paged keys; and the merge of its partial results.
 
-One program does one piece (`work.py`) for one key head. It owns ROWS rows of queries: the heads that share this key
+One program does one piece (`plan.py`) for one key head. It owns ROWS rows of queries: the heads that share this key
 head, of one or several query tokens. It reads each of its keys and values once, and keeps of the softmax only what is
 needed to go on (Milakov and Gimelshein 2018, 1805.02867; FlashAttention, 2205.14135): for each row the largest score m,
 the sum l of exp(s − m), and the weighted sum of values.
@@ -23,7 +23,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inference_opt.kernels.work import PIECE, Work, padded
+from inference_opt.kernels.plan import PIECE, Work, padded
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 LN2 = tl.constexpr(0.6931471805599453)
@@ -89,7 +89,7 @@ def attend_piece(
         tl.extra.cuda.gdc_launch_dependents()
         if not BESIDE:
             tl.extra.cuda.gdc_wait()  # plans were there before; queries, keys and values may be a moment old
-    end = tl.minimum(end, position0 + queries)  # a plan may reach further, for steps to come (engine/ahead.py)
+    end = tl.minimum(end, position0 + queries)  # a plan may reach further, for steps to come (engine/graph_runner.py)
 
     rows = row0 + tl.arange(0, ROWS)
     query = rows // GROUP
@@ -221,16 +221,16 @@ def attend(
     front = ""  # the kernel in front
     for launch in work.launches:
         tile = launch.tile
-        if tile.hopper == "latent" or (tile.hopper == "tall" and value_dim == dim):
+        if tile.hopper == "mla" or (tile.hopper == "gqa" and value_dim == dim):
             front = tile.hopper
-            ours = importlib.import_module(f"inference_opt.kernels.{front}")  # Gluon: where there is such a card
+            ours = importlib.import_module(f"inference_opt.kernels.hopper.{front}")  # Gluon: where there is such a card
             ours.attend_pieces(q, k_pages, v_pages, page_table, launch, scale_log2, out, lse, partial, partial_lse)
             continue
         attend_piece[(len(launch.pieces) * kv_heads,)](
             q, k_pages, k_pages if shared else v_pages, page_table, launch.pieces, out, lse, partial, partial_lse,
             page_table.stride(0), scale_log2,
             heads, kv_heads, dim, value_dim, split, page, shared, tile.rows, tile.block, len(PIECE), tile.looks_ahead,
-            INTERPRETED and q.dtype == torch.bfloat16, *sizes, BESIDE=front == "tall",
+            INTERPRETED and q.dtype == torch.bfloat16, *sizes, BESIDE=front == "gqa",
             num_warps=tile.warps, num_stages=tile.stages, **early(),
         )  # fmt: skip
     if work.num_states:

@@ -15,7 +15,7 @@ JOINED = "query {token}: states {states} are joined, each by its share of the su
 def pieces_state(
     pieces: Sequence[tuple[list[int], Any]], group: int, piece: int, read: int, **more: Any
 ) -> dict[str, Any]:
-    """All pieces (`work.PIECE`, tile), those before number `piece` done, itself done up to key `read`."""
+    """All pieces (`plan.PIECE`, tile), those before number `piece` done, itself done up to key `read`."""
     spans = [{"token0": p[1], "queries": p[2], "first": p[5], "end": p[6], "state": p[7]} for p, _ in pieces]
     keys = [each["end"] - each["first"] for each in spans[:piece]] + [
         read - each["first"] for each in spans[piece:][:1]

@@ -40,7 +40,7 @@ def write_kv(
     v_pages: Float[Tensor, "pages page_size kv_heads value_dim"] | None,
     slots: Int[Tensor, "tokens"],
 ) -> None:
-    """As `plain.write_kv`. The tokens of k and v may lie apart (views of one projection), a token's numbers not."""
+    """As `reference.write_kv`. The tokens of k and v may lie apart (views of one projection), a token's numbers not."""
 
     def together(x: Tensor) -> Tensor:
         return x if x[:1].is_contiguous() else x.contiguous()

@@ -1,9 +1,6 @@
-"""Grouped-query attention, and the seam behind which every cache hides.
+"""Attention of one sequence, and the seam behind which every cache hides.
 
     softmax(q kᵀ · scale + causal mask) v                          (Vaswani et al. 2017, 1706.03762, Eq. 1)
-
-Grouped-query attention (Ainslie et al. 2023, 2305.13245) shares one key and value head among heads/kv_heads query
-heads: multi-head attention and multi-query attention are its two ends.
 
 The model never sees a cache. A layer computes q, k, v for a flat batch of tokens (sequences laid end to end, no
 padding) and asks `kv.attend(layer, q, k, v, scale)`. What attends, and over what, is the answer's own business.
@@ -15,10 +12,6 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-
-from inference_opt.model.config import ModelConfig
-from inference_opt.model.linear import Linear
-from inference_opt.model.rope import rotate
 
 QUERY_BLOCK = 128  # queries scored at once: bounds the mask at QUERY_BLOCK · group · keys elements
 
@@ -106,58 +99,3 @@ class NoCache:
         v = k if v is None else v
         parts = zip(q.split(self.lengths), k.split(self.lengths), v.split(self.lengths), strict=True)
         return torch.cat([core(*part, scale) for part in parts])
-
-
-class Rows:
-    """The answer for training: sequences of equal length, all at once. Nothing is kept, so v is never None."""
-
-    in_place = False
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-
-    def attend(
-        self,
-        layer: int,
-        q: Float[Tensor, "tokens heads head_dim"],
-        k: Float[Tensor, "tokens kv_heads head_dim"],
-        v: Float[Tensor, "tokens kv_heads value_dim"] | None,
-        scale: float,
-        core: Core = causal_attention,
-    ) -> Float[Tensor, "tokens heads value_dim"]:
-        """Each row over itself."""
-        assert v is not None
-        q, k, v = (x.unflatten(0, (self.rows, -1)).transpose(1, 2) for x in (q, k, v))
-        out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-        return out.transpose(1, 2).flatten(0, 1)
-
-
-class GroupedQueryAttention(nn.Module):
-    """q, k, v projections (one product), optional norms of q and k heads, RoPE, `attend`, output projection."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
-        self.scale = config.attention_scale
-        width = (config.heads + 2 * config.kv_heads) * config.head_dim
-        self.qkv = Linear(config.dim, width, bias=config.qkv_bias)  # rows: all q heads, all k heads, all v heads
-        self.out = Linear(config.heads * config.head_dim, config.dim, bias=config.out_bias)
-        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
-        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
-
-    def forward(
-        self,
-        x: Float[Tensor, "tokens dim"],
-        rope: tuple[Float[Tensor, "tokens 1 head_dim"], Float[Tensor, "tokens 1 head_dim"]],
-        layer: int,
-        kv: KV,
-    ) -> Float[Tensor, "tokens dim"]:
-        """One layer's attention of the flat batch."""
-        heads = self.qkv(x).view(len(x), -1, self.head_dim)  # [tokens, heads + 2 kv_heads, d_h]
-        qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = qk.split((self.heads, self.kv_heads), dim=1)
-            qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
-        q, k = rotate(qk, *rope).split((self.heads, self.kv_heads), dim=1)
-        mixed = kv.attend(layer, q, k, v, scale=self.scale)
-        return self.out(mixed.flatten(1))

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
-from inference_opt.model.attention import GroupedQueryAttention
 from inference_opt.model.config import ModelConfig
-from inference_opt.model.latent import LatentAttention
+from inference_opt.model.gqa import GroupedQueryAttention
+from inference_opt.model.mla import LatentAttention
 from inference_opt.model.transformer import Layer, Transformer
 
 _BY_ROWS = {"qkv", "q", "kv_up", "gate_up", "head"}  # these make heads, widths, logits

@@ -10,7 +10,7 @@ from inference_opt.model.attention import NoCache, causal_attention
 from inference_opt.model.linear import Linear
 
 if TYPE_CHECKING:
-    from inference_opt.model.latent import LatentAttention
+    from inference_opt.model.mla import LatentAttention
     from inference_opt.model.transformer import Transformer
 
 ROWS, WIDTH = 48, 64  # of what is kept, shown number by number
@@ -26,7 +26,7 @@ def latent_state(
     of: "LatentAttention", kept: Tensor, layer: int | None = None, q: Any = None, form: str = "kept"
 ) -> dict[str, Any]:
     """Widths, what is kept, and whether the two forms agree."""
-    from inference_opt.model.latent import multiplications
+    from inference_opt.model.mla import multiplications
 
     s = of.shape
     widths = {

@@ -17,11 +17,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from inference_opt.model.attention import KV, GroupedQueryAttention
+from inference_opt.model.attention import KV
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.experts import MixtureOfExperts, SwiGLU
-from inference_opt.model.latent import LatentAttention
+from inference_opt.model.gqa import GroupedQueryAttention
 from inference_opt.model.linear import Linear, can_pack, packed
+from inference_opt.model.mla import LatentAttention
 from inference_opt.model.rope import RopeTable
 from inference_opt.room import check_room
 

@@ -1,4 +1,4 @@
-"""Speculative decoding: acceptance rules, drafters, the exact law of what comes out, and a zoo of wrong rules."""
+"""Speculative decoding: acceptance rules, drafters, how long to draft."""
 
 from inference_opt.speculative.drafter import Drafter
 from inference_opt.speculative.eagle import Eagle

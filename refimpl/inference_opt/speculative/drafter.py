@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from inference_opt.kv.paged import PagedCache
+from inference_opt.cache.paged import PagedCache
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.rules import Chance, Law

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from inference_opt.loading.checkpoint import save_whole
 from inference_opt.model.attention import KV
-from inference_opt.model.checkpoint import save_whole
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.linear import Linear, can_pack, dense
 from inference_opt.model.rope import RopeTable

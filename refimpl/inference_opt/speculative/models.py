@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from inference_opt.kv.in_place import cache_class
-from inference_opt.kv.paged import PagedCache
+from inference_opt.cache.paged import PagedCache
+from inference_opt.cache.paged_kernel import cache_class
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import probabilities
 from inference_opt.speculative.drafter import Draft, Drafter, Job, Span, Text

@@ -36,14 +36,14 @@ from inference_opt.speculative.verdicts import (
     verdict,
     weighed,
 )
-from inference_opt.steps import step
+from inference_opt.trace import step
 
 Law = Shaped[np.ndarray, "vocab"]  # of floats or Fractions
 
 
 @runtime_checkable
 class Chance(Protocol):
-    """Where randomness comes from: `sampling.Noise`, or `exact.Branching`, which takes every turn there is."""
+    """Where randomness comes from: `sampling.Noise`, or `enumerate.Branching`, which takes every turn there is."""
 
     def uniform(self, i: int) -> Any:
         """A number in [0, 1), to be compared."""

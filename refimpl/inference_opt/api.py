@@ -1,0 +1,269 @@
+"""One class with a switch a technique: the shortest way to try them, alone and together."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from inference_opt.cache import generate as static
+from inference_opt.conversion.pretrained import latent_model
+from inference_opt.engine.engine import Engine
+from inference_opt.engine.speculation import CHAIN_RULES, Rule
+from inference_opt.loading.load import load_model, parse_device, parse_dtype
+from inference_opt.loading.tokenizer import Tokenizer, needed
+from inference_opt.model.attention import NoCache
+from inference_opt.model.config import LatentShape, ModelConfig
+from inference_opt.model.transformer import Transformer, check_fits
+from inference_opt.sampling import SamplingParams
+from inference_opt.speculative.drafter import Drafter
+from inference_opt.speculative.models import FirstLayers, SmallerModel
+from inference_opt.speculative.rules import token_wise
+from inference_opt.values import integer, shown, switch
+
+# What a pretrained model brings with it.
+SIZES = {"dim", "depth", "heads", "vocab_size", "kv_heads", "ffn_dim", "max_context", "seed"}
+
+
+class TransformerWithOptimizations(nn.Module):
+    """A transformer and the techniques that generate with it.
+
+    Built from sizes, its weights are random (drawn from `seed`) and train as any module's; `from_pretrained` takes real
+    ones. `kv_heads` defaults to `heads` (multi-head attention) and `ffn_dim` to 8/3 · dim, rounded up to a multiple of
+    64, as in Llama. With `use_radix_attention`, `generate` runs on an `Engine` (kept in `self.engine`, with `num_pages`
+    as there and `page_size`, 16 unless given) that remembers the prefixes of earlier calls, until a weight changes; on
+    CUDA the kernels of `kernels/` attend to its pages. With `use_speculative_decoding`, that engine drafts with
+    `speculative_model`: a `Drafter`, a smaller model of the same vocabulary, or (None) the model's own first layers;
+    `rule` judges the drafts (`coupled`: a seed gives the same text with them and without).
+    With `use_mla` attention keeps one latent of `mla_latent_dim` (d_c; by default four heads wide) and one rotated key
+    of half a head's width, as DeepSeek-V2 does; a pretrained grouped-query model is converted (by default to rank
+    96 + 32, healed: `from_pretrained`).
+
+    What was kept of the weights, an engine's prefixes and their packed copy (`linear.py`), is dropped when they change,
+    whoever changes them and however: every `generate` that would use it reads them over, as a few more tokens would.
+    One change is not seen: `p.data.copy_` and the like of a pretrained weight that is packed (float32 and bfloat16 on a
+    CPU). After that, call `forget`. So do after training a drafter: it goes on as it was when the engine was made.
+    A copy (`copy.deepcopy`, pickle, `torch.save`) has the weights and switches, and no engine yet.
+    ValueError for impossible sizes, sizes that memory does not hold, and options that would have no effect.
+    """
+
+    def __init__(
+        self,
+        dim: int = 512,
+        depth: int = 6,
+        heads: int = 8,
+        use_radix_attention: bool = False,
+        use_mla: bool = False,
+        use_speculative_decoding: bool = False,
+        mla_latent_dim: int | None = None,
+        speculative_model: Any = None,
+        *,
+        vocab_size: int = 32_000,
+        kv_heads: int | None = None,
+        ffn_dim: int | None = None,
+        max_context: int = 2048,
+        page_size: int | None = None,
+        num_pages: int | None = None,
+        rule: Rule = token_wise,
+        seed: int = 0,
+        dtype: torch.dtype | str = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        dim, depth, heads = integer("dim", dim, 1), integer("depth", depth, 1), integer("heads", heads, 1)
+        seed = integer("seed", seed, 0)
+        use_radix_attention = switch("use_radix_attention", use_radix_attention)
+        use_mla = switch("use_mla", use_mla)
+        use_speculative_decoding = switch("use_speculative_decoding", use_speculative_decoding)
+        page_size = None if page_size is None else integer("page_size", page_size, 1)
+        num_pages = None if num_pages is None else integer("num_pages", num_pages, 1)
+        if rule not in CHAIN_RULES:
+            known = ", ".join(each.__name__ for each in CHAIN_RULES)
+            raise ValueError(f"rule must be one of {known}, got {shown(rule)}")
+        if rule is not token_wise and not use_speculative_decoding:
+            raise ValueError("rule has no effect: the switch it belongs to, use_speculative_decoding, is off")
+        paged = use_radix_attention or use_speculative_decoding
+        for name, given, on in (
+            ("mla_latent_dim", mla_latent_dim, use_mla),
+            ("speculative_model", speculative_model, use_speculative_decoding),
+            ("page_size", page_size, paged),
+            ("num_pages", num_pages, paged),
+        ):
+            if given is not None and not on:
+                raise ValueError(f"{name} has no effect: the switch it belongs to is off")
+        self.drafter = _drafter(speculative_model) if use_speculative_decoding else None
+        if dim % heads:
+            raise ValueError(f"dim ({dim}) must be a multiple of heads ({heads})")
+        latent = _latent_shape(dim // heads, mla_latent_dim) if use_mla else None
+        config = ModelConfig(
+            vocab_size=vocab_size,
+            dim=dim,
+            depth=depth,
+            heads=heads,
+            kv_heads=heads if kv_heads is None else kv_heads,
+            head_dim=latent.qk_nope_head_dim + latent.qk_rope_head_dim if latent else dim // heads,
+            latent=latent,
+            ffn_dim=-(-8 * dim // 3 // 64) * 64 if ffn_dim is None else ffn_dim,
+            max_context=max_context,
+        )
+        where, kind = parse_device(device), parse_dtype(dtype)
+        check_fits(config, kind, where)
+        self.model = Transformer(config).init_weights(seed).to(device=where, dtype=kind)
+        self.tokenizer: Tokenizer | None = None
+        self.use_radix_attention, self.num_pages = use_radix_attention, num_pages
+        self.page_size = 16 if page_size is None else page_size
+        self.rule = rule
+        self.forget()
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, dtype: torch.dtype | str = torch.float32, device: str = "cpu", **switches: Any
+    ) -> "TransformerWithOptimizations":
+        """The same switches on real weights: `source` as in `load_model`.
+
+        With `use_mla`, "smollm2-135m" takes the healed factors that come with the package; at another `mla_latent_dim`,
+        or for another model, the layers are factorised anew, on the built-in prompts, and not healed. ValueError for an
+        `mla_latent_dim` where the model has latent attention of its own, and for sizes, which the source has.
+
+        The weights are frozen and packed, as inference wants them: `requires_grad_()`, before an optimiser is made,
+        makes them train.
+        """
+        if sizes := sorted(SIZES & switches.keys()):
+            raise ValueError(f"{', '.join(sizes)} cannot be chosen: {source} has sizes and weights of its own")
+        self = cls(dim=4, depth=1, heads=1, vocab_size=1, **switches)  # checks the switches; its weights are dropped
+        self.model, self.tokenizer = load_model(source, dtype=dtype, device=device)
+        given, latent = switches.get("mla_latent_dim"), self.model.config.latent
+        if latent is not None and given is not None:
+            own = f"it has latent attention of rank {latent.kv_lora_rank} already"
+            raise ValueError(f"{source} cannot be converted to mla_latent_dim = {given}: {own}; leave the rank out")
+        if switches.get("use_mla") and latent is None:
+            rank = {} if given is None else {"rank": given}
+            self.model = latent_model(self.model, needed(self.tokenizer), source, **rank)
+        return self
+
+    def forward(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length vocab"]:
+        """Logits after every token, without a cache: what training and measuring perplexity need."""
+        batch, length = input_ids.shape
+        positions = torch.arange(length, device=input_ids.device).repeat(batch)
+        return self.model(input_ids.flatten(), positions, NoCache([length] * batch)).unflatten(0, (batch, length))
+
+    def generate(self, input_ids: Int[Tensor, "batch length"], max_length: int, n: int = 1, **sampling: Any) -> Tensor:
+        """Continue every row up to `max_length` tokens in all, prompt included: [batch · n, ≤ max_length].
+
+        `n` samples a row, those of the first row before those of the second, each with a seed of its own
+        (`SamplingParams.split`). `sampling`: fields of `SamplingParams` (greedy unless told otherwise).
+        A row that ends early is filled with its end-of-sequence token: the one that ended it, after a stop string the
+        model's first, where it has none the row's last token. Raises ValueError for rows the model cannot continue and
+        for lengths that leave no room.
+        """
+        if not isinstance(input_ids, Tensor):
+            raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {str(input_ids)[:80]!r}")
+        if input_ids.ndim != 2 or input_ids.is_floating_point():
+            got = f"{input_ids.dtype} {tuple(input_ids.shape)}"
+            raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {got}")
+        last = self.model.config.vocab_size - 1
+        if input_ids.dtype == torch.bool or torch.iinfo(input_ids.dtype).max < last:
+            raise ValueError(f"input_ids are {input_ids.dtype}, which cannot hold token {last}: take torch.int64")
+        if integer("max_length", max_length) <= input_ids.shape[1]:
+            raise ValueError(f"max_length ({max_length}) must exceed the prompt's {input_ids.shape[1]} tokens")
+        params = SamplingParams(max_new_tokens=max_length - input_ids.shape[1], **sampling)
+        if params.logprobs:
+            raise ValueError("logprobs has no effect here: tokens are returned. An Engine's requests have them")
+        if params.gamma is not None and self.drafter is None:
+            raise ValueError("gamma has no effect: the switch it belongs to, use_speculative_decoding, is off")
+        prompts = input_ids.tolist()
+        model = self._prepared()
+        if self.engine is not None:
+            texts = self.engine.generate(prompts, params, n)
+        else:
+            texts = static.generate(model, prompts, params, self.tokenizer, n)
+        prompts = [prompt for prompt in prompts for _ in range(n)]
+        longest = max(map(len, texts))
+        ends = self.model.config.eos_token_ids
+        fill = [text[-1] if text[-1] in ends or not ends else ends[0] for text in texts]
+        rows = [prompt + text + [end] * (longest - len(text)) for prompt, text, end in zip(prompts, texts, fill)]
+        return torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)
+
+    def forget(self) -> None:
+        """Forget what was computed with the weights so far: the engine, its prefixes, and the packed copy."""
+        self.engine: Engine | None = None  # made by `generate`
+        # What the weights were, and the packed model to decode with (in a tuple: it is no submodule of this one).
+        self._kept: tuple[Weights, Transformer] | None = None
+
+    def requires_grad_(self, requires_grad: bool = True) -> "TransformerWithOptimizations":
+        """As any module's; weights that shall have gradients are unpacked, so call it before making an optimiser."""
+        self.model.requires_grad_(requires_grad)
+        return self
+
+    def _prepared(self) -> Transformer:
+        """The model to decode with, and the engine where there is one: nothing of it is of other weights than now."""
+        on_engine = self.use_radix_attention or self.drafter is not None
+        if self._kept and self._kept[1] is self.model and not on_engine:
+            return self.model  # nothing was made of the weights
+        weights = Weights(self.model)
+        if self._kept is None or not weights.same(self._kept[0]):
+            self.forget()
+            self._kept = weights, self.model.packed()
+        model = self._kept[1]
+        if self.engine is None and on_engine:
+            self.engine = Engine(
+                model,
+                self.use_radix_attention,
+                self.drafter,
+                self.page_size,
+                self.num_pages,
+                tokenizer=self.tokenizer,
+                rule=self.rule,
+            )
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"engine": None, "_kept": None}
+
+
+class Weights:
+    """What a model's weights are: enough to notice that they are others.
+
+    A weight may be written to behind torch's back (`p.data`, numpy), where `_version` does not count it. So its bits
+    count: their sums, as integers modulo 2⁶⁴, along every row and every column. Packed weights, whose bits cannot be
+    read, count by version and place.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        weights = list(model.parameters())
+        place = torch.ops.mkldnn.data_ptr if any(p.is_mkldnn for p in weights) else None
+        self.known = [
+            (id(p), p._version, p.dtype, p.device, place(p) if place and p.is_mkldnn else None) for p in weights
+        ]
+        self.sums = torch.cat([each for p in weights if not p.is_mkldnn for each in _sums(p.detach())])
+
+    def same(self, other: "Weights") -> bool:
+        """Whether nothing has changed."""
+        return self.known == other.known and torch.equal(self.sums, other.sums)
+
+
+def _sums(weight: Tensor) -> tuple[Int[Tensor, "columns"], Int[Tensor, "rows"]]:
+    """Eight bytes at a time, where a row has as many."""
+    rows = weight.contiguous().view(-1, weight.shape[-1])
+    whole = (rows.shape[1] * weight.itemsize % 8, rows.storage_offset() * weight.itemsize % 8) == (0, 0)
+    bits = rows.view(torch.int64 if whole else {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.itemsize])
+    return bits.sum(0), bits.sum(1)
+
+
+def _latent_shape(head_dim: int, latent_dim: int | None) -> LatentShape:
+    """DeepSeek-V2's proportions: d_c = 4 d_h, d_R = d_h / 2 (an even number)."""
+    rank = 4 * head_dim if latent_dim is None else latent_dim
+    return LatentShape(rank, max(2, head_dim // 4 * 2), qk_nope_head_dim=head_dim, v_head_dim=head_dim)
+
+
+def _drafter(given: Any) -> Drafter:
+    if given is None:
+        return FirstLayers()
+    if isinstance(given, TransformerWithOptimizations):
+        given = given.model
+    if isinstance(given, Transformer):
+        return SmallerModel(given)
+    if isinstance(given, Drafter):
+        return given
+    raise ValueError(f"speculative_model must be a model, a Drafter, or None, got {shown(given)}")

@@ -1,0 +1,1 @@
+"""Latent attention out of grown models: grouped queries converted, and the factors that are packaged."""

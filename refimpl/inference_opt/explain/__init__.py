@@ -1,0 +1,1 @@
+"""What shows the techniques: pictures, the player, scenarios, the tour."""

@@ -1,0 +1,137 @@
+"""Pictures of true state: the radix tree, the page pool, the schedule, the work of a step.
+
+What is drawn is read off the live objects.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from inference_opt.cache.pool import PagePool
+from inference_opt.engine.engine import Output
+from inference_opt.engine.request import Request
+from inference_opt.kernels import Batch
+from inference_opt.radix.node import Node, upwards
+from inference_opt.radix.tree import RadixTree
+
+COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b2", "#937860", "#da8bc3", "#8c8c8c")
+FREE, CACHED, LOCKED = "#ffffff", "#d9dee8", "#4c72b0"
+
+
+def draw_tree(axes: Axes, tree: RadixTree, label: Callable[[int], str] = str, title: str = "") -> None:
+    """One row a branch, one square a token at its position in the text; under each page, its number.
+
+    Blue: locked. Grey: evictable, leaves with a red edge (one of them is next).
+    """
+    bottom = 0.0
+
+    def place(node: Node, start: int) -> float:
+        """Draw what is below first: a node stands at the height of its first child."""
+        nonlocal bottom
+        end = start + len(node.tokens)
+        heights = [place(child, end) for child in node.children.values()]
+        if heights:
+            y = heights[0]
+        else:
+            y, bottom = bottom, bottom - 1.6
+        for child_y in heights:
+            axes.plot([end - 0.05, end + 0.02], [y + 0.4, child_y + 0.4], color="#555", lw=1, zorder=0)
+        for i, token in enumerate(node.tokens):
+            colour = LOCKED if node.locks else CACHED
+            axes.add_patch(Rectangle((start + i, y), 0.9, 0.8, color=colour))
+            axes.text(
+                start + i + 0.45,
+                y + 0.4,
+                label(token),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if node.locks else "black",
+            )
+        if not node.children and not node.locks and node.tokens:
+            axes.add_patch(Rectangle((start, y), len(node.tokens) - 0.1, 0.8, fill=False, edgecolor="#c44e52", lw=1.5))
+        for i, page in enumerate(node.pages):
+            left = start + i * tree.page_size
+            axes.plot([left, left + tree.page_size - 0.1], [y - 0.1] * 2, color="#555", lw=1)
+            axes.text(left + tree.page_size / 2, y - 0.18, f"page {page}", ha="center", va="top", fontsize=7)
+        return y
+
+    for root in tree.roots.values():
+        for child in root.children.values():
+            place(child, 0)
+    longest = max((sum(len(n.tokens) for n in upwards(node)) for node in tree.nodes()), default=1)
+    axes.set(xlim=(-0.3, longest + 0.3), ylim=(bottom + 0.7, 1.1))
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.set_axis_off()
+
+
+def draw_pool(axes: Axes, pool: PagePool, tree: RadixTree, requests: Mapping[str, Request], title: str = "") -> None:
+    """One square a page: free (white), the tree's (grey), or one request's own (its colour); below, the page tables."""
+    for page in range(pool.num_pages):
+        axes.add_patch(Rectangle((page, 0), 0.9, 0.9, facecolor=FREE, edgecolor="#999"))
+        axes.text(page + 0.45, 0.45, str(page), ha="center", va="center", fontsize=8, color="#777", zorder=3)
+    for node in tree.nodes():
+        for page in node.pages:
+            axes.add_patch(Rectangle((page, 0), 0.9, 0.9, facecolor=CACHED, edgecolor="#999"))
+    for row, ((name, request), colour) in enumerate(zip(requests.items(), COLOURS)):
+        for page in request.table[request.shared :]:
+            axes.add_patch(Rectangle((page, 0), 0.9, 0.9, facecolor=colour, edgecolor="#999", alpha=0.7))
+        y = -1.2 * (row + 1)
+        axes.text(-0.2, y + 0.4, name, ha="right", va="center", fontsize=9, color=colour, weight="bold")
+        for i, page in enumerate(request.table):
+            own = i >= request.shared
+            face = colour if own else CACHED
+            axes.add_patch(Rectangle((i, y), 0.9, 0.8, facecolor=face, edgecolor=colour, alpha=0.7 if own else 1))
+            axes.text(i + 0.45, y + 0.4, str(page), ha="center", va="center", fontsize=8)
+        held = f"{request.computed} tokens computed, {request.shared} of {len(request.table)} pages shared"
+        if request.finished:
+            held = f"finished after {len(request.output)} new tokens, pages given back"
+        axes.text(len(request.table) + 0.2, y + 0.4, held, va="center", fontsize=8)
+    axes.text(-0.2, 0.45, "pool", ha="right", va="center", fontsize=9)
+    axes.set(xlim=(-2.2, max(pool.num_pages, 10) + 0.3), ylim=(-1.2 * len(requests) - 0.3, 1.1))
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.set_axis_off()
+
+
+def draw_schedule(axes: Axes, steps: Sequence[Sequence[Output]], names: Mapping[Request, str], title: str = "") -> None:
+    """One column a step, one row a request: dark with a number, prompt tokens computed; light, a token fed back."""
+    rows = {request: row for row, request in enumerate(names)}
+    for step, outputs in enumerate(steps):
+        for out in outputs:
+            y, colour = -rows[out.request], COLOURS[rows[out.request] % len(COLOURS)]
+            decode = out.start >= len(out.request.prompt)
+            axes.add_patch(Rectangle((step + 0.04, y), 0.92, 0.8, facecolor=colour, alpha=0.35 if decode else 1.0))
+            if len(steps) <= 30 and not decode:
+                axes.text(step + 0.5, y + 0.4, str(out.count), ha="center", va="center", fontsize=8, color="white")
+    for request, row in rows.items():
+        axes.text(-0.2, -row + 0.4, names[request], ha="right", va="center", fontsize=9)
+    axes.set(xlim=(0, len(steps)), ylim=(-len(rows) + 0.8, 1), xlabel="step", yticks=[])
+    axes.set_xticks([s + 0.5 for s in range(0, len(steps), 2)], [str(s + 1) for s in range(0, len(steps), 2)])
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_title(title, fontsize=9, loc="left")
+
+
+def draw_pieces(axes: Axes, batch: Batch) -> None:
+    """Who reads what: a row for each sequence's queries, its keys along it, every piece a box; stems span their rows.
+
+    One tile of rows a sequence, as in decoding. ValueError for a batch that was not planned for kernels.
+    """
+    if batch.work is None:
+        raise ValueError("this batch has no plan: pages on the CPU are planned under Triton's interpreter only")
+    token0 = list(itertools.accumulate(batch.counts, initial=0))
+    number = 0
+    for launch in batch.work.launches:
+        for sequence, start, queries, _, _, first, end, state in launch.pieces.tolist():
+            rows = sum(start <= t < start + queries for t in token0[:-1])
+            box = Rectangle((first, sequence + 0.1), end - first, rows - 0.2, facecolor=COLOURS[number % 8], alpha=0.6)
+            axes.add_patch(box)
+            label = "written" if state < 0 else "state" if queries == 1 else "states"
+            turned = 90 if end - first < max(batch.lengths) / 10 else 0
+            middle = (first + end) / 2, sequence + rows / 2
+            axes.text(*middle, label, ha="center", va="center", fontsize=7, rotation=turned)
+            number += 1
+    axes.set(xlim=(0, max(batch.lengths)), ylim=(len(batch.lengths), 0), xlabel="keys")
+    axes.set_yticks([i + 0.5 for i in range(len(batch.lengths))], [f"sequence {i}" for i in range(len(batch.lengths))])
+    axes.spines[["top", "right"]].set_visible(False)

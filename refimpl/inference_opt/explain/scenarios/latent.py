@@ -1,0 +1,27 @@
+"""The scenario of latent attention: what is kept, what is expanded, what is absorbed."""
+
+from inference_opt.engine.engine import Engine
+from inference_opt.explain.scenarios.toys import arrivals, spell, toy
+from inference_opt.model.config import LatentShape
+from inference_opt.trace import Trace, record
+
+
+def latent_attention(prompt: str = "keep little", new_tokens: int = 4, heads: int = 4, latent_dim: int = 8) -> Trace:
+    """Of every token one small vector is kept; long prompts expand it, single tokens are brought to it.
+
+    Widths are to scale. The rows below are the very numbers in the cache: latent, then rotated key.
+    """
+    shape = LatentShape(latent_dim, qk_rope_head_dim=4, qk_nope_head_dim=6, v_head_dim=6)
+    engine = Engine(toy(heads=heads, kv_heads=heads, latent=shape), page_size=4, num_pages=16)
+    with record(label=spell, only="mla.") as trace:
+        arrivals(engine, f"{prompt}: {new_tokens}")
+        while engine.requests:
+            engine.step()
+    if "mla.absorb" in trace.events():
+        trace.ask(
+            "mla.absorb",
+            "One new token is decoded over all that is kept. Which form takes fewer multiplications?",
+            "absorbed: the query goes to the latents, and no key is made",
+            ("explicit: make every key and value", "absorbed: the query goes to the latents, and no key is made"),
+        )
+    return trace

@@ -1,0 +1,40 @@
+"""Scenarios of exactness: the law of a rule, summed up path by path in rational numbers."""
+
+from inference_opt.lab.exactness import mutants
+from inference_opt.lab.exactness.exact import output_law
+from inference_opt.lab.exactness.proposals import Rule
+from inference_opt.lab.exactness.zoo import table
+from inference_opt.speculative import rules
+from inference_opt.trace import Trace, record
+
+TARGET = table(start="2 1", after_0="1 3", after_1="1 1")
+DRAFT = table(start="1 1", after_0="1 1", after_1="3 1")
+
+
+def _grow(rule: Rule, gamma: int, length: int) -> Trace:
+    with record(label="ab".__getitem__, only="law.") as trace:
+        output_law(TARGET, DRAFT, gamma, rule, length)
+    return trace
+
+
+def exact_law(gamma: int = 2, length: int = 2) -> Trace:
+    """Every way that chance can turn is taken, and their sum is the target's law, exactly.
+
+    A path is a row of turns: the drafter draws, the number u falls below p/q or not, a token is drawn.
+    """
+    return _grow(rules.token_wise, gamma, length)
+
+
+def biased_rule(gamma: int = 2, length: int = 2) -> Trace:
+    """A rule that looks right and is not: after a rejection it draws from p in place of the residual.
+
+    Texts come out fluent, and no single run shows it. The sum over all paths does.
+    """
+    trace = _grow(mutants.no_residual, gamma, length)
+    trace.ask(
+        "law.path",
+        "The rule draws the replacement from p. Which tokens will come too often?",
+        "those that the drafter says too rarely",
+        ("those that the drafter says too often", "those that the drafter says too rarely", "none"),
+    )
+    return trace

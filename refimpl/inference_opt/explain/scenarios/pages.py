@@ -1,0 +1,49 @@
+"""Scenarios of pages: who gets which, and how attention finds its keys through a table."""
+
+from inference_opt.engine.engine import Engine
+from inference_opt.explain.scenarios.toys import Counts, arrivals, spell, toy
+from inference_opt.trace import Trace, record
+
+
+def page_pool(prompts: str = "ten tokens: 4\nsevenish: 9\nfives: 11", page_size: int = 4, num_pages: int = 12) -> Trace:
+    """Pages are taken one by one, and used again by others when a request leaves.
+
+    Look at the page tables: a request's tokens lie in pages from anywhere in the pool.
+    """
+    engine = Engine(toy(), radix=False, page_size=page_size, num_pages=num_pages)
+    counts = Counts(engine)
+    with record(
+        watch=[engine.pool, engine.scheduler, counts], label=spell, only=("schedule.", "pool.", "engine.")
+    ) as trace:
+        counts.requests = arrivals(engine, prompts)
+        while engine.requests:
+            engine.step()
+    if trace.events().count("pool.release") > 1:
+        trace.ask(
+            "pool.release",
+            "A request is done. Where do its pages go?",
+            "on top of the stack of free pages: the next to be taken",
+            ("to the end of the pool", "on top of the stack of free pages: the next to be taken"),
+        )
+    return trace
+
+
+def paged_attention(prompts: str = "a page: 6\nholds four: 5", page_size: int = 4, num_pages: int = 8) -> Trace:
+    """A new token attends over keys that lie in pages, in the order of its page table.
+
+    The bars are the weights of the last new token, a row a head. What is ringed was written in this step.
+    """
+    engine = Engine(toy(heads=4, kv_heads=2), radix=False, page_size=page_size, num_pages=num_pages)
+    with record(label=spell, only="paged.") as trace:
+        arrivals(engine, prompts)
+        while engine.requests:
+            engine.step()
+    if len(trace) > 4:
+        trace.ask(
+            "paged.attend",
+            "A decode step: how many keys and values does it compute for this request?",
+            "one: all others are in its pages",
+            ("one: all others are in its pages", "one for every token of its text"),
+            nth=2,
+        )
+    return trace

@@ -1,0 +1,66 @@
+"""Scenarios of the engine: requests that come, share, wait, are preempted and leave."""
+
+from inference_opt.engine.engine import Engine
+from inference_opt.explain.scenarios.toys import Counts, arrivals, spell, toy
+from inference_opt.trace import Trace, record
+
+ENGINE = ("schedule.", "pool.", "engine.")  # events; those of the tree are too many where it is not the subject
+
+
+def _play(engine: Engine, prompts: str, *events: str) -> Trace:
+    counts = Counts(engine)
+    with record(watch=[engine.scheduler, engine.pool, engine.tree, counts], label=spell, only=ENGINE + events) as trace:
+        counts.requests = arrivals(engine, prompts)
+        while engine.requests:
+            engine.step()
+    return trace
+
+
+def continuous_batching(
+    prompts: str = "a long prompt that is cut: 3\nshort: 9\nanother one: 6\nlate: 3",
+    token_budget: int = 8, max_running: int = 3, page_size: int = 4, num_pages: int = 32,
+) -> Trace:  # fmt: skip
+    """The batch is put together anew for every step: long prompts in chunks, and who is done makes room at once.
+
+    Dark: tokens of the prompt; light: a token fed back. Budget and seats can be changed in the notebook.
+    """
+    engine = Engine(toy(), True, None, page_size, num_pages, token_budget=token_budget, max_running=max_running)
+    return _play(engine, prompts)
+
+
+def equal_prompts(
+    prompts: str = "the same text: 3\nthe same text: 3", page_size: int = 4, num_pages: int = 12
+) -> Trace:
+    """Two equal prompts at once: the second finds, in the same step, the pages that the first will fill.
+
+    A page is in the tree as soon as its computation is scheduled: all keys of a layer are written before any is read.
+    """
+    trace = _play(Engine(toy(), True, None, page_size, num_pages), prompts, "radix.")
+    if trace.events().count("schedule.admit") > 1:
+        trace.ask(
+            "schedule.admit",
+            "The second request has the same prompt, and nothing has been computed yet. How much of it is found?",
+            "all whole pages but the one that holds its last token",
+            ("nothing: no page has been filled", "all of it", "all whole pages but the one that holds its last token"),
+            nth=1,
+        )
+    return trace
+
+
+def preemption(
+    prompts: str = "first come: 12\nsecond: 12\nthird one: 8", page_size: int = 2, num_pages: int = 16
+) -> Trace:
+    """Pages run out: the latest arrival gives up its own, waits, and finds again what the tree still has of it.
+
+    What was computed is not lost at once: full pages of the prompt stay in the tree until they are evicted.
+    """
+    engine = Engine(toy(), True, None, page_size, num_pages)
+    trace = _play(engine, prompts, "radix.match", "radix.insert", "radix.evict")
+    if "schedule.preempt" in trace.events():
+        trace.ask(
+            "schedule.preempt",
+            "There is no page left for the next token. Who has to go?",
+            "the latest arrival",
+            ("the longest text", "the latest arrival", "who has waited least"),
+        )
+    return trace

@@ -1,0 +1,148 @@
+"""Scenarios of speculation: a step of the engine with drafts, and verdicts on laws that are written down."""
+
+import numpy as np
+
+from inference_opt.engine.engine import Engine
+from inference_opt.explain.scenarios.toys import Counts, arrivals, spell, toy
+from inference_opt.lab.exactness.proposals import Model, Propose, Rule, branching, chain, siblings
+from inference_opt.lab.exactness.zoo import DRAFT, TARGET
+from inference_opt.sampling import Noise
+from inference_opt.speculative import rules
+from inference_opt.speculative.models import FirstLayers
+from inference_opt.speculative.rules import Law
+from inference_opt.trace import Trace, record
+
+RULES = {rule.__name__: rule for rule in (rules.token_wise, rules.block, rules.coupled)}
+MOST_NODES = 40  # of a tree that is shown
+
+
+def speculative_step(
+    prompt: str = "guess and check",
+    new_tokens: int = 10,
+    gamma: int = 3,
+    temperature: float = 0.7,
+    seed: int = 3,
+    rule: str = "token_wise",
+) -> Trace:
+    """Drafts are read all at once, kept as far as they pass, and the pages of the rest are given back.
+
+    The drafter is the model's own first layer; the target has three.
+    """
+    if rule not in RULES:
+        raise ValueError(f"no rule {rule!r} judges drafts that are drawn: expected one of {', '.join(RULES)}")
+    judge = RULES[rule]
+    engine = Engine(
+        toy(depth=3), radix=False, drafter=FirstLayers(1), gamma=gamma, page_size=2, num_pages=32, rule=judge
+    )
+    counts = Counts(engine)
+    events = ("schedule.", "pool.", "engine.", "speculation.")
+    with record(watch=[engine.scheduler, engine.pool, counts], label=spell, only=events) as trace:
+        counts.requests = arrivals(engine, f"{prompt}: {new_tokens}", temperature=temperature, seed=seed)
+        while engine.requests:
+            engine.step()
+    return trace
+
+
+class Floats(Noise):
+    """Noise for laws of fractions."""
+
+    def choose(self, weights: Law, i: int) -> int:
+        """As of `Noise`."""
+        return super().choose(np.array(weights, dtype=float), i)
+
+
+def _judge(rule: Rule, draft: Model, gamma: int, seed: int, propose: Propose = chain) -> Trace:
+    """One verdict of a rule on drafts drawn from laws that are written down, by seeded chance."""
+    noise, drafting = Floats(seed, 0), Floats(seed, 0, stream=1)
+    target, laws, tokens = propose(TARGET, draft, (), gamma, drafting.choose)
+    if isinstance(tokens, dict):  # a tree whose nodes are drawn as they are asked for: ask for all
+        paths: list[tuple[int, ...]] = [()]
+        for path in paths:
+            paths += [(*path, x) for x in tokens[path]]
+    with record(label="abc".__getitem__, only="speculation.") as trace:
+        rule(target, laws, tokens if isinstance(tokens, dict) else list(tokens), noise)
+    return trace
+
+
+def full_acceptance(gamma: int = 4, seed: int = 0) -> Trace:
+    """A draft that is drawn from the target's own law is kept whole, and one token more comes for free.
+
+    Both laws are alike, so p/q is 1 and every u lies below it.
+    """
+    trace = _judge(rules.token_wise, TARGET, gamma, seed)
+    trace.ask(
+        "speculation.bonus",
+        "All drafts are kept. How many tokens does this one run of the target give?",
+        "one more than there are drafts",
+        ("as many as there are drafts", "one more than there are drafts"),
+    )
+    return trace
+
+
+def rejection(gamma: int = 4, seed: int = 10) -> Trace:
+    """Rejection at the first token: everything behind it goes, and the residual makes up for it.
+
+    u · q(x) is a point under the draft's bar, anywhere with equal chance; it is kept where it lies under p as well.
+    """
+    trace = _judge(rules.token_wise, DRAFT, gamma, seed)
+    if "speculation.replace" in trace.events():
+        trace.ask(
+            "speculation.replace",
+            "From which law must the replacement be drawn, so that the whole comes out as p?",
+            "from (p − q)⁺, what the target has in excess",
+            ("from p", "from (p − q)⁺, what the target has in excess", "from p without the rejected token"),
+        )
+    return trace
+
+
+def block_verification(gamma: int = 3, seed: int = 12) -> Trace:
+    """The draft is judged as a whole: where one beginning fails, a longer one may still be kept.
+
+    w carries over what earlier tokens had in excess; h is the chance that a beginning stays, u the number drawn for it.
+    """
+    trace = _judge(rules.block, DRAFT, gamma, seed)
+    if gamma > 1:
+        trace.ask(
+            "speculation.weigh",
+            "A beginning does not pass. Is the draft cut there?",
+            "no: the longest beginning that passes is kept",
+            ("yes, as by the token-wise rule", "no: the longest beginning that passes is kept"),
+            nth=1,
+        )
+    return trace
+
+
+def several_candidates(candidates: int = 3, seed: int = 10) -> Trace:
+    """Several candidates for one position are tried in turn, each against what those before it left of p.
+
+    They were drawn without replacement: the law q of each is the drafter's, less the candidates before it.
+    """
+    trace = _judge(rules.multi_draft, DRAFT, candidates, seed, siblings())
+    if "speculation.reject" in trace.events():
+        trace.ask(
+            "speculation.reject",
+            "The first candidate is rejected. Against which law is the second one judged?",
+            "(p − q)⁺, made a law",
+            ("p again", "(p − q)⁺, made a law"),
+        )
+    return trace
+
+
+def draft_tree(depth: int = 2, width: int = 2, seed: int = 10) -> Trace:
+    """A tree of drafts: at every node its candidates are tried in turn, and the walk goes on below the one kept.
+
+    The target has read all nodes at once. What hangs below a rejected candidate is never looked at.
+    """
+    if sum(min(width, 3) ** level for level in range(1, min(depth, 9) + 1)) > MOST_NODES:
+        raise ValueError(
+            f"a tree of depth {depth} and width {width} has more than {MOST_NODES} nodes, too many to show"
+        )
+    trace = _judge(rules.tree, DRAFT, depth, seed, branching(width))
+    if "speculation.accept" in trace.events():
+        trace.ask(
+            "speculation.accept",
+            "This candidate will be kept. Against which law are those below it judged?",
+            "the target's law behind it, which was read with all others",
+            ("what is left of p", "the target's law behind it, which was read with all others"),
+        )
+    return trace

@@ -1,0 +1,107 @@
+"""Scenarios of the radix tree alone: a pool, a tree, and texts that are served one after the other."""
+
+from inference_opt.cache.pool import PagePool
+from inference_opt.radix.node import Node
+from inference_opt.radix.tree import RadixTree
+from inference_opt.trace import Trace, record, step
+
+
+class Words:
+    """Numbers for words, in the order of their appearance."""
+
+    def __init__(self) -> None:
+        self.known: list[str] = []
+
+    def ids(self, text: str) -> list[int]:
+        """A text's tokens."""
+        self.known += [word for word in dict.fromkeys(text.split()) if word not in self.known]
+        return [self.known.index(word) for word in text.split()]
+
+
+def serve(tree: RadixTree, pool: PagePool, tokens: list[int]) -> Node:
+    """What the engine does of a request's life, in one go: find, lock, make room, compute, hand over, unlock."""
+    whole = tokens[: len(tokens) // pool.page_size * pool.page_size]
+    found = tree.match(whole)
+    tree.lock(found.node)
+    need = pool.pages_for(len(whole)) - len(found.pages)
+    if need > pool.free:
+        pool.release(tree.evict(need - pool.free))
+    stored = tree.insert(whole, found.pages + pool.allocate(need))
+    tree.unlock(found.node)
+    return stored.node
+
+
+def diverging_insert(
+    first: str = "You are a cat. Purr!", second: str = "You are a dog. Bark!", third: str = "You are a dog. Fetch!",
+    page_size: int = 2, evict: int = 3,
+) -> Trace:  # fmt: skip
+    """Two texts begin alike: the edge is split where they part, and the stem is kept once.
+
+    Then a request locks what it found of a third text, and pages are evicted round the lock.
+    """
+    pool, tree = PagePool(32, page_size), RadixTree(page_size)
+    with record(watch=[tree, pool], label=chr) as trace:
+        for text in (first, second):
+            serve(tree, pool, [ord(letter) for letter in text])
+        tokens = [ord(letter) for letter in third]
+        node = tree.match(tokens[: len(tokens) // page_size * page_size]).node
+        tree.lock(node)
+        pool.release(tree.evict(evict))
+        tree.unlock(node)
+    if "radix.split" in trace.events():
+        trace.ask(
+            "radix.split",
+            "The second text is looked up. What must happen to the one edge that there is?",
+            "it is split after the last whole page that both share",
+            (
+                "it is split after the last letter that both share",
+                "it is split after the last whole page that both share",
+            ),
+        )
+    if "radix.evict" in trace.events():
+        trace.ask(
+            "radix.evict",
+            "Pages are wanted. Which go first?",
+            "the end of the unlocked leaf used least recently",
+            ("the end of the unlocked leaf used least recently", "the stem, which is oldest", "the locked leaf"),
+        )
+    return trace
+
+
+SYSTEM = "You are a helpful assistant."
+FEW = "Question 1 … Answer 1 …"
+FIGURE = f"""2 | {SYSTEM} User: Hello! Assistant: Hi!
+3 | {SYSTEM} User: Hello! Assistant: Hi! User: Solve this. Assistant: Sure!
+4 | {SYSTEM} User: What is art? Assistant: Beauty.
+5 | {SYSTEM} User: What is art? Assistant: Beauty. User: Why? Assistant: Look!
+6 | {FEW} Question 2: What … Answer 2: This
+7 | {FEW} Question 3: How … Answer 3: So
+7 | {FEW} Question 4: When … Answer 4: Now
+8 | {SYSTEM} User: Hello! Assistant: Hi! User: Write a story. Assistant: Once upon a time
+9 | {FEW} Question 2: What … Answer 2: That
+9 | {FEW} Question 2: What … Answer 2: Those"""
+
+
+def sglang_tree(texts: str = FIGURE, num_pages: int = 30) -> Trace:
+    """SGLang's figure of the tree: two chats, few-shot questions and many answers to one of them, in little room.
+
+    The texts of figure 3 of 2312.07104, panel by panel (jump to figure.panel), one word a token and a page. Which pages
+    go, and when, is the code's own doing: the end of the leaf used least recently, and no more than is wanted.
+    """
+    words = Words()
+    pool, tree = PagePool(num_pages, 1), RadixTree(1)
+    with record(watch=[tree, pool], label=lambda token: words.known[token]) as trace:
+        step("figure.panel", tree, "panel 1: the tree is empty")
+        for line in filter(str.strip, texts.split("\n")):
+            panel, _, text = line.rpartition("|")
+            tokens = words.ids(text)
+            step("figure.panel", tree, "panel {panel}: {tokens:text} comes", panel=panel.strip() or "?", tokens=tokens)
+            serve(tree, pool, tokens)
+    if "radix.split" in trace.events():
+        trace.ask(
+            "radix.split",
+            "A second chat begins with the same system prompt. What will the two share?",
+            "all tokens up to where they part, “User:” included",
+            ("the system prompt only", "all tokens up to where they part, “User:” included"),
+        )
+    return trace

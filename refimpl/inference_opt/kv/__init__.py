@@ -1,1 +1,0 @@
-"""Where keys and values live: answers to the one question `attend`. Never hears of models or schedulers."""

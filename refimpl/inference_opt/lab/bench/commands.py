@@ -1,0 +1,267 @@
+"""The commands of `inference-opt bench`: options in, a table out; the work is done beside, one file a benchmark."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.progress import Progress
+from rich.table import Table
+
+from inference_opt.options import (
+    INPUT,
+    DrafterName,
+    DType,
+    Dtype,
+    Figure,
+    Json,
+    Model,
+    console,
+    save_figure,
+    write_json,
+)
+
+bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks: ratios against a peer and a limit, in one run.")
+
+
+@bench_app.command()
+def decode(
+    model: Model = "smollm2-135m",
+    dtype: Annotated[list[Dtype] | None, typer.Option(help="May be given several times.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="May be given several times.")] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Timed tokens a request.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 5,
+    peer: Annotated[bool, typer.Option(help="Run transformers beside.")] = True,
+    json_file: Json = None,
+) -> None:
+    """Plain decoding with a KV cache, beside transformers and beside the limit that memory bandwidth sets."""
+    from inference_opt.lab.bench.decode import bench_decode
+
+    dtypes = [d.value for d in dtype or (Dtype.float32, Dtype.bfloat16)]
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
+        figures = bench_decode(model, dtypes, batch or [1, 8], new_tokens, repeats, peer, progress)
+    write_json(json_file, figures)
+    table = Table(title="tokens a second in decode (median, least to most)", title_style="bold")
+    for heading in ("dtype", "batch", "inference-opt", "transformers", "ratio", "limit", "of limit"):
+        table.add_column(heading, justify="left" if heading == "dtype" else "right")
+    for row in figures["results"]:
+        cells = [_rates(row[name]) if name in row else "–" for name in ("inference-opt", "transformers")]
+        ratio = f"{row['over_transformers']:.2f}×" if "over_transformers" in row else "–"
+        table.add_row(row["dtype"], str(row["batch"]), *cells, ratio, f"{row['limit']:.0f}", f"{row['of_limit']:.0%}")
+    out.print(table)
+    out.print(figures["command"], style="dim")
+
+
+@bench_app.command()
+def mla(
+    shape: Annotated[
+        list[str] | None, typer.Option(help="May be given several times.", show_default="DeepSeek's and SmolLM2's")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: DType = Dtype.float32,
+    context: Annotated[list[int] | None, typer.Option(min=1, help="Tokens kept; may be given several times.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="The median is shown.")] = 5,
+    json_file: Json = None,
+) -> None:
+    """Latent attention: the explicit against the absorbed form by context, and where they cross."""
+    from inference_opt.lab.bench.mla import bench_mla, shapes
+
+    contexts = context or [64, 256, 1024, 4096]
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
+        figures = bench_mla(shape or list(shapes()), device, dtype.value, contexts, repeats, progress)
+    write_json(json_file, figures)
+    for name in dict.fromkeys(row["shape"] for row in figures["results"]):
+        table = Table(title=f"{name}, one layer, one sequence, {dtype.value} on {device}", title_style="bold")
+        for heading in ("context", "explicit, ms", "absorbed, ms", "ratio", "predicted", "cross at", "predicted at"):
+            table.add_column(heading, justify="right")
+        for row in figures["results"]:
+            if row["shape"] == name:
+                table.add_row(
+                    str(row["context"]),
+                    *(f"{1e3 * row[form]['seconds'][0]:.3f}" for form in ("explicit", "absorbed")),
+                    f"{row['decode_speedup']:.1f}×",
+                    f"{row['predicted_decode_speedup']:.1f}×",
+                    *(f"{at:.0f} new" if (at := row[key]) else "–" for key in ("crossing", "predicted_crossing")),
+                )
+        out.print(table)
+    ceilings = figures["ceilings"]
+    out.print(
+        f"ceilings: {ceilings['product_flops'] / 1e9:,.0f} GFLOP/s, {ceilings['read_bandwidth'] / 1e9:,.0f} GB/s; "
+        "times are of one new token"
+    )
+    out.print(figures["command"], style="dim")
+
+
+@bench_app.command()
+def prefix(
+    model: Model = "smollm2-135m",
+    dtype: DType = Dtype.float32,
+    requests: Annotated[int, typer.Option(min=1, help="How many arrive together.")] = 16,
+    stem: Annotated[int, typer.Option(min=1, help="Tokens that their prompts share.")] = 1000,
+    new_tokens: Annotated[int, typer.Option(min=1, help="New tokens a request.")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 3,
+    peer: Annotated[bool, typer.Option(help="Run transformers beside.")] = True,
+    json_file: Json = None,
+) -> None:
+    """Requests that share a long beginning, with its keys and values reused and without, beside transformers."""
+    from inference_opt.lab.bench.prefix import bench_prefix
+
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
+        figures = bench_prefix(model, dtype.value, requests, stem, new_tokens, repeats, peer, progress)
+    write_json(json_file, figures)
+    title = f"{requests} requests on a stem of {stem} tokens, {new_tokens} new tokens each, {dtype.value}"
+    table = Table(title=title, title_style="bold")
+    for heading in ("engine", "seconds", "new tokens/s", "time of it", "prompt computed", "scheduler", "same tokens"):
+        table.add_column(heading, justify="left" if heading in ("engine", "same tokens") else "right")
+    for row in figures["results"]:
+        table.add_row(
+            row["name"],
+            f"{row['seconds']:.2f} ({row['spread'][0]:.2f} to {row['spread'][1]:.2f})",
+            f"{row['tokens_per_second']:.1f}",
+            f"{row['ratio']:.1f}×",
+            f"{row['prefill_tokens']:,}",
+            f"{row['overhead']:.1%}" if "overhead" in row else "–",
+            row["agreement"],
+        )
+    out.print(table)
+    out.print(figures["command"], style="dim")
+    if not figures["exact"]:
+        raise ValueError("not every engine gave the same tokens, beyond what rounding explains")
+
+
+@bench_app.command()
+def radix(
+    trace: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A Mooncake trace, such as conversation_trace.jsonl of github.com/kvcache-ai/Mooncake "
+            "(FAST25-release/traces, Apache-2.0). Without one, generated traffic only.",
+            dir_okay=False,
+            **INPUT,
+        ),
+    ] = None,
+    capacity: Annotated[list[int] | None, typer.Option(min=1, help="Pages; may be given several times.")] = None,
+    sglang: Annotated[
+        Path | None, typer.Option(help="Wheel of sglang 0.5.23: run its tree beside.", exists=True, dir_okay=False)
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats of the timings.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the generated traffic.")] = 0,
+    figure: Figure = None,
+    json_file: Json = None,
+) -> None:
+    """The radix tree alone: hit rate by policy and capacity beside Belady's bound, and operations a second."""
+    from inference_opt.lab.bench.radix import bench_radix, hit_rate_figure
+    from inference_opt.lab.bench.workloads import TRACE_URL
+
+    out = console()
+    if trace is None:
+        out.print(f"no trace given: its part is skipped (published at {TRACE_URL})")
+    capacities = sorted(capacity or [1_000, 5_000, 10_000, 30_000, 100_000])
+    with Progress(console=console(stderr=True)) as progress:
+        figures = bench_radix(trace, capacities, sglang, repeats, seed, progress)
+    write_json(json_file, figures)
+    save_figure(hit_rate_figure(figures, next(iter(figures["hit_rates"]))), figure)
+    for workload, rows in figures["hit_rates"].items():
+        table = Table(title=f"{workload}: hit rate by capacity in blocks", title_style="bold")
+        for heading in ("policy", *(f"{c:,}" for c in capacities), "µs a prompt"):
+            table.add_column(heading, justify="left" if heading == "policy" else "right")
+        for row in rows:
+            table.add_row(row["policy"], *(f"{r:.3f}" for r in row["hit_rate"]), f"{max(row['microseconds']):.0f}")
+        out.print(table)
+    speed = figures["speed"]
+    table = Table(title=f"operations a second, {speed['workload']}, unbounded", title_style="bold")
+    for heading in ("tree", "match", "insert", "ours / its match", "ours / its insert"):
+        table.add_column(heading, justify="left" if heading == "tree" else "right")
+    for name in ("inference-opt", "dictionary", *(["SGLang"] if sglang else [])):
+        case = speed[name]
+        ratios = [f"{case[f'ours_over_{operation}']:.1f}×" for operation in ("match", "insert")]
+        table.add_row(name, f"{case['match']:,.0f}", f"{case['insert']:,.0f}", *ratios)
+    out.print(table)
+    sizes = ", ".join(f"{row['sequences']:,} sequences {row['microseconds']:.1f} µs" for row in figures["scaling"])
+    out.print(f"a match of 1,024 tokens among {sizes}")
+    out.print(figures["command"], style="dim")
+
+
+class Task(StrEnum):
+    """What the built-in prompts ask for (`lab.bench.speculative.TASKS`)."""
+
+    editing = "editing"
+    summarising = "summarising"
+    humaneval = "humaneval"
+    chat = "chat"
+
+
+@bench_app.command()
+def speculative(
+    model: Model = "smollm2-135m",
+    task: Annotated[list[Task] | None, typer.Option(help="May be given several times.", show_default="all")] = None,
+    drafter: Annotated[
+        list[DrafterName] | None, typer.Option(help="May be given several times.", show_default="all")
+    ] = None,
+    gamma: Annotated[int | None, typer.Option(min=0, help="Drafts a step.", show_default="adapted to the text")] = None,
+    dtype: DType = Dtype.float32,
+    prompts: Annotated[int, typer.Option(min=1, help="Of each task, at most.")] = 5,
+    new_tokens: Annotated[int, typer.Option(min=2, help="New tokens a prompt, at most.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy, and compared token by token.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first prompt; the others count on.")] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 3,
+    peer: Annotated[bool, typer.Option(help="Run transformers beside, plain and with its prompt lookup.")] = True,
+    json_file: Json = None,
+) -> None:
+    """Speculative decoding by task and drafter, beside plain decoding, transformers and the cost model."""
+    from inference_opt.lab.bench.speculative import TASKS, bench_speculative
+
+    tasks = [each.value for each in task] if task else list(TASKS)
+    names = [each.value for each in drafter] if drafter else None
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
+        figures = bench_speculative(
+            model, dtype.value, tasks, names, gamma, prompts, new_tokens, repeats, peer, temperature, seed, progress
+        )
+    write_json(json_file, figures)
+    for each in figures["workloads"]:
+        rows = [row for row in figures["results"] if row["task"] == each]
+        out.print(_speculative_table(f"{each}, {rows[0]['tokens']} tokens, {dtype.value}", rows))
+        for row in rows:
+            notes = [f"same tokens in {row['agreement']}"] if "agreement" in row else []
+            notes += [row["reason"]] if row.get("reason") else []
+            if notes:
+                out.print(f"{row['name']}: {'; '.join(notes)}")
+    for left_out, why in figures["left_out"].items():
+        out.print(f"without {left_out}: {why}")
+    out.print(figures["command"], style="dim")
+    if not figures.get("exact", True):
+        raise ValueError("speculation did not give plain decoding's tokens, beyond what rounding explains")
+
+
+def _speculative_table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=title, title_style="bold", box=SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False)
+    table.add_column("decoder")
+    columns = {
+        "tokens/s": ("tokens_per_second", "{:.1f}"),
+        "× plain": ("over_plain", "{:.2f}×"),
+        "× its lookup": ("over_peer_lookup", "{:.2f}×"),
+        "a step": ("tokens_per_step", "{:.2f}"),
+        "accepted": ("acceptance", "{:.0%}"),
+        "α": ("alpha", "{:.2f}"),
+        "γ": ("gamma", "{:.1f}"),
+        "c": ("c", "{:.3f}"),
+        "expected": ("expected", "{:.2f}×"),
+        "drafting": ("draft_share", "{:.0%}"),
+    }
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for row in rows:
+        cells = [form.format(row[key]) if key in row else "–" for key, form in columns.values()]
+        cells[1] += " ({:.2f} to {:.2f})".format(*row["over_plain_spread"])
+        table.add_row(row["name"], *cells)
+    return table
+
+
+def _rates(case: dict[str, Any]) -> str:
+    least, most = case["spread"]
+    return f"{case['decode']:.1f} ({least:.1f} to {most:.1f})"

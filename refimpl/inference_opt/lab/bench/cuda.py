@@ -1,0 +1,85 @@
+"""The benchmarks that need a card: `inference-opt bench kernels` and `bench engine`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+from rich.table import Table
+
+from inference_opt.options import Json, console, write_json
+
+
+def kernels(
+    case: Annotated[
+        list[str] | None, typer.Option(help="May be given several times.", show_default="all of them")
+    ] = None,
+    peer: Annotated[bool, typer.Option(help="Beside FlashInfer, FlashMLA and SGLang, where installed.")] = True,
+    repeats: Annotated[int, typer.Option(min=1, help="The median is shown.")] = 30,
+    json_file: Json = None,
+) -> None:
+    """Paged decoding kernels on CUDA, against others' and against what the card reads and multiplies."""
+    from inference_opt.lab.bench.kernels import CASES, bench_kernels
+
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
+        figures = bench_kernels(case or list(CASES), repeats, peer, progress)
+    write_json(json_file, figures)
+    ceilings = figures["ceilings"]
+    title = f"{figures['machine']['device']}: reads {ceilings['read_bandwidth'] / 1e9:,.0f} GB/s, "
+    table = Table(title=f"{title}multiplies {ceilings['product_flops'] / 1e12:,.0f} TFLOP/s", title_style="bold")
+    for heading in ("case", "kernel", "µs", "GB/s", "TFLOP/s", "of the limit"):
+        table.add_column(heading, justify="left" if heading in ("case", "kernel") else "right")
+    for row in figures["results"]:
+        for who, run in row["times"].items():
+            if "error" in run:
+                table.add_row(row["case"]["name"], who, run["error"][:60])
+                continue
+            rates = f"{run['bytes_per_second'] / 1e9:,.0f}", f"{run['operations_per_second'] / 1e12:,.0f}"
+            table.add_row(row["case"]["name"], who, f"{1e6 * run['seconds']:,.1f}", *rates, f"{run['of_limit']:.0%}")
+    out.print(table)
+    out.print(figures["command"], style="dim")
+
+
+def engine(
+    shape: Annotated[
+        list[str] | None, typer.Option(help="May be given several times.", show_default="all of them")
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="May be given several times.", show_default="1, 8, 64, 256")
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens a request; the first is the prefill's.")] = 128,
+    ahead: Annotated[int, typer.Option(min=1, help="Tokens decoded in a row before the host looks.")] = 64,
+    peer: Annotated[bool, typer.Option(help="Beside transformers, its generate and its continuous batching.")] = True,
+    gpt_fast: Annotated[
+        Path | None, typer.Option(help="A checkout of gpt-fast: beside it, too, for one request.", exists=True)
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="At most; the median is shown.")] = 5,
+    json_file: Json = None,
+) -> None:
+    """Whole decoding on CUDA, random weights of real shapes: tokens a second beside the peer's and the limit."""
+    from inference_opt.lab.bench.engine import SHAPES, bench_engine
+
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
+        figures = bench_engine(
+            shape or list(SHAPES), batch or [1, 8, 64, 256], new_tokens, ahead, repeats, peer, gpt_fast, progress
+        )
+    write_json(json_file, figures)
+    title = (
+        f"{figures['machine']['device']}: reads {figures['read_bandwidth'] / 1e9:,.0f} GB/s; tokens a second in decode"
+    )
+    table = Table(title=title, title_style="bold")
+    peers = ["transformers", "continuous batching"] if peer else []
+    who = ["inference-opt", *peers, *(["gpt-fast"] if gpt_fast else [])]
+    for heading in ("shape", "batch", *who, "limit", "of the limit"):
+        table.add_column(heading, justify="left" if heading == "shape" else "right")
+    for row in figures["results"]:
+        rates = [_rate(row[name]["decode"]) if name in row else "" for name in who]
+        table.add_row(row["shape"], str(row["batch"]), *rates, f"{row['limit']:,.0f}", f"{row['of_limit']:.0%}")
+    out.print(table)
+    out.print(figures["command"], style="dim")
+
+
+def _rate(decode: float | None) -> str:
+    return "below the noise" if decode is None else f"{decode:,.0f}"

@@ -1,0 +1,127 @@
+"""Others' whole decoders on CUDA, to be measured beside the engine: same shape, random weights, the same prompts."""
+
+import importlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inference_opt.environment import elapsed
+from inference_opt.model.config import ModelConfig
+
+# Prompts, new tokens → seconds of prefill, tokens a second in decode; None where the clock cannot tell.
+Decoder = Callable[[list[list[int]], int], tuple[float, float | None]]
+
+
+def _llama(config: ModelConfig) -> Any:
+    """`transformers`' model of this shape, random weights, without an end. ValueError where it is not installed."""
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError as error:
+        raise ValueError("--peer needs transformers: pip install 'inference-opt[test]', or say --no-peer") from error
+    shape = AutoConfig.for_model(
+        "llama", vocab_size=config.vocab_size, hidden_size=config.dim, num_hidden_layers=config.depth,
+        num_attention_heads=config.heads, num_key_value_heads=config.kv_heads, intermediate_size=config.ffn_dim,
+        max_position_embeddings=config.max_context, tie_word_embeddings=True, attn_implementation="sdpa",
+    )  # fmt: skip
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(shape).bfloat16().eval()
+    model.generation_config.eos_token_id = model.config.eos_token_id = None
+    return model
+
+
+def transformers(config: ModelConfig) -> Decoder:
+    """`transformers`' `generate`."""
+    model = _llama(config)
+
+    def seconds(prompts: list[list[int]], new: int) -> float:
+        began = time.perf_counter()
+        ids = torch.tensor(prompts, device="cuda")
+        with torch.inference_mode():
+            out = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=0
+            )
+        assert out.shape[1] == len(prompts[0]) + new
+        torch.cuda.synchronize()
+        return elapsed(began)
+
+    return _decoder(seconds)
+
+
+def continuous_batching(config: ModelConfig) -> Decoder:
+    """`transformers`' `generate_batch`: continuous batching on a paged cache, set up once."""
+    model = _llama(config)
+    from transformers import GenerationConfig
+
+    greedy = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
+
+    @torch.no_grad()
+    def seconds(prompts: list[list[int]], new: int) -> float:
+        began = time.perf_counter()
+        out = model.generate_batch(prompts, generation_config=greedy, max_new_tokens=new, persistent_manager=True)
+        assert sorted(len(each.generated_tokens) for each in out.values()) == [new] * len(prompts)
+        return elapsed(began)
+
+    return _decoder(seconds)
+
+
+def _decoder(seconds: Callable[[list[list[int]], int], float]) -> Decoder:
+    """Of a peer that does not say when the first tokens are there: the time of one token is taken off.
+
+    On a busy machine the two runs may differ by more than what is between them: such a difference is no rate.
+    """
+
+    def decode(prompts: list[list[int]], new: int) -> tuple[float, float | None]:
+        whole = seconds(prompts, new)  # first, so that what is set up has the room
+        first = seconds(prompts, 1)
+        return first, len(prompts) * (new - 1) / (whole - first) if whole > first else None
+
+    return decode
+
+
+def gpt_fast(config: ModelConfig, folder: Path, longest: int) -> Decoder:
+    """gpt-fast's model from a checkout (github.com/pytorch-labs/gpt-fast), compiled as its `generate.py` compiles it.
+
+    One request, greedy. ValueError where the folder holds no gpt-fast.
+    """
+    if not (folder / "model.py").is_file():
+        raise ValueError(f"{folder} holds no model.py: expected a checkout of github.com/pytorch-labs/gpt-fast")
+    sys.path.insert(0, str(folder))
+    module: Any = importlib.import_module("model")
+    sys.path.remove(str(folder))
+    torch._inductor.config.coordinate_descent_tuning = True
+    args = module.ModelArgs(
+        vocab_size=config.vocab_size, dim=config.dim, n_layer=config.depth, n_head=config.heads,
+        n_local_heads=config.kv_heads, intermediate_size=config.ffn_dim, rope_base=config.rope_theta,
+    )  # fmt: skip
+    with torch.device("cuda"):
+        model = module.Transformer(args).bfloat16().eval()
+        for p in model.parameters():
+            torch.nn.init.normal_(p, 0.0, 0.02)
+        model.setup_caches(max_batch_size=1, max_seq_length=longest)
+
+    def one(token: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        best: torch.Tensor = model(token, position)[:, -1].argmax(dim=-1, keepdim=True)
+        return best
+
+    compiled = torch.compile(one, mode="reduce-overhead", fullgraph=True)
+
+    @torch.inference_mode()
+    def decode(prompts: list[list[int]], new: int) -> tuple[float, float]:
+        began = time.perf_counter()
+        ids = torch.tensor(prompts, device="cuda")
+        token = one(ids, torch.arange(ids.shape[1], device="cuda"))
+        position = torch.tensor([ids.shape[1]], device="cuda")
+        torch.cuda.synchronize()
+        prefilled = time.perf_counter()
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):  # its own choice for one token
+            for _ in range(new - 1):
+                token = compiled(token, position).clone()
+                position += 1
+        torch.cuda.synchronize()
+        return prefilled - began, (new - 1) / elapsed(prefilled)
+
+    return decode

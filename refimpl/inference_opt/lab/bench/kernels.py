@@ -1,0 +1,189 @@
+"""`inference-opt bench kernels`: paged decoding by our kernels and by others', and what the card reads and multiplies.
+
+Every row has one work: sequences of one length, their pages shuffled, keys and values in bfloat16, new each; every
+implementation gets the same tensors, its output is compared with ours, and its time is that of a captured graph, with
+the card's caches flushed before each replay, median of `repeats`. Two ceilings of the same run stand beside it:
+
+    bytes       batch · length · kv_heads · (d + d_v) · 2     (latent attention: d only, the values are in the keys)
+    operations  2 · batch · length · queries · heads · (d + d_v)
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from inference_opt import kernels
+from inference_opt.environment import command_line, describe
+from inference_opt.lab.bench.kernel_peers import PEERS
+from inference_opt.lab.bench.machine import graph_seconds, product_rate, read_bandwidth
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row. `shared`: the values are the first `value_dim` columns of the keys; `stem`: keys that all begin with."""
+
+    name: str
+    batch: int
+    length: int
+    heads: int
+    kv_heads: int
+    dim: int
+    value_dim: int
+    shared: bool = False
+    queries: int = 1
+    page: int = 64
+    stem: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """What must be read of keys and values."""
+        keys = self.batch * (self.length - self.stem) + self.stem
+        return 2 * keys * self.kv_heads * (self.dim + (0 if self.shared else self.value_dim))
+
+    @property
+    def operations(self) -> int:
+        """Of both products."""
+        return 2 * self.batch * self.length * self.queries * self.heads * (self.dim + self.value_dim)
+
+
+def grouped(name: str, batch: int, length: int, page: int = 64, stem: int = 0) -> Case:
+    """32 heads on 8 of 128, as Llama-3-8B."""
+    return Case(name, batch, length, 32, 8, 128, 128, page=page, stem=stem)
+
+
+def latent(name: str, heads: int, batch: int, length: int, queries: int = 1) -> Case:
+    """Absorbed latent attention of DeepSeek's widths."""
+    return Case(name, batch, length, heads, 1, 576, 512, True, queries)
+
+
+CASES = {
+    case.name: case
+    for case in [
+        grouped("gqa-64x8192", 64, 8192),
+        grouped("gqa-8x32768", 8, 32768),
+        grouped("gqa-1x32768", 1, 32768),
+        grouped("gqa-128x1024", 128, 1024),
+        grouped("gqa-64x8192-page16", 64, 8192, 16),
+        grouped("gqa-64x8192-page1", 64, 8192, 1),
+        latent("mla16-128x4096", 16, 128, 4096),
+        latent("mla128-128x4096", 128, 128, 4096),
+        latent("mla128-128x4096-two", 128, 128, 4096, 2),
+        latent("mla128-16x32768", 128, 16, 32768),
+        latent("mla16-1x32768", 16, 1, 32768),
+        grouped("stem-64x16640", 64, 16640, stem=16384),
+    ]
+}
+
+
+STEPS = ("gqa-1x32768", "gqa-128x1024")  # the cases that the lesson's steps are timed on
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What every implementation is given."""
+
+    q: Tensor  # [batch · queries, heads, dim]
+    k_pages: Tensor  # [pages, page_size, kv_heads, dim]
+    v_pages: Tensor | None
+    table: Tensor  # [batch, pages of a sequence]
+    scale: float
+
+
+def make(case: Case, seed: int = 0) -> Inputs:
+    """Random inputs in shuffled pages, the stem's pages in common."""
+    generator = torch.Generator(device="cuda").manual_seed(seed)
+    stem, each = case.stem // case.page, -(-case.length // case.page)
+    pages = stem + case.batch * (each - stem)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, device="cuda", dtype=torch.bfloat16)
+
+    order = torch.randperm(pages, generator=generator, device="cuda").int()
+    own = order[stem:].view(case.batch, -1)
+    table = torch.cat((order[:stem].expand(case.batch, -1), own), dim=1).contiguous()
+    keys = random(pages, case.page, case.kv_heads, case.dim)
+    values = None if case.shared else random(pages, case.page, case.kv_heads, case.value_dim)
+    return Inputs(random(case.batch * case.queries, case.heads, case.dim), keys, values, table, case.dim**-0.5)
+
+
+def ours(case: Case, inputs: Inputs, cascade: bool = True) -> Callable[[], Tensor]:
+    """Planned once, as an engine plans a step; what is timed is a layer's share."""
+    lengths, counts = [case.length] * case.batch, [case.queries] * case.batch
+    inner = case.value_dim if case.shared else None
+    stems = [(0, case.batch, case.stem)] if case.stem and cascade else []
+    batch = kernels.plan_batch(inputs.table, lengths, counts, inputs.k_pages, case.heads, inner, stems)
+    return lambda: kernels.paged_attention(
+        inputs.q, inputs.k_pages, inputs.v_pages, batch, inputs.scale, case.value_dim
+    )[0]
+
+
+def steps(case: Case, inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
+    """The steps of the lesson that lead to ours, on the same keys and values, laid out as each step has them."""
+    from inference_opt.kernels import stepwise  # needs Triton
+
+    splits = max(1, 8 * 132 // (case.batch * case.heads))
+    assert inputs.v_pages is not None
+    q, pages, scale = inputs.q, (inputs.k_pages, inputs.v_pages), inputs.scale
+    k, v = (x[inputs.table.long()].flatten(1, 2) for x in pages)
+    return {
+        "step 1: one program a head": lambda: stepwise.lesson_one(q, k, v, scale),
+        "step 2: split": lambda: stepwise.lesson_split(q, k, v, scale, splits),
+        "step 3: page table": lambda: stepwise.lesson_split(q, *pages, scale, splits, inputs.table, case.length),
+    }
+
+
+@torch.inference_mode()
+def bench_kernels(names: list[str], repeats: int, peers: bool, progress: Progress) -> dict[str, Any]:
+    """Every case by every implementation that is there. ValueError without CUDA, or for an unknown case."""
+    if not torch.cuda.is_available():
+        raise ValueError("the kernels are timed on CUDA, and there is no such device here")
+    if unknown := set(names) - CASES.keys():
+        raise ValueError(f"unknown case {min(unknown)!r}: expected one of {', '.join(CASES)}")
+    rate, bandwidth = product_rate(torch.bfloat16, "cuda"), read_bandwidth(4096, device="cuda")
+    results = []
+    task = progress.add_task("bench kernels", total=len(names))
+    for name in names:
+        case = CASES[name]
+        inputs = make(case)
+        runs: dict[str, Callable[[], Tensor] | str] = {"inference-opt": ours(case, inputs)}
+        if name in STEPS:
+            runs |= steps(case, inputs)
+        if case.stem:
+            runs["inference-opt, no cascade"] = ours(case, inputs, cascade=False)
+        if peers:
+            for peer, prepare in PEERS.items():
+                try:
+                    if (prepared := prepare(case, inputs)) is not None:
+                        runs[peer] = prepared
+                except Exception as error:  # a peer that fails must not end the run: its row says why
+                    runs[peer] = f"{type(error).__name__}: {error}"
+        right = runs["inference-opt"]().float()  # type: ignore[operator]
+        row: dict[str, Any] = {"case": asdict(case), "bytes": case.bytes, "operations": case.operations, "times": {}}
+        for who, run in runs.items():
+            if isinstance(run, str):
+                row["times"][who] = {"error": run}
+                continue
+            off = float((run().float().view_as(right) - right).norm() / right.norm())
+            if not off < 0.01:
+                raise ValueError(f"{name}: {who} differs from ours by {off:.2%}")
+            each = graph_seconds(run, repeats)
+            took = median(each)
+            row["times"][who] = {
+                "seconds": took,
+                "spread": [min(each), max(each)],
+                "bytes_per_second": case.bytes / took,
+                "operations_per_second": case.operations / took,
+                "of_limit": max(case.bytes / bandwidth, case.operations / rate) / took,
+                "difference": off,
+            }
+        results.append(row)
+        del inputs, runs
+        progress.advance(task)
+    machine = {**describe(), "device": torch.cuda.get_device_name()}
+    ceilings = {"product_flops": rate, "read_bandwidth": bandwidth}
+    return {"command": command_line(), "machine": machine, "ceilings": ceilings, "results": results}

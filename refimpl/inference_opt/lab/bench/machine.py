@@ -1,0 +1,49 @@
+"""The limit that a number is held against: what the machine reads, and computes, a second."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from inference_opt.environment import elapsed
+from inference_opt.kernels.graph import capture
+
+
+def read_bandwidth(megabytes: int = 1024, repeats: int = 5, device: torch.device | str = "cpu") -> float:
+    """Bytes a second at which a device reads its memory: the best of several sums over an array larger than caches."""
+    array = torch.ones(megabytes * 2**20 // 4, dtype=torch.float32, device=device)
+    return array.numel() * 4 / _fastest(array.sum, repeats)
+
+
+def product_rate(dtype: torch.dtype, device: torch.device | str = "cpu", repeats: int = 5) -> float:
+    """Operations a second (a multiplication and an addition are two) of a large matrix product, the best of several."""
+    size = 2048 if torch.device(device).type == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    a @ b  # warm up
+    return 2 * size**3 / _fastest(lambda: a @ b, repeats)
+
+
+def graph_seconds(run: Callable[[], torch.Tensor], repeats: int) -> list[float]:
+    """Of each replay of a captured run on CUDA, caches flushed before it: the card's time, not the host's."""
+    graph = capture(run, warmups=3)
+    flush = torch.zeros(64 * 2**20, device="cuda")  # read, not written: what is written must still go back to memory
+    times = []
+    for _ in range(repeats):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        flush.sum()
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(max(begin.elapsed_time(end), 1e-3) / 1e3)  # the events tell half a microsecond
+    return times
+
+
+def _fastest(run: Callable[[], torch.Tensor], repeats: int) -> float:
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        if run().is_cuda:
+            torch.cuda.synchronize()
+        best = min(best, elapsed(start))
+    return best

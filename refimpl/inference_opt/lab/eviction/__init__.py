@@ -1,0 +1,1 @@
+"""Eviction policies that learn, for the radix tree."""

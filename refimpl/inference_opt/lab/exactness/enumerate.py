@@ -1,0 +1,117 @@
+"""Chance that takes every turn there is: draws, comparisons with a uniform number, and races by shared noise."""
+
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from inference_opt.speculative.rules import Law
+
+
+# [branching]
+class Branching:
+    """Chance that follows a script of outcomes, takes the first where the script ends, and counts them all."""
+
+    def __init__(self, script: Sequence[int]) -> None:
+        self.script = list(script)
+        self.widths: list[int] = []  # how many outcomes each turn had
+        self.turns: list[tuple[Any, Fraction]] = []  # what came of it, and how likely that was
+        self.probability = Fraction(1)
+        self.won: dict[int, tuple[Law, int]] = {}  # races that were run: whose, and who won
+
+    def _turn(self, outcomes: Sequence[tuple[Any, Any]]) -> Any:
+        possible = [(value, weight) for value, weight in outcomes if weight > 0]
+        depth = len(self.widths)
+        if depth == len(self.script):
+            self.script.append(0)
+        self.widths.append(len(possible))
+        value, weight = possible[self.script[depth]]
+        self.turns.append((value, Fraction(weight) / sum(weight for _, weight in possible)))
+        self.probability *= self.turns[-1][1]
+        return value
+
+    def choose(self, weights: Law, i: int) -> int:
+        """Every token that has a weight."""
+        return self._turn(list(enumerate(weights)))
+
+    def race(self, weights: Law, i: int) -> int:
+        """The same by the noise of place i, which a second law that races there shares with the first."""
+        if i in self.won:
+            return self.choose(second_winner(*self.won[i], weights), i)
+        self.won[i] = weights, self.choose(weights, i)
+        return self.won[i][1]
+
+    def uniform(self, i: int) -> "Uniform":
+        """A number that is known only by the comparisons made with it."""
+        return Uniform(self)
+
+
+class Uniform:
+    """A uniform number in [low, high), which every comparison narrows."""
+
+    def __init__(self, chance: Branching) -> None:
+        self.chance, self.low, self.high = chance, Fraction(0), Fraction(1)
+
+    def __lt__(self, threshold: Any) -> bool:
+        middle = min(max(Fraction(threshold), self.low), self.high)
+        below = self.chance._turn([(True, middle - self.low), (False, self.high - middle)])
+        self.low, self.high = (self.low, middle) if below else (middle, self.high)
+        return below
+
+    __le__ = __lt__  # a single point has no probability
+
+
+def every_path(program: Callable[[Branching], Any]) -> Iterator[tuple[Any, Fraction]]:
+    """Run a program once for each way that chance can turn: (its result, the probability of that way)."""
+    scripts: list[list[int]] = [[]]
+    while scripts:
+        start = scripts.pop()
+        chance = Branching(start)
+        yield program(chance), chance.probability
+        # The turns beyond the script took their first outcome: the others are still to do.
+        for depth in range(len(start), len(chance.script)):
+            scripts.extend([*chance.script[:depth], outcome] for outcome in range(1, chance.widths[depth]))
+
+
+# [/branching]
+
+
+class Racing:
+    """Chance as the coupled rule gets it: its draws are races."""
+
+    def __init__(self, chance: Branching) -> None:
+        self.uniform, self.choose = chance.uniform, chance.race
+
+
+# [second_winner]
+def second_winner(q: Law, i: int, p: Law) -> Law:
+    """Weights of who wins a race under p, where the same noise made i the winner under q.
+
+    E_k ~ Exp(1), independent. i wins under q and j under p if E_k ≥ max(E_i q_k / q_i, E_j p_k / p_j) for all k.
+    For j = i that has probability 1 / Σ_k max(q_k / q_i, p_k / p_i). For j ≠ i let r = E_j / E_i, which must lie
+    between q_j / q_i and p_j / p_i; then it is ∫ dr / S(r)² with S(r) = Σ_k max(q_k / q_i, r p_k / p_j), piecewise
+    linear, so that each piece from a to b gives (b − a) / (S(a) S(b)): a rational number.
+    """
+    weights = np.array([Fraction(0)] * len(p), dtype=object)
+    for j in np.flatnonzero(p):
+        if j == i:
+            weights[j] = 1 / sum(max(q[k] / q[i], p[k] / p[i]) for k in range(len(p)))
+            continue
+        low, high = q[j] / q[i], p[j] / p[i] if p[i] > 0 else None
+
+        def total(r: Any, j: Any = j) -> Any:
+            return sum((max(q[k] / q[i], r * p[k] / p[j]) for k in range(len(p))), Fraction(0))
+
+        bends = {q[k] / q[i] * p[j] / p[k] for k in np.flatnonzero(p)}
+        cuts = [low, *sorted(b for b in bends if b > low and (high is None or b < high))]
+        if high is None:  # beyond the last bend S(r) grows by Σ p_k / p_j = 1 / p_j for each unit of r
+            weights[j] += p[j] / sum(p) / total(cuts[-1])
+        elif high > low:
+            cuts.append(high)
+        weights[j] += sum((b - a) / (total(a) * total(b)) for a, b in pairwise(cuts))
+    return weights
+
+
+# [/second_winner]

@@ -1,0 +1,273 @@
+"""The zoo: acceptance rules, drafters and chances that look right and are not, each beside the right one.
+
+Every entry names what is wrong, where it was met, and a pair of models on which its law is worked out exactly:
+
+    for each in ZOO: print(each.name, float(each.bias()), each.samples())
+
+`bias` is the total variation between the law of what comes out and the target's; `samples`, how long a statistical
+test (`gtest.py`) takes to notice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache, partial
+
+from inference_opt.lab.exactness import mutants
+from inference_opt.lab.exactness.enumerate import Branching, every_path
+from inference_opt.lab.exactness.exact import joint_law, total_variation
+from inference_opt.lab.exactness.gtest import samples_needed
+from inference_opt.lab.exactness.mutants import chain_of
+from inference_opt.lab.exactness.noise_sharing import Stage, by_position, independent, on_a_grid, same_stream
+from inference_opt.lab.exactness.proposals import Model, Prefix, Propose, Rule, chain, siblings
+from inference_opt.speculative import rules
+
+
+def table(**laws: str) -> Model:
+    """A model whose law depends on the last token: start="5 3 2" is (1/2, 3/10, 1/5), after_0=… what follows a 0."""
+    weights = {name: [int(w) for w in text.split()] for name, text in laws.items()}
+
+    def model(prefix: Prefix) -> tuple[Fraction, ...]:
+        row = weights["start"] if not prefix else weights.get(f"after_{prefix[-1]}", weights["start"])
+        return tuple(Fraction(w, sum(row)) for w in row)
+
+    return model
+
+
+# The pair that all are compared on, if not said otherwise.
+TARGET = table(start="5 3 2", after_0="2 5 3", after_1="3 2 5", after_2="5 3 2")
+DRAFT = table(start="8 7 5", after_0="4 3 3", after_1="6 1 3", after_2="3 2 5")
+# And one where the target never says what the draft says half of the time, all of p / q on the grid of floats.
+NEVER_0, OFTEN_0 = table(start="0 1 1"), table(start="2 1 1")
+
+
+# [wrong]
+@dataclass(frozen=True)
+class Wrong:
+    """One entry: how it drafts, judges and draws, and how it should."""
+
+    name: str
+    what: str  # is wrong
+    sources: tuple[str, ...]  # where it was met, or asked about
+    rule: Rule
+    propose: Propose = chain
+    chance: Callable[[Branching], Stage] = independent
+    right_rule: Rule = rules.token_wise
+    right_propose: Propose = chain
+    right_chance: Callable[[Branching], Stage] = independent
+    target: Model = TARGET
+    draft: Model = DRAFT
+    gamma: int = 2
+    length: int = 3
+    asked: bool = False  # its sources asked about it, and had it right or took no harm
+
+    @cache  # noqa: B019 (entries live as long as the module)
+    def law(self) -> dict[Prefix, Fraction]:
+        """Of the first `length` tokens, exactly."""
+        return self._law(self.rule, self.propose, self.chance)
+
+    def right_law(self) -> dict[Prefix, Fraction]:
+        """The same, with what is wrong put right."""
+        return self._law(self.right_rule, self.right_propose, self.right_chance)
+
+    def true_law(self) -> dict[Prefix, Fraction]:
+        """The target's own."""
+        return joint_law(self.target, self.length)
+
+    def bias(self) -> Fraction:
+        """Total variation between what comes out and what should."""
+        return total_variation(self.law(), self.true_law())
+
+    def samples(self, alarm: float = 1e-3, power: float = 0.9) -> int:
+        """How many texts a G-test needs to notice with probability `power`, at false alarms of rate `alarm`."""
+        return samples_needed(*self.compared(), alarm, power)
+
+    def compared(self) -> tuple[list[float], list[float]]:
+        """The target's law and what comes out, over the same texts, in order."""
+        right, wrong = self.true_law(), self.law()
+        texts = sorted({*right, *wrong})
+        return [float(right.get(t, 0)) for t in texts], [float(wrong.get(t, 0)) for t in texts]
+
+    def _law(self, rule: Rule, propose: Propose, chance: Callable[[Branching], Stage]) -> dict[Prefix, Fraction]:
+        def decode(branching: Branching, text: Prefix, steps: int) -> Prefix:
+            stage = chance(branching)
+            while len(text) < self.length and steps > 0:
+                drafter, judge = stage(len(text))
+                text = (*text, *rule(*propose(self.target, self.draft, text, self.gamma, drafter.choose), judge))
+                steps -= 1
+            return text[: self.length]
+
+        # Steps that share nothing can be summed up text by text between them; those that do are run as a whole.
+        steps = self.length if chance is by_position else 1
+        done: dict[Prefix, Fraction] = {}
+        texts: dict[Prefix, Fraction] = {(): Fraction(1)}
+        while texts:
+            text = min(texts, key=len)
+            weight = texts.pop(text)
+            for longer, probability in every_path(partial(decode, text=text, steps=steps)):
+                into = done if len(longer) == self.length else texts
+                into[longer] = into.get(longer, Fraction(0)) + weight * probability
+        return done
+
+
+# [/wrong]
+
+GITHUB = "https://github.com/"
+ARXIV = "https://arxiv.org/abs/"
+
+
+def _thread(*paths: str) -> tuple[str, ...]:
+    return tuple(path if path.startswith("https") else GITHUB + path for path in paths)
+
+
+# [zoo]
+ZOO = [
+    Wrong(
+        "argmax draft, softmax q",
+        "the draft is the likeliest token, always, and is judged as if it had been drawn",
+        _thread("jaymody/speculative-sampling/issues/3", "huggingface/transformers/issues/32867"),
+        rules.token_wise,
+        propose=chain_of(mutants.top(1), mutants.as_is),
+        right_propose=chain_of(mutants.top(1), mutants.top(1)),
+    ),
+    Wrong(
+        "top-k draft, raw q",
+        "drafts are drawn after a top-k filter, here the best two, and judged by the law before it",
+        _thread("huggingface/transformers/issues/47932"),
+        rules.token_wise,
+        propose=chain_of(mutants.top(2), mutants.as_is),
+        right_propose=chain_of(mutants.top(2), mutants.top(2)),
+    ),
+    Wrong(
+        "cold draft, raw q",
+        "drafts are drawn at temperature ½ and judged by the law at 1",
+        _thread("huggingface/transformers/issues/47932"),
+        rules.token_wise,
+        propose=chain_of(mutants.cold, mutants.as_is),
+        right_propose=chain_of(mutants.cold, mutants.cold),
+    ),
+    Wrong(
+        "draft in low precision",
+        "drafts are drawn from rounded logits and judged by exact ones",
+        _thread("deepseek-ai/DeepSpec/issues/31"),
+        rules.token_wise,
+        propose=chain_of(mutants.coarse, mutants.as_is),
+        right_propose=chain_of(mutants.coarse, mutants.coarse),
+    ),
+    Wrong(
+        "beam search, q",
+        "the draft is the likeliest continuation, found by search, and is judged as if it had been drawn",
+        _thread("apple/ml-recurrent-drafter/issues/6"),
+        rules.token_wise,
+        propose=mutants.beam,
+        right_rule=rules.point_mass,
+        right_propose=mutants.beam,
+    ),
+    Wrong(
+        "unsure token dropped",
+        "a token of low q ends the draft and is thrown away: what is left was drawn from another law",
+        _thread("ikawrakow/ik_llama.cpp/pull/1820"),  # harmless there: drafts are compared, not judged by p / q
+        rules.token_wise,
+        propose=mutants.stop_early(keep=False),
+        right_propose=mutants.stop_early(keep=True),
+        asked=True,
+    ),
+    Wrong(
+        "no residual",
+        "a rejected token is replaced by a draw from p",
+        _thread("eth-sri/language-model-arithmetic/issues/14", "NJUNLP/MCSD/issues/5"),
+        mutants.no_residual,
+        asked=True,
+    ),
+    Wrong(
+        "residual at the token only",
+        "q is subtracted where the draft was, not everywhere",
+        _thread("SafeAILab/EAGLE/issues/20"),
+        mutants.residual_at_the_token,
+    ),
+    Wrong(
+        "softmax of the residual",
+        "(p − q)⁺ is normalised by a softmax",
+        _thread("huggingface/transformers/pull/28508"),
+        mutants.softmax_residual,
+    ),
+    Wrong(
+        "lenience ½",
+        "drafts are accepted twice as gladly; the paper offers it as lossy",
+        _thread(ARXIV + "2211.17192"),
+        mutants.lenient,
+    ),
+    Wrong(
+        "typical acceptance",
+        "what the target finds likely enough is accepted; offered as lossy",
+        _thread(ARXIV + "2401.10774", "vllm-project/vllm/pull/5131"),
+        mutants.typical,
+    ),
+    Wrong(
+        "one uniform number",
+        "the generator is seeded anew before every draw, so that one number judges all positions",
+        _thread("feifeibear/LLMSpeculativeSampling"),
+        mutants.one_uniform,
+    ),
+    Wrong(
+        "everything accepted",
+        "the count of accepted tokens is always full, or the number compared with p / q always 0",
+        _thread(
+            "huggingface/transformers/pull/28508",
+            "vllm-project/vllm-ascend/issues/13730",
+            "vllm-project/vllm-ascend/pull/13766",
+        ),
+        mutants.accept_all,
+    ),
+    Wrong(
+        "stale bonus",
+        "after full acceptance the last token comes from what was left at the position before",
+        _thread("SafeAILab/EAGLE/pull/47", "SafeAILab/EAGLE/issues/50"),
+        mutants.stale_bonus,
+    ),
+    Wrong(
+        "block, unscaled residual",
+        "block verification that replaces by (p − q)⁺ in place of (w p − q)⁺",
+        _thread("vllm-project/vllm-ascend/pull/7808"),
+        mutants.block_unscaled,
+        right_rule=rules.block,
+    ),
+    Wrong(
+        "siblings, original q",
+        "candidates are drawn without replacement, and each is judged by the law before any was taken",
+        _thread("SafeAILab/EAGLE/issues/74"),
+        rules.multi_draft,
+        propose=mutants.original_q,
+        right_rule=rules.multi_draft,
+        right_propose=siblings(),
+        asked=True,
+    ),
+    Wrong(
+        "draft and target share noise",
+        "a rejected draft is replaced with the very noise that drew it",
+        _thread("vllm-project/vllm/pull/47386", "vllm-project/vllm/pull/54282"),
+        rules.token_wise,
+        chance=same_stream,
+    ),
+    Wrong(
+        "block, noise by position",
+        "block verification has looked at drafts that it rejects, and their noise decides the same positions again",
+        (),  # found here, by enumeration: token_wise has not looked, and bears it
+        rules.block,
+        chance=by_position,
+        right_rule=rules.token_wise,
+        right_chance=by_position,
+        length=2,
+    ),
+    Wrong(
+        "u ≤ p / q, and u = 0",
+        "one number in 2²⁴ is 0, and lets a token pass that the target never says",
+        (),  # read in older kernels of vLLM and SGLang
+        mutants.at_most,
+        chance=on_a_grid,
+        right_chance=on_a_grid,
+        target=NEVER_0,
+        draft=OFTEN_0,
+    ),
+]
+# [/zoo]

@@ -1,0 +1,1 @@
+"""Training: the draft head, latent attention out of a grown model, the layouts side by side."""

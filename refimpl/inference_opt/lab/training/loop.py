@@ -1,0 +1,28 @@
+"""What every training run shares: the learning rate, and what a record of a run begins with."""
+
+import math
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+
+def set_rate(optimizers: Sequence[torch.optim.Optimizer], peak: float, warm: float, share: float) -> float:
+    """Learning rate: up to its peak as `warm` goes to 1, along a cosine to 2% of it as `share` of the run goes to 1."""
+    rate = peak * min(1, warm) * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = rate
+    return rate
+
+
+def ran_on(device: str) -> dict[str, str]:
+    """What a record of a run begins with."""
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }

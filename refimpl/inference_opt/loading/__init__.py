@@ -1,0 +1,1 @@
+"""Models and tokenizers out of files: formats, checkpoints, vocabularies, downloads."""

@@ -1,0 +1,318 @@
+"""RadixAttention's tree: which pages hold the keys and values of which prefix (SGLang, 2312.07104, §3).
+
+A key or value depends on its token and on all tokens before it, so pages may be reused by whoever's text *begins* with
+the same tokens. A radix tree finds them: a path from the root spells a prefix, an edge carries a run of tokens and the
+pages that hold them, and a node has its edge as its own:
+
+    insert [1 2 3 4 5 6], pages [10 11 12]          insert [1 2 3 4 8 9], pages [10 11 13]: the edge is split
+
+    root ── 1 2 3 4 5 6 / 10 11 12                  root ── 1 2 3 4 / 10 11 ──┬── 5 6 / 12
+                                                                              └── 8 9 / 13        (page_size = 2)
+
+Edges are whole pages long, and the children of a node differ within their first page, by which they are looked up: a
+page that begins alike and ends differently belongs to one text only. Tokens are kept as bytes, four each: an edge is
+compared where it stands in the question, by memcmp, and no token is copied on the way down.
+
+Invariants, after every call:
+  · every page in the tree is there once; the tree owns it until `evict` returns it;
+  · no node but a root has an empty edge; a node that is not locked has no locked descendant;
+  · `locks` of a node counts the locks held on it and below it; `evictable` is the number of pages on unlocked nodes,
+    and `evict` can return every one of them, since leaves are evicted first and uncover their parents.
+"""
+
+from array import array
+from collections.abc import Callable, Hashable, Sequence
+from itertools import pairwise
+
+from inference_opt.radix.eviction import LRU, Policy
+from inference_opt.radix.leaves import Leaves
+from inference_opt.radix.node import WIDTH, Match, Node, Removed, Stored, as_bytes, common, upwards
+from inference_opt.radix.pictures import EVICTED, INSERTED, LOCKED, MATCHED, SPLIT, UNLOCKED, TreePictures
+from inference_opt.trace import recording, step
+from inference_opt.values import are_ints, integer
+
+
+class RadixTree(Leaves, TreePictures):
+    """Prefixes to pages. A `namespace` (of a model, an adapter, a tenant) shares nothing with another.
+
+    `log`, if given, is called with every change of content, in order: replayed from nothing they give the tree's
+    present content. Splitting an edge is no change of content. ValueError for a policy that cannot serve this tree.
+
+    The policy is asked before anything is changed, the log is told when all is done. An error of either is raised by
+    the call that it happens in, and leaves a sound tree; if `evict` raises, the log has what was removed until then.
+    After an interruption (Ctrl-C), `clear` is due: an entry may be told twice, a `Removed` name pages never `Stored`.
+    """
+
+    def __init__(
+        self,
+        page_size: int,
+        policy: Policy | None = None,
+        log: Callable[[Stored | Removed], None] | None = None,
+    ) -> None:
+        self.page_size = page_size = integer("page_size", page_size, 1)
+        self.policy, self.log = LRU() if policy is None else policy, log
+        if not isinstance(self.policy, Policy):
+            raise ValueError(f"expected a policy (radix/eviction.py), made for this tree, got {policy!r}")
+        self.policy.serve(self)
+        self._step = page_size * WIDTH  # bytes of a page of tokens
+        self.inserted = 0  # pages, since the beginning
+        self.clock = 0  # counts uses
+        self._owned: set[int] = set()
+        self._news: list[Stored | Removed] = []  # what the log was not told yet
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything, locked or not; the pages are the caller's again, and every handle is void.
+
+        Whatever an error or an interruption left half done, the tree is empty and sound afterwards.
+        """
+        self._life = object()  # of every node from now on
+        self.roots: dict[Hashable, Node] = {}  # of the namespaces that have a page or a lock
+        self.evictable = 0  # pages on unlocked nodes
+        self._begin()
+        self.evicted = self.inserted
+        gone: list[Stored | Removed] = [Removed(tuple(self._owned))] if self.log and self._owned else []
+        self._owned, self._news = set(), self._news + gone
+        self._tell()
+
+    def __len__(self) -> int:
+        """Pages that the tree owns."""
+        return len(self._owned)
+
+    # [match]
+    def _walk(self, text: bytes, namespace: Hashable) -> tuple[Node, int, int]:
+        """Follow `text` down: (the last node reached, bytes matched of its edge, bytes matched in all)."""
+        size = self._step
+        node, depth = self._root(namespace), 0
+        while (child := node.children.get(text[depth : depth + size])) is not None:
+            node = child
+            edge = node.edge
+            if not text.startswith(edge, depth):  # the match ends within this edge, behind one whole page at least
+                within = common(edge, text, depth) // size * size
+                return node, within, depth + within
+            depth += len(edge)
+        return node, len(node.edge), depth
+
+    def cached(self, tokens: Sequence[int], namespace: Hashable = None) -> int:
+        """How many tokens a match would find. Changes nothing, so a scheduler may ask about requests that wait."""
+        return self._walk(as_bytes(tokens), namespace)[2] // WIDTH
+
+    def look(self, tokens: Sequence[int], namespace: Hashable = None) -> tuple[int, int]:
+        """How many pages a match would find, and how many of these are evictable now. Changes nothing."""
+        node, within, depth = self._walk(as_bytes(tokens), namespace)
+        size = self._step
+        idle = [len(above.pages) for above in upwards(node) if above.locks == 0]
+        if node.locks == 0:  # of the last edge only its beginning is found
+            idle[0] = within // size
+        return depth // size, sum(idle)
+
+    def match(self, tokens: Sequence[int], namespace: Hashable = None) -> Match:
+        """The longest cached prefix, in whole pages, and a use of it.
+
+        The edge that it ends within is split, so that the node returned ends where the match does. Before the next
+        `evict`, lock the node or let go of the pages.
+        """
+        text = as_bytes(tokens)
+        node, within, _ = self._walk(text, namespace)
+        node = self._split(node, within)
+        pages = self._use(node, text, namespace, hit=True)
+        if recording():
+            step("radix.match", self, MATCHED, tokens=tokens, found=node, pages=pages, namespace=namespace)
+        return Match(pages, node)
+
+    # [/match]
+
+    # [insert]
+    def insert(self, tokens: Sequence[int], pages: Sequence[int], namespace: Hashable = None) -> Match:
+        """Let the tree own `pages`, which hold `tokens`; return the tree's own pages for them, and the node at the end.
+
+        Of a prefix that is there already the tree keeps its own pages: where the pages returned differ from those
+        given, the ones given are still the caller's. ValueError, and no change, for tokens that are not whole pages
+        or for a page that the tree owns in another place.
+        """
+        text, pages, size = as_bytes(tokens), list(pages), self._step
+        if len(text) != len(pages) * size:
+            expected, got = len(pages) * self.page_size, len(text) // WIDTH
+            raise ValueError(f"{len(pages)} pages of {self.page_size} hold {expected} tokens, got {got}")
+        node, within, depth = self._walk(text, namespace)
+        start = depth // size
+        new = pages[start:]
+        if not are_ints(new) or min(new, default=0) < 0:
+            new = [integer("a page", page, 0) for page in new]
+        if not self._owned.isdisjoint(new) or len(set(new)) < len(new):
+            twice = {page for page in new if page in self._owned or new.count(page) > 1}
+            raise ValueError(f"cannot insert pages {sorted(twice)}: the tree owns each page once")
+        ends = {*self.policy.cuts(text, namespace), len(pages)} if new else ()
+        chain = [self._split(node, within)]  # and below it the new nodes, of which the tree knows nothing yet
+        for end in sorted(end for end in ends if start < end <= len(pages)):
+            chain.append(Node(text[start * size : end * size], pages[start:end], chain[-1], self.clock + 1))
+            start = end
+        own = self._use(chain[-1], text, namespace, hit=False)
+        if new:
+            top = chain[0]
+            self._leaves += bool(top.children) or top.parent is None
+            if top.parent is None:
+                self.roots[namespace] = top
+            for above, below in pairwise(chain):
+                above.children[below.edge[:size]] = below
+            self._owned.update(new)
+            self.inserted += len(new)
+            self.evictable += len(new)
+            if self.log:
+                after, stored = top.pages[-1] if top.pages else None, array("i", text[depth:])
+                self._news.append(Stored(namespace, after, tuple(stored), tuple(new)))
+            self._tell()
+        if recording():
+            step("radix.insert", self, INSERTED, tokens=tokens, pages=pages, new=new, own=own, namespace=namespace)
+        return Match(own, chain[-1])
+
+    # [/insert]
+
+    # [split]
+    def _split(self, node: Node, within: int) -> Node:
+        """The node that ends after `within` bytes of the edge: the node itself, or a new one put above its rest."""
+        if within == len(node.edge):
+            return node
+        parent, size = node.parent, self._step
+        assert parent is not None
+        count = within // size
+        head = Node(node.edge[:within], node.pages[:count], parent, node.born)
+        # Whoever needs the rest needs the head; handles keep meaning the end of the rest, so none is the head's.
+        head.used, head.hits, head.locks, head.note = node.used, node.hits, node.locks, node.note
+        parent.children[head.edge[:size]] = head
+        node.edge, node.pages, node.parent = node.edge[within:], node.pages[count:], head
+        head.children[node.edge[:size]] = node  # looked up by the first page of its own edge, which begins here
+        step("radix.split", self, SPLIT, head=head.tokens, rest=node.tokens, locks=head.locks)
+        return head
+
+    # [/split]
+
+    # [lock]
+    def lock(self, node: Node) -> None:
+        """Keep the node's prefix, that is its edge and all above it, until as many `unlock`s."""
+        node = self._own(node)
+        if node.parent is None:
+            self.roots[node.namespace] = node
+        node.users += 1
+        for above in upwards(node):
+            if above.locks == 0:
+                self.evictable -= len(above.pages)
+            above.locks += 1
+        step("radix.lock", self, LOCKED, node=node, locks=node.locks)
+
+    def unlock(self, node: Node) -> None:
+        """Take one lock back. ValueError, and no change, where none is held on this very node."""
+        node = self._own(node)
+        if node.users == 0:
+            raise ValueError("cannot unlock a node that is not locked")
+        if node.locks == 1:
+            self._enqueue(node)
+        node.users -= 1
+        for above in upwards(node):
+            above.locks -= 1
+            if above.locks == 0:
+                self.evictable += len(above.pages)
+        self._leave(above)
+        step("radix.unlock", self, UNLOCKED, node=node, locks=node.locks)
+
+    # [/lock]
+
+    # [evict]
+    def evict(self, count: int) -> list[int]:
+        """Remove `count` pages (fewer, if fewer are evictable) and return them: they are the caller's.
+
+        The leaf that the policy values least goes first, from its end, page by page; then it may be its parent's turn.
+        Only what is needed is removed. O(log n) a leaf.
+        """
+        count = integer("count", count, 0)
+        gone: list[int] = []
+        try:
+            while len(gone) < count and (node := self._least()):
+                keep = max(len(node.pages) - (count - len(gone)), 0)
+                removed = node.pages[keep:]
+                self._cut(node, keep)
+                gone += reversed(removed)
+                step("radix.evict", self, EVICTED, removed=removed, gone=gone, count=count, kept=keep)
+        finally:
+            self._tell()
+        return gone
+
+    def discard(self, node: Node) -> list[int]:
+        """Remove a prefix as far as nobody else needs it, from its end upwards; its pages are the caller's."""
+        gone: list[int] = []
+        try:
+            while node.parent is not None and not (node.children or node.locks):
+                above = node.parent
+                gone += reversed(node.pages)
+                self._cut(node, 0)
+                node = above
+        finally:
+            self._tell()
+        return gone
+
+    def _cut(self, leaf: Node, keep: int) -> None:
+        """Remove a free leaf's pages behind the first `keep`; without any, the leaf."""
+        parent, removed = leaf.parent, leaf.pages[keep:]
+        assert parent is not None
+        if keep:
+            leaf.pages, leaf.edge = leaf.pages[:keep], leaf.edge[: keep * self._step]
+        else:
+            if len(parent.children) == 1 and not parent.locks:
+                self._enqueue(parent)
+            del parent.children[leaf.edge[: self._step]]
+            leaf.parent = leaf.life = leaf.queued = None  # its entry in the heap is stale
+            self._leaves -= bool(parent.children) or parent.parent is None
+            self._leave(parent)
+        if self.log:
+            self._news.append(Removed(tuple(removed)))
+        self._owned.difference_update(removed)
+        self.evicted += len(removed)
+        self.evictable -= len(removed)
+
+    # [/evict]
+
+    def _use(self, node: Node, text: bytes, namespace: Hashable, hit: bool) -> list[int]:
+        """Tell the policy of a use of the whole path, and collect its pages."""
+        self.clock += 1
+        path = list(upwards(node))[-2::-1]  # from the top, without the root
+        pages: list[int] = []
+        for each in path:
+            pages += each.pages
+            each.used = self.clock
+            each.hits += hit
+        self.policy.touch(path, text, namespace, hit)
+        if not (node.children or node.locks):
+            self._enqueue(node)
+        return pages
+
+    def _root(self, namespace: Hashable) -> Node:
+        """The root of a namespace: the tree's, or a new one that joins the tree with its first page or lock."""
+        try:
+            root = self.roots.get(namespace)
+        except TypeError:
+            raise ValueError(f"namespace must be hashable, got {namespace!r}") from None
+        return root or Node(b"", [], None, 0, self._life, namespace)
+
+    def _leave(self, node: Node) -> None:
+        """A root with neither page nor lock leaves the tree."""
+        if not (node.children or node.locks or node.parent):
+            self.roots.pop(node.namespace, None)
+
+    def _own(self, node: Node) -> Node:
+        """The node, if it is this tree's. All roots that a namespace ever had mean the same: the one it has now."""
+        if not isinstance(node, Node) or node.life is not self._life:
+            raise ValueError("this node was evicted from the tree, or is none of this tree's")
+        return self.roots.get(node.namespace, node) if node.parent is None else node
+
+    def _tell(self) -> None:
+        """Tell the log what it was not told yet, all of it; then raise what it failed with first."""
+        failed: Exception | None = None
+        while self._news:
+            try:
+                if self.log:
+                    self.log(self._news[0])
+            except Exception as error:
+                failed = failed or error
+            del self._news[0]
+        if failed:
+            raise failed

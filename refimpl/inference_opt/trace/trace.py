@@ -1,0 +1,115 @@
+"""A trace: the steps of one recording, as plain JSON with a version, and how it is saved, read, checked and shown.
+
+    {"format": "inference-opt trace", "version": 1, "title": …, "about": …, "labels": {token: text}, "cut": null,
+     "sources": [{"file", "step", "line", "lines"}],
+     "steps": [{"event", "text", "facts", "state": {kind: snapshot}, "invariants", "counters", "source", "question"?}]}
+
+`trace.schema.json` says the same as a JSON Schema. A trace feeds the notebook, the page and the tests alike.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from inference_opt.files import check_file, write_whole
+
+FORMAT, VERSION = "inference-opt trace", 1
+PARTS = {"title": str, "about": str, "labels": dict, "sources": list, "steps": list}
+SOURCE = {"file": str, "step": int, "line": int, "lines": list}
+STEP = {"event": str, "text": str, "facts": dict, "state": dict, "invariants": dict, "counters": dict, "source": int}
+
+
+class Trace:
+    """What a recording kept. `cut` says why it ends early, if it does."""
+
+    html: "ClassVar[Callable[[Trace], str] | None]" = None  # how a notebook shows one: the player says, when imported
+
+    def __init__(self, title: str = "", about: str = "") -> None:
+        self.title, self.about, self.cut = title, about, ""
+        self.labels: dict[str, str] = {}
+        self.sources: list[dict[str, Any]] = []
+        self.steps: list[dict[str, Any]] = []
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def events(self) -> list[str]:
+        """What happened, in order."""
+        return [step["event"] for step in self.steps]
+
+    def ask(self, event: str, question: str, answer: str, choices: tuple[str, ...] = (), nth: int = 0) -> None:
+        """Let the player ask before it shows the nth step of an event. `answer`: one of the `choices`, if there are."""
+        if choices and answer not in choices:
+            raise ValueError(f"the answer {answer!r} is none of the choices {choices}")
+        found = [step for step in self.steps if step["event"] == event]
+        if nth >= len(found):
+            raise ValueError(f"the trace has {len(found)} steps {event!r}, no number {nth}")
+        found[nth]["question"] = {"ask": question, "answer": answer, "choices": list(choices)}
+
+    def as_json(self) -> dict[str, Any]:
+        """The whole trace."""
+        parts = {name: getattr(self, name) for name in ("title", "about", "labels", "cut", "sources", "steps")}
+        return {"format": FORMAT, "version": VERSION, **parts}
+
+    @classmethod
+    def from_json(cls, whole: Any) -> "Trace":
+        """The trace that `as_json` gave. ValueError for anything else."""
+        check(whole)
+        trace = cls(whole["title"], whole["about"])
+        trace.labels, trace.cut, trace.sources, trace.steps = (
+            whole[name] for name in ("labels", "cut", "sources", "steps")
+        )
+        return trace
+
+    def save(self, path: str | Path) -> None:
+        """Write the trace whole or not at all."""
+        write_whole(path, json.dumps(self.as_json(), ensure_ascii=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Trace":
+        """Read a trace. ValueError, saying what is wrong, for one that is truncated or of another version."""
+        check_file(Path(path))
+        try:
+            return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_no_number))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not a whole trace: {error} (was the file truncated?)") from None
+        except RecursionError:
+            raise ValueError(f"{path} is no trace: nested too deeply") from None
+        except (ValueError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def _repr_html_(self) -> str | None:
+        return Trace.html(self) if Trace.html else None
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON: a player cannot read it")
+
+
+def check(whole: Any) -> None:
+    """ValueError, saying what is wrong, for anything but a whole trace of this version."""
+    if not isinstance(whole, dict) or whole.get("format") != FORMAT:
+        raise ValueError(f'not a trace: expected an object with "format": "{FORMAT}"')
+    if whole.get("version") != VERSION:
+        raise ValueError(
+            f"a trace of version {whole.get('version')!r}; this code reads version {VERSION}: record it anew"
+        )
+    _parts(whole, PARTS, "the trace")
+    if not isinstance(whole.get("cut"), str):
+        raise ValueError('the trace has no text "cut"')
+    for i, source in enumerate(whole["sources"]):
+        _parts(source, SOURCE, f"source {i}")
+    for i, step in enumerate(whole["steps"]):
+        _parts(step, STEP, f"step {i}")
+        if not 0 <= step["source"] < len(whole["sources"]):
+            raise ValueError(f"step {i} names source {step['source']}, there are {len(whole['sources'])}")
+
+
+def _parts(found: Any, expected: Mapping[str, type], whose: str) -> None:
+    if not isinstance(found, dict):
+        raise ValueError(f"{whose} is no object")
+    for name, kind in expected.items():
+        if not isinstance(found.get(name), kind):
+            got = type(found[name]).__name__ if name in found else "nothing"
+            raise ValueError(f"{whose} should have {name!r} of type {kind.__name__}, got {got}")

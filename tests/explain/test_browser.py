@@ -1,0 +1,215 @@
+"""Every scenario's HTML file in a real browser: keys, scrubbing, links, questions, looks for all, bad traces."""
+
+import json
+import re
+
+import pytest
+
+from inference_opt.explain.player.page import page as html_page
+from inference_opt.explain.scenarios import SCENARIOS, play
+from tests.explain.browser import launched, opened, picture, where
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with launched() as it:
+        yield it
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """{scenario: (its HTML file, its trace)}, made when asked for."""
+    folder, made = tmp_path_factory.mktemp("pages"), {}
+
+    def get(name):
+        if name not in made:
+            trace = play(name)
+            made[name] = folder / f"{name}.html", trace
+            made[name][0].write_text(html_page(trace), encoding="utf-8")
+        return made[name]
+
+    return get
+
+
+def step_on(page, times=1, key="ArrowRight"):
+    """Press a key; answer whatever is asked."""
+    for _ in range(times):
+        page.keyboard.press(key)
+        if key == "ArrowRight" and page.locator(".question button").count():
+            page.keyboard.press("Enter")
+
+
+def serious(page, **options):
+    """What the accessibility checker finds serious or worse."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    found = axe.run(page, options=options).response["violations"]
+    return [(v["id"], v["nodes"][0]["html"][:120]) for v in found if v["impact"] in ("serious", "critical")]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_forward_and_back_show_the_same_pictures(browser, files, name):
+    file, trace = files(name)
+    n = min(len(trace) - 1, 25)
+    with opened(browser, file) as page:
+        assert where(page) == 1
+        seen = [picture(page)]
+        for i in range(n):
+            step_on(page)
+            assert where(page) == i + 2
+            seen.append(picture(page))
+            assert page.locator(".sentence").inner_text() == re.sub(r"\s+", " ", trace.steps[i + 1]["text"])
+        for i in reversed(range(n)):
+            step_on(page, key="ArrowLeft")
+            assert picture(page) == seen[i]
+        page.keyboard.press("End")
+        assert where(page) == len(trace)
+        page.keyboard.press("Home")
+        assert picture(page) == seen[0]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_checker_of_accessibility_finds_nothing_serious(browser, files, name, theme):
+    file, trace = files(name)
+    with opened(browser, file, f"#step-{len(trace) // 2}", color_scheme=theme) as page:
+        assert page.locator(".player.dark").count() == (theme == "dark")
+        assert serious(page) == []
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_it_fits_a_telephone(browser, files, name):
+    file, trace = files(name)
+    with opened(browser, file, f"#step-{len(trace)}", viewport={"width": 400, "height": 800}) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= 400, "the page scrolls sideways"
+        sizes = page.evaluate(
+            """() => [...document.getElementById("player").shadowRoot.querySelectorAll("svg text")]
+                .map((text) => text.getBoundingClientRect().height).filter(Boolean)"""
+        )
+        assert min(sizes) >= 11, "too small to read"
+
+
+def test_keys_buttons_scrubbing_and_jumps(browser, files):
+    file, trace = files("diverging-insert")
+    with opened(browser, file) as page:
+        page.locator("input[type=range]").evaluate("r => { r.value = 6; r.dispatchEvent(new Event('input')); }")
+        assert where(page) == 7
+        page.get_by_role("button", name="a step forward").click()
+        page.get_by_role("button", name="a step back").click()
+        assert where(page) == 7
+        page.keyboard.press("k")
+        page.keyboard.press("j")
+        assert where(page) == 7
+        page.get_by_label("jump to the next step of an event").select_option("radix.evict")
+        assert where(page) == trace.events().index("radix.evict") + 1
+        page.keyboard.press("Home")
+        page.locator(".player").focus()
+        page.keyboard.press("e")
+        assert where(page) == [i for i, event in enumerate(trace.events()) if event == "radix.match"][1] + 1
+        page.keyboard.press("E")
+        assert where(page) == 1
+        page.keyboard.press("?")
+        assert page.locator("dialog").is_visible()
+        page.keyboard.press("Escape")
+        assert not page.locator("dialog").is_visible()
+        page.keyboard.press("t")
+        assert page.locator(".player.dark").count() == 1
+        page.keyboard.press("g")
+        page.keyboard.press("ArrowRight")
+        assert where(page) == 2
+
+
+def test_it_is_paused_at_first_and_plays_at_the_chosen_speed_up_to_a_question(browser, files):
+    file, trace = files("diverging-insert")
+    question = next(i for i, s in enumerate(trace.steps) if "question" in s)
+    with opened(browser, file) as page:
+        page.wait_for_timeout(300)
+        assert where(page) == 1
+        page.get_by_label("speed").select_option("20")
+        page.get_by_role("button", name="play").click()
+        page.locator(".question button").first.wait_for(timeout=5000)
+        assert where(page) == question, "what is asked for is not shown yet"
+        right = trace.steps[question]["question"]
+        wrong = next(choice for choice in right["choices"] if choice != right["answer"])
+        page.get_by_role("button", name=wrong, exact=True).click()
+        assert where(page) == question + 1
+        assert page.locator(".verdict.no").inner_text() == f"Not so: {right['answer']}"
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("ArrowRight")
+        assert where(page) == question + 1, "no question is asked twice"
+
+
+def test_a_number_answers(browser, files):
+    file, trace = files("rejection")
+    with opened(browser, file) as page:
+        page.keyboard.press("ArrowRight")
+        asked = trace.steps[1]["question"]
+        page.keyboard.press(str(asked["choices"].index(asked["answer"]) + 1))
+        assert page.locator(".verdict.yes").inner_text() == f"Right: {asked['answer']}"
+
+
+def test_a_link_leads_to_its_step(browser, files):
+    file, _ = files("page-pool")
+    with opened(browser, file, "#step-12") as page:
+        assert where(page) == 12
+        page.keyboard.press("ArrowRight")
+        assert page.url.endswith("#step-13")
+        page.evaluate("location.hash = '#step-5'")
+        page.wait_for_function("document.getElementById('player').shadowRoot.querySelector('input').value === '4'")
+        page.evaluate("location.hash = '#step-99999'")
+        page.wait_for_timeout(100)
+        assert where(page) == 79
+        page.get_by_role("button", name="copy a link").click()
+
+
+def test_without_scripts_and_in_print_there_is_a_table(browser, files):
+    file, trace = files("rejection")
+    with opened(browser, file, java_script_enabled=False) as page:
+        assert page.locator("table.told tbody tr").count() == len(trace)
+        assert page.locator("table.told").is_visible()
+    with opened(browser, file) as page:
+        assert not page.locator("table.told").is_visible()
+        page.emulate_media(media="print")
+        assert page.locator("table.told").is_visible()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace('"version": 1', '"version": 7', 1), "has version 7; this player shows version 1"),
+        (lambda text: text[: len(text) // 2], "not whole (was the file truncated?)"),
+        (lambda text: "{}", "not a trace"),
+        (lambda text: json.dumps(json.loads(text) | {"steps": []}), "has no steps"),
+    ],
+)
+def test_a_bad_trace_leaves_a_message_in_place(browser, files, tmp_path, change, message):
+    whole = files("rejection")[0].read_text(encoding="utf-8")
+    start = whole.index('id="trace">') + len('id="trace">')
+    end = whole.index("</script>", start)
+    file = tmp_path / "bad.html"
+    file.write_text(whole[:start] + change(whole[start:end]) + whole[end:], encoding="utf-8")
+    with opened(browser, file) as page:
+        assert message in page.get_by_role("alert").inner_text()
+
+
+def test_a_cut_recording_says_so(browser, tmp_path):
+    from inference_opt.cache.pool import PagePool
+    from inference_opt.trace import record
+
+    with record("cut", max_bytes=1500) as trace:
+        pool = PagePool(30, 1)
+        for _ in range(30):
+            pool.allocate(1)
+    file = tmp_path / "cut.html"
+    file.write_text(html_page(trace), encoding="utf-8")
+    with opened(browser, file) as page:
+        assert page.locator(".cut").inner_text() == trace.cut
+
+
+def test_the_frame_of_a_notebook_plays(browser, tmp_path):
+    file = tmp_path / "frame.html"
+    file.write_text(f"<!doctype html><title>x</title>{play('rejection')._repr_html_()}", encoding="utf-8")
+    with opened(browser, file) as page:
+        inner = page.frame_locator("iframe")
+        inner.locator(".player").focus()
+        page.keyboard.press("End")
+        assert inner.locator(".where").inner_text() == "2 / 2"
