@@ -129,7 +129,7 @@ def test_a_name_that_the_engine_gives_is_no_user_s():
     assert len({r.id for r in unnamed} | {"request-1", "request-2"}) == len(engine.requests) == 5
     assert engine.abort("request-2") is later
     assert engine.abort(unnamed[1].id) is unnamed[1]
-    with pytest.raises(ValueError, match="no unfinished request has the id 'request-3'"):
+    with pytest.raises(ValueError, match="no unfinished request of this engine has the id 'request-3'"):
         engine.abort("request-3")
     assert {r.prompt[0] for r in engine.requests.values()} == {1, 2}
 

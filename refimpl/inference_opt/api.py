@@ -159,11 +159,11 @@ class TransformerWithOptimizations(nn.Module):
         """
         if not isinstance(input_ids, Tensor):
             raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {str(input_ids)[:80]!r}")
-        if input_ids.ndim != 2 or input_ids.is_floating_point():
+        if input_ids.ndim != 2 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
             got = f"{input_ids.dtype} {tuple(input_ids.shape)}"
             raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {got}")
         last = self.model.config.vocab_size - 1
-        if input_ids.dtype == torch.bool or torch.iinfo(input_ids.dtype).max < last:
+        if torch.iinfo(input_ids.dtype).max < last:
             raise ValueError(f"input_ids are {input_ids.dtype}, which cannot hold token {last}: take torch.int64")
         if integer("max_length", max_length) <= input_ids.shape[1]:
             raise ValueError(f"max_length ({max_length}) must exceed the prompt's {input_ids.shape[1]} tokens")
