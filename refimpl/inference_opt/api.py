@@ -22,6 +22,7 @@ from inference_opt.speculative.models import FirstLayers, SmallerModel
 from inference_opt.speculative.rules import token_wise
 from inference_opt.values import integer, shown, switch
 
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 # What a pretrained model brings with it.
 SIZES = {"dim", "depth", "heads", "vocab_size", "kv_heads", "ffn_dim", "max_context", "seed"}
 
@@ -159,7 +160,7 @@ class TransformerWithOptimizations(nn.Module):
         """
         if not isinstance(input_ids, Tensor):
             raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {str(input_ids)[:80]!r}")
-        if input_ids.ndim != 2 or input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        if input_ids.ndim != 2 or input_ids.dtype not in INTEGERS:
             got = f"{input_ids.dtype} {tuple(input_ids.shape)}"
             raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {got}")
         last = self.model.config.vocab_size - 1
