@@ -30,9 +30,12 @@ class Text(Protocol):
 
     tokens: array  # all that are known
     computed: int  # of these, how many the target has read: in decode, all but the last
-    table: list[int]  # pages, with room for the tokens and the drafts
     params: SamplingParams
     memo: Any  # the drafter's own notes; None when the text begins, and again when it was preempted
+
+    @property
+    def table(self) -> list[int]:
+        """Its pages, with room for the tokens and the drafts."""
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import CodeType
-from typing import Any, Protocol, TypeVar, no_type_check
+from typing import Any, Protocol, TypeVar, no_type_check, runtime_checkable
 
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Listener(Protocol):
     """Who records."""
 

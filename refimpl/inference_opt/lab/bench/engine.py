@@ -34,7 +34,7 @@ PROMPT, PAGE, PATIENCE = 128, 16, 10
 def _ours(config: ModelConfig, batch: int, longest: int, ahead: int) -> Decoder:
     model = random_model(config, torch.bfloat16, torch.device("cuda"))
     num_pages = (batch + 1) * -(-longest // PAGE)
-    engine = Engine(model, False, None, PAGE, num_pages, token_budget=8_192, max_running=batch, ahead=ahead)
+    engine = Engine(model, False, None, PAGE, num_pages, token_budget=8_192, max_running=batch, decode_steps=ahead)
 
     def decode(prompts: list[list[int]], new: int) -> tuple[float, float]:
         began = time.perf_counter()
