@@ -27,7 +27,7 @@ def generate_text(
     tokenizer = needed(tokenizer)
     ids = tokenizer.chat(prompt) if chat else tokenizer.encode(prompt)
     engine = Engine(model, drafter=DRAFTERS[drafter]() if drafter else None, tokenizer=tokenizer)
-    stream, tokens, printed = tokenizer.stream(), [], 0
+    stream, tokens, printed = tokenizer.detokenizer(), [], 0
     start, first = time.perf_counter(), 0.0
     try:
         for emitted in engine.stream([ids], params):

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inference_opt.cache.contiguous import ContiguousCache
 from inference_opt.cache.paged import PagedCache
-from inference_opt.lab.training.rows import Rows
+from inference_opt.lab.training.block_diagonal import BlockDiagonalAttention
 from inference_opt.loading.checkpoint import load_safetensors
 from inference_opt.loading.formats import config_from_hf
 from inference_opt.model.attention import QUERY_BLOCK, NoCache
@@ -115,7 +115,7 @@ def test_rows_of_equal_length_are_trained_on_the_same_function(shape, rows, leng
     tokens = tokens_of(lengths)
     expected = whole(model, lengths, tokens, "absorbed")
     use_form(model, "training")
-    assert error(model(tokens, torch.arange(length).repeat(rows), Rows(rows)), expected) < EXACT
+    assert error(model(tokens, torch.arange(length).repeat(rows), BlockDiagonalAttention(rows)), expected) < EXACT
 
 
 def caches(model, lengths, page_size, data):

@@ -171,7 +171,7 @@ def _observe(model: Transformer, texts: Sequence[Sequence[int]]) -> list[_Heads]
     try:
         for text in texts:
             ids = torch.tensor(text, device=model.device)
-            model.stream(ids, torch.arange(len(text), device=model.device), NoCache([len(text)]))
+            model.hidden_states(ids, torch.arange(len(text), device=model.device), NoCache([len(text)]))
     finally:
         for hook in hooks:
             hook.remove()

@@ -40,37 +40,37 @@ def name_of(combination: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class Results:
-    """All cells of a study, with the command that made them."""
+    """All trials of a study, with the command that made them."""
 
     command: str
     techniques: list[str]
     metrics: list[str]
-    cells: list[dict[str, Any]]
+    trials: list[dict[str, Any]]
 
     @classmethod
     def read(cls, path: str | Path) -> "Results":
         """What `write` and `ablate --json` wrote. ValueError for a file that is none of theirs."""
         try:
             study = json.loads(home(path).read_text(encoding="utf-8"))
-            return cls(*(study[name] for name in ("command", "techniques", "metrics", "cells")))
+            return cls(*(study[name] for name in ("command", "techniques", "metrics", "trials")))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no study: {type(error).__name__}: {error}") from None
 
     @property
     def workloads(self) -> list[str]:
         """In the order given."""
-        return list(dict.fromkeys(cell["workload"] for cell in self.cells))
+        return list(dict.fromkeys(trial["workload"] for trial in self.trials))
 
     def rows(self) -> list[dict[str, Any]]:
         """A row for each workload and combination: medians over the repeats, and the spread of the throughput."""
         rows = []
         for workload in self.workloads:
-            here = [cell for cell in self.cells if cell["workload"] == workload]
-            runs = [cell for cell in here if cell["kind"] == "run"]
-            naive = [cell["figures"]["tokens_per_second"] for cell in here if cell["kind"] == "naive"]
+            here = [trial for trial in self.trials if trial["workload"] == workload]
+            runs = [trial for trial in here if trial["kind"] == "run"]
+            naive = [trial["figures"]["tokens_per_second"] for trial in here if trial["kind"] == "naive"]
             read = {"mla" in c["techniques"]: c["figures"] for c in here if c["kind"] == "quality"}
-            for combo in dict.fromkeys(tuple(cell["techniques"]) for cell in runs):
-                each = [cell["figures"] for cell in runs if tuple(cell["techniques"]) == combo]
+            for combo in dict.fromkeys(tuple(trial["techniques"]) for trial in runs):
+                each = [trial["figures"] for trial in runs if tuple(trial["techniques"]) == combo]
                 row: dict[str, Any] = {"workload": workload, "combination": name_of(combo)}
                 row["max_new_tokens"] = runs[0]["max_new_tokens"]
                 row |= {name: name in combo for name in self.techniques}
@@ -97,7 +97,7 @@ class Results:
         """
         found: dict[str, dict[str, float]] = {}
         for workload in self.workloads:
-            combos = {tuple(c["techniques"]) for c in self.cells if c["workload"] == workload and c["kind"] == "run"}
+            combos = {tuple(c["techniques"]) for c in self.trials if c["workload"] == workload and c["kind"] == "run"}
             rate = {frozenset(combo): self._rate(workload, combo) for combo in combos}
             effects = found[workload] = {}
             for a in self.techniques:
@@ -125,13 +125,13 @@ class Results:
         return pandas.DataFrame(self.rows())
 
     def as_json(self) -> dict[str, Any]:
-        """Rows, effects and every cell, with the command and the machines."""
-        machines = [cell["figures"]["machine"] for cell in self.cells]
+        """Rows, effects and every trial, with the command and the machines."""
+        machines = [trial["figures"]["machine"] for trial in self.trials]
         machines = [machine for i, machine in enumerate(machines) if machine not in machines[:i]]
-        first = {name: self.cells[0][name] for name in ("model", "dtype", "page_size", "drafter")}
+        first = {name: self.trials[0][name] for name in ("model", "dtype", "page_size", "drafter")}
         head = {name: getattr(self, name) for name in ("command", "techniques", "metrics")}
         head |= {"machines": machines} | first
-        return head | {"rows": self.rows(), "effects": self.effects(), "cells": self.cells}
+        return head | {"rows": self.rows(), "effects": self.effects(), "trials": self.trials}
 
     def speed_figure(self) -> Figure:
         """How many times the plain baseline each combination is, a panel a workload; whiskers: slowest to fastest."""
@@ -196,9 +196,9 @@ class Results:
 
     def _rate(self, workload: str, combo: tuple[str, ...]) -> float:
         return median(
-            cell["figures"]["tokens_per_second"]
-            for cell in self.cells
-            if cell["workload"] == workload and cell["kind"] == "run" and tuple(cell["techniques"]) == combo
+            trial["figures"]["tokens_per_second"]
+            for trial in self.trials
+            if trial["workload"] == workload and trial["kind"] == "run" and tuple(trial["techniques"]) == combo
         )
 
 

@@ -1,4 +1,4 @@
-"""Plan the cells, refuse what cannot work, run what is not done yet, wherever there is room, and gather the figures."""
+"""Plan the trials, refuse what cannot work, run what is not done yet, and gather the figures."""
 
 import difflib
 import itertools
@@ -16,9 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from inference_opt.api import TransformerWithOptimizations
 from inference_opt.engine.engine import Engine
 from inference_opt.environment import command_line
-from inference_opt.experiment.cells import TECHNIQUES, Cell, Job, build, key, pages_needed, run_cell
 from inference_opt.experiment.datasets import Dataset, load_dataset
 from inference_opt.experiment.results import MEMORY, QUALITY, THROUGHPUT, Results
+from inference_opt.experiment.trials import TECHNIQUES, Job, Trial, build, key, pages_needed, run_trial
 from inference_opt.files import folder as writable_folder
 from inference_opt.files import write_json
 from inference_opt.loading.load import parse_dtype
@@ -55,8 +55,8 @@ def run_ablation_study(
     sizes as `TransformerWithOptimizations` takes them (random weights; text is read as bytes). `design`: all
     combinations ("full"), each technique alone ("one-in"), or all without one ("one-out"); none and all are always
     there. Every request is continued by `max_new_tokens` (None: by as many as its workload says). With a `folder`, each
-    cell's figures are kept there as soon as they are known, and a study that was killed goes on where it stopped.
-    `executor` runs the cells (`concurrent.futures`; Dask's `Client.get_executor()` for a cluster): cells that share a
+    trial's figures are kept there as soon as they are known, and a study that was killed goes on where it stopped.
+    `executor` runs the trials (`concurrent.futures`; Dask's `Client.get_executor()` for a cluster): trials that share a
     machine slow each other, so give each worker one of its own, or measure without.
     ValueError, before any work, for datasets, techniques, metrics or sizes that cannot be studied.
     """
@@ -104,16 +104,16 @@ def run_ablation_study(
             except ValueError as error:
                 raise ValueError(f"dataset {dataset.name}, request {i} ({len(prompt)} tokens): {error}") from None
         here = common | {"workload": dataset.name, "max_new_tokens": new}
-        for cell in _cells(techniques, wanted, design, repeats):
-            plan.append((cell | here, prompts, answers if cell["kind"] == "quality" else []))
-    _check_memory(model, max(pages_needed(cell, prompts) for cell, prompts, _ in plan) * page_size, executor)
+        for trial in _trials(techniques, wanted, design, repeats):
+            plan.append((trial | here, prompts, answers if trial["kind"] == "quality" else []))
+    _check_memory(model, max(pages_needed(trial, prompts) for trial, prompts, _ in plan) * page_size, executor)
     for mla in {False, "mla" in techniques}:  # what a conversion or a drafter refuses, it refuses now
         form, _ = build(model_config, dtype, mla)
         if "speculative_decoding" in techniques:
             Engine(form, drafter=DRAFTERS[drafter](), num_pages=1)
     figures = _run_all(plan, kept, executor)
-    cells = [cell | {"figures": each} for (cell, _, _), each in zip(plan, figures)]
-    return Results(command_line(), techniques, wanted, cells)
+    trials = [trial | {"figures": each} for (trial, _, _), each in zip(plan, figures)]
+    return Results(command_line(), techniques, wanted, trials)
 
 
 def _known(what: str, given: Iterable[str], expected: Sequence[str]) -> list[str]:
@@ -147,17 +147,17 @@ def combinations(techniques: Sequence[str], design: str) -> list[tuple[str, ...]
     return sorted(set(kept), key=lambda c: (len(c), [techniques.index(name) for name in c]))
 
 
-def _cells(techniques: list[str], metrics: list[str], design: str, repeats: int) -> list[Cell]:
+def _trials(techniques: list[str], metrics: list[str], design: str, repeats: int) -> list[Trial]:
     """Repeats are interleaved: what slows the machine for a while slows all combinations alike."""
     combos = combinations(techniques, design)
     forms = [[], ["mla"]] if "mla" in techniques else [[]]
-    cells: list[Cell] = []  # what is read and what is timed once come first: they warm the process up
+    trials: list[Trial] = []  # what is read and what is timed once come first: they warm the process up
     if "quality" in metrics:
-        cells += [{"kind": "quality", "techniques": form, "repeat": 0} for form in forms]
+        trials += [{"kind": "quality", "techniques": form, "repeat": 0} for form in forms]
     if "throughput" in metrics:
-        cells.append({"kind": "naive", "techniques": [], "repeat": 0})
+        trials.append({"kind": "naive", "techniques": [], "repeat": 0})
     runs = itertools.product(range(repeats), combos)
-    return cells + [{"kind": "run", "techniques": list(combo), "repeat": repeat} for repeat, combo in runs]
+    return trials + [{"kind": "run", "techniques": list(combo), "repeat": repeat} for repeat, combo in runs]
 
 
 def _with_context(config: dict[str, Any], datasets: list[Dataset], requests: int) -> dict[str, Any]:
@@ -199,18 +199,18 @@ def _run_all(plan: Sequence[Job], folder: Path | None, executor: Executor | None
     found = {i: _saved(path, plan[i][0]) for i, path in enumerate(paths) if path and path.is_file()}
     columns = (TextColumn("ablation"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
-        task = progress.add_task("cells", total=len(plan), completed=len(found))
+        task = progress.add_task("trials", total=len(plan), completed=len(found))
         todo = {i: job for i, job in enumerate(plan) if i not in found}
-        for i, figures in _fan_out(todo, executor) if executor else ((i, run_cell(*job)) for i, job in todo.items()):
+        for i, figures in _fan_out(todo, executor) if executor else ((i, run_trial(*job)) for i, job in todo.items()):
             write_json(paths[i], figures)
             found[i] = figures
             progress.advance(task)
     return [found[i] for i in range(len(plan))]
 
 
-def _saved(path: Path, cell: Cell) -> dict[str, Any]:
-    expected = {"machine", *FIGURES[cell["kind"]]}
-    if cell["kind"] == "run" and cell["repeat"] == 0 and "quality" in cell["metrics"]:
+def _saved(path: Path, trial: Trial) -> dict[str, Any]:
+    expected = {"machine", *FIGURES[trial["kind"]]}
+    if trial["kind"] == "run" and trial["repeat"] == 0 and "quality" in trial["metrics"]:
         expected |= {*QUALITY}
     try:
         figures = json.loads(path.read_text(encoding="utf-8"))
@@ -218,14 +218,14 @@ def _saved(path: Path, cell: Cell) -> dict[str, Any]:
             raise ValueError("other JSON")
         return figures
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} holds no cell's figures ({error}): delete it to measure the cell again") from None
+        raise ValueError(f"{path} holds no trial's figures ({error}): delete it to measure the trial again") from None
 
 
 # [fan_out]
 def _fan_out(todo: dict[int, Job], executor: Executor) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number, figures) as they come; a cell whose worker was lost is given to others, `ATTEMPTS` times in all."""
+    """(number, figures) as they come; a trial whose worker was lost is given to others, `ATTEMPTS` times in all."""
     tries = dict.fromkeys(todo, 1)
-    waiting: dict[Future[Any], int] = {executor.submit(run_cell, *job): i for i, job in todo.items()}
+    waiting: dict[Future[Any], int] = {executor.submit(run_trial, *job): i for i, job in todo.items()}
     try:
         while waiting:
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
@@ -237,9 +237,9 @@ def _fan_out(todo: dict[int, Job], executor: Executor) -> Iterator[tuple[int, di
                 except Exception as error:
                     if tries[i] == ATTEMPTS or isinstance(error, BrokenExecutor):
                         goes_on = "with a folder, the same call goes on from what is done"
-                        raise ValueError(f"a cell failed {tries[i]} times ({error!r}); {goes_on}") from error
+                        raise ValueError(f"a trial failed {tries[i]} times ({error!r}); {goes_on}") from error
                     tries[i] += 1
-                    waiting[executor.submit(run_cell, *todo[i])] = i
+                    waiting[executor.submit(run_trial, *todo[i])] = i
                 else:
                     yield i, figures
     finally:

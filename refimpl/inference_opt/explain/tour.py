@@ -27,7 +27,7 @@ from inference_opt.conversion.pretrained import latent_model
 from inference_opt.engine.engine import Engine
 from inference_opt.environment import command_line, describe, elapsed
 from inference_opt.files import printable, write_whole
-from inference_opt.lab.agreement import Agreement, compare, followed
+from inference_opt.lab.agreement import Agreement, compare, teacher_forced_greedy
 from inference_opt.loading.prompts import Prompt, load_prompts
 from inference_opt.loading.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
@@ -225,7 +225,7 @@ def run_tour(model: Transformer, tokenizer: Tokenizer, name: str, max_new_tokens
                 for i in group:
                     oracle = tour.runs[STAGES[0].name][i].tokens
                     if session.model is not model:
-                        oracle = followed(session.model, ids[i], runs[i].tokens)
+                        oracle = teacher_forced_greedy(session.model, ids[i], runs[i].tokens)
                     runs[i].agreement = compare(session.model, ids[i], oracle, runs[i].tokens)
                 note += "".join(f", {runs[i].agreement}" for i in group)
             console.print(f"\n{note}\n", style="dim", markup=False, highlight=False)
@@ -235,7 +235,7 @@ def run_tour(model: Transformer, tokenizer: Tokenizer, name: str, max_new_tokens
 
 def _timed(steps: Iterator[dict[int, int]], runs: list[Run], tokenizer: Tokenizer, console: Console) -> float:
     """Fill the runs, showing the first one's text as it grows; return the seconds spent decoding."""
-    streams = [tokenizer.stream() for _ in runs]
+    streams = [tokenizer.detokenizer() for _ in runs]
 
     def show(text: str) -> None:
         plain = printable(text, console.encoding)

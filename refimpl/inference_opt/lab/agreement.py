@@ -59,7 +59,7 @@ def compare(model: Transformer, prompt_ids: Sequence[int], oracle: Sequence[int]
 
 
 @torch.inference_mode()
-def followed(model: Transformer, prompt_ids: Sequence[int], tokens: Sequence[int]) -> list[int]:
+def teacher_forced_greedy(model: Transformer, prompt_ids: Sequence[int], tokens: Sequence[int]) -> list[int]:
     """What greedy naive decoding gives, up to its first difference from `tokens`: one look at the whole text is enough.
 
     As long as they agree, naive decoding reads this very text, so its next token is the favourite here.

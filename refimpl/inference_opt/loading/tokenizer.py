@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from inference_opt.loading.chat import render
+from inference_opt.loading.detokenizer import Detokenizer
 from inference_opt.loading.folder import read_json
-from inference_opt.loading.stream import TextStream
 from inference_opt.loading.vocabulary import CONTROL, USER_DEFINED, array, field, token_id, tokens_and_types
 
 # How text is cut before merging, by the name a GGUF file gives it. The byte-level step follows in every case.
@@ -71,10 +71,10 @@ class Tokenizer:
         """Text of token ids; bytes that form no character become U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
-    def stream(self) -> TextStream:
+    def detokenizer(self) -> Detokenizer:
         """A decoder that takes one token at a time."""
         # The bytes of an unfinished character decode to one U+FFFD together, or (byte fallback) to one each.
-        return TextStream(self, unfinished=1 if isinstance(self.backend.decoder, decoders.ByteLevel) else 3)
+        return Detokenizer(self, unfinished=1 if isinstance(self.backend.decoder, decoders.ByteLevel) else 3)
 
     @property
     def special_ids(self) -> dict[str, int]:

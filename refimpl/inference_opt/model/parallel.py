@@ -39,7 +39,7 @@ def parallelize(model: Transformer, mesh: DeviceMesh) -> Transformer:
     """
     if mesh.ndim != 1:
         raise ValueError(f"expected a mesh of one dimension, its ranks; got shape {tuple(mesh.shape)}: take one of it")
-    if model.is_cut:
+    if model.is_sharded:
         raise ValueError("this model is cut already: load it again to cut it anew")
     whole, local = model.config, local_config(model.config, mesh.size())
     model.unpack()
@@ -56,6 +56,7 @@ def parallelize(model: Transformer, mesh: DeviceMesh) -> Transformer:
                 half.register_forward_hook(partial(_whole, mesh, Partial(), whole.dim))
     model.head.register_forward_hook(partial(_whole, mesh, Shard(1), whole.vocab_size))
     model.config = local
+    model.is_sharded = True
     return model.pack()
 
 

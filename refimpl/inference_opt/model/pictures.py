@@ -87,7 +87,7 @@ def decoded(
     if kept is not None:
         with torch.inference_mode():
             ids, positions = torch.tensor(read, device=model.device), torch.arange(len(read), device=model.device)
-            h, _ = model.stream(ids, positions, NoCache([len(read)]))
+            h, _ = model.hidden_states(ids, positions, NoCache([len(read)]))
             same = torch.allclose(model.logits(h[-1:])[0], logits, rtol=1e-4, atol=1e-4)
         invariants = {"the logits are those of recomputing all": same, "the text fits its room": len(read) <= room}
     state |= {"tokens_shown": {*text, *shown}, "said": {"new": new, "kept": kept, "token": token}}

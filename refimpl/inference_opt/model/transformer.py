@@ -56,6 +56,7 @@ class Transformer(nn.Module):
         check_fits(config, torch.get_default_dtype(), torch.get_default_device())
         super().__init__()
         self.config = config
+        self.is_sharded = False  # whether this is one rank's part of a larger model: `parallelize` sets it
         self.embed = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.dim), freeze=False)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.depth))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
@@ -76,11 +77,6 @@ class Transformer(nn.Module):
         return self.embed.weight.device
 
     @property
-    def is_cut(self) -> bool:
-        """Whether this is one rank's part (`parallel.py`): hooks make whole what its products make a part of."""
-        return bool(self.head._forward_hooks)
-
-    @property
     def rope(self) -> RopeTable:
         """Built at first use, for the dtype and device that the weights have by then."""
         if self._rope is None or self._rope.cos.dtype != self.dtype or self._rope.cos.device != self.device:
@@ -99,10 +95,10 @@ class Transformer(nn.Module):
 
         The head is a large part of a small model's work: name only the rows that will be sampled from.
         """
-        h, _ = self.stream(tokens, positions, kv)
+        h, _ = self.hidden_states(tokens, positions, kv)
         return self.logits(h if rows is None else h[rows])
 
-    def stream(
+    def hidden_states(
         self,
         tokens: Int[Tensor, "tokens"],
         positions: Int[Tensor, "tokens"],
@@ -183,7 +179,7 @@ class Transformer(nn.Module):
 
     def _tie(self) -> None:
         """One tensor for embedding and head, where the model has one and this processor reads it as it is."""
-        if self.config.tied_embeddings and not self.head.weight.is_mkldnn and not self.is_cut:
+        if self.config.tied_embeddings and not self.head.weight.is_mkldnn and not self.is_sharded:
             self.head.weight = self.embed.weight
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Transformer":

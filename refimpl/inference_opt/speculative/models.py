@@ -99,7 +99,7 @@ def read(
     counts = [len(text) for text in texts]
     positions = cache.extend(tables, starts, counts)
     tokens = torch.tensor([x for text in texts for x in text], device=model.device)
-    h, _ = model.stream(tokens, positions, cache, depth)
+    h, _ = model.hidden_states(tokens, positions, cache, depth)
     return h[np.cumsum(counts) - 1]
 
 

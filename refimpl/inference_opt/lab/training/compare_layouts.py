@@ -22,8 +22,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from inference_opt.files import writable, write_json
+from inference_opt.lab.training.block_diagonal import BlockDiagonalAttention
 from inference_opt.lab.training.loop import ran_on, set_rate
-from inference_opt.lab.training.rows import Rows
 from inference_opt.model.config import LatentShape, ModelConfig
 from inference_opt.model.mla import use_form
 from inference_opt.model.transformer import Transformer
@@ -66,7 +66,7 @@ def losses(model: Transformer, ids: Int[Tensor, "rows length"], ended: Int[Tenso
     rows, length = ids.shape
     positions = torch.arange(length, device=ids.device)
     with torch.autocast(ids.device.type, torch.bfloat16):
-        h, _ = model.stream(ids.flatten(), positions.repeat(rows), Rows(rows))
+        h, _ = model.hidden_states(ids.flatten(), positions.repeat(rows), BlockDiagonalAttention(rows))
         asked = (positions < ended[:, None] - 1).flatten().nonzero().squeeze(1)
         logits = model.logits(h[asked])
     return nn.functional.cross_entropy(logits.float(), ids.roll(-1, 1).flatten()[asked], reduction="none")

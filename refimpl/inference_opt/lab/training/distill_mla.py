@@ -24,8 +24,8 @@ from inference_opt.conversion.convert import Factors, assemble, factorise
 from inference_opt.conversion.pretrained import load_factors, save_factors, texts_of
 from inference_opt.files import writable, write_json
 from inference_opt.lab.quality import quality
+from inference_opt.lab.training.block_diagonal import BlockDiagonalAttention
 from inference_opt.lab.training.loop import ran_on, set_rate
-from inference_opt.lab.training.rows import Rows
 from inference_opt.loading.load import load_model
 from inference_opt.loading.prompts import load_prompts
 from inference_opt.loading.tokenizer import needed
@@ -75,8 +75,10 @@ def heal(
         keep = (torch.arange(length) < ended[pick][:, None]).flatten().nonzero().squeeze(1).to(model.device)
         with torch.autocast(model.device.type, torch.bfloat16):
             with torch.no_grad():
-                wanted = original.logits(original.stream(ids, positions, Rows(batch))[0][keep])
-            loss = divergence(wanted, model.logits(model.stream(ids, positions, Rows(batch))[0][keep]))
+                wanted = original.logits(original.hidden_states(ids, positions, BlockDiagonalAttention(batch))[0][keep])
+            loss = divergence(
+                wanted, model.logits(model.hidden_states(ids, positions, BlockDiagonalAttention(batch))[0][keep])
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)

@@ -21,9 +21,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from inference_opt.files import writable, write_json
+from inference_opt.lab.training.block_diagonal import BlockDiagonalAttention
 from inference_opt.lab.training.corpus import KINDS, write_corpus
 from inference_opt.lab.training.loop import ran_on, set_rate
-from inference_opt.lab.training.rows import Rows
 from inference_opt.loading.load import load_model
 from inference_opt.loading.tokenizer import needed
 from inference_opt.model.transformer import Transformer
@@ -79,7 +79,7 @@ def unroll(
         judged(rows, passes).nonzero().squeeze(1),
     )
     with torch.no_grad():
-        h, tapped = target.stream(tokens.flatten(), positions, Rows(count), taps=head.taps)
+        h, tapped = target.hidden_states(tokens.flatten(), positions, BlockDiagonalAttention(count), taps=head.taps)
         logits = target.logits(h.roll(-1, 0)[keep])  # of slot t + 1
         embeds = target.embed(tokens.flatten().roll(-1, 0))  # of the token behind each slot
     feature, kv, guesses = head.fuse(tapped), Unrolled(count), []

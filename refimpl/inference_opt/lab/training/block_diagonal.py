@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from inference_opt.model.attention import Core, causal_attention
 
 
-class Rows:
+class BlockDiagonalAttention:
     """The answer for training: sequences of equal length, all at once. Nothing is kept, so v is never None."""
 
     in_place = False

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-class TextStream:
+class Detokenizer:
     """Text that grows by tokens: after any number of `add`, `text` is what `decode` gives, less an unfinished end.
 
     A character may take several tokens. A text that ends with U+FFFD may end within a character: as many of these as
