@@ -102,7 +102,7 @@ def train(config: ModelConfig, data: dict[str, Tensor], options: argparse.Namesp
 
 
 def reduce_vocabulary(tokens: Int[Tensor, "rows length"]) -> tuple[Int[Tensor, "rows length"], float]:
-    """The VOCAB − 1 most frequent tokens numbered anew, all others as one; and the share of the text that is frequent."""
+    """The VOCAB − 1 most frequent tokens numbered anew, all others as one; and the share of the frequent ones."""
     counts = torch.bincount(tokens.flatten())
     frequent = counts.topk(min(VOCAB - 1, len(counts))).indices
     number = torch.full((len(counts),), VOCAB - 1)
