@@ -56,7 +56,8 @@ class FadingFrequency(Policy):
 
     def __init__(self, capacity: int, page_size: int) -> None:
         capacity = integer("capacity", capacity, 1)
-        self.history, self.page_size = RadixTree(page_size), page_size
+        self.history = RadixTree(page_size)
+        self.page_size = page_size
         self.capacity = capacity
         self._page = page_size * TOKEN_BYTES
         self._names = count()  # the history needs page numbers of its own
@@ -94,7 +95,7 @@ class FadingFrequency(Policy):
 
     @unrecorded()
     def _recall(self, text: bytes, namespace: Hashable, hit: bool) -> list[Node]:
-        self._last: tuple[bytes, Hashable] | None = None  # the last text; None during a use, or after a failed one
+        """Enter a use of a text (`hit`: by a new request) into the history; its nodes along the whole text."""
         if not hit and self._last == (text, namespace):
             return self._path  # the insertion of the text that was just matched
         if self._last is None:
