@@ -144,7 +144,8 @@ class TransformerWithOptimizations(nn.Module):
             raise ValueError(f"{', '.join(sizes)} cannot be chosen: {source} has sizes and weights of its own")
         self = cls(dim=4, depth=1, heads=1, vocab_size=1, **switches)  # checks the switches; its tiny model is replaced
         self.model, self.tokenizer = load_model(source, dtype=dtype, device=device)
-        given, latent = switches.get("mla_latent_dim"), self.model.config.latent
+        given = switches.get("mla_latent_dim")
+        latent = self.model.config.latent
         if latent is not None and given is not None:
             own = f"it has latent attention of rank {latent.kv_lora_rank} already"
             raise ValueError(f"{source} cannot be converted to mla_latent_dim = {given}: {own}; leave the rank out")

@@ -93,7 +93,8 @@ def factorise(model: Transformer, kv_lora_rank: int, qk_rope_head_dim: int, text
 # [assemble]
 def assemble(model: Transformer, factors: Factors) -> Transformer:
     """The latent-attention model: its queries are the model's own, followed by the same, mixed, for the rotated key."""
-    c, d = model.config, model.config.head_dim
+    c = model.config
+    d = model.config.head_dim
     frequency = [float(w) for w, count in zip(frequencies(c), factors.rotated) for _ in range(count)]
     width = 2 * len(frequency)
     rank = factors.kv_up[0].shape[1]

@@ -43,24 +43,29 @@ class Detokenizer:
 
     def _grow(self, unfinished: int) -> str:
         rest = self._rest()
+        # Characters at the end that are held back: U+FFFD that may become a character, as far as they are not shown.
         held = min(unfinished, len(rest) - max(self.shown, len(rest.rstrip("\ufffd"))))
         certain = len(rest) - held
         new = rest[self.shown : certain]
         self.text += new
         if not held:
-            self.context, self.pending, self.shown = self.pending or self.context, [], 0
+            self.context = self.pending or self.context
+            self.pending = []
+            self.shown = 0
             return new
         self.shown = certain
         if len(self.tokenizer.decode(self.pending[:1])) > certain:
             return new
         # All of the first token is shown, so drop it. The number of characters held back at the end stays the same.
-        self.context, self.pending = [], self.pending[1:]
+        self.context = []
+        self.pending = self.pending[1:]
         self.shown = max(0, len(self._rest()) - held)
         return new + self._grow(unfinished)
 
     def _rest(self) -> str:
         """The pending tokens' text."""
-        shown, both = self.tokenizer.decode(self.context), self.tokenizer.decode(self.context + self.pending)
+        shown = self.tokenizer.decode(self.context)
+        both = self.tokenizer.decode(self.context + self.pending)
         if both.startswith(shown):
             return both[len(shown) :]
         self.context = []  # these bytes would change the text of the tokens before them

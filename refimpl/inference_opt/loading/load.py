@@ -48,7 +48,8 @@ def load_model(
     safetensors, or a Hugging Face hub id such as "Qwen/Qwen3-0.6B". Llama, Mistral, Qwen2, Qwen3, DeepSeek-V2 and V3.
     ValueError for a source that does not exist or is not computed exactly here, ConnectionError for no network.
     """
-    kind, where = parse_dtype(dtype), parse_device(device)
+    kind = parse_dtype(dtype)
+    where = parse_device(device)
     if not isinstance(source, str | Path) or not str(source):
         raise ValueError(f"source must be a model's name, a path or a hub id, got {source!r}")
     if str(source) in MODELS:

@@ -131,7 +131,9 @@ def steps(case: Case, inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
 
     splits = max(1, 8 * 132 // (case.batch * case.heads))
     assert inputs.v_pages is not None
-    q, pages, scale = inputs.q, (inputs.k_pages, inputs.v_pages), inputs.scale
+    q = inputs.q
+    pages = (inputs.k_pages, inputs.v_pages)
+    scale = inputs.scale
     k, v = (x[inputs.table.long()].flatten(1, 2) for x in pages)
     return {
         "step 1: one program a head": lambda: stepwise.lesson_one(q, k, v, scale),

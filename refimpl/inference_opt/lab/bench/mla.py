@@ -52,7 +52,8 @@ def shapes() -> dict[str, ModelConfig]:
 
 def cost(config: ModelConfig, form: str, m: int, n: int, element: int) -> tuple[int, int]:
     """Operations, and the least bytes read and written, for m new tokens over n."""
-    s, k = config.latent, config.kv_heads
+    s = config.latent
+    k = config.kv_heads
     assert s is not None
     moved = n * config.kv_shape["head_dim"] + k * (s.qk_nope_head_dim + s.v_head_dim) * s.kv_lora_rank
     if form == "explicit":  # every key and value, written and read
@@ -92,7 +93,8 @@ def _seconds(run: Callable[[], Tensor], device: torch.device, repeats: int) -> f
 
 def by_kernel(layer: LatentAttention, q: Tensor, kept: Tensor, page: int = 64) -> Callable[[], Tensor]:
     """The absorbed form as an engine on CUDA runs it: by the kernel, over pages, planned beforehand."""
-    n, d_c = len(kept), layer.shape.kv_lora_rank
+    n = len(kept)
+    d_c = layer.shape.kv_lora_rank
     pages = nn.functional.pad(kept, (0, 0, 0, 0, 0, -n % page)).unflatten(0, (-1, page))
     table = torch.arange(len(pages), dtype=torch.int32)[None]
     batch = kernels.plan_batch(table, [n], [len(q)], pages, layer.heads, d_c)

@@ -144,7 +144,8 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("run it under torch: python -m torch.distributed.run --standalone --nproc-per-node 2 -m ...")
     if min(options.prompts, options.prompt_tokens, options.new_tokens, options.repeats) < 1:
         parser.error("--prompts, --prompt-tokens, --new-tokens and --repeats must be at least 1")
-    local, cards = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    local = int(os.environ["LOCAL_RANK"])
+    cards = torch.cuda.device_count()
     options.on = torch.device(f"cuda:{local % max(cards, 1)}" if options.device == "cuda" else "cpu")
     if options.device == "cuda":
         if not cards:

@@ -81,7 +81,8 @@ def bench_prefix(
             "agreement": f"{same} of {requests}" + "".join(f"; {v}" for v in verdicts if not v.identical),
         }
         if (counted := stats[name]) is not None:
-            row["prefill_tokens"], row["hit_rate"] = counted.prefill_tokens, counted.hit_rate
+            row["prefill_tokens"] = counted.prefill_tokens
+            row["hit_rate"] = counted.hit_rate
             row["overhead"] = counted.schedule_seconds / elapsed(0.0, counted.schedule_seconds + counted.run_seconds)
         results.append(row)
     head = {"command": command_line(), "machine": describe(), "model": source, "dtype": dtype, "repeats": repeats}

@@ -52,7 +52,9 @@ class SGLangTree:
         except ImportError as error:
             raise ValueError(f"{wheel} could not be imported ({error}); sglang 0.5.23 is known to work") from None
         self._cache = tree.RadixCache(tree.CacheInitParams(False, None, None, page_size, eviction_policy="lru"))
-        self._key, self._match, self._insert = tree.RadixKey, base.MatchPrefixParams, base.InsertParams
+        self._key = tree.RadixKey
+        self._match = base.MatchPrefixParams
+        self._insert = base.InsertParams
 
     def prepare(self, tokens: array) -> Any:
         """A key from tokens. SGLang's scheduler holds them as an array of 64-bit integers."""

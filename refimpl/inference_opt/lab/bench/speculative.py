@@ -36,7 +36,9 @@ from inference_opt.speculative.cost import expected_tokens
 from inference_opt.speculative.head import DraftHead
 
 TASKS = ("editing", "summarising", "humaneval", "chat")
-PLAIN, PEER, PEER_LOOKUP = "plain", "transformers", "transformers, lookup"
+PLAIN = "plain"
+PEER = "transformers"
+PEER_LOOKUP = "transformers, lookup"
 PEER_DRAFTS = 10  # in a step, as in its documentation; on editing it is the fastest of 3, 5 and 10
 
 
@@ -66,7 +68,8 @@ def engine_decoder(model: Transformer, drafter: Drafter | None, gamma: int | Non
         request = engine.add(prompt, params)
         while not request.output:
             engine.step()
-        before, outputs = engine.stats, []
+        before = engine.stats
+        outputs = []
         start = time.perf_counter()
         while not request.finished:
             outputs += engine.step()
@@ -151,7 +154,8 @@ def bench_speculative(
     total = sum(map(len, texts.values())) * (1 + repeats * len(decoders))
     bar = progress.add_task("bench speculative", total=total)
 
-    workloads, results = {}, []
+    workloads = {}
+    results = []
     limits: list[float] = []
     for task, chosen in texts.items():
         ids = [prompt.ids(needed(tokenizer)) for prompt in chosen]

@@ -39,7 +39,8 @@ def agents(seed: int, requests: int = 8000) -> Workload:
 
     Every 400 requests the 20 most popular prefixes are replaced by new ones.
     """
-    rng, names = random.Random(seed), count()
+    rng = random.Random(seed)
+    names = count()
     popularity = list(accumulate(1 / (rank + 1) ** 0.9 for rank in range(400)))
     stems: dict[int, list[int]] = {}
     prompts = []
@@ -57,7 +58,9 @@ def sessions(seed: int, users: int = 3000) -> Workload:
     A turn adds up to 6 blocks, and a last, partial block that no other turn shares. Users take exponentially
     distributed times to answer, each with a mean of their own between half a minute and five minutes.
     """
-    rng, names, turns = random.Random(seed), count(), []
+    rng = random.Random(seed)
+    names = count()
+    turns = []
     start = 0.0
     for _ in range(users):
         start += rng.expovariate(1.0)

@@ -104,12 +104,14 @@ class FadingFrequency(Policy):
         tokens = array("i")
         tokens.frombytes(text[: len(text) // self._page * self._page])  # whole pages
         seen = self.history.match(tokens, namespace)
-        total, now = len(text) // self._page, self.history.clock
+        total = len(text) // self._page
+        now = self.history.clock
         part = 4 * len(seen.pages) // max(total, 1)
         path = list(upwards(seen.node))[-2::-1]  # from the top, without the root
         if hit:  # a new request: all pages that the history knows came back
             for node in path:
-                past, pages = node.policy_state, len(node.pages)
+                past = node.policy_state
+                pages = len(node.pages)
                 self._back[past.kind] += pages
                 self._ages += pages * (now - past.used)
                 self._returns += pages
@@ -119,7 +121,8 @@ class FadingFrequency(Policy):
             path.append(self.history.insert(tokens, seen.pages + names, namespace).node)
             self._note(path[-1], 0, part, now)
             self.history.evict(max(len(self.history) - HISTORY * self.capacity, 0))
-        self._last, self._path = (text, namespace), path
+        self._last = (text, namespace)
+        self._path = path
         return path
 
     def _note(self, node: Node, returns: int, part: int, now: int) -> None:

@@ -28,17 +28,24 @@ from inference_opt.model.config import LatentShape, ModelConfig
 from inference_opt.model.transformer import Transformer
 from inference_opt.model.transformer import count_weights as parameters
 
-DIM, DEPTH, HEADS, HEAD, VOCAB, FFN = 384, 6, 6, 64, 8192, 1024
+DIM = 384
+DEPTH = 6
+HEADS = 6
+HEAD = 64
+VOCAB = 8192
+FFN = 1024
 
 
 def layout(name: str, length: int) -> ModelConfig:
     """The model of a layout: MHA, GQA-2, MQA, or MLA-c-r with a latent of width c and a rotated key of width r."""
     kv_heads = {"MHA": HEADS, "MQA": 1}.get(name) or int(name.split("-")[1])
-    latent, head_dim = None, HEAD
+    latent = None
+    head_dim = HEAD
     if name.startswith("MLA"):
         rank, width = map(int, name.split("-")[1:])
         latent = LatentShape(rank, width, qk_nope_head_dim=HEAD, v_head_dim=HEAD)
-        kv_heads, head_dim = HEADS, HEAD + width
+        kv_heads = HEADS
+        head_dim = HEAD + width
 
     def of(ffn: int) -> ModelConfig:
         return ModelConfig(
