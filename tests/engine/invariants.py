@@ -156,7 +156,7 @@ class Echo(Transformer):
     def weight_bytes(self):
         return 64
 
-    def stream(self, tokens, positions, kv, depth=None, taps=()):
+    def hidden_states(self, tokens, positions, kv, depth=None, taps=()):
         fault, self.fault = self.fault, None
         if fault == "before":
             raise RuntimeError("broken model")

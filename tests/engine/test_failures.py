@@ -182,12 +182,12 @@ class Fails:
 
 
 class Letters(Tokenizer):
-    """A tokenizer and its stream, for stop strings."""
+    """A tokenizer that is its own detokenizer, for stop strings."""
 
     def __init__(self, hook=lambda: None):
         self.text, self.hook = "", hook
 
-    def stream(self):
+    def detokenizer(self):
         return Letters(self.hook)
 
     def add(self, token):

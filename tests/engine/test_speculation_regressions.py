@@ -86,7 +86,7 @@ class Letters:
     def __init__(self):
         self.text = ""
 
-    def stream(self):
+    def detokenizer(self):
         return Letters()
 
     def add(self, token):
