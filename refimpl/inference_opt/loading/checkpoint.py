@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 from inference_opt.files import write_whole
 from inference_opt.loading.folder import INDEX, check_file, named, read_json, weight_files
 from inference_opt.loading.formats import config_from_gguf, config_from_hf
-from inference_opt.loading.gguf_file import read_gguf
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.fields import Fields
 from inference_opt.model.linear import Linear
@@ -250,6 +248,10 @@ class GGUFFile(Checkpoint):
     """An opened GGUF file; `fields` is its metadata, as plain values."""
 
     def __init__(self, path: Path) -> None:
+        import gguf
+
+        from inference_opt.loading.gguf_file import read_gguf
+
         self.path = path
         self.fields, self._tensors = read_gguf(path)
         with named(path):
@@ -285,10 +287,12 @@ class GGUFFile(Checkpoint):
 
     def _values(self, stored: str) -> Tensor:
         """Dequantised to float32."""
+        from gguf import quants
+
         t = self._tensors[stored]
         data = t.data.astype(t.data.dtype.newbyteorder("="), copy=False)  # a big-endian file's turned about
         # A tensor stored as float32 comes back as a read-only view of the file: "W" copies those and no others.
-        return torch.from_numpy(np.require(gguf.quants.dequantize(data, t.tensor_type), requirements="W"))
+        return torch.from_numpy(np.require(quants.dequantize(data, t.tensor_type), requirements="W"))
 
 
 def _neighbours_to_halves(rows: Tensor, heads: int) -> Tensor:

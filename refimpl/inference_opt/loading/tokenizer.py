@@ -11,7 +11,6 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from inference_opt.loading.chat import render
 from inference_opt.loading.folder import read_json
 from inference_opt.loading.stream import TextStream
 from inference_opt.loading.vocabulary import CONTROL, USER_DEFINED, array, field, token_id, tokens_and_types
@@ -96,6 +95,8 @@ class Tokenizer:
         name of one, where there are several (None: "tool_use" for tools, else "default").
         ValueError for what is no conversation and for all that the template refuses.
         """
+        from inference_opt.loading.chat import render
+
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         if not self.chat_template:
