@@ -8,7 +8,7 @@ from torch import nn
 
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.transformer import Transformer
-from inference_opt.radix.tree import WIDTH, upwards
+from inference_opt.radix.node import upwards
 from inference_opt.sampling import StopCheck, sample
 from inference_opt.speculative.head import DraftHead
 from inference_opt.speculative.models import SmallerModel
@@ -18,7 +18,7 @@ PRIME, VOCAB = 65521, 6
 
 def assert_sound_tree(tree):
     """Structure, counters and the eviction heap of a radix tree; returns the pages of the path to each node."""
-    step = tree.page_size * WIDTH
+    step = tree.page_bytes
     paths = {root: [] for root in tree.roots.values()}
     for root in paths:
         assert not root.edge
@@ -40,7 +40,7 @@ def assert_sound_tree(tree):
     assert set(pages) == tree._owned
     assert tree.evictable == sum(len(node.pages) for node in nodes if node.locks == 0), "evictable"
     assert len(tree) == tree.inserted - tree.evicted == len(pages)
-    queued = Counter(node for key, _, node in tree._heap if key == node.queued)
+    queued = Counter(node for key, _, node in tree.leaves.heap if key == node.queued)
     for node in nodes:
         if not node.children and not node.locks:
             assert queued[node] == 1, "a free leaf is queued once"
@@ -131,7 +131,7 @@ def dump(engine):
         (r.id, r.tokens.tolist(), r.computed, list(r.table), r.shared, id(r.node), r.finish_reason)
         for r in (*scheduler.running, *scheduler.waiting.values())
     ]
-    counters = (tree.clock, tree.evictable, tree.inserted, tree.evicted, len(tree._heap), len(engine.requests))
+    counters = (tree.clock, tree.evictable, tree.inserted, tree.evicted, len(tree.leaves.heap), len(engine.requests))
     return sorted(nodes), requests, counters, list(engine.pool._free), engine.stats
 
 

@@ -115,7 +115,7 @@ def test_recording_changes_nothing(operations, page_size):
 
 
 class Told:
-    """Chance that turns as a trace says it did."""
+    """Randomness that turns as a trace says it did."""
 
     def __init__(self, trace):
         states = [one["state"]["speculation"] for one in trace.steps]

@@ -32,7 +32,7 @@ from inference_opt.engine.graph_runner import run_ahead
 from inference_opt.engine.request import Request, check_hashable
 from inference_opt.engine.scheduler import Chunk, Scheduler
 from inference_opt.engine.speculation import Rule, Speculation
-from inference_opt.engine.stats import FED, Output, Stats
+from inference_opt.engine.stats import Output, Stats
 from inference_opt.engine.streams import Stream
 from inference_opt.loading.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
@@ -41,7 +41,7 @@ from inference_opt.radix.tree import RadixTree
 from inference_opt.sampling import SamplingParams, StopCheck, requests_of, seeded
 from inference_opt.speculative.drafter import Draft, Drafter
 from inference_opt.speculative.rules import token_wise
-from inference_opt.trace import step
+from inference_opt.trace import emit, watched
 from inference_opt.values import shown
 
 States = list[Tensor]  # the residual stream of one chunk, at each layer that the drafter taps
@@ -124,7 +124,7 @@ class Engine:
             self._write(changes, totals)
             outputs = [self._conclude(*each) for each in zip(chunks, drafts, changes, states)]
             totals.schedule_seconds += time.perf_counter() - ran + scheduled - observed
-            step("engine.step", self.scheduler, "step {n} of the engine is done", n=totals.steps, outputs=outputs)
+            emit("engine.step", self.scheduler, n=totals.steps, outputs=outputs)
         except BaseException:
             try:
                 if changes:  # worked out, and perhaps half written: write them whole
@@ -164,15 +164,13 @@ class Engine:
             for chunk, draft in zip(chunks, drafts)
         ]
         counts = [len(ids) for ids in fed]
-        positions = self.cache.extend(
-            [chunk.request.table for chunk in chunks], [chunk.start for chunk in chunks], counts
-        )
+        batch = self.cache.batch([chunk.request.table for chunk in chunks], [chunk.start for chunk in chunks], counts)
         tokens = torch.tensor([token for ids in fed for token in ids], device=self.model.device)
         wanted = [1 + len(draft.tokens) if chunk.samples else 0 for chunk, draft in zip(chunks, drafts)]
         ends = itertools.accumulate(counts)
         rows = [row for end, count in zip(ends, wanted) for row in range(end - count, end)]
         with torch.inference_mode():
-            h, tapped = self.model.stream(tokens, positions, self.cache, taps=self.speculation.taps)
+            h, tapped = self.model.stream(tokens, batch.positions, watched(batch), taps=self.speculation.taps)
             logits = self.model.logits(h[torch.tensor(rows, device=h.device).long()])
         states = [list(each) for each in zip(*(tap.split(counts) for tap in tapped))]
         return logits, list(logits.split(wanted)), states or [[] for _ in chunks]
@@ -190,7 +188,7 @@ class Engine:
             request.adaptive.learn(len(draft.tokens), change.accepted)
         self.speculation.note(request, chunk.start, states, change.kind)
         output = Output(request, chunk.start, chunk.count, change.tokens, draft.tokens)
-        step("engine.commit", self.scheduler, FED, id=request.id, output=output, tokens=change.tokens)
+        emit("engine.commit", self.scheduler, id=request.id, output=output, tokens=change.tokens)
         if request.finished:
             self._leave(request)
         elif chunk.drafts:

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference_opt.cache.paged import PagedCache
-from inference_opt.cache.paged_kernel import InPlaceCache, padded_table
+from inference_opt.cache.paged_kernel import PagedKernelBatch, PagedKernelCache, padded_table
 from inference_opt.engine.cache_manager import Memory
 from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Chunk
@@ -41,7 +41,7 @@ from inference_opt.trace import recording
 class Ahead:
     """Up to `steps` greedy tokens at a time for each of up to `most` requests."""
 
-    def __init__(self, model: Transformer, cache: InPlaceCache, steps: int, most: int) -> None:
+    def __init__(self, model: Transformer, cache: PagedKernelCache, steps: int, most: int) -> None:
         from inference_opt.kernels.greedy import Greedy  # Triton is there where it is used
 
         self.model, self.cache, self.steps = model, cache, steps
@@ -59,7 +59,7 @@ class Ahead:
     def takes(self, chunks: Sequence[Chunk]) -> bool:
         """Whether a step is all plain greedy decoding: nobody wants to see the logits, or every step (a recording)."""
         plain = all(chunk.count == 1 and chunk.samples and _greedy(chunk.request) for chunk in chunks)
-        return plain and recording() is None
+        return plain and not recording()
 
     # [run]
     def run(self, chunks: Sequence[Chunk], memory: Memory) -> list[list[int] | None]:
@@ -145,8 +145,8 @@ class Ahead:
         if self.fused:
             logits = fused_logits(self.model, tokens, positions, slots, self.cache, batch)
         else:
-            self.cache.slots, self.cache.batch = slots, batch
-            logits = self.model(tokens, positions, self.cache)
+            kv = PagedKernelBatch(self.cache, positions, slots, lambda heads: batch)
+            logits = self.model(tokens, positions, kv)
         self.greedy.end(logits)
         for launch in lists.launches:
             launch.pieces[:, PIECE.index("position")] += 1
@@ -171,7 +171,7 @@ def run_ahead(model: Transformer, cache: PagedCache, drafter: Drafter | None, st
     """
     if steps < 1:
         raise ValueError(f"ahead must be at least 1, got {steps}")
-    if not isinstance(cache, InPlaceCache) or not uses_triton(cache.keys[0]):
+    if not isinstance(cache, PagedKernelCache) or not uses_triton(cache.keys[0]):
         return None
     if drafter is not None or model.config.experts:
         return None
@@ -186,7 +186,7 @@ def fused_logits(
     tokens: Int[Tensor, "tokens"],
     positions: Int[Tensor, "tokens"],
     slots: Int[Tensor, "tokens"],
-    cache: InPlaceCache,
+    cache: PagedKernelCache,
     batch: Batch,
 ) -> Float[Tensor, "tokens vocab"]:
     """`model(tokens, positions, cache)`, in fewer launches."""

@@ -101,12 +101,6 @@ class Request:
         """Known tokens that are not computed: 1 in decode, more in prefill."""
         return len(self.tokens) - self.computed
 
-    def snapshot(self) -> dict[str, Any]:
-        """What there is of it, for a step."""
-        names = ("id", "arrival", "table", "shared", "computed", "decoding", "finish_reason")
-        known = {"prompt": len(self.prompt), "tokens": len(self.tokens), "cached": self.metrics.cached_tokens}
-        return {name: getattr(self, name) for name in names} | known
-
     def forget(self) -> None:
         """It has stopped running: nothing of what was computed for it is its own any more."""
         self.node, self.table, self.shared, self.computed = None, [], 0, 0

@@ -29,11 +29,10 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from inference_opt.engine.cache_manager import Memory
 from inference_opt.engine.request import Request
-from inference_opt.trace import step
+from inference_opt.trace import emit
 
 LOOKAHEAD = 64  # waiting requests, the oldest first, whose cached prefixes are compared
 
@@ -110,7 +109,7 @@ class Scheduler:
         while budget and self.waiting and not preempted and len(self.running) < self.max_running:
             request = self._next()
             if not self.memory.fits(request):
-                step("schedule.refuse", self, "{id} must wait: its pages cannot be had", id=request.id)
+                emit("schedule.refuse", self, id=request.id)
                 break
             found = self._admit(request)
             count = min(request.remaining, budget)
@@ -124,7 +123,7 @@ class Scheduler:
             # All but the last known token: whoever finds a prompt whole computes its last page again, in its own copy.
             self.memory.publish(request, min(request.computed + count, len(request.tokens) - 1))
         event = "schedule.prefill" if request.remaining > 1 else "schedule.decode"
-        step(event, self, "{id}: {count:token} from {start} on", id=request.id, start=request.computed, count=count)
+        emit(event, self, id=request.id, start=request.computed, count=count)
         return Chunk(request, request.computed, count, found)
 
     # [/schedule]
@@ -143,7 +142,7 @@ class Scheduler:
                 gamma -= 1
             chunks[i] = replace(chunk, drafts=gamma)
             if gamma:
-                step("schedule.draft", self, "{id} may draft {gamma:token}", id=request.id, gamma=gamma)
+                emit("schedule.draft", self, id=request.id, gamma=gamma)
             room, asking = room - gamma, asking - 1
         return chunks
 
@@ -168,7 +167,7 @@ class Scheduler:
         bisect.insort(self.running, request, key=_arrival)
         for other in itertools.takewhile(lambda each: each.arrival < request.arrival, self.waiting.values()):
             other.metrics.overtaken += 1
-        step("schedule.admit", self, "{id} is let in; {saved:token} of it were found", id=request.id, saved=found)
+        emit("schedule.admit", self, id=request.id, saved=found)
         return found
 
     # [/admit]
@@ -181,7 +180,7 @@ class Scheduler:
         self._wait(request)
         request.metrics.preemptions += 1
         self.preemptions += 1
-        step("schedule.preempt", self, "{id} is preempted: it gives up its pages and waits again", id=request.id)
+        emit("schedule.preempt", self, id=request.id)
 
     def _release(self, request: Request) -> None:
         self.memory.release(request)
@@ -211,7 +210,7 @@ class Scheduler:
         """A request arrives. ValueError where it could never run."""
         self.check(request)
         self.waiting[request.arrival] = request
-        step("schedule.arrive", self, "{id} arrives, {tokens:token} long", id=request.id, tokens=len(request.tokens))
+        emit("schedule.arrive", self, id=request.id, tokens=len(request.tokens))
 
     def remove(self, request: Request) -> None:
         """A request leaves, done or aborted, wherever it is."""
@@ -224,7 +223,7 @@ class Scheduler:
             else:
                 self.memory.publish(request, request.computed)  # what it computed stays as long as there is room
                 self.memory.release(request)
-        step("schedule.leave", self, "{id} leaves: {why}", id=request.id, why=request.finish_reason)
+        emit("schedule.leave", self, id=request.id, why=request.finish_reason)
 
     def restart(self, requests: Iterable[Request]) -> None:
         """A step failed, wherever it was: all `requests` wait again, and nothing that was computed is trusted."""
@@ -233,24 +232,6 @@ class Scheduler:
         for request in self.waiting.values():
             request.forget()
         self.memory.forget()
-
-    def snapshot(self) -> dict[str, Any]:
-        """Who runs, who waits, and what each has, for a step."""
-        running, waiting = ([each.snapshot() for each in group] for group in (self.running, self.waiting.values()))
-        return {"kind": "schedule", "token_budget": self.token_budget, "running": running, "waiting": waiting}
-
-    def invariants(self) -> dict[str, bool]:
-        """What holds whenever the scheduler tells of a step."""
-        running, pool, tree = self.running, self.memory.pool, self.memory.tree
-        owned = [page for request in running for page in request.table[request.shared :]]
-        owned += [page for node in tree.nodes() for page in node.pages]
-        owned += [page for page in range(pool.num_pages) if pool.is_free(page)]
-        return {
-            "a page is free, the tree's, or one request's own": sorted(owned) == list(range(pool.num_pages)),
-            "no page table names a free page": not any(pool.is_free(page) for each in running for page in each.table),
-            "who waits holds no page": not any(each.table for each in self.waiting.values()),
-            "requests run in the order of arrival": running == sorted(running, key=lambda each: each.arrival),
-        }
 
 
 def _arrival(request: Request) -> int:

@@ -19,9 +19,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inference_opt.kernels.pictures import JOINED, READ, WRITTEN, block_state, joined_state, piece_state
 from inference_opt.kernels.plan import Work
-from inference_opt.trace import step
+from inference_opt.trace import emit
 
 
 def attend(
@@ -82,13 +81,8 @@ def attend_pieces(
     out = torch.zeros(tokens + work.num_states, group, kv_heads, v_pages.shape[-1], dtype=exact)
     lse = torch.full(out.shape[:-1], float("-inf"), dtype=exact)
 
-    def whole(token: int, sequence: int, length: int) -> tuple[Tensor, Tensor]:
-        """One token's attention at once, to which a recording holds what is merged."""
-        return attend(q[token, None], k_pages, v_pages, page_table[sequence, None], [length], [1], scale)
-
     pieces = [(piece, launch.tile) for launch in work.launches for piece in launch.pieces.tolist()]
     for number, ((sequence, token0, queries, position, row0, first, end, state), tile) in enumerate(pieces):
-        seen = {"pieces": pieces, "group": group, "piece": number}
         rows = torch.arange(row0, min(row0 + tile.rows, queries * group))
         query, head = rows // group, rows % group
         mine = grouped[token0 + query, head]  # [rows, kv_heads, dim]
@@ -106,19 +100,19 @@ def attend_pieces(
             l = l * shrink + p.sum(-1)  # noqa: E741
             acc = acc * shrink[..., None] + torch.einsum("rhk,khv->rhv", p, v)
             m = m_new
-            step("kernel.block", block_state, READ, **seen, key=key, m=m, l=l, shrink=shrink)
+            emit("kernel.block", pieces=pieces, group=group, piece=number, key=key, m=m, l=l, shrink=shrink)
         total = l.where(l > 0, 1)
         where = (token0 if state < 0 else tokens + state) + query
         out[where, head] = acc / total[..., None]
         lse[where, head] = m + total.log()
-        step("kernel.piece", piece_state, WRITTEN, **seen)
+        emit("kernel.piece", pieces=pieces, group=group, piece=number)
     for token in range(tokens):
         states = work.states[work.offsets[token] : work.offsets[token + 1]].long()
         if len(states):
             parts = out[tokens + states], lse[tokens + states]
             out[token], lse[token] = merge_states(*parts)
-            seen = {"pieces": pieces, "group": group, "token": token, "states": states, "lses": parts[1]}
-            step("kernel.merge", joined_state, JOINED, **seen, out=out[token], lse=lse[token], whole=whole)
+            joined = {"token": token, "states": states, "lses": parts[1], "out": out[token], "lse": lse[token]}
+            emit("kernel.merge", pieces=pieces, group=group, **joined, asked=(q, k_pages, v_pages, page_table, scale))
     return out[:tokens].transpose(1, 2).flatten(1, 2).to(q.dtype), lse[:tokens].transpose(1, 2).flatten(1)
 
 

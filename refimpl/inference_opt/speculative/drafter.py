@@ -21,7 +21,7 @@ from torch import Tensor
 from inference_opt.cache.paged import PagedCache
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
-from inference_opt.speculative.rules import Chance, Law
+from inference_opt.speculative.rules import Probs, Randomness
 
 
 @runtime_checkable
@@ -41,7 +41,7 @@ class Job:
 
     text: Text
     gamma: int
-    chance: Chance
+    chance: Randomness
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Draft:
     """What a drafter proposes. `laws` None: the tokens were found, not drawn (each law is 1 at its token)."""
 
     tokens: list[int] = field(default_factory=list)
-    laws: list[Law] | None = None
+    laws: list[Probs] | None = None
 
 
 @dataclass(frozen=True)

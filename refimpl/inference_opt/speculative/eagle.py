@@ -127,9 +127,9 @@ class Eagle(Autoregressive):
     def _run(
         self, tables: Sequence[list[int]], slots: list[int], counts: list[int], features: Tensor, following: list[int]
     ) -> Float[Tensor, "slots dim"]:
-        positions = self.cache.extend(tables, slots, counts)
+        batch = self.cache.batch(tables, slots, counts)
         tokens = torch.tensor(following, device=self.target.device)
-        return self.head(features, self.target.embed(tokens), positions, self.cache)
+        return self.head(features, self.target.embed(tokens), batch.positions, batch)
 
 
 # [/eagle]

@@ -15,7 +15,7 @@ from inference_opt.cache.paged import PagedCache
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import probabilities
 from inference_opt.speculative.drafter import Draft, Drafter, Job
-from inference_opt.speculative.rules import Law
+from inference_opt.speculative.rules import Probs
 from inference_opt.values import integer
 
 WIDTH = 4  # bytes of a token in an array("i")
@@ -90,7 +90,7 @@ class NGram(Drafter):
 
     def _draw(self, job: Job) -> Draft:
         counts = self._counts(job)
-        laws: list[Law] = []
+        laws: list[Probs] = []
         context, draft = list(job.text.tokens[-self.n + 1 :]), Draft([], laws)
         while len(draft.tokens) < job.gamma:
             seen = next((c for i in range(len(context)) if (c := counts.get(tuple(context[i:])))), None)

@@ -97,9 +97,9 @@ def read(
     """Run (the first layers of) a model over ragged (page table, start, tokens); the state behind the last of each."""
     tables, starts, texts = zip(*parts)
     counts = [len(text) for text in texts]
-    positions = cache.extend(tables, starts, counts)
+    batch = cache.batch(tables, starts, counts)
     tokens = torch.tensor([x for text in texts for x in text], device=model.device)
-    h, _ = model.stream(tokens, positions, cache, depth)
+    h, _ = model.stream(tokens, batch.positions, batch, depth)
     return h[np.cumsum(counts) - 1]
 
 

@@ -16,7 +16,7 @@ from inference_opt.files import check_file, write_whole
 
 FORMAT, VERSION = "inference-opt trace", 1
 PARTS = {"title": str, "about": str, "labels": dict, "sources": list, "steps": list}
-SOURCE = {"file": str, "step": int, "line": int, "lines": list}
+SOURCE = {"file": str, "line": int, "lines": list}
 STEP = {"event": str, "text": str, "facts": dict, "state": dict, "invariants": dict, "counters": dict, "source": int}
 
 

@@ -2,9 +2,10 @@
 
 import torch
 
+from inference_opt.explain.record import record
 from inference_opt.kernels import common_stems, reference
 from inference_opt.kernels.batch import cut
-from inference_opt.trace import Trace, record
+from inference_opt.trace import Trace
 
 
 def pieces_of_attention(

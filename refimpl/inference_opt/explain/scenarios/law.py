@@ -1,11 +1,12 @@
 """Scenarios of exactness: the law of a rule, summed up path by path in rational numbers."""
 
+from inference_opt.explain.record import record
 from inference_opt.lab.exactness import mutants
 from inference_opt.lab.exactness.exact import output_law
 from inference_opt.lab.exactness.proposals import Rule
 from inference_opt.lab.exactness.zoo import table
 from inference_opt.speculative import rules
-from inference_opt.trace import Trace, record
+from inference_opt.trace import Trace
 
 TARGET = table(start="2 1", after_0="1 3", after_1="1 1")
 DRAFT = table(start="1 1", after_0="1 1", after_1="3 1")

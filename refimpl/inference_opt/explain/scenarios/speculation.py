@@ -3,14 +3,15 @@
 import numpy as np
 
 from inference_opt.engine.engine import Engine
+from inference_opt.explain.record import record
 from inference_opt.explain.scenarios.toys import Counts, arrivals, spell, toy
 from inference_opt.lab.exactness.proposals import Model, Propose, Rule, branching, chain, siblings
 from inference_opt.lab.exactness.zoo import DRAFT, TARGET
 from inference_opt.sampling import Noise
 from inference_opt.speculative import rules
 from inference_opt.speculative.models import FirstLayers
-from inference_opt.speculative.rules import Law
-from inference_opt.trace import Trace, record
+from inference_opt.speculative.rules import Probs
+from inference_opt.trace import Trace
 
 RULES = {rule.__name__: rule for rule in (rules.token_wise, rules.block, rules.coupled)}
 MOST_NODES = 40  # of a tree that is shown
@@ -46,7 +47,7 @@ def speculative_step(
 class Floats(Noise):
     """Noise for laws of fractions."""
 
-    def choose(self, weights: Law, i: int) -> int:
+    def choose(self, weights: Probs, i: int) -> int:
         """As of `Noise`."""
         return super().choose(np.array(weights, dtype=float), i)
 

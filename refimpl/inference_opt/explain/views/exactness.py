@@ -11,14 +11,14 @@ from matplotlib.patches import Patch
 from inference_opt.lab.exactness.enumerate import Branching, every_path
 from inference_opt.lab.exactness.proposals import Prefix
 from inference_opt.lab.exactness.zoo import Wrong
-from inference_opt.speculative.rules import Law
+from inference_opt.speculative.rules import Probs
 
 SHARED, OWED, TOO_MUCH = "#b5d9bf", "#4c72b0", "#f0c4c0"  # min(p, q), (p − q)⁺, (q − p)⁺
 TARGET, DRAFT, WRONG = "#4c72b0", "#c46a2b", "#c44e52"
 NAMES = {"p, the target": TARGET, "q, the draft": DRAFT}
 
 
-def draw_split(axes: Axes, p: Law, q: Law, draws: Sequence[tuple[int, float]] = (), title: str = "") -> None:
+def draw_split(axes: Axes, p: Probs, q: Probs, draws: Sequence[tuple[int, float]] = (), title: str = "") -> None:
     """p and q as bars, cut into what they share, what is owed and what is too much; each draw (x, u) is a dot.
 
     A dot stands at height u · q(x) in the bar of its token: anywhere under q, evenly. It is accepted if it lies under p
@@ -52,12 +52,12 @@ Turn = tuple[str, Fraction]  # what happened, and how likely that was
 
 
 class Told:
-    """Chance that tells what is made of it, turn by turn."""
+    """Randomness that tells what is made of it, turn by turn."""
 
     def __init__(self, chance: Branching, turns: list[Turn], name: str) -> None:
         self.chance, self.turns, self.name = chance, turns, name
 
-    def choose(self, weights: Law, i: int) -> int:
+    def choose(self, weights: Probs, i: int) -> int:
         """As `Branching` does, told."""
         token = self.chance.choose(weights, i)
         self.turns.append((f"{self.name} {token}", Fraction(weights[token]) / sum(weights)))

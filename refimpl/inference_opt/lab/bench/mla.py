@@ -89,7 +89,7 @@ def _seconds(run: Callable[[], Tensor], device: torch.device, repeats: int) -> f
     return median(graph_seconds(run, repeats))
 
 
-def in_place(layer: LatentAttention, q: Tensor, kept: Tensor, page: int = 64) -> Callable[[], Tensor]:
+def by_kernel(layer: LatentAttention, q: Tensor, kept: Tensor, page: int = 64) -> Callable[[], Tensor]:
     """The absorbed form as an engine on CUDA runs it: by the kernel, over pages, planned beforehand."""
     n, d_c = len(kept), layer.shape.kv_lora_rank
     pages = nn.functional.pad(kept, (0, 0, 0, 0, 0, -n % page)).unflatten(0, (-1, page))
@@ -126,9 +126,9 @@ def bench_mla(
                 outputs = {}
                 for form in FORMS:
                     layer.form = form
-                    run: Callable[[], Tensor] = partial(layer.core, q, kept, kept, layer.scale)
+                    run: Callable[[], Tensor] = partial(layer.over, q, kept)
                     if form == "absorbed" and kept.is_cuda:
-                        run = in_place(layer, q, kept)
+                        run = by_kernel(layer, q, kept)
                     outputs[form] = run()
                     times[form].append(_seconds(run, device, repeats))
                     limits[form].append(predicted(config, form, m, n, element, rate, bandwidth))

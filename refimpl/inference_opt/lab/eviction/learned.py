@@ -31,7 +31,7 @@ from math import log
 from typing import NamedTuple
 
 from inference_opt.radix.eviction import Policy
-from inference_opt.radix.node import WIDTH, Node, upwards
+from inference_opt.radix.node import TOKEN_BYTES, Node, upwards
 from inference_opt.radix.tree import RadixTree
 from inference_opt.trace import unrecorded
 from inference_opt.values import integer
@@ -57,7 +57,7 @@ class FadingFrequency(Policy):
     def __init__(self, capacity: int, page_size: int) -> None:
         capacity = integer("capacity", capacity, 1)
         self.history, self.page_size = RadixTree(page_size), page_size
-        self.capacity, self._page = capacity, page_size * WIDTH
+        self.capacity, self._page = capacity, page_size * TOKEN_BYTES
         self._names = count()  # the history needs page numbers of its own
         self._last: tuple[bytes, Hashable] | None = None  # the text asked about last, and its nodes; None: cut off
         self._path: list[Node] = []
@@ -68,7 +68,7 @@ class FadingFrequency(Policy):
 
     def key(self, node: Node) -> float:
         """Last use + τ · ln w, as noted at the last use."""
-        return node.note
+        return node.policy_state
 
     def worth(self, past: Past) -> float:
         """w in the equation above."""
@@ -84,8 +84,8 @@ class FadingFrequency(Policy):
         for node in path:  # no node of the path spans two of the history's, see `cuts`
             depth += len(node.pages)
             while end < depth and (each := next(known, None)):
-                end, past = end + len(each.pages), each.note
-            node.note = past.used + pace * log(self.worth(past))
+                end, past = end + len(each.pages), each.policy_state
+            node.policy_state = past.used + pace * log(self.worth(past))
 
     def cuts(self, text: bytes, namespace: Hashable) -> list[int]:
         """Where in a text one stretch of history ends and another begins."""
@@ -107,7 +107,7 @@ class FadingFrequency(Policy):
         path = list(upwards(seen.node))[-2::-1]  # from the top, without the root
         if hit:  # a request came: of what is known, all came back
             for node in path:
-                past, pages = node.note, len(node.pages)
+                past, pages = node.policy_state, len(node.pages)
                 self._back[past.kind] += pages
                 self._ages += pages * (now - past.used)
                 self._returns += pages
@@ -121,8 +121,8 @@ class FadingFrequency(Policy):
         return path
 
     def _note(self, node: Node, returns: int, part: int, now: int) -> None:
-        node.note = Past(returns, (returns.bit_length(), part), now)
-        self._used[node.note.kind] += len(node.pages)
+        node.policy_state = Past(returns, (returns.bit_length(), part), now)
+        self._used[node.policy_state.kind] += len(node.pages)
         self._uses += len(node.pages)
         if self._uses > FORGET * self.capacity:
             self._uses, self._ages, self._returns = self._uses / 2, self._ages / 2, self._returns / 2

@@ -1,4 +1,4 @@
-"""Chance that takes every turn there is: draws, comparisons with a uniform number, and races by shared noise."""
+"""Randomness that takes every turn there is: draws, comparisons with a uniform number, and races by shared noise."""
 
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from inference_opt.speculative.rules import Law
+from inference_opt.speculative.rules import Probs
 
 
 # [branching]
 class Branching:
-    """Chance that follows a script of outcomes, takes the first where the script ends, and counts them all."""
+    """Randomness that follows a script of outcomes, takes the first where the script ends, and counts them all."""
 
     def __init__(self, script: Sequence[int]) -> None:
         self.script = list(script)
         self.widths: list[int] = []  # how many outcomes each turn had
         self.turns: list[tuple[Any, Fraction]] = []  # what came of it, and how likely that was
         self.probability = Fraction(1)
-        self.won: dict[int, tuple[Law, int]] = {}  # races that were run: whose, and who won
+        self.won: dict[int, tuple[Probs, int]] = {}  # races that were run: whose, and who won
 
     def _turn(self, outcomes: Sequence[tuple[Any, Any]]) -> Any:
         possible = [(value, weight) for value, weight in outcomes if weight > 0]
@@ -32,11 +32,11 @@ class Branching:
         self.probability *= self.turns[-1][1]
         return value
 
-    def choose(self, weights: Law, i: int) -> int:
+    def choose(self, weights: Probs, i: int) -> int:
         """Every token that has a weight."""
         return self._turn(list(enumerate(weights)))
 
-    def race(self, weights: Law, i: int) -> int:
+    def race(self, weights: Probs, i: int) -> int:
         """The same by the noise of place i, which a second law that races there shares with the first."""
         if i in self.won:
             return self.choose(second_winner(*self.won[i], weights), i)
@@ -79,14 +79,14 @@ def every_path(program: Callable[[Branching], Any]) -> Iterator[tuple[Any, Fract
 
 
 class Racing:
-    """Chance as the coupled rule gets it: its draws are races."""
+    """Randomness as the coupled rule gets it: its draws are races."""
 
     def __init__(self, chance: Branching) -> None:
         self.uniform, self.choose = chance.uniform, chance.race
 
 
 # [second_winner]
-def second_winner(q: Law, i: int, p: Law) -> Law:
+def second_winner(q: Probs, i: int, p: Probs) -> Probs:
     """Weights of who wins a race under p, where the same noise made i the winner under q.
 
     E_k ~ Exp(1), independent. i wins under q and j under p if E_k ≥ max(E_i q_k / q_i, E_j p_k / p_j) for all k.

@@ -13,8 +13,7 @@ from typing import Any
 from inference_opt.lab.exactness.enumerate import Branching, Racing, every_path
 from inference_opt.lab.exactness.proposals import PROPOSALS, ByStart, Model, Prefix, Propose, Rule, chain, law_behind
 from inference_opt.speculative import rules
-from inference_opt.speculative.verdicts import PATH, TEXT, path_state, text_state
-from inference_opt.trace import step
+from inference_opt.trace import emit
 
 
 # [law]
@@ -34,8 +33,8 @@ def step_law(
     law: dict[Prefix, Fraction] = defaultdict(Fraction)
     for (emitted, turns), probability in every_path(once):
         law[emitted] += probability
-        seen = {"turns": turns, "emitted": emitted, "probability": probability}
-        step("law.path", path_state, PATH, target=target, prefix=prefix, law=law, path=seen)
+        path = {"turns": turns, "emitted": emitted, "probability": probability}
+        emit("law.path", target=target, prefix=prefix, law=law, path=path)
     return dict(law)
 
 
@@ -57,7 +56,7 @@ def output_law(
             for emitted, probability in step_law(target, draft, gamma, rule, text, propose).items():
                 longer = (text + emitted)[:length]
                 open_[len(longer)][longer] += weight * probability
-            step("law.text", text_state, TEXT, target=target, text=text, weight=weight, laws=open_, truth=joint_law)
+            emit("law.text", target=target, text=text, weight=weight, laws=open_)
     return dict(open_[length])
 
 

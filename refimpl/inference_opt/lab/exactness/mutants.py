@@ -12,14 +12,14 @@ import numpy as np
 
 from inference_opt.lab.exactness.lazy import Lazy
 from inference_opt.lab.exactness.proposals import Model, Prefix, Propose, siblings, verdicts
-from inference_opt.speculative.rules import Chance, Law, residual
+from inference_opt.speculative.rules import Probs, Randomness, residual
 
-Laws = Sequence[Law]
+Laws = Sequence[Probs]
 Tokens = Sequence[int]
 
 
 # [rules]
-def no_residual(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) -> list[int]:
+def no_residual(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
     """A rejected token is replaced by a draw from p: what acceptance let through already comes twice."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
@@ -29,7 +29,7 @@ def no_residual(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) -> li
     return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
 
 
-def residual_at_the_token(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) -> list[int]:
+def residual_at_the_token(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
     """q is subtracted from p at the rejected token only."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
@@ -41,7 +41,7 @@ def residual_at_the_token(target: Laws, draft: Laws, tokens: Tokens, chance: Cha
     return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
 
 
-def softmax_residual(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) -> list[int]:
+def softmax_residual(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
     """The residual goes through a softmax in place of a division by its sum: nearly uniform, and nowhere zero."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
@@ -52,7 +52,7 @@ def softmax_residual(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) 
     return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
 
 
-def lenient(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) -> list[int]:
+def lenient(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
     """A token is accepted with probability p / (q / 2): lenience ½ (2211.17192, A.5), which says that it is lossy."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
@@ -62,7 +62,7 @@ def lenient(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) -> list[i
     return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
 
 
-def typical(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) -> list[int]:
+def typical(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
     """Whatever the target finds likely enough is accepted, here p ≥ ¼; else its favourite token is taken."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
@@ -72,7 +72,7 @@ def typical(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) -> list[i
     return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
 
 
-def one_uniform(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) -> list[int]:
+def one_uniform(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
     """One number decides at every position: that the first draft passed says that it was small."""
     emitted: list[int] = []
     u = chance.uniform(0)  # ✗
@@ -83,12 +83,12 @@ def one_uniform(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) -> li
     return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
 
 
-def accept_all(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) -> list[int]:
+def accept_all(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
     """The drafts come through, all of them: only the bonus token is the target's."""
     return [*tokens, chance.choose(target[len(tokens)], len(tokens))]  # ✗
 
 
-def stale_bonus(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) -> list[int]:
+def stale_bonus(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
     """After full acceptance the bonus token is drawn from what was left at the last draft's position."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
@@ -99,7 +99,7 @@ def stale_bonus(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) -> li
     return [*emitted, chance.choose(residual(target[last], draft[last]), last + 1)]  # ✗
 
 
-def at_most(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) -> list[int]:
+def at_most(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
     """u ≤ p / q: a number that can be 0 lets a token pass that the target never says."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
@@ -109,7 +109,7 @@ def at_most(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) -> list[i
     return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
 
 
-def block_unscaled(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) -> list[int]:
+def block_unscaled(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
     """Block verification that then draws from (p − q)⁺, as token-wise does."""
     tokens = list(tokens)
     accepted, w = 0, 1
@@ -130,13 +130,13 @@ def block_unscaled(target: Laws, draft: Laws, tokens: Tokens, chance: Chance) ->
 
 
 # [drafters]
-def chain_of(drawn: Callable[[Law], Law], scored: Callable[[Law], Law]) -> Propose:
+def chain_of(drawn: Callable[[Probs], Probs], scored: Callable[[Probs], Probs]) -> Propose:
     """A chain whose tokens are drawn from one reading of q and reported with another. Exact only if they agree."""
 
     def propose(
-        target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Law, int], int]
-    ) -> tuple[Sequence[Law], Sequence[Law], Sequence[int]]:
-        def guess() -> Iterator[tuple[int, Law]]:
+        target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Probs, int], int]
+    ) -> tuple[Sequence[Probs], Sequence[Probs], Sequence[int]]:
+        def guess() -> Iterator[tuple[int, Probs]]:
             text = prefix
             for i in range(gamma):
                 q = np.array(draft(text), dtype=object)
@@ -149,15 +149,15 @@ def chain_of(drawn: Callable[[Law], Law], scored: Callable[[Law], Law]) -> Propo
     return propose
 
 
-def as_is(q: Law) -> Law:
+def as_is(q: Probs) -> Probs:
     """q."""
     return q
 
 
-def top(k: int) -> Callable[[Law], Law]:
+def top(k: int) -> Callable[[Probs], Probs]:
     """q, given that the token is one of the k likeliest (of equals the first). k = 1 is greedy."""
 
-    def law(q: Law) -> Law:
+    def law(q: Probs) -> Probs:
         kept = np.array([Fraction(0)] * len(q), dtype=object)
         for x in sorted(range(len(q)), key=lambda x: -q[x])[:k]:
             kept[x] = q[x]
@@ -166,12 +166,12 @@ def top(k: int) -> Callable[[Law], Law]:
     return law
 
 
-def cold(q: Law) -> Law:
+def cold(q: Probs) -> Probs:
     """q at temperature ½: its squares."""
     return q * q / (q * q).sum()
 
 
-def coarse(q: Law) -> Law:
+def coarse(q: Probs) -> Probs:
     """q with four significant bits: as far off, 6 %, as a softmax is whose logits between 16 and 32 are bfloat16."""
     rounded = []
     for weight in q:
@@ -184,10 +184,10 @@ def stop_early(keep: bool) -> Propose:
     """Drafting ends at a token that was drawn with q < ⅓; the token is kept, which is right, or dropped."""
 
     def propose(
-        target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Law, int], int]
-    ) -> tuple[Sequence[Law], Sequence[Law], Sequence[int]]:
+        target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Probs, int], int]
+    ) -> tuple[Sequence[Probs], Sequence[Probs], Sequence[int]]:
         tokens: list[int] = []
-        laws: list[Law] = []
+        laws: list[Probs] = []
         while len(tokens) < gamma:
             q = np.array(draft(prefix + tuple(tokens)), dtype=object)
             x = choose(q, len(tokens))
@@ -203,11 +203,11 @@ def stop_early(keep: bool) -> Propose:
 
 
 def beam(
-    target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Law, int], int]
-) -> tuple[Sequence[Law], Sequence[Law], Sequence[int]]:
+    target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Probs, int], int]
+) -> tuple[Sequence[Probs], Sequence[Probs], Sequence[int]]:
     """The likeliest text of gamma tokens, searched for, not drawn, and reported with q."""
 
-    def laws(tokens: Sequence[int]) -> list[Law]:
+    def laws(tokens: Sequence[int]) -> list[Probs]:
         return [np.array(draft(prefix + tuple(tokens[:i])), dtype=object) for i in range(gamma)]
 
     texts = product(range(len(draft(prefix))), repeat=gamma)
@@ -216,8 +216,8 @@ def beam(
 
 
 def original_q(
-    target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Law, int], int]
-) -> tuple[Sequence[Law], Sequence[Law], Sequence[int]]:
+    target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Probs, int], int]
+) -> tuple[Sequence[Probs], Sequence[Probs], Sequence[int]]:
     """Candidates drawn without replacement, each reported with the law before any was taken away."""
     behind, laws, tokens = siblings()(target, draft, prefix, gamma, choose)
     return behind, [laws[0]] * len(tokens), tokens  # ✗

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from inference_opt.lab.exactness.enumerate import Branching, Uniform
-from inference_opt.speculative.rules import Chance, Law
+from inference_opt.speculative.rules import Probs, Randomness
 
-Stage = Callable[[int], tuple[Chance, Chance]]  # where a step starts → the drafter's chance and the rule's
+Stage = Callable[[int], tuple[Randomness, Randomness]]  # where a step starts → the drafter's chance and the rule's
 
 
 def independent(chance: Branching) -> Stage:
@@ -28,7 +28,7 @@ class Raced:
     chance: Branching
     origin: int
 
-    def choose(self, weights: Law, i: int) -> int:
+    def choose(self, weights: Probs, i: int) -> int:
         """By the noise of place origin + i."""
         return self.chance.race(weights, self.origin + i)
 
@@ -50,7 +50,7 @@ class Kept:
     start: int
     numbers: dict[int, Uniform]
 
-    def choose(self, weights: Law, i: int) -> int:
+    def choose(self, weights: Probs, i: int) -> int:
         """A fresh draw: it ends the step, so that no later step draws at its position."""
         return self.chance.choose(weights, i)
 
@@ -91,11 +91,11 @@ class Grid:
 
 @dataclass
 class OnAGrid:
-    """Chance whose uniform numbers have 24 bits."""
+    """Randomness whose uniform numbers have 24 bits."""
 
     chance: Branching
 
-    def choose(self, weights: Law, i: int) -> int:
+    def choose(self, weights: Probs, i: int) -> int:
         """As ever."""
         return self.chance.choose(weights, i)
 

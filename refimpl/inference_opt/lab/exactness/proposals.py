@@ -8,23 +8,23 @@ import numpy as np
 
 from inference_opt.lab.exactness.lazy import Lazy
 from inference_opt.speculative import rules
-from inference_opt.speculative.rules import Chance, Law
+from inference_opt.speculative.rules import Probs, Randomness
 
 Prefix = tuple[int, ...]
 Model = Callable[[Prefix], Sequence[Fraction]]  # the law of the token behind a prefix
 ByStart = Callable[[Prefix], Model]  # a drafter's model, by the text that a step begins behind
-Rule = Callable[[Any, Any, Any, Chance], list[int]]
+Rule = Callable[[Any, Any, Any, Randomness], list[int]]
 # (target, draft, prefix, gamma, choose) → what a rule takes: target's laws, draft's laws, tokens
-Propose = Callable[[Model, Any, Prefix, int, Callable[[Law, int], int]], tuple[Any, Any, Any]]
+Propose = Callable[[Model, Any, Prefix, int, Callable[[Probs, int], int]], tuple[Any, Any, Any]]
 
 
 # [proposals]
 def chain(
-    target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Law, int], int]
+    target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Probs, int], int]
 ) -> tuple[Sequence[Any], Sequence[Any], Sequence[int]]:
     """One draft of gamma tokens, each from the draft's law behind the one before."""
 
-    def guess() -> Iterator[tuple[int, Law]]:
+    def guess() -> Iterator[tuple[int, Probs]]:
         text = prefix
         for i in range(gamma):
             law = law_behind(draft, text)
@@ -38,7 +38,7 @@ def chain(
 def verdicts(target: Model, prefix: Prefix, tokens: Sequence[int]) -> Sequence[Any]:
     """The target's laws behind a prefix and behind each token of a draft."""
 
-    def read() -> Iterator[Law]:
+    def read() -> Iterator[Probs]:
         text = prefix
         yield law_behind(target, text)
         for x in tokens:
@@ -52,8 +52,8 @@ def siblings(replacement: bool = False) -> Propose:
     """gamma candidates for one position (fewer, where the draft's law has no more to give)."""
 
     def propose(
-        target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Law, int], int]
-    ) -> tuple[Sequence[Law], Sequence[Law], Sequence[int]]:
+        target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Probs, int], int]
+    ) -> tuple[Sequence[Probs], Sequence[Probs], Sequence[int]]:
         laws, tokens = _candidates(law_behind(draft, prefix), gamma, choose, replacement)
         return [law_behind(target, prefix), *(law_behind(target, (*prefix, x)) for x in tokens)], laws, tokens
 
@@ -64,7 +64,7 @@ def branching(width: int = 2, replacement: bool = False) -> Propose:
     """A tree of depth gamma, with `width` candidates at each node."""
 
     def propose(
-        target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Law, int], int]
+        target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Probs, int], int]
     ) -> tuple[Any, Any, Any]:
         drawn = _OnDemand(
             lambda path: _candidates(
@@ -91,9 +91,9 @@ PROPOSALS: dict[Rule, Propose] = {rules.multi_draft: siblings(), rules.tree: bra
 
 
 def _candidates(
-    law: Law, count: int, choose: Callable[[Law, int], int], replacement: bool
-) -> tuple[list[Law], list[int]]:
-    laws: list[Law] = []
+    law: Probs, count: int, choose: Callable[[Probs, int], int], replacement: bool
+) -> tuple[list[Probs], list[int]]:
+    laws: list[Probs] = []
     tokens: list[int] = []
     while len(tokens) < count and law.any():
         laws.append(law / law.sum())
@@ -112,7 +112,7 @@ class _OnDemand(dict[Prefix, Any]):
         return self.setdefault(path, self.make(path))
 
 
-def law_behind(model: Model, text: Prefix) -> Law:
+def law_behind(model: Model, text: Prefix) -> Probs:
     """A model's law behind a text, as exact numbers. ValueError where it is none."""
     law = np.array([Fraction(weight) for weight in model(text)], dtype=object)
     if (law < 0).any() or law.sum() != 1:

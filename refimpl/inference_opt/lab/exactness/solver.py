@@ -20,7 +20,7 @@ import z3
 
 from inference_opt.lab.exactness.enumerate import Branching, every_path
 from inference_opt.lab.exactness.proposals import Rule
-from inference_opt.speculative.rules import Law
+from inference_opt.speculative.rules import Probs
 
 
 # [symbols]
@@ -98,7 +98,7 @@ class World:
             self.conditions.append(condition if answer else z3.Not(condition))
         return answer
 
-    def choose(self, weights: Law, i: int) -> int:
+    def choose(self, weights: Probs, i: int) -> int:
         """Every token that can have a weight."""
         token = self.turns._turn([(x, 1) for x, w in enumerate(weights) if w > 0])
         self.probability = self.probability * value(weights[token]) / value(sum(weights))
@@ -143,7 +143,7 @@ def solve(*formulas: Any, seconds: float = 60) -> z3.ModelRef | None:
 
 # [counterexample]
 def counterexample(
-    rule: Rule, vocab: int, draft: Callable[[Law, World], tuple[list[Law], list[int]]] | None = None
+    rule: Rule, vocab: int, draft: Callable[[Probs, World], tuple[list[Probs], list[int]]] | None = None
 ) -> tuple[list[Fraction], list[Fraction]] | None:
     """Laws (p, q) over `vocab` tokens for which the first token that a step emits is not drawn from p, or None.
 

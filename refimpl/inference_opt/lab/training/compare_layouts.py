@@ -25,7 +25,6 @@ from inference_opt.files import writable, write_json
 from inference_opt.lab.training.loop import ran_on, set_rate
 from inference_opt.lab.training.rows import Rows
 from inference_opt.model.config import LatentShape, ModelConfig
-from inference_opt.model.mla import use_form
 from inference_opt.model.transformer import Transformer
 from inference_opt.model.transformer import count_weights as parameters
 
@@ -76,7 +75,6 @@ def train(config: ModelConfig, data: dict[str, Tensor], options: argparse.Namesp
     """One model from scratch; its held-out loss."""
     device = data["tokens"].device
     model = Transformer(config).init_weights(seed).to(device)
-    use_form(model, "training")
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(

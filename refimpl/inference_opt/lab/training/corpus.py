@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from inference_opt.loading.checkpoint import save_whole
 from inference_opt.loading.tokenizer import Tokenizer
+from inference_opt.model.attention import KV
 from inference_opt.model.transformer import Transformer
 
 LENGTH = 512  # tokens of a row, one conversation
@@ -36,10 +37,8 @@ USER, ANSWERS = 0.8, (0.4, 0.7, 1.0)  # temperatures; the rest of the answers, G
 GREEDY = 0.65
 
 
-class Lockstep:
+class Lockstep(KV):
     """A cache for rows that all grow by one token at a time: [rows, LENGTH, kv_heads, d_h] a layer."""
-
-    in_place = False
 
     def __init__(self, model: Transformer, rows: int) -> None:
         c = model.config

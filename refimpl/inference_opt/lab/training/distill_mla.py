@@ -29,7 +29,6 @@ from inference_opt.lab.training.rows import Rows
 from inference_opt.loading.load import load_model
 from inference_opt.loading.prompts import load_prompts
 from inference_opt.loading.tokenizer import needed
-from inference_opt.model.mla import use_form
 from inference_opt.model.transformer import Transformer
 
 
@@ -58,7 +57,6 @@ def heal(
     torch.manual_seed(seed)
     model = assemble(original, factors)
     model.unpack().requires_grad_(False)
-    use_form(model, "training")
     names = [f"layers.{i}.attention.{part}.weight" for part in ("kv_down", "kv_up") for i in range(len(model.layers))]
     trained = [model.get_parameter(name) for name in names]
     for p in trained:

@@ -26,19 +26,18 @@ from inference_opt.lab.training.loop import ran_on, set_rate
 from inference_opt.lab.training.rows import Rows
 from inference_opt.loading.load import load_model
 from inference_opt.loading.tokenizer import needed
+from inference_opt.model.attention import KV
 from inference_opt.model.transformer import Transformer
 from inference_opt.speculative.head import DraftHead
 
 
 # [unrolled]
-class Unrolled:
+class Unrolled(KV):
     """Attention in pass j of the unrolling: slot t sees what it would see when drafting the j-th token from t − j + 1.
 
     pass 1   keys of slots ≤ t                          read with the target's features
     pass j   keys of pass 1 at slots ≤ t − j + 1, and of pass i at slot t − j + i for i = 2 … j: its own drafts'
     """
-
-    in_place = False
 
     def __init__(self, rows: int) -> None:
         self.rows = rows

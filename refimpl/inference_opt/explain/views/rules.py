@@ -1,7 +1,6 @@
 """A verdict as a recorded step shows it: both laws at the draft, the number drawn, what is left after a rejection."""
 
-from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -162,51 +161,3 @@ def _state(
         laws["kept exactly where u q(x) < p(x)"] = kept == (number * q[x] < p[x])
     said["u"] = "?" if number is None else f"{number:.3f}"
     return state | {"invariants": laws, "counters": counters, "said": said}
-
-
-PATH = "{emitted:text} comes out of this path, which has probability {probability}; {total} of all has been seen"
-TEXT = "{text:text}, of weight {weight}, has gone on in every way; texts complete so far have {done} of all probability"
-
-
-def path_state(
-    target: Callable[[Path], Any], prefix: Path, law: Mapping[Path, Any], path: dict[str, Any]
-) -> dict[str, Any]:
-    """The law of one speculative step while its paths are summed up, by the first token that comes out."""
-    truth = [Fraction(weight) for weight in target(prefix)]
-    first = [sum((weight for text, weight in law.items() if text[0] == x), Fraction(0)) for x in range(len(truth))]
-    total = sum(first, Fraction(0))
-    invariants = {"no path is counted twice: the sum is at most 1": total <= 1}
-    if total == 1:
-        invariants["the first token has the target's law"] = first == truth
-    state = {"kind": "law", "prefix": prefix, "first": first, "truth": truth, "total": total, "path": path}
-    said = {"emitted": path["emitted"], "probability": path["probability"], "total": total}
-    counters = {"probability seen": round(float(total), 6)}
-    shown = {*range(len(truth)), *prefix}
-    return state | {"invariants": invariants, "counters": counters, "said": said, "tokens_shown": shown}
-
-
-def text_state(
-    target: Callable[[Path], Any],
-    text: Path,
-    weight: Fraction,
-    laws: Sequence[Mapping[Path, Fraction]],
-    truth: Callable[[Any, int], Mapping[Path, Fraction]],
-) -> dict[str, Any]:
-    """The law of texts while the shorter ones go on, beside the target's own."""
-    length = len(laws) - 1
-    right, found = truth(target, length), laws[length]
-    done = sum(found.values(), Fraction(0))
-    texts: list[Any] = [[t, found.get(t, Fraction(0)), right.get(t, Fraction(0))] for t in sorted({*right, *found})]
-    invariants, counters = {"the sum is at most 1": done <= 1}, {"texts complete": round(float(done), 6)}
-    if done == 1:
-        apart = sum((abs(mine - its) for _, mine, its in texts), Fraction(0)) / 2
-        invariants["the texts have the target's law"] = apart == 0
-        counters["total variation from the target"] = round(float(apart), 6)
-    state = {
-        "kind": "law",
-        "texts": texts,
-        "total": done,
-        "text": text,
-        "tokens_shown": {x for t in texts for x in t[0]},
-    }
-    return state | {"invariants": invariants, "counters": counters, "said": {"done": done}}

@@ -1,15 +1,21 @@
 """A plan at work as recorded steps show it: which piece is at which keys, the softmax so far, what is merged how."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from inference_opt.explain.views import PICTURES, SENTENCES
+from inference_opt.kernels import reference
+
 ROWS = 8  # of a piece, whose running state is shown
-READ = "piece {piece}: keys {first} to {last} meet {rows:row} of queries; {grown}"
-WRITTEN = "piece {piece} is done and written, {where}"
-JOINED = "query {token}: states {states} are joined, each by its share of the sum of exponentials"
+
+SENTENCES |= {
+    "kernel.block": "piece {piece}: keys {first} to {last} meet {rows:row} of queries; {grown}",
+    "kernel.piece": "piece {piece} is done and written, {where}",
+    "kernel.merge": "query {token}: states {states} are joined, each by its share of the sum of exponentials",
+}
 
 
 def pieces_state(
@@ -70,17 +76,19 @@ def joined_state(
     lses: Tensor,
     out: Tensor,
     lse: Tensor,
-    whole: Callable[[int, int, int], tuple[Tensor, Tensor]],
+    asked: tuple[Tensor, Tensor, Tensor, Tensor, float],
 ) -> dict[str, Any]:
     """A token's states are joined, each with the weight exp(lse_i − lse); shown of its first head.
 
-    `whole(token, sequence, length)`: attention of one token over all of its keys at once.
+    `asked`: what attention was asked for: queries, pages of keys and of values, page table, scale.
     """
     weights = (lses - lse).exp()  # [states, group, kv_heads]
     joined = [[int(s), number(lses[i, 0, 0]), float(weights[i, 0, 0])] for i, s in enumerate(states)]
     # The piece that reaches furthest is of its own keys: it tells whose they are, and where the token stands.
     own = max((p for p, _ in pieces if p[1] <= token < p[1] + p[2]), key=lambda p: p[6])
-    want, want_lse = whole(token, own[0], own[3] + token - own[1] + 1)
+    q, k_pages, v_pages, page_table, scale = asked
+    table, length = page_table[own[0], None], own[3] + token - own[1] + 1
+    want, want_lse = reference.attend(q[token, None], k_pages, v_pages, table, [length], [1], scale)
     mine = out.transpose(0, 1).flatten(0, 1), lse.T.flatten()
     invariants = {
         "the weights of the states sum to 1": torch.allclose(weights.sum(0), torch.ones_like(lse)),
@@ -91,3 +99,6 @@ def joined_state(
     said = {"token": token, "states": states}
     shot = pieces_state(pieces, group, len(pieces), 0, token=token, joined=joined)
     return shot | {"said": said, "invariants": invariants}
+
+
+PICTURES |= {"kernel.block": block_state, "kernel.piece": piece_state, "kernel.merge": joined_state}
