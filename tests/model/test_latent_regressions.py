@@ -24,6 +24,7 @@ from inference_opt.model.mla import LatentAttention, use_form
 from inference_opt.model.rope import RopeTable
 from tests.model.test_architectures import CPU, EXACT
 from tests.model.test_deepseek import CLASSES, expected_logits
+from tests.toys import run
 
 SEEN = 1e-3  # of the largest logit: what a mistake changes, where it does
 LENGTH = 40
@@ -101,11 +102,11 @@ def in_chunks(model, prompt, paged):
     if paged:
         pages = [5, 0, 11, 3, 12, 8, 1, 13, 4, 9, 2, 7, 10, 6]
         cache = PagedCache(**kept, num_pages=len(pages), page_size=3)
-        extend = lambda a, b: cache.extend([pages], [a], [b - a])  # noqa: E731
+        batch = lambda a, b: cache.batch([pages], [a], [b - a])  # noqa: E731
     else:
         cache = ContiguousCache(**kept, capacity=[LENGTH])
-        extend = lambda a, b: cache.extend([b - a])  # noqa: E731
-    return torch.cat([model(prompt[a:b], extend(a, b), cache) for a, b in zip([0, *CUTS], CUTS)])
+        batch = lambda a, b: cache.batch([b - a])  # noqa: E731
+    return torch.cat([run(model, prompt[a:b], batch(a, b)) for a, b in zip([0, *CUTS], CUTS)])
 
 
 @torch.inference_mode()

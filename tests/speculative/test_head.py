@@ -33,6 +33,10 @@ def target():
     return toy(depth=3).requires_grad_(False)
 
 
+def step(head, features, embeds, batch):
+    return head(features, embeds, batch.positions, batch)
+
+
 def test_one_batch_gives_the_states_of_slot_by_slot(target):
     head, c = random_head(target), target.config
     tokens, positions = torch.randint(0, 13, (9,)), torch.arange(8)
@@ -41,7 +45,7 @@ def test_one_batch_gives_the_states_of_slot_by_slot(target):
     whole = head(features, embeds, positions, NoCache([8]))
     cache = ContiguousCache(1, c.kv_heads, c.head_dim, [8], target.dtype, target.device)
     for t in range(8):
-        state = head(features[t : t + 1], embeds[t : t + 1], cache.extend([1]), cache)
+        state = step(head, features[t : t + 1], embeds[t : t + 1], cache.batch([1]))
         torch.testing.assert_close(state[0], whole[t], rtol=1e-12, atol=1e-12)
     assert head.logits(whole).shape == (8, 7)
 
@@ -62,9 +66,9 @@ def test_each_pass_of_the_training_is_what_drafting_computes(target):
         for j in range(1, passes + 1):
             cache = ContiguousCache(1, c.kv_heads, c.head_dim, [10], target.dtype, target.device)
             read = t - j + 2  # slots with the target's features
-            state = head(features[:read], embeds[:read], cache.extend([read]), cache)[-1:]
+            state = step(head, features[:read], embeds[:read], cache.batch([read]))[-1:]
             for slot in range(read, t + 1):
-                state = head(state, embeds[slot : slot + 1], cache.extend([1]), cache)
+                state = step(head, state, embeds[slot : slot + 1], cache.batch([1]))
             torch.testing.assert_close(guesses[j - 1][i], head.logits(state)[0], rtol=1e-9, atol=1e-9)
 
 

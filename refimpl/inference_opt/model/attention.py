@@ -49,6 +49,7 @@ def causal_attention(
 # [/attention]
 
 
+@runtime_checkable
 class LatentForms(Protocol):
     """What latent attention (`mla.py`) knows of the latents that it asks to be kept: how they are attended."""
 

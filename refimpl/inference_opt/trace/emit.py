@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from types import CodeType
-from typing import Any, Protocol, TypeVar, no_type_check
+from typing import Any, Protocol, TypeVar, no_type_check, runtime_checkable
 
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Listener(Protocol):
     """Who records."""
 
@@ -60,7 +61,7 @@ def emit_at(code: CodeType, line: int, event: str, subject: Any = None, /, **dat
 
 @no_type_check
 def watched(subject: T, /, **context: Any) -> T:
-    """The subject itself or, while someone records, what tells of its use. `context`: what the telling needs besides."""
+    """The subject itself or, while someone records, what tells of its use (which may need some `context`)."""
     listener = _listener.get()
     return subject if listener is None else listener.watch(subject, context)
 
