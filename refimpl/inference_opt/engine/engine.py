@@ -186,7 +186,7 @@ class Engine:
         request = chunk.request
         if request.adaptive is not None and request.decoding:
             request.adaptive.learn(len(draft.tokens), change.accepted)
-        self.speculation.note(request, chunk.start, states, change.kind)
+        self.speculation.learn(request, chunk.start, states, change.kind)
         output = Output(request, chunk.start, chunk.count, change.tokens, draft.tokens)
         emit("engine.commit", self.scheduler, id=request.id, output=output, tokens=change.tokens)
         if request.finished:
@@ -263,7 +263,7 @@ class Engine:
             request.finish_reason = "abort"
             request.metrics.finished = time.perf_counter()
             if request.table:
-                self.speculation.note(request, request.computed, [], "end")
+                self.speculation.learn(request, request.computed, [], "end")
             self._leave(request)
         except BaseException:
             self._begin_anew()
