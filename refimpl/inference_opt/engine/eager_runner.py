@@ -65,7 +65,7 @@ class EagerRunner:
         ends = itertools.accumulate(counts)
         rows = [row for end, count in zip(ends, wanted) for row in range(end - count, end)]
         with torch.inference_mode():
-            h, tapped = self.model.stream(tokens, batch.positions, watched(batch), taps=self.speculation.taps)
+            h, tapped = self.model.hidden_states(tokens, batch.positions, watched(batch), taps=self.speculation.taps)
             logits = self.model.logits(h[torch.tensor(rows, device=h.device).long()])
         states = [list(each) for each in zip(*(tap.split(counts) for tap in tapped))]
         return logits, wanted, states or [[] for _ in chunks]

@@ -51,7 +51,7 @@ class GraphRunner:
         config = self.model.config
         extras = config.latent or config.qk_norm or config.qkv_bias or config.out_bias or config.mlp_bias
         # Fused launches know the plain layers of Llama, stored densely and whole: they sum nothing over ranks.
-        self.fused = not extras and not self.model.head.weight.is_mkldnn and not self.model.is_cut
+        self.fused = not extras and not self.model.head.weight.is_mkldnn and not self.model.is_sharded
 
         # The buffers of all graphs: what a step reads and chooses, page tables, and where each row's states begin.
         rows, pages = _bucket(max_rows), -(-config.max_context // cache.page_size)
@@ -183,7 +183,7 @@ def runner_for(model: Transformer, cache: PagedCache, speculation: Speculation, 
         return eager
     if speculation.drafter is not None or model.config.experts:
         return eager
-    if model.is_cut and not (dist.is_initialized() and dist.get_backend() == "nccl"):
+    if model.is_sharded and not (dist.is_initialized() and dist.get_backend() == "nccl"):
         return eager
     return GraphRunner(eager, cache, max_steps, rows)
 

@@ -81,7 +81,7 @@ class Request:
     pages: Pages = field(default_factory=Pages)
     decoding: bool = False  # whether a token was sampled since it was admitted
     adaptive: Adaptive | None = None  # chooses how many tokens to draft, if that is left to the engine
-    memo: Any = None  # what the drafter remembers of it
+    drafter_state: Any = None  # what the drafter keeps with the text
 
     def __post_init__(self) -> None:
         self.tokens = array("i", self.prompt)
@@ -110,7 +110,7 @@ class Request:
     def forget(self) -> None:
         """It has stopped running: nothing that was computed for it is its own any more."""
         self.pages, self.computed = Pages(), 0
-        self.decoding, self.memo = False, None
+        self.decoding, self.drafter_state = False, None
 
 
 def made(
@@ -126,7 +126,7 @@ def made(
     check_hashable("id", id)
     check_hashable("namespace", namespace)
     left = config.max_context - len(ids) + 1
-    stream = tokenizer.stream() if tokenizer else None
+    stream = tokenizer.detokenizer() if tokenizer else None
     return Request(id, ids, params, StopCheck(params, config.eos_token_ids, left, stream), namespace)
 
 

@@ -24,7 +24,8 @@ from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import CommonNoise, Noise, probabilities, sample
 from inference_opt.speculative import rules
 from inference_opt.speculative.adaptive import Adaptive
-from inference_opt.speculative.drafter import Draft, Drafter, Job, Span, check_draft
+from inference_opt.speculative.drafter import Draft, Drafter, DraftRequest, Observation, check_draft
+from inference_opt.trace import watched
 from inference_opt.values import shown
 
 Rule = Callable[[Any, Any, Any, Any], list[int]]
@@ -70,14 +71,16 @@ class Speculation:
     # [propose]
     def propose(self, chunks: Sequence[Chunk]) -> list[Draft]:
         """A draft for each chunk, empty where there is no room. ValueError for one that no rule can judge."""
-        jobs = [Job(c.request, c.drafts, self._noise(c.request, drafting=True)) for c in chunks if c.drafts]
-        made = self.drafter.propose(jobs) if self.drafter and jobs else []
-        if len(made) != len(jobs):
-            raise ValueError(f"the drafter returned {len(made)} drafts for {len(jobs)} texts")
-        for job, draft in zip(jobs, made):
-            check_draft(draft, job.gamma, self.vocab_size)
-            if self.rule is rules.point_mass and draft.laws is not None:
-                raise ValueError("point_mass is for drafts that are found: this drafter returned laws")
+        requests = [
+            DraftRequest(c.request, c.drafts, self._noise(c.request, drafting=True)) for c in chunks if c.drafts
+        ]
+        made = self.drafter.propose(requests) if self.drafter and requests else []
+        if len(made) != len(requests):
+            raise ValueError(f"the drafter returned {len(made)} drafts for {len(requests)} texts")
+        for request, draft in zip(requests, made):
+            check_draft(draft, request.gamma, self.vocab_size)
+            if self.rule is rules.point_mass and draft.probs is not None:
+                raise ValueError("point_mass is for drafts that are found: this drafter returned distributions")
         each = iter(made)
         return [next(each) if chunk.drafts else Draft() for chunk in chunks]
 
@@ -91,7 +94,7 @@ class Speculation:
         """
         seed, start = request.params.seed, len(request.tokens)
         assert seed is not None  # drawn when the request arrived
-        return CommonNoise(seed, start) if self.rule is rules.coupled else Noise(seed, start, stream=int(drafting))
+        return CommonNoise(seed, start) if self.rule is rules.coupled else Noise(seed, start, lane=int(drafting))
 
     # [accept]
     def accept(self, request: Request, logits: Float[Tensor, "rows vocab"], draft: Draft) -> list[int]:
@@ -101,11 +104,12 @@ class Speculation:
             return [sample(logits[0], params, position=len(request.tokens))]
         target = list(probabilities(logits, params).cpu().numpy())
         target += target[-1:] * (len(logits) <= len(draft.tokens))  # for the missing row, and left out
-        found = draft.laws is None and self.rule is not rules.coupled
+        found = draft.probs is None and self.rule is not rules.coupled
         rule: Rule = rules.point_mass if found else self.rule
         judged = len(target) - 1
-        laws, drafted = (draft.laws or [])[:judged], draft.tokens[:judged]
-        return rule(target, laws, drafted, self._noise(request, drafting=False))[: len(logits)]
+        probs, drafted = (draft.probs or [])[:judged], draft.tokens[:judged]
+        noise = self._noise(request, drafting=False)
+        return watched(rule)(target, probs, drafted, noise)[: len(logits)]
 
     # [/accept]
 
@@ -118,24 +122,24 @@ class Speculation:
             request = change.request
             if request.adaptive is not None and request.decoding:
                 request.adaptive.learn(len(change.draft.tokens), change.accepted)
-        self._observe([_span(each.request, each.chunk.start, each.states, each.kind) for each in changes])
+        self._observe([_observation(each.request, each.chunk.start, each.states, each.kind) for each in changes])
 
     def end(self, request: Request) -> None:
         """The same for a request that is aborted: others may read its pages from now on."""
         if self.drafter is not None and request.table:
-            self._observe([_span(request, request.computed, [], "end")])
+            self._observe([_observation(request, request.computed, [], "end")])
 
-    def _observe(self, spans: list[Span]) -> None:
+    def _observe(self, observations: list[Observation]) -> None:
         assert self.drafter is not None
-        self.drafter.observe(spans)
-        for span in spans:
-            if span.kind == "end":
-                span.text.memo = None  # nobody needs what the drafter remembers any more
+        self.drafter.observe(observations)
+        for each in observations:
+            if each.kind == "end":
+                each.text.drafter_state = None  # nobody needs it any more
 
     # [/learn]
 
 
-def _span(request: Request, start: int, states: list[Tensor], kind: Kind) -> Span:
+def _observation(request: Request, start: int, states: list[Tensor], kind: Kind) -> Observation:
     """The tokens from `start` on that are computed, and the one that follows them."""
     tokens = list(request.tokens[start : request.computed + 1])
-    return Span(request, request.table, start, tokens, [state[: len(tokens) - 1] for state in states], kind)
+    return Observation(request, request.table, start, tokens, [state[: len(tokens) - 1] for state in states], kind)

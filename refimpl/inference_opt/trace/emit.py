@@ -61,7 +61,7 @@ def emit_at(code: CodeType, line: int, event: str, subject: Any = None, /, **dat
 
 @no_type_check
 def watched(subject: T, /, **context: Any) -> T:
-    """The subject itself or, while someone records, what tells of its use. `context`: what the telling needs besides."""
+    """The subject itself or, while someone records, what tells of its use (which may need some `context`)."""
     listener = _listener.get()
     return subject if listener is None else listener.watch(subject, context)
 
