@@ -14,6 +14,7 @@ computes and writes its key and value. So the last token of a text never takes a
 """
 
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -228,15 +229,13 @@ class Engine:
         if not self.calls:
             self._sweep()
 
-    @exclusive
-    def _sweep(self) -> None:
-        self._abort_abandoned()
-
     def _abort_abandoned(self) -> None:
         while self._abandoned:
             if self.requests.get(self._abandoned[-1].id) is self._abandoned[-1]:
                 self._abort(self._abandoned[-1])
             self._abandoned.pop()
+
+    _sweep = exclusive(_abort_abandoned)
 
     @exclusive
     def forget(self) -> None:
@@ -274,13 +273,10 @@ class Engine:
         ValueError as of `stream`: at once, or when all is done for a request of broken logits (`add` and `step` give
         the others' texts all the same).
         """
-        stream = Stream(self, prompts, params, n)
-        try:
+        with closing(Stream(self, prompts, params, n)) as stream:
             for _ in stream:
                 pass
-        finally:
-            stream.close()
-        return [request.output for request in stream.requests]
+            return [request.output for request in stream.requests]
 
     # [/generate]
 
