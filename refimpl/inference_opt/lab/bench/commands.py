@@ -43,7 +43,7 @@ def decode(
     with Progress(console=console(stderr=True)) as progress:
         figures = bench_decode(model, dtypes, batch or [1, 8], new_tokens, repeats, peer, progress)
     write_json(json_file, figures)
-    table = Table(title="tokens a second in decode (median, least to most)", title_style="bold")
+    table = Table(title="tokens a second in decode (median, lowest to highest)", title_style="bold")
     for heading in ("dtype", "batch", "inference-opt", "transformers", "ratio", "limit", "of limit"):
         table.add_column(heading, justify="left" if heading == "dtype" else "right")
     for row in figures["results"]:
