@@ -17,7 +17,7 @@ from torch import Tensor
 
 from inference_opt.cache.paged import PagedCache
 from inference_opt.kernels import Batch, common_stems, paged_attention, plan_batch, write_kv
-from inference_opt.model.attention import KV, LatentForms
+from inference_opt.model.attention import CacheBatch, LatentForms
 
 
 class PagedKernelCache(PagedCache):
@@ -25,9 +25,7 @@ class PagedKernelCache(PagedCache):
 
     may_grow = False  # captured graphs know where the pages lie
 
-    def batch(
-        self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]
-    ) -> "PagedKernelBatch":
+    def batch(self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]) -> CacheBatch:
         """The next batch: `counts[i]` new tokens of sequence i, behind its first `starts[i]`."""
         self.check(tables, starts, counts)
         ends = [start + count for start, count in zip(starts, counts)]
@@ -49,7 +47,7 @@ class PagedKernelCache(PagedCache):
         return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *parts])).to(self.device)
 
 
-class PagedKernelBatch(KV):
+class PagedKernelBatch(CacheBatch):
     """New tokens laid end to end: their positions, the slots of their keys and values, and the plan of who reads what.
 
     `plan`: a function of the number of query heads, which the first layer knows; it is asked once.
