@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 from inference_opt.files import write_whole
 from inference_opt.loading.folder import INDEX, check_file, named, read_json, weight_files
 from inference_opt.loading.formats import config_from_gguf, config_from_hf
-from inference_opt.loading.gguf_file import read_gguf
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.fields import Fields
 from inference_opt.model.linear import Linear
@@ -258,6 +256,10 @@ class GGUFFile(Checkpoint):
     """An open GGUF file. `fields`: its metadata, as Python values."""
 
     def __init__(self, path: Path) -> None:
+        import gguf
+
+        from inference_opt.loading.gguf_file import read_gguf
+
         self.path = path
         self.fields, self._tensors = read_gguf(path)
         with named(path):
@@ -293,10 +295,12 @@ class GGUFFile(Checkpoint):
 
     def _values(self, stored: str) -> Tensor:
         """A tensor's values, dequantised to float32."""
+        from gguf import quants
+
         t = self._tensors[stored]
         data = t.data.astype(t.data.dtype.newbyteorder("="), copy=False)  # the bytes of a big-endian file are swapped
         # Of a tensor that is stored as float32, dequantize returns a read-only view of the file. "W" copies only those.
-        return torch.from_numpy(np.require(gguf.quants.dequantize(data, t.tensor_type), requirements="W"))
+        return torch.from_numpy(np.require(quants.dequantize(data, t.tensor_type), requirements="W"))
 
 
 def _neighbours_to_halves(rows: Tensor, heads: int) -> Tensor:

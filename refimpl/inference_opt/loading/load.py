@@ -9,7 +9,6 @@ import torch
 
 from inference_opt.files import home
 from inference_opt.loading.checkpoint import Checkpoint, GGUFFile, SafetensorsFolder
-from inference_opt.loading.download import MODELS, fetch
 from inference_opt.loading.folder import INDEX, weight_files
 from inference_opt.loading.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 from inference_opt.model.transformer import Transformer
@@ -48,6 +47,8 @@ def load_model(
     safetensors, or a Hugging Face hub id such as "Qwen/Qwen3-0.6B". Llama, Mistral, Qwen2, Qwen3, DeepSeek-V2 and V3.
     ValueError for a source that does not exist or is not computed exactly here, ConnectionError for no network.
     """
+    from inference_opt.loading.download import MODELS, fetch
+
     kind = parse_dtype(dtype)
     where = parse_device(device)
     if not isinstance(source, str | Path) or not str(source):
@@ -73,6 +74,8 @@ def _from_hub(name: str) -> Path:
     """The folder of a model on the hub: from the hub's own cache if it is there, else downloaded."""
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    from inference_opt.loading.download import MODELS
 
     expected = f"expected one of {', '.join(MODELS)}, a path, or a hub id (owner/name)"
     if name.count("/") != 1:

@@ -11,7 +11,6 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from inference_opt.loading.chat import render
 from inference_opt.loading.detokenizer import Detokenizer
 from inference_opt.loading.folder import read_json
 from inference_opt.loading.vocabulary import CONTROL, USER_DEFINED, array, field, token_id, tokens_and_types
@@ -98,6 +97,8 @@ class Tokenizer:
         the name of one of several templates (None: "tool_use" with tools, else "default").
         ValueError for messages of another form, and for whatever the template refuses.
         """
+        from inference_opt.loading.chat import render
+
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         if not self.chat_template:

@@ -18,6 +18,7 @@ from inference_opt.options import (
     Json,
     Model,
     console,
+    no_effect,
     save_figure,
     write_json,
 )
@@ -207,7 +208,10 @@ def speculative(
     prompts: Annotated[int, typer.Option(min=1, help="Prompts of each task, at most.")] = 5,
     new_tokens: Annotated[int, typer.Option(min=2, help="New tokens a prompt, at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy, and compared token by token.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first prompt; the next ones count up from it.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of the first prompt; the next ones count up from it.", show_default="0"),
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 3,
     peer: Annotated[bool, typer.Option(help="Run transformers as well, plain and with its prompt lookup.")] = True,
     json_file: Json = None,
@@ -215,12 +219,25 @@ def speculative(
     """Speculative decoding by task and drafter, beside plain decoding, transformers and the cost model."""
     from inference_opt.lab.bench.speculative import TASKS, bench_speculative
 
+    if temperature == 0:
+        no_effect("at --temperature 0, which is greedy", {"--seed": seed is not None})
     tasks = [each.value for each in task] if task else list(TASKS)
     names = [each.value for each in drafter] if drafter else None
     out = console()
     with Progress(console=console(stderr=True)) as progress:
         figures = bench_speculative(
-            model, dtype.value, tasks, names, gamma, prompts, new_tokens, repeats, peer, temperature, seed, progress
+            model,
+            dtype.value,
+            tasks,
+            names,
+            gamma,
+            prompts,
+            new_tokens,
+            repeats,
+            peer,
+            temperature,
+            seed or 0,
+            progress,
         )
     write_json(json_file, figures)
     for each in figures["workloads"]:
