@@ -115,8 +115,8 @@ class Eagle(Autoregressive):
                 state.features.append(self.head.fuse(each.states))
                 state.following += each.tokens[1:]
         # One entry a text, its last observation: a text may come twice, and is read once.
-        due = {id(each.text): each for each in observations if each.kind != "decode"}.values()
-        due = [each for each in due if each.text.drafter_state.features]
+        last = {id(each.text): each for each in observations if each.kind != "decode"}.values()
+        due = [each for each in last if each.text.drafter_state.features]
         self._digest([each.text for each in due], [each.table for each in due])
 
     def _digest(self, texts: Sequence[RequestView], tables: Sequence[list[int]]) -> None:
