@@ -62,7 +62,8 @@ class Eagle(Autoregressive):
     def bind(self, target: Transformer, cache: PagedCache) -> "Eagle":
         """With one layer of cache, page by page beside the target's. ValueError where the head was not made for it."""
         head = self.given or DraftHead.load(target)
-        c, t = head.config, target.config
+        c = head.config
+        t = target.config
         last = int(head.token_ids.max())
         if (c.dim, c.max_context) != (t.dim, t.max_context) or max(head.taps) >= t.depth or last >= t.vocab_size:
             raise ValueError(

@@ -55,7 +55,9 @@ class Told:
     """`Branching` that writes down its outcomes, turn by turn."""
 
     def __init__(self, rng: Branching, turns: list[Turn], name: str) -> None:
-        self.rng, self.turns, self.name = rng, turns, name
+        self.rng = rng
+        self.turns = turns
+        self.name = name
 
     def choose(self, weights: Probs, i: int) -> int:
         """A token, as `Branching` draws it."""
@@ -111,7 +113,8 @@ def draw_paths(axes: Axes, paths: Sequence[tuple[list[Turn], Prefix, Fraction]],
     for row, (turns, emitted, probability) in enumerate(paths):
         names = tuple(name for name, _ in turns)
         for depth, (name, share) in enumerate(turns):
-            start, end = height[names[:depth]], height[names[: depth + 1]]
+            start = height[names[:depth]]
+            end = height[names[: depth + 1]]
             if names[: depth + 1] in done:
                 continue
             done.add(names[: depth + 1])

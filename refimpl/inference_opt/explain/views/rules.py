@@ -2,22 +2,23 @@
 
     watched(rule)(target, draft, tokens, rng)       the very rule, with a `RecordingRandomness` round rng
 
-A rule says nothing of itself. But every decision it takes, it takes by a number or a draw that it asks `rng` for. So
-what it was given, and which way its comparisons went, tell where it stands; a picture works that out a second time,
-and its invariants check what the rule did.
+A rule does not tell what it does. But it asks `rng` for every number and every draw that it decides by. So what it was
+given and how its comparisons came out tell where it stands. A picture computes that a second time, and its invariants
+check what the rule did.
 """
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType, FunctionType
-from typing import Any, no_type_check
+from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
 
 from inference_opt.explain.views import PICTURES, SENTENCES, snapshot, watching
 from inference_opt.lab.exactness.proposals import Lazy
 from inference_opt.speculative import rules
+from inference_opt.speculative.drafter import one_hot
 from inference_opt.speculative.rules import Path, Probs, Randomness, ratio, residual
 from inference_opt.trace import emit_at
 
@@ -65,10 +66,11 @@ class Verdict:
 
 
 class RecordingRandomness:
-    """Draws by another's randomness, and tells at the rule's own line what was asked and what came of it."""
+    """Draws from another randomness, and emits at the rule's own line what was asked and what came out."""
 
     def __init__(self, verdict: Verdict, rng: Randomness) -> None:
-        self.verdict, self.rng = verdict, rng
+        self.verdict = verdict
+        self.rng = rng
 
     def uniform(self, i: int) -> "RecordingUniform":
         """A number that tells what it is compared with."""
@@ -90,7 +92,8 @@ class RecordingUniform:
     """A number in [0, 1), to be compared once."""
 
     def __init__(self, recording: RecordingRandomness, u: Any) -> None:
-        self.recording, self.u = recording, u
+        self.recording = recording
+        self.u = u
 
     @no_type_check
     def __lt__(self, threshold: Any) -> bool:
@@ -104,7 +107,7 @@ class RecordingUniform:
 
 @watching.register
 def watch_rule(rule: FunctionType) -> Any:
-    """The rule itself, on randomness that tells. Other functions are left as they are."""
+    """A function that calls the rule with a `RecordingRandomness`. Functions that are not rules stay as they are."""
     if rule not in CHAINS + TREES:
         return rule
 
@@ -116,12 +119,12 @@ def watch_rule(rule: FunctionType) -> Any:
 
 @snapshot.register
 def drafts_so_far(drafts: Lazy) -> list[Any]:
-    """Of drafts that are drawn as they are read, those that were: to look at more would draw them."""
+    """The drafts that were read so far: reading more would draw them."""
     return list(drafts.so_far)
 
 
 def drafts_read(tokens: Any) -> list[int]:
-    """Never more of a draft than its rule has read."""
+    """The drafts, but never more than the rule has read."""
     return drafts_so_far(tokens) if isinstance(tokens, Lazy) else list(tokens)
 
 
@@ -131,17 +134,21 @@ def drafts_read(tokens: Any) -> list[int]:
 def chain_judged(verdict: Verdict, u: Any) -> dict[str, Any]:
     """A draft is compared with its number u."""
     i = len(verdict.passed) - 1
-    x, kept = verdict.tokens[i], verdict.passed[i]
+    x = verdict.tokens[i]
+    kept = verdict.passed[i]
     return chain_state(verdict, i, None, SHARED, q=draft_at(verdict, i), x=x, u=u, kept=kept)
 
 
 def weighed(verdict: Verdict, u: Any, threshold: Any) -> dict[str, Any]:
     """`block` at the first i drafts: w p and q behind them, whose excess makes h; u against h."""
-    passed, i, drafts = verdict.passed, len(verdict.passed), list(verdict.tokens)
-    w, h = weight_of(verdict, i), float(threshold)
+    passed = verdict.passed
+    i = len(passed)
+    drafts = list(verdict.tokens)
+    w = weight_of(verdict, i)
+    h = float(threshold)
     p = float(w) * floats(verdict.target[i])
     q = floats(verdict.draft[i]) if i < len(drafts) else None
-    accepted = longest(passed)
+    accepted = max((n for n, stays in enumerate(passed, start=1) if stays), default=0)
     fates = ["kept"] * accepted + ["open"] * (i - accepted) + ["to be judged"] * (len(drafts) - i)
     state = bars(drafts, fates, i - 1, p, q, "", u=u, kept=passed[-1]) | {"h": h, "law": "w p"}
     expected = float(w)
@@ -186,9 +193,9 @@ def chain_state(
 
 
 def draft_at(verdict: Verdict, i: int) -> np.ndarray:
-    """q at draft i; of a draft that was found, all of it lies on the token."""
+    """q at draft i; if the draft was found, all of q is on the token."""
     if verdict.rule is rules.point_mass or verdict.draft is None or verdict.draft == []:
-        return np.eye(len(verdict.target[i]))[verdict.tokens[i]]
+        return one_hot(verdict.tokens[i], len(verdict.target[i]))
     return floats(verdict.draft[i])
 
 
@@ -200,77 +207,70 @@ def weight_of(verdict: Verdict, i: int) -> Any:
     return w
 
 
-def longest(passed: Sequence[bool]) -> int:
-    """How many drafts the longest beginning has that passed."""
-    return max((i for i, stays in enumerate(passed, start=1) if stays), default=0)
-
-
 # Trees: multi_draft, tree
 
 
-@dataclass
-class Walk:
-    """Where a tree's rule stands after its comparisons: at the candidate `i` of a node, with `p` left of the target."""
+class Place(NamedTuple):
+    """Where a tree's rule stands: at candidate `i` of a node, which was drawn from `q` and is judged by `left`."""
 
-    verdict: Verdict
+    tree: Mapping[Path, Sequence[int]]
+    path: Path
+    i: int
+    p: Probs  # the target's distribution at the node
+    left: Probs  # what the candidates before i have left of it
+    q: Any  # None behind the last candidate
+
+
+def place(verdict: Verdict, passed: Sequence[bool]) -> Place:
+    """The walk down the tree, as its comparisons came out."""
+    target = verdict.target
+    draft = verdict.draft
+    tree = verdict.tokens
+    if verdict.rule is rules.multi_draft:  # the tree of depth 1
+        target = {(): target[0]} | {(x,): p for x, p in zip(tree, target[1:])}
+        draft = {(): draft}
+        tree = {(): tree}
     path: Path = ()
-    i: int = 0
-    p: Any = None  # None: whole
-    won: int = 0  # the candidate last accepted
-
-    def __post_init__(self) -> None:
-        flat = self.verdict.rule is rules.multi_draft  # the tree of depth 1, as lists
-        self.tree: Mapping[Path, Sequence[int]] = {(): self.verdict.tokens} if flat else self.verdict.tokens
-
-    def q(self) -> Probs:
-        """What the candidate was drawn from."""
-        draft = self.verdict.draft if self.verdict.rule is rules.multi_draft else self.verdict.draft[self.path]
-        return draft[self.i]
-
-    def whole(self) -> Probs:
-        """The target's distribution at the node."""
-        if self.verdict.rule is rules.tree:
-            return self.verdict.target[self.path]
-        return self.verdict.target[self.won + 1 if self.path else 0]
-
-    def left(self) -> Probs:
-        """What the candidates so far have left of it."""
-        return self.whole() if self.p is None else self.p
-
-    def go(self, passed: Sequence[bool]) -> "Walk":
-        """As the comparisons came out."""
-        for kept in passed:
-            if kept:
-                self.won = self.i
-                self.path, self.i, self.p = (*self.path, self.tree[self.path][self.i]), 0, None
-            else:
-                rest = residual(self.left(), self.q())
-                self.i, self.p = self.i + 1, rest / rest.sum()
-        return self
+    i = 0
+    left = target[path]
+    for kept in passed:
+        if kept:
+            path = (*path, tree[path][i])
+            i = 0
+            left = target[path]
+        else:
+            left = residual(left, draft[path][i])
+            left = left / left.sum()
+            i += 1
+    q = draft[path][i] if i < len(tree.get(path, ())) else None
+    return Place(tree, path, i, target[path], left, q)
 
 
 def candidate_judged(verdict: Verdict, u: Any) -> dict[str, Any]:
     """A candidate is compared with its number u."""
-    walk, kept = Walk(verdict).go(verdict.passed[:-1]), verdict.passed[-1]
-    x = walk.tree[walk.path][walk.i]
-    state = tree_state(walk, walk.left(), BEHIND, x=x, q=floats(walk.q()), u=u, kept=kept)
-    state["law"] = "left of p" if walk.i else TARGET
+    at = place(verdict, verdict.passed[:-1])
+    kept = verdict.passed[-1]
+    x = at.tree[at.path][at.i]
+    state = tree_state(at, at.left, BEHIND, x=x, q=floats(at.q), u=u, kept=kept)
+    state["law"] = "left of p" if at.i else TARGET
     state["said"]["then"] = "" if kept else "; the next is judged by what is left, (p − q)⁺ normalised"
     return state
 
 
 def candidate_drawn(verdict: Verdict, weights: Probs, drawn: int, i: int) -> dict[str, Any]:
     """A token is drawn at a node: from what its candidates have left of p, or, behind a leaf, from p itself."""
-    walk = Walk(verdict).go(verdict.passed)
-    left = verdict.of_draw(i) == "speculation.replace"
-    return tree_state(walk, walk.whole(), REMAINING if left else BEHIND, weights=weights if left else None, drawn=drawn)
+    at = place(verdict, verdict.passed)
+    if verdict.of_draw(i) == "speculation.replace":
+        return tree_state(at, at.p, REMAINING, weights=weights, drawn=drawn)
+    return tree_state(at, at.p, BEHIND, drawn=drawn)
 
 
 def tree_state(
-    walk: Walk, p: Probs, source: str, x: int | None = None, kept: bool | None = None, **more: Any
+    place: Place, p: Probs, source: str, x: int | None = None, kept: bool | None = None, **more: Any
 ) -> dict[str, Any]:
-    """A tree of drafts with the fate of each: what the walk has judged, where it stands, what it may still reach."""
-    tree, path = walk.tree, walk.path
+    """A tree of drafts with the fate of each: what was judged, where the rule stands, what it may still reach."""
+    tree = place.tree
+    path = place.path
     drafts: list[int] = []
     parents: list[int] = []
     fates: list[str] = []
@@ -283,7 +283,7 @@ def tree_state(
                 won = tree[node].index(path[len(node)])
                 fate = "rejected" if k < won else "kept" if k == won else "never looked at"
             elif here:
-                at = len(tree[node]) if x is None else walk.i
+                at = len(tree[node]) if x is None else place.i
                 fate = "rejected" if k < at or (k == at and not kept) else "to be judged"
                 fate = fate if not kept or k < at else "kept" if k == at else "never looked at"
             else:
@@ -293,9 +293,9 @@ def tree_state(
             drafts.append(token)
             parents.append(number[node])
             fates.append(fate)
-    at = number[path] if x is None else parents.index(number[path]) + walk.i
+    at = number[path] if x is None else parents.index(number[path]) + place.i
     state = bars(drafts, fates, at, floats(p), source=source, x=x, kept=kept, **more) | {"parents": parents}
-    state["said"] |= {"i": walk.i}
+    state["said"] |= {"i": place.i}
     return state
 
 
@@ -359,7 +359,7 @@ def bars(
 
 
 def floats(probs: Probs) -> np.ndarray:
-    """As the pictures take them."""
+    """Floats, of fractions too."""
     return np.array(probs, dtype=float)
 
 
@@ -374,7 +374,7 @@ def drawn_from(verdict: Verdict, weights: Probs, drawn: int, i: int) -> dict[str
 
 
 def sentence(of_chains: str, of_trees: str) -> Callable[..., str]:
-    """What is said of an event that both kinds of rules have."""
+    """The sentence of an event that both kinds of rules have."""
     return lambda verdict, **data: of_trees if verdict.rule in TREES else of_chains
 
 

@@ -84,7 +84,8 @@ class Racing:
     """Randomness as the coupled rule gets it: its draws are races."""
 
     def __init__(self, rng: Branching) -> None:
-        self.uniform, self.choose = rng.uniform, rng.race
+        self.uniform = rng.uniform
+        self.choose = rng.race
 
 
 # [second_winner]

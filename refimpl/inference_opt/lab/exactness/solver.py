@@ -28,7 +28,8 @@ class Number:
     """A real number known only by its name. Asked how it compares, it takes both answers in turn."""
 
     def __init__(self, world: "World", formula: Any) -> None:
-        self.world, self.formula = world, formula
+        self.world = world
+        self.formula = formula
 
     def _with(self, other: Any, make: Callable[[Any, Any], Any]) -> Any:
         if isinstance(other, np.ndarray):
@@ -53,7 +54,8 @@ class Number:
     def __rtruediv__(self, other: Any) -> Any:
         return self._with(other, lambda a, b: b / a)
 
-    __radd__, __rmul__ = __add__, __mul__
+    __radd__ = __add__
+    __rmul__ = __mul__
 
     def __lt__(self, other: Any) -> bool:
         return self.world.decide(self.formula < value(other))
@@ -80,7 +82,9 @@ class World:
     """One path: the answers given so far, and the probability of the turns taken, both as formulas."""
 
     def __init__(self, turns: Branching, known: list[Any], asked: dict[tuple[int, ...], list[bool]]) -> None:
-        self.turns, self.known, self.asked = turns, known, asked
+        self.turns = turns
+        self.known = known
+        self.asked = asked
         self.conditions: list[Any] = []
         self.probability: Any = z3.RealVal(1)
 
