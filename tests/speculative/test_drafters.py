@@ -104,10 +104,10 @@ def logits_alone(drafter, text, draft):
     if isinstance(drafter, SmallerModel):
         return drafter.model(ids, positions, NoCache([len(ids)]))[len(text) - 1 : -1]
     if isinstance(drafter, FirstLayers):
-        h, _ = drafter.model.stream(ids, positions, NoCache([len(ids)]), depth=drafter.depth)
+        h, _ = drafter.model.hidden_states(ids, positions, NoCache([len(ids)]), depth=drafter.depth)
         return drafter.model.logits(h)[len(text) - 1 : -1]
     known = len(text) - 1
-    _, tapped = drafter.target.stream(ids[:known], positions[:known], NoCache([known]), taps=drafter.taps)
+    _, tapped = drafter.target.hidden_states(ids[:known], positions[:known], NoCache([known]), taps=drafter.taps)
     features, rows = drafter.head.fuse(tapped), []
     for slots in range(known, known + len(draft)):
         embeds = drafter.target.embed(ids[1 : slots + 1])

@@ -30,9 +30,12 @@ class RequestView(Protocol):
 
     tokens: array  # all that are known
     computed: int  # of these, how many the target has read: in decode, all but the last
-    table: list[int]  # pages, with room for the tokens and the drafts
     params: SamplingParams
     drafter_state: Any  # whatever the drafter keeps with the text; None when it begins, and again after a preemption
+
+    @property
+    def table(self) -> list[int]:
+        """Its pages, with room for the tokens and the drafts."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def read(
     counts = [len(text) for text in texts]
     batch = cache.batch(tables, starts, counts)
     tokens = torch.tensor([x for text in texts for x in text], device=model.device)
-    h, _ = model.stream(tokens, batch.positions, batch, depth)
+    h, _ = model.hidden_states(tokens, batch.positions, batch, depth)
     return h[np.cumsum(counts) - 1]
 
 

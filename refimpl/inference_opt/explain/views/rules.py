@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
 
-from inference_opt.explain.views import PICTURES, SENTENCES, snapshot, watching
+from inference_opt.explain.views.registry import PICTURES, SENTENCES, snapshot, watching
 from inference_opt.lab.exactness.proposals import Lazy
 from inference_opt.speculative import rules
 from inference_opt.speculative.drafter import one_hot
