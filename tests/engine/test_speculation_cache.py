@@ -94,8 +94,8 @@ BUGS = [
         a_text_without_drafts_keeps_no_pages_for_them,
         Engine,
         "_conclude",
-        "        else:",
-        "        elif change.draft.tokens:",
+        "else:",
+        "elif change.draft.tokens:",
     ),
     (
         texts_of_a_batch_do_not_see_each_other,
