@@ -76,10 +76,9 @@ def test_tour_reports_tables_figures_and_agreement(run, tmp_path, smollm2_path):
 def test_tour_fails_loudly_where_a_stage_differs(run, tmp_path, monkeypatch, smollm2_path):
     from inference_opt.explain import tour
 
-    def wrong(subject):
-        return tour.Session(
-            subject.model,
-            lambda prompts, params: ({0: (t + 1) % 100} for t in tour.naive.stream(subject.model, *prompts, params)),
+    def wrong(model):
+        return tour.Decoder(
+            lambda prompts, params: ({0: (t + 1) % 100} for t in tour.naive.stream(model, *prompts, params))
         )
 
     broken = tour.Stage("KV cache", "a broken one", wrong)

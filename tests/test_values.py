@@ -28,7 +28,7 @@ NO_INTEGERS = (True, np.True_, 1.0, np.float64(2.0), "1", b"1", [1], math.nan, t
 class Drawn:
     """A tokenizer as far as an engine looks."""
 
-    def stream(self):
+    def detokenizer(self):
         return self
 
 

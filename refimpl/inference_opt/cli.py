@@ -222,10 +222,10 @@ def ablate(
 ) -> None:
     """Measure every combination of techniques on prompts of your own, against plain cached decoding."""
     from inference_opt.experiment import run_ablation_study
-    from inference_opt.experiment.cells import TECHNIQUES
     from inference_opt.experiment.datasets import BUILT_IN
     from inference_opt.experiment.results import table
     from inference_opt.experiment.study import METRICS
+    from inference_opt.experiment.trials import TECHNIQUES
 
     results = run_ablation_study(
         dataset or list(BUILT_IN),

@@ -108,7 +108,7 @@ def assert_sound(engine):
         assert not request.decoding or request.remaining == 1
     for request in waiting:
         assert (request.node, request.table, request.shared, request.computed) == (None, [], 0, 0)
-        assert (request.decoding, request.memo, request.finished) == (False, None, False)
+        assert (request.decoding, request.drafter_state, request.finished) == (False, None, False)
     for queue in (running, waiting):
         arrivals = [request.arrival for request in queue]
         assert arrivals == sorted(set(arrivals)), "in the order of arrival"
@@ -156,7 +156,7 @@ class Echo(Transformer):
     def weight_bytes(self):
         return 64
 
-    def stream(self, tokens, positions, kv, depth=None, taps=()):
+    def hidden_states(self, tokens, positions, kv, depth=None, taps=()):
         fault, self.fault = self.fault, None
         if fault == "before":
             raise RuntimeError("broken model")
@@ -261,7 +261,7 @@ def watch_drafter(engine):
         pages = held(drafter.cache)
         assert_tree_holds(engine.tree, pages)
         for request in engine.scheduler.running:
-            read = min(request.memo, request.computed)
+            read = min(request.drafter_state, request.computed)
             table = request.table[: engine.pool.pages_for(read)]
             own = [slot for page in table for slot in pages[page]][:read]
             assert own == slots(request.tokens[:read].tolist()), "the drafter remembers another text"

@@ -182,12 +182,12 @@ class Fails:
 
 
 class Letters(Tokenizer):
-    """A tokenizer and its stream, for stop strings."""
+    """A tokenizer that is its own detokenizer, for stop strings."""
 
     def __init__(self, hook=lambda: None):
         self.text, self.hook = "", hook
 
-    def stream(self):
+    def detokenizer(self):
         return Letters(self.hook)
 
     def add(self, token):
@@ -293,8 +293,8 @@ class Sevens(Drafter):
 
     found = True
 
-    def propose(self, jobs):
-        return [Draft([7] * job.gamma) for job in jobs]
+    def propose(self, requests):
+        return [Draft([7] * each.gamma) for each in requests]
 
 
 @pytest.mark.parametrize("rule", [rules.token_wise, rules.coupled, rules.point_mass])
@@ -403,4 +403,4 @@ def test_what_is_finished_holds_no_page_and_no_notes():
     finish(engine)
     engine.generate([[1]], GREEDY)  # what was learnt of the last step is told in the next
     for request in handles:
-        assert (request.table, request.node, request.memo) == ([], None, None)
+        assert (request.table, request.node, request.drafter_state) == ([], None, None)

@@ -70,7 +70,7 @@ class Letters:
     def __init__(self):
         self.text = ""
 
-    def stream(self):
+    def detokenizer(self):
         return Letters()
 
     def add(self, token):
@@ -147,7 +147,7 @@ def no_two_draws_of_a_text_are_one():
         patch.setattr(
             Noise,
             "_generator",
-            lambda self, i, kind: asked.append((self.seed, self.start, self.stream, i, kind)) or whole(self, i, kind),
+            lambda self, i, kind: asked.append((self.seed, self.start, self.lane, i, kind)) or whole(self, i, kind),
         )
         for rule in (rules.token_wise, rules.block):
             asked.clear()
@@ -213,17 +213,17 @@ BUGS = [
     (an_end_counts_the_drafts_before_it, *COMMIT, "min(len(emitted) - 1, len(tokens))", "len(emitted) - 1"),
     (no_two_draws_of_a_text_are_one, Noise, "uniform", "(i, 1)", "(0, 1)"),
     (no_two_draws_of_a_text_are_one, Noise, "uniform", "(i, 1)", "(i, 0)"),
-    (no_two_draws_of_a_text_are_one, Speculation, "_noise", "stream=int(drafting)", "stream=0"),
+    (no_two_draws_of_a_text_are_one, Speculation, "_noise", "lane=int(drafting)", "lane=0"),
     (no_two_draws_of_a_text_are_one, Speculation, "_noise", "len(request.tokens)", "len(request.prompt)"),
     (token_0_is_a_token, speculation, "check_draft", "0 <= x <", "0 < x <"),
     (
         the_law_is_the_model_s,
         Autoregressive,
         "propose",
-        "job.chance.choose(law, len(draft.tokens))",
-        "int(law.argmax())",
+        "request.rng.choose(q, len(draft.tokens))",
+        "int(q.argmax())",
     ),
-    (the_law_is_the_model_s, Autoregressive, "propose", "choose(law,", "choose(law.astype(np.float16),"),
+    (the_law_is_the_model_s, Autoregressive, "propose", "choose(q,", "choose(q.astype(np.float16),"),
     (
         coupled_texts_do_not_depend_on_the_drafter,
         Speculation,

@@ -30,10 +30,10 @@ def checked(model: Any, radix: Any, tokenizer: Any, **others: Any) -> list[Any]:
     """Those of SIZES, as Python's integers. ValueError for anything that is not what its name says."""
     if not isinstance(model, Transformer):
         raise ValueError(f"model must be a Transformer, as load_model returns it, got {shown(model)}")
-    if hasattr(radix, "stream"):
+    if hasattr(radix, "detokenizer"):
         raise ValueError("radix must be True or False, got a tokenizer: pass it as tokenizer=")
     switch("radix", radix)
-    if tokenizer is not None and not hasattr(tokenizer, "stream"):
+    if tokenizer is not None and not hasattr(tokenizer, "detokenizer"):
         raise ValueError(f"tokenizer must be a Tokenizer, as load_model returns it, or None, got {shown(tokenizer)}")
     return [
         None if name in OPTIONAL and others[name] is None else integer(name, others[name], least)

@@ -170,7 +170,7 @@ class Engine:
         ends = itertools.accumulate(counts)
         rows = [row for end, count in zip(ends, wanted) for row in range(end - count, end)]
         with torch.inference_mode():
-            h, tapped = self.model.stream(tokens, batch.positions, watched(batch), taps=self.speculation.taps)
+            h, tapped = self.model.hidden_states(tokens, batch.positions, watched(batch), taps=self.speculation.taps)
             logits = self.model.logits(h[torch.tensor(rows, device=h.device).long()])
         states = [list(each) for each in zip(*(tap.split(counts) for tap in tapped))]
         return logits, list(logits.split(wanted)), states or [[] for _ in chunks]
@@ -186,7 +186,7 @@ class Engine:
         request = chunk.request
         if request.adaptive is not None and request.decoding:
             request.adaptive.learn(len(draft.tokens), change.accepted)
-        self.speculation.note(request, chunk.start, states, change.kind)
+        self.speculation.learn(request, chunk.start, states, change.kind)
         output = Output(request, chunk.start, chunk.count, change.tokens, draft.tokens)
         emit("engine.commit", self.scheduler, id=request.id, output=output, tokens=change.tokens)
         if request.finished:
@@ -263,7 +263,7 @@ class Engine:
             request.finish_reason = "abort"
             request.metrics.finished = time.perf_counter()
             if request.table:
-                self.speculation.note(request, request.computed, [], "end")
+                self.speculation.learn(request, request.computed, [], "end")
             self._leave(request)
         except BaseException:
             self._begin_anew()
@@ -316,7 +316,7 @@ class Engine:
         if id in self.requests:
             raise ValueError(f"request id {shown(id)} is taken by a request that is not finished")
         room = config.max_context - len(ids) + 1
-        stream = self.tokenizer.stream() if self.tokenizer else None
+        stream = self.tokenizer.detokenizer() if self.tokenizer else None
         request = Request(id, ids, params, StopCheck(params, config.eos_token_ids, room, stream), namespace)
         self.scheduler.check(request)
         return request

@@ -48,7 +48,7 @@ class Ahead:
         config = model.config
         extras = config.latent or config.qk_norm or config.qkv_bias or config.out_bias or config.mlp_bias
         # The plain layers of Llama, stored densely, whole: what a rank makes of its part is summed behind each product.
-        self.fused = not extras and not model.head.weight.is_mkldnn and not model.is_cut
+        self.fused = not extras and not model.head.weight.is_mkldnn and not model.is_sharded
         most, pages = _bucket(most), -(-config.max_context // cache.page_size)
         self.greedy = Greedy(steps, most, cache.device)
         self.table = torch.zeros(most, pages, dtype=torch.int32, device=cache.device)
@@ -175,7 +175,7 @@ def run_ahead(model: Transformer, cache: PagedCache, drafter: Drafter | None, st
         return None
     if drafter is not None or model.config.experts:
         return None
-    if model.is_cut and not (dist.is_initialized() and dist.get_backend() == "nccl"):
+    if model.is_sharded and not (dist.is_initialized() and dist.get_backend() == "nccl"):
         return None
     return Ahead(model, cache, steps, most)
 

@@ -76,7 +76,7 @@ class Request:
     node: Node | None = None  # the tree's node that it has locked; None while it is not running
     decoding: bool = False  # whether a token was sampled since it was admitted
     adaptive: Adaptive | None = None  # how long its drafts should be, where that is left to the engine
-    memo: Any = None  # the drafter's notes
+    drafter_state: Any = None  # what the drafter keeps with the text
     logprobs: list[float] = field(default_factory=list)  # of the new tokens, if asked for
     finish_reason: FinishReason | Literal["abort", "error"] | None = None
     error: str | None = None  # what was wrong, where that is "error"
@@ -104,7 +104,7 @@ class Request:
     def forget(self) -> None:
         """It has stopped running: nothing of what was computed for it is its own any more."""
         self.node, self.table, self.shared, self.computed = None, [], 0, 0
-        self.decoding, self.memo = False, None
+        self.decoding, self.drafter_state = False, None
 
 
 def check_hashable(name: str, value: Any) -> None:

@@ -23,7 +23,8 @@ from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import CommonNoise, Noise, probabilities, sample
 from inference_opt.speculative import rules
 from inference_opt.speculative.adaptive import Adaptive
-from inference_opt.speculative.drafter import Draft, Drafter, Job, Span, check_draft
+from inference_opt.speculative.drafter import Draft, Drafter, DraftRequest, Observation, check_draft
+from inference_opt.trace import watched
 from inference_opt.values import shown
 
 Rule = Callable[[Any, Any, Any, Any], list[int]]
@@ -54,7 +55,7 @@ class Speculation:
         self.drafter = None if drafter is None else drafter.bind(model, cache)
         self.rule, self.fixed, self.vocab_size = rule, gamma, model.config.vocab_size
         self.taps: Sequence[int] = self.drafter.taps if self.drafter else ()
-        self.pending: list[Span] = []
+        self.pending: list[Observation] = []
 
     def gamma(self, request: Request) -> int:
         """How many drafts a request would have: its own wish, the engine's, or what its past suggests."""
@@ -71,22 +72,24 @@ class Speculation:
     def observe(self) -> None:
         """Tell the drafter what the last step kept. No page has changed hands since."""
         if self.drafter is not None and self.pending:
-            spans, self.pending = self.pending, []
-            self.drafter.observe(spans)
-            for span in spans:
-                if span.kind == "end":
-                    span.text.memo = None  # nobody needs the drafter's notes any more
+            observations, self.pending = self.pending, []
+            self.drafter.observe(observations)
+            for each in observations:
+                if each.kind == "end":
+                    each.text.drafter_state = None  # nobody needs it any more
 
     def propose(self, chunks: Sequence[Chunk]) -> list[Draft]:
         """A draft for each chunk, empty where there is no room. ValueError for one that no rule can judge."""
-        jobs = [Job(c.request, c.drafts, self._noise(c.request, drafting=True)) for c in chunks if c.drafts]
-        made = self.drafter.propose(jobs) if self.drafter and jobs else []
-        if len(made) != len(jobs):
-            raise ValueError(f"the drafter returned {len(made)} drafts for {len(jobs)} texts")
-        for job, draft in zip(jobs, made):
-            check_draft(draft, job.gamma, self.vocab_size)
-            if self.rule is rules.point_mass and draft.laws is not None:
-                raise ValueError("point_mass is for drafts that are found: this drafter returned laws")
+        requests = [
+            DraftRequest(c.request, c.drafts, self._noise(c.request, drafting=True)) for c in chunks if c.drafts
+        ]
+        made = self.drafter.propose(requests) if self.drafter and requests else []
+        if len(made) != len(requests):
+            raise ValueError(f"the drafter returned {len(made)} drafts for {len(requests)} texts")
+        for request, draft in zip(requests, made):
+            check_draft(draft, request.gamma, self.vocab_size)
+            if self.rule is rules.point_mass and draft.probs is not None:
+                raise ValueError("point_mass is for drafts that are found: this drafter returned distributions")
         each = iter(made)
         return [next(each) if chunk.drafts else Draft() for chunk in chunks]
 
@@ -100,7 +103,7 @@ class Speculation:
         """
         seed, start = request.params.seed, len(request.tokens)
         assert seed is not None  # drawn when the request arrived
-        return CommonNoise(seed, start) if self.rule is rules.coupled else Noise(seed, start, stream=int(drafting))
+        return CommonNoise(seed, start) if self.rule is rules.coupled else Noise(seed, start, lane=int(drafting))
 
     # [accept]
     def decide(
@@ -140,23 +143,24 @@ class Speculation:
             return [sample(logits[0], params, position=len(request.tokens))]
         target = list(probabilities(logits, params).cpu().numpy())
         target += target[-1:] * (len(logits) <= len(draft.tokens))  # for the missing row, and left out
-        found = draft.laws is None and self.rule is not rules.coupled
+        found = draft.probs is None and self.rule is not rules.coupled
         rule: Rule = rules.point_mass if found else self.rule
         judged = len(target) - 1
-        laws, drafted = (draft.laws or [])[:judged], draft.tokens[:judged]
-        return rule(target, laws, drafted, self._noise(request, drafting=False))[: len(logits)]
+        probs, drafted = (draft.probs or [])[:judged], draft.tokens[:judged]
+        noise = self._noise(request, drafting=False)
+        return watched(rule)(target, probs, drafted, noise)[: len(logits)]
 
     # [/accept]
 
-    def note(
+    def learn(
         self,
         request: Request,
         start: int,
         states: list[Tensor],
         kind: Literal["prompt", "decode", "end"],
     ) -> None:
-        """The target has read a request's tokens from `start` on, as far as it has computed: for `observe`."""
+        """Note for `observe` that the target has read a request's tokens from `start` on, as far as it has computed."""
         if self.drafter is not None:
             tokens = list(request.tokens[start : request.computed + 1])
             rows = [state[: len(tokens) - 1] for state in states]
-            self.pending.append(Span(request, request.table, start, tokens, rows, kind))
+            self.pending.append(Observation(request, request.table, start, tokens, rows, kind))

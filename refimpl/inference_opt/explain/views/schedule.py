@@ -6,7 +6,7 @@ from inference_opt.cache.pool import PagePool
 from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Scheduler
 from inference_opt.engine.stats import Output
-from inference_opt.explain.views import SENTENCES, counters, invariants, snapshot
+from inference_opt.explain.views.registry import SENTENCES, counters, invariants, snapshot
 
 SENTENCES |= {
     "pool.allocate": "{count:page} taken from the pool: {pages}",
