@@ -24,7 +24,7 @@ def put_back(monkeypatch, owner, name, right, wrong):
     source = textwrap.dedent(inspect.getsource(function))
     if right not in source:
         pytest.fail(
-            f"{place} does not have\n\n    {right}\n\nPut the same mistake, {wrong!r}, into what it is now:\n\n{source}",
+            f"{place} does not have\n\n    {right}\n\nPut the same mistake, {wrong!r}, into it as it is:\n\n{source}",
             pytrace=False,
         )
     # Outside its class, a function knows no super().

@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from inference_opt.model.pictures import flops
+from inference_opt.trace.record import ROOT, Recorder
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,10 +22,8 @@ from inference_opt.explain.player.page import frame, page
 from inference_opt.explain.scenarios import SCENARIOS, play
 from inference_opt.explain.scenarios.explore import explore
 from inference_opt.lab.eviction.learned import Odds
-from inference_opt.model.pictures import flops
 from inference_opt.radix.tree import RadixTree
 from inference_opt.trace import Trace, record, recording, step
-from inference_opt.trace.record import ROOT, Recorder
 from tests.engine.invariants import assert_sound_tree
 from tests.toys import SHAPES, toy
 

@@ -209,7 +209,8 @@ def speculative(
     new_tokens: Annotated[int, typer.Option(min=2, help="New tokens a prompt, at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy, and compared token by token.")] = 0.0,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of the first prompt; the next ones count up from it.", show_default="0")
+        int | None,
+        typer.Option(min=0, help="Seed of the first prompt; the next ones count up from it.", show_default="0"),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 3,
     peer: Annotated[bool, typer.Option(help="Run transformers as well, plain and with its prompt lookup.")] = True,
