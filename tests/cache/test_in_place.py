@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from inference_opt import Engine, SamplingParams, kernels, naive
 from inference_opt.cache import paged_kernel
 from inference_opt.cache.paged import PagedCache
-from inference_opt.cache.paged_kernel import PagedKernelCache, cache_class
+from inference_opt.cache.paged_kernel import PagedKernelCache
 from inference_opt.explain.record import record
 from inference_opt.speculative.lookup import PromptLookup
 from tests.toys import SHAPES, latent_toy, run, toy
@@ -100,6 +100,7 @@ def test_its_recorded_attention_is_the_gathering_cache_s(shape, prompts, page_si
     assert "gathered from pages" in told[1].steps[0]["text"]
 
 
-def test_kernels_answer_on_cuda_and_gathering_elsewhere():
-    assert cache_class(torch.device("cuda")) is PagedKernelCache
-    assert cache_class(torch.device("cpu")) is PagedCache
+def test_an_engine_reads_pages_in_place_on_cuda_and_gathers_elsewhere():
+    on_device = PagedKernelCache if DEVICE == "cuda" else PagedCache
+    for device, kind in (("cpu", PagedCache), (DEVICE, on_device)):
+        assert type(Engine(toy().to(device)).cache) is kind
