@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_opt import Engine, SamplingParams, naive
-from inference_opt.cache.paged_kernel import InPlaceCache
+from inference_opt.cache.fused_forward import fused_logits
+from inference_opt.cache.paged_kernel import PagedKernelCache
 from inference_opt.engine import graph_runner
-from inference_opt.engine.graph_runner import fused_logits
-from inference_opt.kernels import common_stems, fused, paged, plan_batch
+from inference_opt.kernels import fused, paged, shared_prefixes
 from inference_opt.kernels.greedy import Greedy
 from inference_opt.model.rope import rotate
 from inference_opt.speculative.lookup import PromptLookup
@@ -28,10 +28,10 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 @pytest.fixture(autouse=True)
 def in_place(monkeypatch):
-    """Kernels answer on every machine, and toys' stems are short."""
-    monkeypatch.setattr("inference_opt.engine.engine.cache_class", lambda device: InPlaceCache)
+    """Kernels answer on every machine, and toys' prefixes are short."""
+    monkeypatch.setattr("inference_opt.engine.engine.cache_class", lambda device: PagedKernelCache)
     monkeypatch.setattr(
-        graph_runner, "common_stems", lambda tables, cached, page: common_stems(tables, cached, page, least=1)
+        graph_runner, "shared_prefixes", lambda tables, cached, page: shared_prefixes(tables, cached, page, min_keys=1)
     )
 
 
@@ -209,23 +209,21 @@ def test_rotating_and_writing_is_rotate_and_write_kv(tokens, shape, page):
 def test_fused_layers_give_the_model_s_logits():
     model = toy(dtype=torch.float32).to(DEVICE)
     caches = [
-        InPlaceCache(**model.config.kv_shape, num_pages=8, page_size=4, dtype=model.dtype, device=model.device)
+        PagedKernelCache(**model.config.kv_shape, num_pages=8, page_size=4, dtype=model.dtype, device=model.device)
         for _ in range(2)
     ]
     prompt = torch.tensor([1, 2, 3, 4, 5], device=DEVICE)
     tables = [[3, 1], [5, 2]]
     with torch.inference_mode():
         for cache in caches:
-            positions = cache.extend(tables, [0, 0], [5, 5])
-            model(prompt.repeat(2), positions, cache)
+            batch = cache.batch(tables, [0, 0], [5, 5])
+            model(prompt.repeat(2), batch.positions, batch)
         tokens = torch.tensor([6, 7], device=DEVICE)
         for rows in (2, 1):  # matrix products, and one row's own kernel
-            positions, _ = (cache.extend(tables[:rows], [5] * rows, [1] * rows) for cache in caches)
-            expected = model(tokens[:rows], positions, caches[0])
-            mine = caches[1]
-            table = torch.tensor(tables[:rows], dtype=torch.int32)
-            mine.batch = plan_batch(table, [6] * rows, [1] * rows, mine.keys[0], model.config.heads)
-            got = fused_logits(model, tokens[:rows], positions, mine.slots, mine, mine.batch)
+            theirs, mine = (cache.batch(tables[:rows], [5] * rows, [1] * rows) for cache in caches)
+            expected = model(tokens[:rows], theirs.positions, theirs)
+            plan = mine.plan(model.config.heads)
+            got = fused_logits(model, tokens[:rows], mine.positions, mine.slots, caches[1], plan)
             torch.testing.assert_close(got, expected, **CLOSE)
 
 

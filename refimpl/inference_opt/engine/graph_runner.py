@@ -19,21 +19,18 @@ from functools import partial
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
-from torch import Tensor
 
+from inference_opt.cache.fused_forward import can_fuse, fused_logits
 from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import PagedKernelBatch, PagedKernelCache, padded_table
 from inference_opt.engine.cache_manager import Memory
 from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Chunk
-from inference_opt.kernels import Batch, common_stems, paged_attention
+from inference_opt.kernels import Batch, shared_prefixes
 from inference_opt.kernels.batch import cut, uses_triton
 from inference_opt.kernels.graph import capture
-from inference_opt.kernels.plan import PIECE, Launch, Work
-from inference_opt.model.experts import SwiGLU
-from inference_opt.model.gqa import GroupedQueryAttention
-from inference_opt.model.transformer import Layer, Transformer
+from inference_opt.kernels.plan import Launch, Piece, TilePlan
+from inference_opt.model.transformer import Transformer
 from inference_opt.speculative.drafter import Drafter
 from inference_opt.trace import recording
 
@@ -46,14 +43,12 @@ class Ahead:
 
         self.model, self.cache, self.steps = model, cache, steps
         config = model.config
-        extras = config.latent or config.qk_norm or config.qkv_bias or config.out_bias or config.mlp_bias
-        # The plain layers of Llama, stored densely, whole: what a rank makes of its part is summed behind each product.
-        self.fused = not extras and not model.head.weight.is_mkldnn and not model.is_cut
+        self.fused = can_fuse(model)
         most, pages = _bucket(most), -(-config.max_context // cache.page_size)
         self.greedy = Greedy(steps, most, cache.device)
         self.table = torch.zeros(most, pages, dtype=torch.int32, device=cache.device)
         self.offsets = torch.zeros(most + 1, dtype=torch.int32, device=cache.device)
-        self.graphs: dict[tuple[object, ...], tuple[Work, Callable[[], None]]] = {}
+        self.graphs: dict[tuple[object, ...], tuple[TilePlan, Callable[[], None]]] = {}
         self.pool = torch.cuda.graph_pool_handle() if cache.device.type == "cuda" else None
 
     def takes(self, chunks: Sequence[Chunk]) -> bool:
@@ -86,18 +81,18 @@ class Ahead:
 
     # [/run]
 
-    def _plan(self, tables: list[list[int]], starts: list[int], rooms: list[int]) -> Work:
+    def _plan(self, tables: list[list[int]], starts: list[int], rooms: list[int]) -> TilePlan:
         """The pieces of the last step, with the positions of the first."""
-        stems = common_stems(tables, starts, self.cache.page_size)
+        prefixes = shared_prefixes(tables, starts, self.cache.page_size)
         ends = [start + room for start, room in zip(starts, rooms)]
         k_pages, heads = self.cache.keys[0], self.model.config.heads
-        work = cut(ends, [1] * len(ends), stems, k_pages, heads, self.cache.latent_dim)
-        own, position = work.launches[-1].pieces, PIECE.index("position")  # those of stems, in front, stand still
-        own[:, position] -= torch.tensor(rooms, dtype=torch.int32)[own[:, PIECE.index("sequence")]] - 1
+        work = cut(ends, [1] * len(ends), prefixes, k_pages, heads, self.cache.latent_dim)
+        own = work.launches[-1].columns  # those of shared prefixes, in front, stand still
+        own.position.sub_(torch.tensor(rooms, dtype=torch.int32)[own.sequence] - 1)
         return work
 
     # [fill]
-    def _fill(self, chunks: Sequence[Chunk], rooms: list[int], lists: Work, work: Work) -> None:
+    def _fill(self, chunks: Sequence[Chunk], rooms: list[int], lists: TilePlan, work: TilePlan) -> None:
         """Write down for the graph what the next steps are about."""
         page, batch = self.cache.page_size, len(chunks)
         table = padded_table([chunk.request.table for chunk in chunks])
@@ -118,7 +113,7 @@ class Ahead:
     # [/fill]
 
     # [graph]
-    def _graph(self, batch: int, work: Work) -> tuple[Work, Callable[[], None]]:
+    def _graph(self, batch: int, work: TilePlan) -> tuple[TilePlan, Callable[[], None]]:
         """A step for so many rows, pieces and states, rounded up to powers of two; captured when first asked for.
 
         Without CUDA the run itself.
@@ -128,9 +123,10 @@ class Ahead:
         key = (rows, num_states, sizes)
         if key not in self.graphs:
             device = self.cache.device
-            launches = [Launch(torch.zeros(n, len(PIECE), dtype=torch.int32, device=device), tile) for n, tile in sizes]
+            fields = len(Piece._fields)
+            launches = [Launch(torch.zeros(n, fields, dtype=torch.int32, device=device), tile) for n, tile in sizes]
             states = torch.zeros(num_states, dtype=torch.int32, device=device)
-            lists = Work(tuple(launches), self.offsets[: rows + 1], states, num_states)
+            lists = TilePlan(tuple(launches), self.offsets[: rows + 1], states, num_states)
             none = torch.zeros(0, dtype=torch.int64)
             self.greedy.begin(none, none.expand(self.steps, 2, 0))  # capturing runs: it may write nowhere
             run = partial(self._step, rows, lists)
@@ -138,7 +134,7 @@ class Ahead:
         return self.graphs[key]
 
     @torch.inference_mode()
-    def _step(self, rows: int, lists: Work) -> None:
+    def _step(self, rows: int, lists: TilePlan) -> None:
         """One step of `rows` rows, from the buffers to the buffers."""
         batch, tokens = Batch(self.table, [0] * rows, [1] * rows, lists), self.greedy.tokens[:rows]
         positions, slots = self.greedy.place[:, :rows]
@@ -149,7 +145,7 @@ class Ahead:
             logits = self.model(tokens, positions, kv)
         self.greedy.end(logits)
         for launch in lists.launches:
-            launch.pieces[:, PIECE.index("position")] += 1
+            launch.columns.position.add_(1)
 
     # [/graph]
 
@@ -178,34 +174,3 @@ def run_ahead(model: Transformer, cache: PagedCache, drafter: Drafter | None, st
     if model.is_cut and not (dist.is_initialized() and dist.get_backend() == "nccl"):
         return None
     return Ahead(model, cache, steps, most)
-
-
-# [fused]
-def fused_logits(
-    model: Transformer,
-    tokens: Int[Tensor, "tokens"],
-    positions: Int[Tensor, "tokens"],
-    slots: Int[Tensor, "tokens"],
-    cache: PagedKernelCache,
-    batch: Batch,
-) -> Float[Tensor, "tokens vocab"]:
-    """`model(tokens, positions, cache)`, in fewer launches."""
-    from inference_opt.kernels.fused import project, rotate_write  # Triton is there where it is used
-
-    assert cache.values is not None
-    h, rope = model.embed(tokens), model.rope
-    for layer, k_pages, v_pages in zip(model.layers, cache.keys, cache.values):
-        assert isinstance(layer, Layer)
-        attention, mlp = layer.attention, layer.mlp
-        assert isinstance(attention, GroupedQueryAttention)
-        assert isinstance(mlp, SwiGLU)
-        qkv = project(h, attention.qkv.weight, norm=layer.attention_norm)
-        q = rotate_write(qkv, rope.cos, rope.sin, positions, slots, k_pages, v_pages)
-        mixed, _ = paged_attention(q, k_pages, v_pages, batch, attention.scale)
-        h = project(mixed.flatten(1), attention.out.weight, residual=h)
-        through = project(h, mlp.gate_up.weight, norm=layer.mlp_norm, gated=True)
-        h = project(through, mlp.down.weight, residual=h)
-    return project(h, model.head.weight, norm=model.norm)
-
-
-# [/fused]
