@@ -9,7 +9,7 @@ from jaxtyping import config
 
 from inference_opt import TransformerWithOptimizations, naive
 from inference_opt.lab.agreement import compare
-from inference_opt.loading.tokenizer import TextStream, Tokenizer
+from inference_opt.loading.tokenizer import Detokenizer, Tokenizer
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.lookup import NGram
 
@@ -212,8 +212,8 @@ class Letters(Tokenizer):
     def decode(self, ids):
         return "".join(chr(97 + token) for token in ids)
 
-    def stream(self):
-        return TextStream(self)
+    def detokenizer(self):
+        return Detokenizer(self)
 
 
 @pytest.mark.parametrize("radix", [False, True])

@@ -46,7 +46,7 @@ SMALLER = {
     "bench speculative": "--task chat --drafter n-gram --prompts 1 --new-tokens 4 --repeats 1 --no-peer",
     "bench mla": "--shape 'SmolLM2 96+32' --context 16 --repeats 1",
     "bench kernels": "--case gqa-1x32768 --repeats 1 --no-peer",
-    "bench engine": "--shape SmolLM2-135M --batch 1 --new-tokens 4 --ahead 2 --repeats 1 --no-peer",
+    "bench engine": "--shape SmolLM2-135M --batch 1 --new-tokens 4 --decode-steps 2 --repeats 1 --no-peer",
 }
 
 

@@ -31,7 +31,7 @@ def stream(
     ids, params = model.config.check_prompt(prompt_ids), seeded(params)
     # The last token of a text is never fed back, hence the + 1.
     room = model.config.max_context - len(ids) + 1
-    check = StopCheck(params, model.config.eos_token_ids, room, tokenizer.stream() if tokenizer else None)
+    check = StopCheck(params, model.config.eos_token_ids, room, tokenizer.detokenizer() if tokenizer else None)
     return _continue(model, ids, params, check)
 
 

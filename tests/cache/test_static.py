@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from inference_opt import naive
 from inference_opt.cache import generate as static
-from inference_opt.lab.agreement import compare, followed
+from inference_opt.lab.agreement import compare, teacher_forced_greedy
 from inference_opt.loading.prompts import load_prompts
 from inference_opt.model.attention import NoCache
 from inference_opt.sampling import SamplingParams, probabilities, sample
@@ -67,7 +67,7 @@ def real_texts(smollm2):
 def test_the_real_model_agrees_with_naive(smollm2, real_texts):
     model = smollm2[0]
     for prompt, text in zip(*real_texts):
-        agreement = compare(model, prompt, followed(model, prompt, text), text)
+        agreement = compare(model, prompt, teacher_forced_greedy(model, prompt, text), text)
         assert agreement.exact, agreement
         if len(prompt) < 60:  # token by token takes as many looks at the whole text as it has new tokens
             alone = naive.generate(model, prompt, SamplingParams(max_new_tokens=16))

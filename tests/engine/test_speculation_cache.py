@@ -28,7 +28,7 @@ def a_drafter_that_is_the_target_is_always_right():
         engine, _, _ = served(SmallerModel(Echo(CONTEXT)), *PROMPTS, *PROMPTS, **changes)
         assert engine.stats.acceptance == 1 < engine.stats.drafted_tokens
         assert engine.stats.preemptions >= preemptions
-        assert engine.stats.cached_tokens or not engine.scheduler.memory.radix
+        assert engine.stats.cached_tokens or not engine.scheduler.cache.radix
 
 
 def a_rejected_draft_is_forgotten():
@@ -43,8 +43,8 @@ def a_text_without_drafts_keeps_no_pages_for_them():
 
 
 class Silent(Drafter):
-    def propose(self, jobs):
-        return [Draft() for _ in jobs]
+    def propose(self, requests):
+        return [Draft() for _ in requests]
 
 
 def texts_of_a_batch_do_not_see_each_other():
@@ -78,13 +78,25 @@ BUGS = [
     (
         a_drafter_that_is_the_target_is_always_right,
         *FIRST,
-        "job.text.memo for",
-        "job.text.computed for",
+        "text.drafter_state, text.tokens[text.drafter_state :]",
+        "text.computed, text.tokens[text.computed :]",
     ),
-    (a_drafter_that_is_the_target_is_always_right, SmallerModel, "observe", "span.start if", "span.end if"),
-    (a_drafter_that_is_the_target_is_always_right, SmallerModel, "observe", "start < span.text.memo", "False"),
-    (a_rejected_draft_is_forgotten, SmallerModel, "observe", "min(span.text.memo, span.end)", "span.text.memo"),
-    (a_text_without_drafts_keeps_no_pages_for_them, Engine, "_conclude", "elif chunk.drafts", "elif draft.tokens"),
+    (a_drafter_that_is_the_target_is_always_right, SmallerModel, "observe", "each.start if", "each.end if"),
+    (a_drafter_that_is_the_target_is_always_right, SmallerModel, "observe", "start < text.drafter_state", "False"),
+    (
+        a_rejected_draft_is_forgotten,
+        SmallerModel,
+        "observe",
+        "min(text.drafter_state, end)",
+        "text.drafter_state",
+    ),
+    (
+        a_text_without_drafts_keeps_no_pages_for_them,
+        Engine,
+        "_conclude",
+        "        else:",
+        "        elif change.draft.tokens:",
+    ),
     (
         texts_of_a_batch_do_not_see_each_other,
         models,

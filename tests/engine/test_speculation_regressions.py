@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference_opt.engine import change, speculation
+from inference_opt.engine import change, eager_runner, observer, speculation
 from inference_opt.engine import engine as engine_module
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.scheduler import Scheduler
@@ -86,7 +86,7 @@ class Letters:
     def __init__(self):
         self.text = ""
 
-    def stream(self):
+    def detokenizer(self):
         return Letters()
 
     def add(self, token):
@@ -127,7 +127,7 @@ def no_draft_goes_beyond_the_longest_text():
     """Neither beyond max_new_tokens nor beyond the context (feifeibear/LLMSpeculativeSampling overshoots)."""
     for params in (SamplingParams(max_new_tokens=n, ignore_eos=True) for n in (1, 2, 9, 200)):
         engine, (request,), outputs = served(SmallerModel(Echo(CONTEXT)), [1, 2, 3], params=params, gamma=8)
-        assert all(o.start + o.count + len(o.drafted) <= request.most <= CONTEXT for o in outputs)
+        assert all(o.start + o.count + len(o.drafted) <= request.max_computed <= CONTEXT for o in outputs)
         assert len(request.output) == min(params.max_new_tokens, CONTEXT - 3 + 1)
         assert engine.pool.free + len(engine.tree) == engine.pool.num_pages
 
@@ -163,7 +163,7 @@ def no_two_draws_of_a_text_are_one():
         patch.setattr(
             Noise,
             "_generator",
-            lambda self, i, kind: asked.append((self.seed, self.start, self.stream, i, kind)) or whole(self, i, kind),
+            lambda self, i, kind: asked.append((self.seed, self.start, self.lane, i, kind)) or whole(self, i, kind),
         )
         for rule in (rules.token_wise, rules.block):
             asked.clear()
@@ -222,24 +222,30 @@ BUGS = [
         "self.left -= 1; self.eos = self.eos if self.left else ()",
     ),
     (no_draft_goes_beyond_the_longest_text, Scheduler, "_add_drafts", "request.check.left - 1", "request.check.left"),
-    (what_is_observed_counts_no_rejected_draft, *COMMIT, "+= len(tokens)", "+= len(draft.tokens) + 1"),
+    (
+        what_is_observed_counts_no_rejected_draft,
+        observer,
+        "_count",
+        "+= len(tokens)",
+        "+= len(change.draft.tokens) + 1",
+    ),
     (what_is_observed_counts_no_rejected_draft, *COMMIT, "min(len(emitted) - 1, len(tokens))", "len(draft.tokens)"),
     (what_is_observed_counts_no_rejected_draft, *COMMIT, "within(emitted or [])", "within(draft.tokens or emitted)"),
-    (what_is_observed_counts_no_rejected_draft, change, "logprobs", "[: len(tokens)]", "[-len(tokens) :]"),
+    (what_is_observed_counts_no_rejected_draft, eager_runner, "logprobs", "[: len(tokens)]", "[-len(tokens) :]"),
     (an_end_counts_the_drafts_before_it, *COMMIT, "min(len(emitted) - 1, len(tokens))", "len(emitted) - 1"),
     (no_two_draws_of_a_text_are_one, Noise, "uniform", "(i, 1)", "(0, 1)"),
     (no_two_draws_of_a_text_are_one, Noise, "uniform", "(i, 1)", "(i, 0)"),
-    (no_two_draws_of_a_text_are_one, Speculation, "_noise", "stream=int(drafting)", "stream=0"),
+    (no_two_draws_of_a_text_are_one, Speculation, "_noise", "lane=int(drafting)", "lane=0"),
     (no_two_draws_of_a_text_are_one, Speculation, "_noise", "len(request.tokens)", "len(request.prompt)"),
     (token_0_is_a_token, speculation, "check_draft", "0 <= x <", "0 < x <"),
     (
         the_law_is_the_model_s,
         Autoregressive,
         "propose",
-        "job.chance.choose(law, len(draft.tokens))",
-        "int(law.argmax())",
+        "request.rng.choose(q, len(draft.tokens))",
+        "int(q.argmax())",
     ),
-    (the_law_is_the_model_s, Autoregressive, "propose", "choose(law,", "choose(law.astype(np.float16),"),
+    (the_law_is_the_model_s, Autoregressive, "propose", "choose(q,", "choose(q.astype(np.float16),"),
     (
         coupled_texts_do_not_depend_on_the_drafter,
         Speculation,

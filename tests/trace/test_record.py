@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from inference_opt.model.pictures import flops
+from inference_opt.trace.record import ROOT, Recorder
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -20,10 +22,8 @@ from inference_opt.explain.player.page import frame, page
 from inference_opt.explain.scenarios import SCENARIOS, play
 from inference_opt.explain.scenarios.explore import explore
 from inference_opt.lab.eviction.learned import Odds
-from inference_opt.model.pictures import flops
 from inference_opt.radix.tree import RadixTree
 from inference_opt.trace import Trace, record, recording, step
-from inference_opt.trace.record import ROOT, Recorder
 from tests.engine.invariants import assert_sound_tree
 from tests.toys import SHAPES, toy
 
@@ -297,18 +297,30 @@ def test_a_scenario_says_what_it_shows():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t | {"version": 2}, "version 2; this code reads version 1"),
+        (lambda t: t | {"version": 2}, "version 2; this code reads version 1: record it anew"),
         (lambda t: t | {"format": "x"}, "not a trace"),
         (lambda t: [t], "not a trace"),
-        (lambda t: t | {"steps": [t["steps"][0] | {"source": 9}]}, "names source 9"),
+        (
+            lambda t: t | {"steps": [t["steps"][0] | {"source": 9}]},
+            r"steps\[0\]\.source: 9 names no source, there are [1-9]",
+        ),
         (
             lambda t: t | {"steps": [t["steps"][0] | {"text": None}]},
-            "step 0 should have 'text' of type str, got NoneType",
+            r"steps\[0\]\.text: None is not of type 'string'",
         ),
-        (lambda t: {name: part for name, part in t.items() if name != "labels"}, "'labels' of type dict, got nothing"),
-        (lambda t: t | {"sources": [3]}, "source 0 is no object"),
-        (lambda t: t | {"sources": [{"file": 3}]}, "source 0 should have 'file' of type str"),
-        (lambda t: t | {"steps": [None]}, "step 0 is no object"),
+        (
+            lambda t: {name: part for name, part in t.items() if name != "labels"},
+            "the trace: 'labels' is a required property",
+        ),
+        (lambda t: t | {"sources": [3]}, r"sources\[0\]: 3 is not of type 'object'"),
+        (lambda t: t | {"sources": t["sources"] * 40, "steps": t}, "steps: a dict is not of type 'array'"),
+        (lambda t: t | {"steps": [None]}, r"steps\[0\]: None is not of type 'object'"),
+        (lambda t: t | {"more": 1}, "the trace: .*'more' was unexpected"),
+        (lambda t: t | {"steps": [t["steps"][0] | {"event": "Said"}]}, r"steps\[0\]\.event: 'Said' does not match"),
+        (
+            lambda t: t | {"steps": [t["steps"][0] | {"counters": {"drafts": "many"}}]},
+            r"steps\[0\]\.counters\.drafts: 'many' is not valid",
+        ),
         (lambda t: t | {"labels": {"a": float("nan")}}, "NaN is no number of JSON"),
     ],
 )
@@ -317,7 +329,9 @@ def test_what_is_no_trace_is_refused_with_a_reason(change, message, tmp_path):
     file.write_text(json.dumps(change(play("rejection").as_json())))
     with pytest.raises(ValueError, match=message) as error:
         Trace.load(file)
-    assert str(error.value).startswith(str(file))
+    assert str(error.value).startswith(f"{file}: ")
+    assert len(str(error.value)) < len(str(file)) + 120
+    assert "\n" not in str(error.value)
 
 
 def test_a_truncated_file_is_refused_with_a_reason(tmp_path):

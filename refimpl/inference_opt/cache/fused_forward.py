@@ -17,11 +17,11 @@ from inference_opt.model.transformer import Layer, Transformer
 def can_fuse(model: Transformer) -> bool:
     """Whether `fused_logits` knows the model's layers: Llama's, dense, and whole.
 
-    A model that is cut over several cards sums behind its products, which the fused ones would pass by.
+    A model sharded over several cards sums after its products, which the fused ones would pass by.
     """
     config = model.config
     extras = config.latent or config.qk_norm or config.qkv_bias or config.out_bias or config.mlp_bias
-    return not extras and not config.experts and not model.head.weight.is_mkldnn and not model.is_cut
+    return not extras and not config.experts and not model.head.weight.is_mkldnn and not model.is_sharded
 
 
 def fused_logits(

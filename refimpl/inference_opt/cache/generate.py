@@ -36,7 +36,7 @@ def stream(
     texts, each = [config.check_prompt(prompt) for prompt, _ in requests], [own for _, own in requests]
     rooms = [config.max_context - len(ids) + 1 for ids in texts]
     checks = [
-        StopCheck(p, config.eos_token_ids, room, tokenizer.stream() if tokenizer else None)
+        StopCheck(p, config.eos_token_ids, room, tokenizer.detokenizer() if tokenizer else None)
         for p, room in zip(each, rooms)
     ]
     return _continue(model, texts, each, checks)

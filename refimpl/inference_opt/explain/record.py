@@ -23,7 +23,6 @@ from types import CodeType
 from typing import Any
 
 from inference_opt.explain import views
-from inference_opt.explain.views import attention, decoding, kernels, laws, rules, schedule, tree  # noqa: F401
 from inference_opt.trace import Trace, listening
 
 ROOT = Path(__file__).resolve().parent.parent  # the package

@@ -11,18 +11,18 @@ from jaxtyping import Float
 class Noise:
     """All the chance there is in one step of one text: a function of its seed and the position where the step begins.
 
-    `i` counts the step's draws: a plain step has one, i = 0; a speculative step several. `stream` keeps apart who draws
+    `i` counts the step's draws: a plain step has one, i = 0; a speculative step several. `lane` keeps apart who draws
     (0: the target, 1: a drafter that must not know the target's draws).
     """
 
     seed: int
     start: int
-    stream: int = 0
+    lane: int = 0
 
     def _generator(self, i: int, kind: int) -> np.random.Generator:
         # Arrays of uint64: a list would pass through floats, and large seeds would meet.
         key = np.array([self.seed, self.start], dtype=np.uint64)
-        counter = np.array([0, 0, i, 2 * self.stream + kind], dtype=np.uint64)
+        counter = np.array([0, 0, i, 2 * self.lane + kind], dtype=np.uint64)
         return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
     def uniform(self, i: int) -> float:
@@ -52,7 +52,7 @@ class CommonNoise(Noise):
     """The same, but draw i of a step from `start` is draw 0 of a step from `start + i`: steps may be cut anywhere."""
 
     def _generator(self, i: int, kind: int) -> np.random.Generator:
-        return Noise(self.seed, self.start + i, self.stream)._generator(0, kind)
+        return Noise(self.seed, self.start + i, self.lane)._generator(0, kind)
 
 
 # [/noise]

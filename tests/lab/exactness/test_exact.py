@@ -19,7 +19,7 @@ from inference_opt.lab.exactness.mutants import chain_of
 from inference_opt.lab.exactness.proposals import branching, chain, from_start, siblings
 from inference_opt.sampling import Noise, SamplingParams
 from inference_opt.speculative import rules
-from inference_opt.speculative.drafter import Job
+from inference_opt.speculative.drafter import DraftRequest
 from inference_opt.speculative.lookup import NGram
 
 
@@ -154,9 +154,9 @@ def n_gram(start):
         nonlocal drafted
         drafted = prefix[len(start) :]
         tokens = array("i", [0, 1, 2, 0, 2, 1, 1, 0, *start])
-        text = SimpleNamespace(tokens=tokens, computed=len(tokens) - 1, table=[], params=sampled, memo=None)
-        (draft,) = drafter.propose([Job(text, len(drafted) + 1, Say())])
-        law = [Fraction(w) for w in draft.laws[-1]]
+        text = SimpleNamespace(tokens=tokens, computed=len(tokens) - 1, table=[], params=sampled, drafter_state=None)
+        (draft,) = drafter.propose([DraftRequest(text, len(drafted) + 1, Say())])
+        law = [Fraction(w) for w in draft.probs[-1]]
         return [w / sum(law) for w in law]
 
     drafted, drafter, sampled = (), NGram(2), SamplingParams(temperature=1.0)

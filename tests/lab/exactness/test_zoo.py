@@ -180,7 +180,7 @@ class ByPosition(Noise):
     """Noise that depends on the position of the draw alone."""
 
     def _generator(self, i, kind):
-        return Noise(self.seed, self.start + i, self.stream)._generator(0, kind)
+        return Noise(self.seed, self.start + i, self.lane)._generator(0, kind)
 
 
 def test_the_same_line_runs_on_floats():

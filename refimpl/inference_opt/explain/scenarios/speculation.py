@@ -54,7 +54,7 @@ class Floats(Noise):
 
 def _judge(rule: Rule, draft: Model, gamma: int, seed: int, propose: Propose = chain) -> Trace:
     """One verdict of a rule on drafts drawn from laws that are written down, by seeded chance."""
-    noise, drafting = Floats(seed, 0), Floats(seed, 0, stream=1)
+    noise, drafting = Floats(seed, 0), Floats(seed, 0, lane=1)
     target, laws, tokens = propose(TARGET, draft, (), gamma, drafting.choose)
     if isinstance(tokens, dict):  # a tree whose nodes are drawn as they are asked for: ask for all
         paths: list[tuple[int, ...]] = [()]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inference_opt.cache.paged import PagedBatch
 from inference_opt.cache.paged_kernel import PagedKernelBatch
-from inference_opt.explain.views import PICTURES, SENTENCES, last_line, watching
+from inference_opt.explain.views.registry import PICTURES, SENTENCES, last_line, watching
 from inference_opt.model.attention import KV, LatentForms, causal_attention
 from inference_opt.model.mla import LatentAttention, multiplications
 from inference_opt.trace import emit_at

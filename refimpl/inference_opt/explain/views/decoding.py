@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference_opt.explain.views import PICTURES, SENTENCES
+from inference_opt.explain.views.registry import PICTURES, SENTENCES
 from inference_opt.model.attention import NoCache
 from inference_opt.model.linear import Linear
 from inference_opt.model.transformer import Transformer
@@ -42,7 +42,8 @@ def decoded(
     if kept is not None:
         with torch.inference_mode():
             ids, positions = torch.tensor(read, device=model.device), torch.arange(len(read), device=model.device)
-            h, _ = model.stream(ids, positions, NoCache([len(read)]))  # not a call of the model, which may be counted
+            # Not a call of the model: those may be counted.
+            h, _ = model.hidden_states(ids, positions, NoCache([len(read)]))
             whole = model.logits(h[-1:])[0]
         same = torch.allclose(whole, logits, rtol=1e-4, atol=1e-4)
         invariants = {"the logits are those of recomputing all": same, "the text fits its room": len(read) <= capacity}

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference_opt.explain.views import PICTURES, SENTENCES
+from inference_opt.explain.views.registry import PICTURES, SENTENCES
 from inference_opt.kernels import reference
 from inference_opt.kernels.plan import Piece, Tile
 

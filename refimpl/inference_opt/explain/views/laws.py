@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from inference_opt.explain.views import PICTURES, SENTENCES
+from inference_opt.explain.views.registry import PICTURES, SENTENCES
 from inference_opt.lab.exactness.exact import joint_law
 
 Path = tuple[int, ...]

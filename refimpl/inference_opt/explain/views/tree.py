@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from inference_opt.explain.views import SENTENCES, counters, invariants, snapshot
+from inference_opt.explain.views.registry import SENTENCES, counters, invariants, snapshot
 from inference_opt.radix.node import Node, upwards
 from inference_opt.radix.tree import RadixTree
 
