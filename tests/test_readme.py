@@ -110,6 +110,8 @@ def test_links_and_code_markers_exist(page):
         assert len(markers) == options.count(":start-after:") + options.count(":end-before:")
         for marker in markers:
             assert source.count(f"{marker}\n") == 1, f"{target} has no single {marker}"
+        for name in re.findall(r":pyobject: (\w+)", options):
+            assert re.search(rf"^(?:def|class) {name}\b", source, flags=re.MULTILINE), f"{target} has no {name}"
 
 
 def test_the_examples_run(smollm2_path):

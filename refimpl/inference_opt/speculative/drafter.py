@@ -96,7 +96,8 @@ class Drafter:
 
 def check_draft(draft: Draft, gamma: int, vocab_size: int) -> None:
     """ValueError for a draft that no rule could judge: too long, or with tokens or distributions that are not valid."""
-    tokens, probs = draft.tokens, draft.probs
+    tokens = draft.tokens
+    probs = draft.probs
     if len(tokens) > gamma or (probs is not None and len(probs) != len(tokens)):
         count = "no" if probs is None else len(probs)
         raise ValueError(
