@@ -277,7 +277,6 @@ class EngineMachine(RuleBasedStateMachine):
             if not self.engine.requests:
                 break
             self.advance()
-            self.log.clear()
             assert_sound(self.engine)
         assert not self.engine.requests, "the engine never comes to rest"
         for request, text in self.texts.values():
