@@ -131,7 +131,7 @@ def test_bench_decode_without_the_peer(run, tmp_path, smollm2_path):
     assert [(r["dtype"], r["batch"]) for r in figures["results"]] == [("bfloat16", 1), ("bfloat16", 2)]
     for row in figures["results"]:
         least, most = row["inference-opt"]["spread"]
-        assert 0 < least == row["inference-opt"]["decode"] == most < float("inf")
+        assert least == row["inference-opt"]["decode"] == most
         assert row["of_limit"] == pytest.approx(row["inference-opt"]["decode"] / row["limit"])  # one repeat, one pair
     assert "inference-opt bench decode" in out
     assert {"processor", "torch", "date"} <= figures["machine"].keys()

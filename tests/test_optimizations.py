@@ -20,6 +20,9 @@ def test_the_example_of_the_readme():
     output = model.generate(input_ids, max_length=100)
     assert output.shape == (1, 100)
     assert torch.equal(output[:, :4], input_ids)
+    with torch.inference_mode():  # what the oracle says behind each token of the text
+        expected = model(output)[0, 3:-1].argmax(-1)
+    assert compare(model.model, [1, 2, 3, 4], expected.tolist(), output[0, 4:].tolist()).exact
 
 
 def test_rows_are_the_oracle_s_tokens_greedy_and_seeded():

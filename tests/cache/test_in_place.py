@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from inference_opt import Engine, SamplingParams, kernels, naive
 from inference_opt.cache import paged_kernel
 from inference_opt.cache.paged import PagedCache
-from inference_opt.cache.paged_kernel import PagedKernelCache, cache_class
+from inference_opt.cache.paged_kernel import PagedKernelCache
 from inference_opt.explain.record import record
 from inference_opt.speculative.lookup import PromptLookup
 from tests.toys import SHAPES, latent_toy, run, toy
@@ -19,7 +19,7 @@ TEXT = st.lists(st.integers(0, 12), min_size=1, max_size=12)
 
 def short_stems(tables, cached, page_size):
     """Toys' stems are short."""
-    return kernels.common_stems(tables, cached, page_size, least=1)
+    return kernels.shared_prefixes(tables, cached, page_size, min_keys=1)
 
 
 @given(
@@ -47,7 +47,7 @@ def test_logits_are_the_gathering_cache_s(shape, texts, page_size, latent, dtype
             each.fill_(torch.nan)  # what was never written must not be read
     fed = [0] * len(texts)
     patch = pytest.MonkeyPatch()
-    patch.setattr(paged_kernel, "common_stems", short_stems)
+    patch.setattr(paged_kernel, "shared_prefixes", short_stems)
     while any(n < len(t) for n, t in zip(fed, texts)):
         # The stem in the first step whole, so that it is cached for all in the next.
         most = [len(t) - n for n, t in zip(fed, texts)]
@@ -71,7 +71,7 @@ def test_the_engine_on_it_gives_the_oracle_s_tokens(shape, prompts, page_size, l
     prompts = prompts + [prompts[0] + prompt[:4] for prompt in prompts]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("inference_opt.engine.engine.cache_class", lambda device: PagedKernelCache)
-        patch.setattr(paged_kernel, "common_stems", short_stems)
+        patch.setattr(paged_kernel, "shared_prefixes", short_stems)
         engine = Engine(model, drafter=PromptLookup(), page_size=page_size)
         assert isinstance(engine.cache, PagedKernelCache)
         got = engine.generate(prompts, params)
@@ -100,6 +100,7 @@ def test_its_recorded_attention_is_the_gathering_cache_s(shape, prompts, page_si
     assert "gathered from pages" in told[1].steps[0]["text"]
 
 
-def test_kernels_answer_on_cuda_and_gathering_elsewhere():
-    assert cache_class(torch.device("cuda")) is PagedKernelCache
-    assert cache_class(torch.device("cpu")) is PagedCache
+def test_an_engine_reads_pages_in_place_on_cuda_and_gathers_elsewhere():
+    on_device = PagedKernelCache if DEVICE == "cuda" else PagedCache
+    for device, kind in (("cpu", PagedCache), (DEVICE, on_device)):
+        assert type(Engine(toy().to(device)).cache) is kind

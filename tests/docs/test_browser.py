@@ -1,5 +1,7 @@
 """The built site in a real browser, opened from disk: every page, the search, the way through the book, the players."""
 
+import re
+
 import pytest
 
 from inference_opt.explain.scenarios import SCENARIOS
@@ -58,6 +60,73 @@ def test_search_finds_split(show):
     page.locator("#search-results a[href*='03_radix_attention']").first.wait_for()
 
 
+def test_search_names_the_section_shows_an_excerpt_and_ranks_what_explains_first(show):
+    page = show(SITE / "search.html", "?q=block+verification")
+    page.get_by_text("Search finished").wait_for()
+    found = page.locator("#search-results li")
+    chapters = [text[:2] for text in found.locator("a[href*='chapters/']").all_inner_texts()]
+    assert {"06", "07"} == set(chapters[:2]), "the chapters that explain it"
+    first = found.first
+    assert " > " in first.locator("a").inner_text(), "the section that it leads to"
+    assert "block verification" in first.locator("p.context").inner_text().lower()
+    first.locator("a").click()
+    page.wait_for_url("**/chapters/0*.html#*")
+
+
+def overlaps(page, one, other):
+    """Whether what the first selector finds covers what the second finds."""
+    return page.evaluate(
+        """([one, other]) => {
+            const [a, b] = [one, other].map((each) => document.querySelector(each)?.getBoundingClientRect());
+            return !!a?.width && a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+        }""",
+        [one, other],
+    )
+
+
+def test_code_and_player_have_the_width_of_the_page(show):
+    page = show(SITE / "chapters" / "03_radix_attention.html", viewport={"width": 1280, "height": 800})
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll(".highlight pre")].filter((pre) => pre.scrollWidth > pre.clientWidth
+            && pre.textContent.split("\\n").every((line) => line.length <= 120)).length"""
+    )
+    assert cut == 0, "120 columns of code fit"
+    player = page.locator(".stepped").first
+    scene, source = (player.locator(part).bounding_box() for part in (".scenes", "aside pre"))
+    assert source["x"] >= scene["x"] + scene["width"], "the source stands beside the picture"
+    page.evaluate("document.querySelector('.stepped').scrollIntoView()")
+    page.evaluate("scrollBy(0, -1)")  # which brings up what leads back to the top
+    source = player.locator("aside pre").bounding_box()
+    assert source["y"] + source["height"] <= 800, "and is seen with it"
+    assert not overlaps(page, ".back-to-top", ".stepped")
+
+
+def test_the_map_can_be_read_on_a_telephone_and_in_the_dark(show):
+    page = show(INDEX, viewport={"width": 400, "height": 800}, color_scheme="dark")
+    picture = page.locator("img[src$='map.svg']")
+    scale = picture.evaluate("image => image.clientWidth / image.naturalWidth")
+    svg = (SITE / "_images" / "map.svg").read_text(encoding="utf-8")
+    sizes = [float(size) * 4 / 3 for size in re.findall(r"font-size: ([\d.]+)px", svg)]  # in points, whatever it says
+    assert scale * min(sizes) >= 11
+    assert picture.evaluate("image => getComputedStyle(image).filter").startswith("invert(")
+    scrolls = picture.evaluate("image => image.parentElement.scrollWidth > image.parentElement.clientWidth")
+    assert scrolls, "what does not fit is moved, not made small"
+
+
+def test_arrows_belong_to_the_player_under_the_pointer(show):
+    page = show(INDEX)
+    player = page.locator(".stepped").first
+    page.keyboard.press("ArrowRight")
+    assert player.locator(".where").inner_text().startswith("1 /"), "nothing was pointed at"
+    player.locator(".sentence").hover()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("End")  # scrolls: only the arrows are taken from the page
+    assert player.locator(".where").inner_text().startswith("2 /")
+    page.locator("input[name=q]").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert player.locator(".where").inner_text().startswith("2 /"), "who types keeps the arrows"
+
+
 def test_next_and_previous_walk_the_whole_book(show):
     book = walk()
     assert [file for file in book if file in CHAPTERS] == CHAPTERS, "the chapters, in their order"
@@ -75,7 +144,7 @@ def test_a_first_split_is_stepped_through_in_three_clicks(show):
     page = show(SITE / "index.html")
     page.wait_for_url(INDEX.as_uri())
     player = page.locator("#step-diverging-insert")
-    player.get_by_label("jump to the next step of an event").select_option("radix.split")  # two clicks by hand
+    player.get_by_label("jump to").select_option("radix.split")  # two clicks by hand
     assert player.locator(".event").inner_text() == "radix.split"
 
 

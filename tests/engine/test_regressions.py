@@ -1,13 +1,7 @@
 """Mistakes that engines of this kind have shipped, one scenario each.
 
-Every scenario holds here, and fails when the mistake is put back: `wrong` in the place of `right`, in the source of one
-function. So a scenario is known to see what it is there to see.
+Every scenario holds here, and fails when the mistake is put back (`tests/mutation.py`).
 """
-
-import inspect
-import textwrap
-
-import pytest
 
 from inference_opt.engine.cache_manager import CacheManager
 from inference_opt.engine.engine import Engine
@@ -17,6 +11,7 @@ from inference_opt.radix import tree as radix_tree
 from inference_opt.radix.tree import RadixTree
 from inference_opt.sampling import SamplingParams
 from tests.engine.invariants import Echo, assert_sound, assert_sound_tree, expected
+from tests.mutation import assert_seen, each_bug, each_scenario
 
 GREEDY = SamplingParams(max_new_tokens=4, ignore_eos=True)
 
@@ -158,19 +153,14 @@ BUGS = [
 ]
 
 
-@pytest.mark.parametrize("scenario", dict.fromkeys(bug[0] for bug in BUGS), ids=lambda scenario: scenario.__name__)
-def test_holds(scenario):
+@each_scenario(BUGS)
+def test_it_holds_that(scenario):
     scenario()
 
 
-@pytest.mark.parametrize(("scenario", "owner", "name", "right", "wrong"), BUGS, ids=[b[0].__name__ for b in BUGS])
-def test_the_bug_put_back_is_seen(monkeypatch, scenario, owner, name, right, wrong):
-    function = inspect.unwrap(getattr(owner, name))
-    source, scope = textwrap.dedent(inspect.getsource(function)), {}
-    assert right in source, "the source has changed: put the same mistake into the new one"
-    exec(source.replace(right, wrong), function.__globals__, scope)
-    monkeypatch.setattr(owner, name, scope[name])
+@each_bug(BUGS)
+def test_it_is_seen_that(monkeypatch, bug):
+    _, _, name, _, wrong = bug
     if name == "attach" and "computed" in wrong:  # the second half of that mistake
         monkeypatch.setattr(Request, "forget", lambda request: None)
-    with pytest.raises((AssertionError, ValueError, RuntimeError, LookupError)):
-        scenario()
+    assert_seen(monkeypatch, *bug)

@@ -1,7 +1,5 @@
 """Mistakes that speculative decoders have shipped with caches and batches, as in `test_speculation_regressions.py`."""
 
-import pytest
-
 from inference_opt.engine import change
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.scheduler import Scheduler
@@ -11,7 +9,8 @@ from inference_opt.speculative.drafter import Draft, Drafter
 from inference_opt.speculative.eagle import Eagle
 from inference_opt.speculative.models import Autoregressive, FirstLayers, SmallerModel
 from tests.engine.invariants import Echo, random_head
-from tests.engine.test_speculation_regressions import CONTEXT, PROMPTS, put_back, served
+from tests.engine.test_speculation_regressions import CONTEXT, PROMPTS, served
+from tests.mutation import assert_seen, each_bug, each_scenario
 from tests.toys import toy
 
 
@@ -94,8 +93,8 @@ BUGS = [
         a_text_without_drafts_keeps_no_pages_for_them,
         Engine,
         "_conclude",
-        "        else:",
-        "        elif change.draft.tokens:",
+        "else:",
+        "elif change.draft.tokens:",
     ),
     (
         texts_of_a_batch_do_not_see_each_other,
@@ -118,11 +117,11 @@ BUGS = [
 ]
 
 
-@pytest.mark.parametrize("scenario", dict.fromkeys(bug[0] for bug in BUGS), ids=lambda scenario: scenario.__name__)
-def test_holds(scenario):
+@each_scenario(BUGS)
+def test_it_holds_that(scenario):
     scenario()
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=[bug[0].__name__ for bug in BUGS])
-def test_the_bug_put_back_is_seen(monkeypatch, bug):
-    put_back(monkeypatch, *bug)
+@each_bug(BUGS)
+def test_it_is_seen_that(monkeypatch, bug):
+    assert_seen(monkeypatch, *bug)

@@ -1,18 +1,14 @@
 """Mistakes that speculative decoders have shipped, one scenario each: what is emitted, counted and drawn.
 
-Every scenario holds here, and fails when the mistake is put back: `wrong` in the place of `right`, in the source of one
-function. Those of the drafters' caches are in `test_speculation_cache.py`.
+Every scenario holds here, and fails when the mistake is put back (`tests/mutation.py`). Those of the drafters' caches
+are in `test_speculation_cache.py`.
 """
-
-import inspect
-import textwrap
 
 import numpy as np
 import pytest
 import torch
 
 from inference_opt.engine import change, eager_runner, observer, speculation
-from inference_opt.engine import engine as engine_module
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.scheduler import Scheduler
 from inference_opt.engine.speculation import Speculation
@@ -30,6 +26,7 @@ from tests.engine.invariants import (
     watch_drafter,
 )
 from tests.engine.test_speculation_law import assert_lawful
+from tests.mutation import assert_seen, each_bug, each_scenario
 from tests.toys import toy
 
 CONTEXT = 96
@@ -51,19 +48,6 @@ def served(drafter, *prompts, params=LONG, eos=(0,), later=(), **arguments):
     for request in requests:
         assert request.output == expected(request.prompt, params, CONTEXT, eos)
     return engine, requests, outputs
-
-
-def put_back(monkeypatch, scenario, owner, name, right, wrong):
-    """The scenario must fail with `wrong` in the place of `right` in the source of `owner.name`."""
-    function = inspect.unwrap(getattr(owner, name))
-    source, scope = textwrap.dedent(inspect.getsource(function)), {}
-    assert right in source, "the source has changed: put the same mistake into the new one"
-    exec(source.replace(right, wrong), function.__globals__, scope)
-    monkeypatch.setattr(owner, name, scope[name])
-    if owner is change and hasattr(engine_module, name):
-        monkeypatch.setattr(engine_module, name, scope[name])
-    with pytest.raises((AssertionError, ValueError, RuntimeError, LookupError)):
-        scenario()
 
 
 def an_end_inside_accepted_tokens_ends_the_text():
@@ -263,11 +247,11 @@ BUGS = [
 ]
 
 
-@pytest.mark.parametrize("scenario", dict.fromkeys(bug[0] for bug in BUGS), ids=lambda scenario: scenario.__name__)
-def test_holds(scenario):
+@each_scenario(BUGS)
+def test_it_holds_that(scenario):
     scenario()
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=[bug[0].__name__ for bug in BUGS])
-def test_the_bug_put_back_is_seen(monkeypatch, bug):
-    put_back(monkeypatch, *bug)
+@each_bug(BUGS)
+def test_it_is_seen_that(monkeypatch, bug):
+    assert_seen(monkeypatch, *bug)

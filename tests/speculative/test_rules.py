@@ -210,6 +210,18 @@ def test_there_is_a_gain_exactly_if_drafts_are_accepted_more_often_than_they_cos
     assert (best > 0) == (most > 0 and cost.speedup(alpha, 1, c) > 1)
 
 
+@given(st.fractions(0, 1, max_denominator=9), st.fractions(0, 2, max_denominator=9), st.integers(0, 8))
+def test_the_best_draft_length_gains_most_of_all(alpha, c, most):
+    """Theorem 3.8 without its closed form: each way that a draft may end, by its probability."""
+    gains = []
+    for gamma in range(most + 1):
+        ends = [(alpha**kept * (1 - alpha), kept + 1) for kept in range(gamma)] + [(alpha**gamma, gamma + 1)]
+        assert sum(p for p, _ in ends) == 1
+        gains.append(sum(p * tokens for p, tokens in ends) / (gamma * c + 1))
+        assert cost.speedup(alpha, gamma, c) == gains[-1]
+    assert gains[cost.best_gamma(alpha, c, most)] == max(gains)
+
+
 def test_what_has_no_law_or_no_cost():
     def none(prefix):
         return Fraction(1, 2), Fraction(1, 3)

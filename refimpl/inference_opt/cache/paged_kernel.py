@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference_opt.cache.paged import PagedCache
-from inference_opt.kernels import Batch, common_stems, paged_attention, plan_batch, write_kv
+from inference_opt.kernels import Batch, paged_attention, plan_batch, shared_prefixes, write_kv
 from inference_opt.kernels.plan import spread
 from inference_opt.model.attention import CacheBatch, LatentForms
 
@@ -36,8 +36,8 @@ class PagedKernelCache(PagedCache):
         positions = np.array(starts, dtype=np.int64)[rows] + steps
 
         def plan(heads: int) -> Batch:
-            stems = common_stems(used, starts, self.page_size)
-            return plan_batch(torch.from_numpy(table), ends, counts, self.keys[0], heads, self.latent_dim, stems)
+            prefixes = shared_prefixes(used, starts, self.page_size)
+            return plan_batch(torch.from_numpy(table), ends, counts, self.keys[0], heads, self.latent_dim, prefixes)
 
         slots = self.slots(table, rows, positions)
         return PagedKernelBatch(self, self._sent(positions), self._sent(slots), plan)
@@ -78,8 +78,9 @@ class PagedKernelBatch(CacheBatch):
     ) -> Float[Tensor, "tokens heads value_dim"]:
         """Write the new keys and values into their slots, then let each new token attend through its page table."""
         keys, values = self.cache.keys[layer], self.cache.values_of(layer)
-        write_kv(k, v, keys, values, self.slots)
-        return paged_attention(q, keys, values, self.plan(q.shape[1]), scale)[0]
+        plan = self.plan(q.shape[1])
+        write_kv(k, v, keys, values, self.slots)  # an ordinary launch after the plan: attention may start early
+        return paged_attention(q, keys, values, plan, scale, pdl=True)[0]
 
     def attend_latents(
         self,
@@ -90,10 +91,9 @@ class PagedKernelBatch(CacheBatch):
     ) -> Float[Tensor, "tokens heads value_dim"]:
         """The same with latents, which the queries meet as they are."""
         latents = self.cache.latents_of(layer)
+        plan = self.plan(q.shape[1])
         write_kv(kept, None, latents, None, self.slots)
-        mixed, _ = paged_attention(
-            forms.absorb(q), latents, None, self.plan(q.shape[1]), forms.scale, self.cache.latent_dim
-        )
+        mixed, _ = paged_attention(forms.absorb(q), latents, None, plan, forms.scale, self.cache.latent_dim, pdl=True)
         return forms.values(mixed)
 
 

@@ -20,9 +20,8 @@ from functools import partial
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
-from torch import Tensor
 
+from inference_opt.cache.fused_forward import can_fuse, fused_logits
 from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import PagedKernelBatch, PagedKernelCache, padded_table
 from inference_opt.engine.eager_runner import EagerRunner
@@ -30,13 +29,11 @@ from inference_opt.engine.request import Request
 from inference_opt.engine.runner import Result, Runner
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.engine.speculation import Speculation
-from inference_opt.kernels import Batch, common_stems, paged_attention
+from inference_opt.kernels import Batch, shared_prefixes
 from inference_opt.kernels.batch import cut, uses_triton
 from inference_opt.kernels.graph import capture
-from inference_opt.kernels.plan import PIECE, Launch, Work
-from inference_opt.model.experts import SwiGLU
-from inference_opt.model.gqa import GroupedQueryAttention
-from inference_opt.model.transformer import Layer, Transformer
+from inference_opt.kernels.plan import Launch, Piece, TilePlan
+from inference_opt.model.transformer import Transformer
 from inference_opt.speculative.drafter import Draft
 from inference_opt.trace import recording
 
@@ -49,16 +46,14 @@ class GraphRunner:
 
         self.eager, self.model, self.cache, self.max_steps = eager, eager.model, cache, max_steps
         config = self.model.config
-        extras = config.latent or config.qk_norm or config.qkv_bias or config.out_bias or config.mlp_bias
-        # Fused launches know the plain layers of Llama, stored densely and whole: they sum nothing over ranks.
-        self.fused = not extras and not self.model.head.weight.is_mkldnn and not self.model.is_sharded
+        self.fused = can_fuse(self.model)
 
         # The buffers of all graphs: what a step reads and chooses, page tables, and where each row's states begin.
         rows, pages = _bucket(max_rows), -(-config.max_context // cache.page_size)
         self.greedy = Greedy(max_steps, rows, cache.device)
         self.table = torch.zeros(rows, pages, dtype=torch.int32, device=cache.device)
         self.offsets = torch.zeros(rows + 1, dtype=torch.int32, device=cache.device)
-        self.graphs: dict[tuple[object, ...], tuple[Work, Callable[[], None]]] = {}  # by size: its plan, and its replay
+        self.graphs: dict[tuple[object, ...], tuple[TilePlan, Callable[[], None]]] = {}  # by size: plan and replay
         self.pool = torch.cuda.graph_pool_handle() if cache.device.type == "cuda" else None
 
     def repeats(self, request: Request) -> bool:
@@ -94,15 +89,15 @@ class GraphRunner:
 
     # [/run]
 
-    def _plan(self, tables: list[list[int]], starts: list[int], steps: list[int]) -> Work:
+    def _plan(self, tables: list[list[int]], starts: list[int], steps: list[int]) -> TilePlan:
         """The pieces of the last step, with the positions of the first."""
-        stems = common_stems(tables, starts, self.cache.page_size)
+        prefixes = shared_prefixes(tables, starts, self.cache.page_size)
         ends = [start + count for start, count in zip(starts, steps)]
         k_pages, heads = self.cache.keys[0], self.model.config.heads
-        work = cut(ends, [1] * len(ends), stems, k_pages, heads, self.cache.latent_dim)
-        # Each request's own pieces come last. (Those of stems, in front of them, see the same keys in every step.)
-        own, position = work.launches[-1].pieces, PIECE.index("position")
-        own[:, position] -= torch.tensor(steps, dtype=torch.int32)[own[:, PIECE.index("sequence")]] - 1
+        work = cut(ends, [1] * len(ends), prefixes, k_pages, heads, self.cache.latent_dim)
+        # Each request's own pieces come last. (Those of shared prefixes, before them, see the same keys in every step.)
+        own = work.launches[-1].columns
+        own.position.sub_(torch.tensor(steps, dtype=torch.int32)[own.sequence] - 1)
         return work
 
     # [fill]
@@ -115,7 +110,7 @@ class GraphRunner:
         self.greedy.begin(torch.tensor(tokens), torch.from_numpy(np.stack((positions, slots), axis=1)))
         self.table[: len(table), : table.shape[1]] = torch.from_numpy(table).to(self.table.device)
 
-    def _copy(self, work: Work, lists: Work) -> None:
+    def _copy(self, work: TilePlan, lists: TilePlan) -> None:
         """Write a plan into the lists of a graph, which may be longer."""
         offsets = np.full(len(self.offsets), work.num_states, dtype=np.int32)  # rows without a request have no states
         offsets[: len(work.offsets)] = work.offsets
@@ -128,7 +123,7 @@ class GraphRunner:
     # [/fill]
 
     # [graph]
-    def _graph(self, batch: int, work: Work) -> tuple[Work, Callable[[], None]]:
+    def _graph(self, batch: int, work: TilePlan) -> tuple[TilePlan, Callable[[], None]]:
         """The lists and the replay of a step for so many rows, pieces and states, rounded up to powers of two.
 
         It is captured when it is first asked for. Without CUDA, the replay is the step itself.
@@ -139,9 +134,10 @@ class GraphRunner:
         if key not in self.graphs:
             # Lists of the graph's own: the pieces of each launch, and the states to merge.
             device = self.cache.device
-            launches = [Launch(torch.zeros(n, len(PIECE), dtype=torch.int32, device=device), tile) for n, tile in sizes]
+            fields = len(Piece._fields)
+            launches = [Launch(torch.zeros(n, fields, dtype=torch.int32, device=device), tile) for n, tile in sizes]
             states = torch.zeros(num_states, dtype=torch.int32, device=device)
-            lists = Work(tuple(launches), self.offsets[: rows + 1], states, num_states)
+            lists = TilePlan(tuple(launches), self.offsets[: rows + 1], states, num_states)
             # Capturing runs the step. With no row begun, it writes nowhere.
             none = torch.zeros(0, dtype=torch.int64)
             self.greedy.begin(none, none.expand(self.max_steps, 2, 0))
@@ -150,7 +146,7 @@ class GraphRunner:
         return self.graphs[key]
 
     @torch.inference_mode()
-    def _step(self, rows: int, lists: Work) -> None:
+    def _step(self, rows: int, lists: TilePlan) -> None:
         """One step of `rows` rows, from the buffers to the buffers."""
         batch, tokens = Batch(self.table, [0] * rows, [1] * rows, lists), self.greedy.tokens[:rows]
         positions, slots = self.greedy.place[:, :rows]
@@ -162,7 +158,7 @@ class GraphRunner:
         # Note each row's token, make it the next one read, and move every query by one.
         self.greedy.end(logits)
         for launch in lists.launches:
-            launch.pieces[:, PIECE.index("position")] += 1
+            launch.columns.position.add_(1)
 
     # [/graph]
 
@@ -186,34 +182,3 @@ def runner_for(model: Transformer, cache: PagedCache, speculation: Speculation, 
     if model.is_sharded and not (dist.is_initialized() and dist.get_backend() == "nccl"):
         return eager
     return GraphRunner(eager, cache, max_steps, rows)
-
-
-# [fused]
-def fused_logits(
-    model: Transformer,
-    tokens: Int[Tensor, "tokens"],
-    positions: Int[Tensor, "tokens"],
-    slots: Int[Tensor, "tokens"],
-    cache: PagedKernelCache,
-    batch: Batch,
-) -> Float[Tensor, "tokens vocab"]:
-    """`model(tokens, positions, cache)`, in fewer launches."""
-    from inference_opt.kernels.fused import project, rotate_write  # Triton is there where it is used
-
-    assert cache.values is not None
-    h, rope = model.embed(tokens), model.rope
-    for layer, k_pages, v_pages in zip(model.layers, cache.keys, cache.values):
-        assert isinstance(layer, Layer)
-        attention, mlp = layer.attention, layer.mlp
-        assert isinstance(attention, GroupedQueryAttention)
-        assert isinstance(mlp, SwiGLU)
-        qkv = project(h, attention.qkv.weight, norm=layer.attention_norm)
-        q = rotate_write(qkv, rope.cos, rope.sin, positions, slots, k_pages, v_pages)
-        mixed, _ = paged_attention(q, k_pages, v_pages, batch, attention.scale)
-        h = project(mixed.flatten(1), attention.out.weight, residual=h)
-        through = project(h, mlp.gate_up.weight, norm=layer.mlp_norm, gated=True)
-        h = project(through, mlp.down.weight, residual=h)
-    return project(h, model.head.weight, norm=model.norm)
-
-
-# [/fused]

@@ -115,16 +115,17 @@ def draw_schedule(axes: Axes, steps: Sequence[Sequence[Output]], names: Mapping[
 
 
 def draw_pieces(axes: Axes, batch: Batch) -> None:
-    """Who reads what: a row for each sequence's queries, its keys along it, every piece a box; stems span their rows.
+    """Who reads what: a row for each sequence's queries, its keys along it, every piece a box.
 
-    One tile of rows a sequence, as in decoding. ValueError for a batch that was not planned for kernels.
+    Shared prefixes span the rows of their sequences. One tile of rows a sequence, as in decoding. ValueError for a
+    batch that was not planned for kernels.
     """
-    if batch.work is None:
+    if batch.plan is None:
         raise ValueError("this batch has no plan: pages on the CPU are planned under Triton's interpreter only")
     token0 = list(itertools.accumulate(batch.counts, initial=0))
     number = 0
-    for launch in batch.work.launches:
-        for sequence, start, queries, _, _, first, end, state in launch.pieces.tolist():
+    for launch in batch.plan.launches:
+        for sequence, start, queries, _, _, first, end, state in launch.rows:
             rows = sum(start <= t < start + queries for t in token0[:-1])
             box = Rectangle((first, sequence + 0.1), end - first, rows - 0.2, facecolor=COLOURS[number % 8], alpha=0.6)
             axes.add_patch(box)

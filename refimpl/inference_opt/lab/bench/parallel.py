@@ -123,8 +123,8 @@ def bench_parallel(options: argparse.Namespace) -> dict[str, Any]:
             figures["greedy"][name] = [str(compare(whole, *each)) for each in pairs]
             figures["seeded_identical"][name] = sum(a == b for a, b in zip(one["seeded"], texts["seeded"]))
         figures["weight_bytes"] = {"one": model_bytes(whole), "ranks": [n for _, n, _ in everyones]}
-        kept = whole.config.kv_elements_per_token
-        figures["kv_bytes_per_token"] = {"one": kept * size_of, "ranks": [n * size_of for _, _, n in everyones]}
+        elements = whole.config.kv_elements_per_token
+        figures["kv_bytes_per_token"] = {"one": elements * size_of, "ranks": [n * size_of for _, _, n in everyones]}
         figures["tokens_per_second"] = {
             name: {"median": median(r[1:]), "spread": [min(r[1:]), max(r[1:])]} for name, r in rates.items()
         }

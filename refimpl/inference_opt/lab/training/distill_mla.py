@@ -32,14 +32,10 @@ from inference_opt.loading.tokenizer import needed
 from inference_opt.model.transformer import Transformer
 
 
-# [loss]
 def divergence(wanted: Float[Tensor, "positions vocab"], logits: Float[Tensor, "positions vocab"]) -> Float[Tensor, ""]:
     """Mean KL(original ‖ converted) = Σ p (log p − log q), in nats."""
     p, q = wanted.float().log_softmax(dim=-1), logits.float().log_softmax(dim=-1)
     return (p.exp() * (p - q)).sum(dim=-1).mean()
-
-
-# [/loss]
 
 
 def heal(
@@ -52,8 +48,12 @@ def heal(
     lr: float = 2e-3,
     every: int = 20,
     seed: int = 0,
+    steps: int | None = None,
 ) -> tuple[Factors, dict[str, Any]]:
-    """Train the factors for `minutes` on rows of text that end at `ended`; the healed factors, and the run's record."""
+    """Train the factors for `minutes` on rows of text that end at `ended`; the healed factors, and the run's record.
+
+    `steps`: train for as many steps, whatever time they take.
+    """
     torch.manual_seed(seed)
 
     # All weights are frozen but the factors'.
@@ -72,7 +72,7 @@ def heal(
     curve = []
     step = seen = 0
     began = time.perf_counter()
-    while (share := (time.perf_counter() - began) / (60 * minutes)) < 1:
+    while (share := step / steps if steps else (time.perf_counter() - began) / (60 * minutes)) < 1:
         rate = set_rate([optimizer], lr, (step + 1) / 50, share)
         pick = torch.randint(len(tokens), (batch,))
         ids = tokens[pick].to(model.device).long().flatten()
