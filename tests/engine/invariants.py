@@ -64,20 +64,6 @@ def content(tree):
     return table
 
 
-def replay(log, table):
-    """Apply the tree's log to a table like `content`'s."""
-    for entry in log:
-        if hasattr(entry, "tokens"):
-            before, size = entry.after, len(entry.tokens) // len(entry.pages)
-            for i, page in enumerate(entry.pages):
-                assert page not in table
-                table[page] = (entry.namespace, before, entry.tokens[i * size : (i + 1) * size])
-                before = page
-        else:
-            for page in entry.pages:
-                del table[page]
-
-
 def spelled(node):
     """The tokens of the path to a node."""
     return [token for above in list(upwards(node))[::-1] for token in above.tokens]

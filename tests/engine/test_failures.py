@@ -198,7 +198,7 @@ class Letters(Tokenizer):
         return "abcdef"[token]
 
 
-CALLBACKS = ["log", "LRU.touch", "LRU.key", "LRU.cuts", "Odds.touch", "Odds.key", "Odds.cuts", "Odds.worth"]
+CALLBACKS = ["LRU.touch", "LRU.key", "LRU.cuts", "Odds.touch", "Odds.key", "Odds.cuts", "Odds.worth"]
 CALLBACKS += ["tokenizer", "drafter.propose", "drafter.observe"]
 
 
@@ -212,9 +212,7 @@ def test_a_callback_that_fails_at_any_call_loses_nothing(place):
         letters, drafter = Letters(), PromptLookup(2, 1)
         engine = Engine(Echo(64), page_size=2, num_pages=9, token_budget=6, policy=policy, tokenizer=letters,
                         drafter=drafter if owner == "drafter" else None, gamma=2, rule=rules.coupled)  # fmt: skip
-        if place == "log":
-            fails = engine.tree.log = Fails(lambda entry: None, at)
-        elif place == "tokenizer":
+        if place == "tokenizer":
             fails = letters.hook = Fails(lambda: None, at)
         else:
             target = engine.speculation.drafter if owner == "drafter" else policy

@@ -76,10 +76,10 @@ class GraphRunner:
         starts, steps = [chunk.start for chunk in chunks], [chunk.steps for chunk in chunks]
         self.cache.check(tables, starts, steps)
         # Write the batch into the buffers of a graph that is large enough, and replay it.
-        work = self._plan(tables, starts, steps)
-        lists, replay = self._graph(len(chunks), work)
+        plan = self._plan(tables, starts, steps)
+        lists, replay = self._graph(len(chunks), plan)
         self._fill([chunk.request.tokens[-1] for chunk in chunks], tables, starts, steps)
-        self._copy(work, lists)
+        self._copy(plan, lists)
         for _ in range(max(steps)):
             replay()
         # Look once, at all steps. A request keeps the tokens before its first broken step.
@@ -94,11 +94,11 @@ class GraphRunner:
         prefixes = shared_prefixes(tables, starts, self.cache.page_size)
         ends = [start + count for start, count in zip(starts, steps)]
         k_pages, heads = self.cache.keys[0], self.model.config.heads
-        work = cut(ends, [1] * len(ends), prefixes, k_pages, heads, self.cache.latent_dim)
+        plan = cut(ends, [1] * len(ends), prefixes, k_pages, heads, self.cache.latent_dim)
         # Each request's own pieces come last. (Those of shared prefixes, before them, see the same keys in every step.)
-        own = work.launches[-1].columns
+        own = plan.launches[-1].columns
         own.position.sub_(torch.tensor(steps, dtype=torch.int32)[own.sequence] - 1)
-        return work
+        return plan
 
     # [fill]
     def _fill(self, tokens: list[int], tables: list[list[int]], starts: list[int], steps: list[int]) -> None:
@@ -110,26 +110,26 @@ class GraphRunner:
         self.greedy.begin(torch.tensor(tokens), torch.from_numpy(np.stack((positions, slots), axis=1)))
         self.table[: len(table), : table.shape[1]] = torch.from_numpy(table).to(self.table.device)
 
-    def _copy(self, work: TilePlan, lists: TilePlan) -> None:
+    def _copy(self, plan: TilePlan, lists: TilePlan) -> None:
         """Write a plan into the lists of a graph, which may be longer."""
-        offsets = np.full(len(self.offsets), work.num_states, dtype=np.int32)  # rows without a request have no states
-        offsets[: len(work.offsets)] = work.offsets
+        offsets = np.full(len(self.offsets), plan.num_states, dtype=np.int32)  # rows without a request have no states
+        offsets[: len(plan.offsets)] = plan.offsets
         self.offsets.copy_(torch.from_numpy(offsets))
-        lists.states[: len(work.states)] = work.states.to(lists.states.device)
-        for mine, its in zip(lists.launches, work.launches):
+        lists.states[: len(plan.states)] = plan.states.to(lists.states.device)
+        for mine, its in zip(lists.launches, plan.launches):
             mine.pieces.zero_()  # pieces of no query
             mine.pieces[: len(its.pieces)] = its.pieces.to(mine.pieces.device)
 
     # [/fill]
 
     # [graph]
-    def _graph(self, batch: int, work: TilePlan) -> tuple[TilePlan, Callable[[], None]]:
+    def _graph(self, batch: int, plan: TilePlan) -> tuple[TilePlan, Callable[[], None]]:
         """The lists and the replay of a step for so many rows, pieces and states, rounded up to powers of two.
 
         It is captured when it is first asked for. Without CUDA, the replay is the step itself.
         """
-        rows, num_states = _bucket(batch), _bucket(work.num_states)
-        sizes = tuple((_bucket(len(launch.pieces)), launch.tile) for launch in work.launches)
+        rows, num_states = _bucket(batch), _bucket(plan.num_states)
+        sizes = tuple((_bucket(len(launch.pieces)), launch.tile) for launch in plan.launches)
         key = (rows, num_states, sizes)
         if key not in self.graphs:
             # Lists of the graph's own: the pieces of each launch, and the states to merge.
