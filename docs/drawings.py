@@ -46,10 +46,10 @@ FILES = (
 LAYERS = runpy.run_path(str(PACKAGE.parents[1] / "tests" / "test_layers.py"))  # whose test holds the order
 PARTS = LAYERS["ORDER"]  # from the ground up
 SEAMS = (
-    ("model", "attend(layer, q, k, v, scale)", "kv"),
-    ("engine", "γ ≥ 0 drafts a step; 0 is plain decoding", "speculative"),
-    ("drafter", "propose: tokens and their law; accept: what to emit", "rule"),
-    ("all code", "record(), step(name, …)", "trace"),
+    ("model", "attend(layer, q, k, v, scale)", "cache.batch(…)"),
+    ("engine", "run(chunks, drafts): γ = 0 is plain decoding", "runner"),
+    ("drafter", "propose: tokens and their distribution; accept: what to emit", "rule"),
+    ("who owns state", "emit(event, self, data)", "trace"),
 )
 
 

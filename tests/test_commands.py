@@ -135,6 +135,27 @@ def test_devices_may_be_named_twice_and_a_figure_needs_a_format(call):
     assert (status, ".svg" in printed) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("generate", "hi", "--gamma", 3), "--gamma"),
+        (("generate", "hi", "--seed", 3), "--seed"),
+        (("generate", "hi", "--top-k", 3, "--top-p", 0.5, "--min-p", 0.1), "--top-k, --top-p, --min-p"),
+        (("bench", "speculative", "--seed", 3), "--seed"),
+        (("step", "--trace", "a.json", "--seed", 3), "--seed"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(call, arguments, named):
+    status, printed = call(*arguments)
+    assert (status, f"error: {named} would have no effect" in " ".join(printed.split())) == (2, True)
+
+
+def test_options_that_change_something_are_taken(call):
+    assert call("generate", "hi", "--temperature", 1, "--seed", 3, "--top-k", 3)[0] == "reached"
+    assert call("generate", "hi", "--drafter", "n-gram", "--gamma", 3)[0] == "reached"
+    assert call("bench", "speculative", "--temperature", 1, "--seed", 3)[0] == "reached"
+
+
 TEXT = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=20)
 VALUES = st.sampled_from(
     ["", " ", "nan", "inf", "-inf", "-1", "0", "1", "1e308", "9" * 30, "-" + "9" * 30, "0.5", ".", "/", "~", "--",
@@ -157,7 +178,7 @@ COMMANDS = [
     ("bench speculative", "model", "task", "drafter", "gamma", "dtype", "prompts", "new-tokens", "temperature", "seed",
      "repeats", "json"),
     ("bench kernels", "case", "repeats", "json"),
-    ("bench engine", "shape", "batch", "new-tokens", "ahead", "gpt-fast", "repeats", "json"),
+    ("bench engine", "shape", "batch", "new-tokens", "decode-steps", "gpt-fast", "repeats", "json"),
 ]  # fmt: skip
 
 

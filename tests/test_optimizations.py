@@ -9,7 +9,7 @@ from jaxtyping import config
 
 from inference_opt import TransformerWithOptimizations, naive
 from inference_opt.lab.agreement import compare
-from inference_opt.loading.tokenizer import TextStream, Tokenizer
+from inference_opt.loading.tokenizer import Detokenizer, Tokenizer
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.lookup import NGram
 
@@ -20,6 +20,9 @@ def test_the_example_of_the_readme():
     output = model.generate(input_ids, max_length=100)
     assert output.shape == (1, 100)
     assert torch.equal(output[:, :4], input_ids)
+    with torch.inference_mode():  # what the oracle says behind each token of the text
+        expected = model(output)[0, 3:-1].argmax(-1)
+    assert compare(model.model, [1, 2, 3, 4], expected.tolist(), output[0, 4:].tolist()).exact
 
 
 def test_rows_are_the_oracle_s_tokens_greedy_and_seeded():
@@ -212,8 +215,8 @@ class Letters(Tokenizer):
     def decode(self, ids):
         return "".join(chr(97 + token) for token in ids)
 
-    def stream(self):
-        return TextStream(self)
+    def detokenizer(self):
+        return Detokenizer(self)
 
 
 @pytest.mark.parametrize("radix", [False, True])

@@ -37,7 +37,7 @@ def test_whatever_options_they_have(options):
     ],
 )
 def test_a_model_that_memory_does_not_hold_is_refused_before_it_is_built(sizes):
-    with pytest.raises(ValueError, match=r"a model of [\d,]+ weights .* GiB left: take smaller sizes"):
+    with pytest.raises(ValueError, match=r"a model of [\d,]+ weights .* GiB left: choose smaller sizes"):
         TransformerWithOptimizations(**sizes)
 
 

@@ -28,7 +28,7 @@ NO_INTEGERS = (True, np.True_, 1.0, np.float64(2.0), "1", b"1", [1], math.nan, t
 class Drawn:
     """A tokenizer as far as an engine looks."""
 
-    def stream(self):
+    def detokenizer(self):
         return self
 
 
@@ -146,7 +146,7 @@ def test_ids_that_are_equal_are_one_id():
     assert engine.requests == {}
 
 
-SIZES = ("page_size", "num_pages", "token_budget", "max_running", "patience", "draft_rows", "gamma", "ahead")
+SIZES = ("page_size", "num_pages", "token_budget", "max_running", "patience", "draft_rows", "gamma", "decode_steps")
 
 
 @pytest.mark.parametrize("name", SIZES)

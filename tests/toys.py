@@ -89,3 +89,8 @@ PARAMS = st.builds(
     top_p=st.sampled_from([1.0, 0.8]),
     seed=st.integers(0, 3),
 )
+
+
+def run(model, tokens, batch, **more):
+    """A model over the next batch of a cache."""
+    return model(tokens, batch.positions, batch, **more)

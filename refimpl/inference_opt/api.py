@@ -1,4 +1,4 @@
-"""One class with a switch a technique: the shortest way to try them, alone and together."""
+"""One class with a switch for each technique: the shortest way to try them, alone and together."""
 
 from pathlib import Path
 from typing import Any
@@ -23,30 +23,36 @@ from inference_opt.speculative.rules import token_wise
 from inference_opt.values import integer, shown, switch
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-# What a pretrained model brings with it.
+# Arguments that a pretrained model determines itself.
 SIZES = {"dim", "depth", "heads", "vocab_size", "kv_heads", "ffn_dim", "max_context", "seed"}
 
 
 class TransformerWithOptimizations(nn.Module):
-    """A transformer and the techniques that generate with it.
+    """A transformer, and the techniques that generate with it.
 
-    Built from sizes, its weights are random (drawn from `seed`) and train as any module's; `from_pretrained` takes real
-    ones. `kv_heads` defaults to `heads` (multi-head attention) and `ffn_dim` to 8/3 · dim, rounded up to a multiple of
-    64, as in Llama. With `use_radix_attention`, `generate` runs on an `Engine` (kept in `self.engine`, with `num_pages`
-    as there and `page_size`, 16 unless given) that remembers the prefixes of earlier calls, until a weight changes; on
-    CUDA the kernels of `kernels/` attend to its pages. With `use_speculative_decoding`, that engine drafts with
-    `speculative_model`: a `Drafter`, a smaller model of the same vocabulary, or (None) the model's own first layers;
-    `rule` judges the drafts (`coupled`: a seed gives the same text with them and without).
-    With `use_mla` attention keeps one latent of `mla_latent_dim` (d_c; by default four heads wide) and one rotated key
-    of half a head's width, as DeepSeek-V2 does; a pretrained grouped-query model is converted (by default to rank
-    96 + 32, healed: `from_pretrained`).
+    A model that is built from sizes has random weights (drawn from `seed`), which train like any module's.
+    `from_pretrained` loads real ones. `kv_heads` defaults to `heads` (multi-head attention), and `ffn_dim` to 8/3 · dim
+    rounded up to a multiple of 64, as in Llama.
 
-    What was kept of the weights, an engine's prefixes and their packed copy (`linear.py`), is dropped when they change,
-    whoever changes them and however: every `generate` that would use it reads them over, as a few more tokens would.
-    One change is not seen: `p.data.copy_` and the like of a pretrained weight that is packed (float32 and bfloat16 on a
-    CPU). After that, call `forget`. So do after training a drafter: it goes on as it was when the engine was made.
-    A copy (`copy.deepcopy`, pickle, `torch.save`) has the weights and switches, and no engine yet.
-    ValueError for impossible sizes, sizes that memory does not hold, and options that would have no effect.
+    `use_radix_attention`: `generate` runs on an `Engine` (in `self.engine`), which remembers the prefixes of earlier
+    calls until a weight changes. `page_size` (16 unless given) and `num_pages` are the engine's. On CUDA the kernels of
+    `kernels/` attend to its pages.
+
+    `use_speculative_decoding`: the engine drafts with `speculative_model`, which is a `Drafter`, a smaller model of the
+    same vocabulary, or None for the model's own first layers. `rule` judges the drafts. (With `coupled`, a seed gives
+    the same text with speculation and without.)
+
+    `use_mla`: attention keeps one latent of width `mla_latent_dim` (d_c; four heads by default) and one rotated key of
+    half a head's width, as DeepSeek-V2 does. A pretrained grouped-query model is converted; see `from_pretrained`.
+
+    What was made from the weights, the engine's prefixes and a packed copy (`linear.py`), is dropped when a weight
+    changes, in whatever way. To notice this, every `generate` that would use it reads all weights, which takes as long
+    as a few more tokens. One change is not noticed: `p.data.copy_` and the like on a pretrained weight that is packed
+    (float32 and bfloat16 on a CPU). Call `forget` after such a change. Call it after training a drafter, too: the
+    engine keeps the drafter as it was when the engine was made.
+
+    A copy (`copy.deepcopy`, pickle, `torch.save`) has the weights and switches, but no engine.
+    ValueError for impossible sizes, sizes that do not fit in memory, and options that would have no effect.
     """
 
     def __init__(
@@ -72,7 +78,9 @@ class TransformerWithOptimizations(nn.Module):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
-        dim, depth, heads = integer("dim", dim, 1), integer("depth", depth, 1), integer("heads", heads, 1)
+        dim = integer("dim", dim, 1)
+        depth = integer("depth", depth, 1)
+        heads = integer("heads", heads, 1)
         seed = integer("seed", seed, 0)
         use_radix_attention = switch("use_radix_attention", use_radix_attention)
         use_mla = switch("use_mla", use_mla)
@@ -108,11 +116,13 @@ class TransformerWithOptimizations(nn.Module):
             ffn_dim=-(-8 * dim // 3 // 64) * 64 if ffn_dim is None else ffn_dim,
             max_context=max_context,
         )
-        where, kind = parse_device(device), parse_dtype(dtype)
+        where = parse_device(device)
+        kind = parse_dtype(dtype)
         check_fits(config, kind, where)
         self.model = Transformer(config).init_weights(seed).to(device=where, dtype=kind)
         self.tokenizer: Tokenizer | None = None
-        self.use_radix_attention, self.num_pages = use_radix_attention, num_pages
+        self.use_radix_attention = use_radix_attention
+        self.num_pages = num_pages
         self.page_size = 16 if page_size is None else page_size
         self.rule = rule
         self.forget()
@@ -121,20 +131,21 @@ class TransformerWithOptimizations(nn.Module):
     def from_pretrained(
         cls, source: str | Path, *, dtype: torch.dtype | str = torch.float32, device: str = "cpu", **switches: Any
     ) -> "TransformerWithOptimizations":
-        """The same switches on real weights: `source` as in `load_model`.
+        """The same switches on real weights, from a `source` as in `load_model`.
 
-        With `use_mla`, "smollm2-135m" takes the healed factors that come with the package; at another `mla_latent_dim`,
-        or for another model, the layers are factorised anew, on the built-in prompts, and not healed. ValueError for an
-        `mla_latent_dim` where the model has latent attention of its own, and for sizes, which the source has.
+        With `use_mla`, "smollm2-135m" takes the packaged, healed factors (rank 96 + 32). At another `mla_latent_dim`,
+        and for any other model, the layers are factorised anew on the built-in prompts, and not healed. ValueError for
+        an `mla_latent_dim` if the model has latent attention already, and for sizes, which the source determines.
 
-        The weights are frozen and packed, as inference wants them: `requires_grad_()`, before an optimiser is made,
-        makes them train.
+        The weights are frozen and packed for inference. To train them, call `requires_grad_()` before you make an
+        optimiser.
         """
         if sizes := sorted(SIZES & switches.keys()):
             raise ValueError(f"{', '.join(sizes)} cannot be chosen: {source} has sizes and weights of its own")
-        self = cls(dim=4, depth=1, heads=1, vocab_size=1, **switches)  # checks the switches; its weights are dropped
+        self = cls(dim=4, depth=1, heads=1, vocab_size=1, **switches)  # checks the switches; its tiny model is replaced
         self.model, self.tokenizer = load_model(source, dtype=dtype, device=device)
-        given, latent = switches.get("mla_latent_dim"), self.model.config.latent
+        given = switches.get("mla_latent_dim")
+        latent = self.model.config.latent
         if latent is not None and given is not None:
             own = f"it has latent attention of rank {latent.kv_lora_rank} already"
             raise ValueError(f"{source} cannot be converted to mla_latent_dim = {given}: {own}; leave the rank out")
@@ -144,19 +155,19 @@ class TransformerWithOptimizations(nn.Module):
         return self
 
     def forward(self, input_ids: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length vocab"]:
-        """Logits after every token, without a cache: what training and measuring perplexity need."""
+        """Logits after every token, without a cache, for training and for measuring perplexity."""
         batch, length = input_ids.shape
         positions = torch.arange(length, device=input_ids.device).repeat(batch)
         return self.model(input_ids.flatten(), positions, NoCache([length] * batch)).unflatten(0, (batch, length))
 
     def generate(self, input_ids: Int[Tensor, "batch length"], max_length: int, n: int = 1, **sampling: Any) -> Tensor:
-        """Continue every row up to `max_length` tokens in all, prompt included: [batch · n, ≤ max_length].
+        """Continue every row to `max_length` tokens at most, including the prompt: [batch · n, ≤ max_length].
 
-        `n` samples a row, those of the first row before those of the second, each with a seed of its own
-        (`SamplingParams.split`). `sampling`: fields of `SamplingParams` (greedy unless told otherwise).
-        A row that ends early is filled with its end-of-sequence token: the one that ended it, after a stop string the
-        model's first, where it has none the row's last token. Raises ValueError for rows the model cannot continue and
-        for lengths that leave no room.
+        `n`: samples for each row, those of the first row before those of the second, each with a seed of its own
+        (`SamplingParams.split`). `sampling`: fields of `SamplingParams`; decoding is greedy by default.
+        A row that ends early is filled with the end-of-sequence token that ended it. After a stop string it is filled
+        with the model's first end-of-sequence token or, if the model has none, with the row's last token. ValueError
+        for rows that the model cannot continue, and for a `max_length` that leaves no place for a new token.
         """
         if not isinstance(input_ids, Tensor):
             raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {str(input_ids)[:80]!r}")
@@ -170,7 +181,7 @@ class TransformerWithOptimizations(nn.Module):
             raise ValueError(f"max_length ({max_length}) must exceed the prompt's {input_ids.shape[1]} tokens")
         params = SamplingParams(max_new_tokens=max_length - input_ids.shape[1], **sampling)
         if params.logprobs:
-            raise ValueError("logprobs has no effect here: tokens are returned. An Engine's requests have them")
+            raise ValueError("logprobs has no effect here: tokens are returned. The requests of an Engine have them")
         if params.gamma is not None and self.drafter is None:
             raise ValueError("gamma has no effect: the switch it belongs to, use_speculative_decoding, is off")
         prompts = input_ids.tolist()
@@ -187,26 +198,26 @@ class TransformerWithOptimizations(nn.Module):
         return torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)
 
     def forget(self) -> None:
-        """Forget what was computed with the weights so far: the engine, its prefixes, and the packed copy."""
+        """Forget what was made from the weights so far: the engine, its prefixes, and the packed copy."""
         self.engine: Engine | None = None  # made by `generate`
-        # What the weights were, and the packed model to decode with (in a tuple: it is no submodule of this one).
-        self._kept: tuple[Weights, Transformer] | None = None
+        # A snapshot of the weights, and the packed model to decode with. (In a tuple it is no submodule of this one.)
+        self._snapshot: tuple[Weights, Transformer] | None = None
 
     def requires_grad_(self, requires_grad: bool = True) -> "TransformerWithOptimizations":
-        """As any module's; weights that shall have gradients are unpacked, so call it before making an optimiser."""
+        """As any module's. Weights that get gradients are unpacked, so call it before making an optimiser."""
         self.model.requires_grad_(requires_grad)
         return self
 
     def _prepared(self) -> Transformer:
-        """The model to decode with, and the engine where there is one: nothing of it is of other weights than now."""
+        """The model to decode with. Makes the engine if the switches need one, and again if a weight has changed."""
         on_engine = self.use_radix_attention or self.drafter is not None
-        if self._kept and self._kept[1] is self.model and not on_engine:
-            return self.model  # nothing was made of the weights
+        if self._snapshot and self._snapshot[1] is self.model and not on_engine:
+            return self.model  # nothing was made from the weights
         weights = Weights(self.model)
-        if self._kept is None or not weights.same(self._kept[0]):
+        if self._snapshot is None or not weights.same(self._snapshot[0]):
             self.forget()
-            self._kept = weights, self.model.packed()
-        model = self._kept[1]
+            self._snapshot = weights, self.model.packed()
+        model = self._snapshot[1]
         if self.engine is None and on_engine:
             self.engine = Engine(
                 model,
@@ -220,32 +231,32 @@ class TransformerWithOptimizations(nn.Module):
         return model
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"engine": None, "_kept": None}
+        return self.__dict__ | {"engine": None, "_snapshot": None}
 
 
 class Weights:
-    """What a model's weights are: enough to notice that they are others.
+    """A snapshot of a model's weights that is just enough to notice a change.
 
-    A weight may be written to behind torch's back (`p.data`, numpy), where `_version` does not count it. So its bits
-    count: their sums, as integers modulo 2⁶⁴, along every row and every column. Packed weights, whose bits cannot be
-    read, count by version and place.
+    Some writes to a weight (through `p.data` or numpy) do not change its `_version`. So the snapshot holds the sums of
+    its bits, as integers modulo 2⁶⁴, along every row and every column. The bits of packed weights cannot be read: of
+    these it holds version and address.
     """
 
     def __init__(self, model: nn.Module) -> None:
         weights = list(model.parameters())
-        place = torch.ops.mkldnn.data_ptr if any(p.is_mkldnn for p in weights) else None
+        address = torch.ops.mkldnn.data_ptr if any(p.is_mkldnn for p in weights) else None
         self.known = [
-            (id(p), p._version, p.dtype, p.device, place(p) if place and p.is_mkldnn else None) for p in weights
+            (id(p), p._version, p.dtype, p.device, address(p) if address and p.is_mkldnn else None) for p in weights
         ]
         self.sums = torch.cat([each for p in weights if not p.is_mkldnn for each in _sums(p.detach())])
 
     def same(self, other: "Weights") -> bool:
-        """Whether nothing has changed."""
+        """Whether the two snapshots are of the same weights."""
         return self.known == other.known and torch.equal(self.sums, other.sums)
 
 
 def _sums(weight: Tensor) -> tuple[Int[Tensor, "columns"], Int[Tensor, "rows"]]:
-    """Eight bytes at a time, where a row has as many."""
+    """Sums of a weight's bits along columns and rows: eight bytes at a time if rows are multiples of eight bytes."""
     rows = weight.contiguous().view(-1, weight.shape[-1])
     whole = (rows.shape[1] * weight.itemsize % 8, rows.storage_offset() * weight.itemsize % 8) == (0, 0)
     bits = rows.view(torch.int64 if whole else {2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.itemsize])
@@ -253,7 +264,7 @@ def _sums(weight: Tensor) -> tuple[Int[Tensor, "columns"], Int[Tensor, "rows"]]:
 
 
 def _latent_shape(head_dim: int, latent_dim: int | None) -> LatentShape:
-    """DeepSeek-V2's proportions: d_c = 4 d_h, d_R = d_h / 2 (an even number)."""
+    """The latent in DeepSeek-V2's proportions: d_c = 4 d_h, d_R = d_h / 2 (an even number)."""
     rank = 4 * head_dim if latent_dim is None else latent_dim
     return LatentShape(rank, max(2, head_dim // 4 * 2), qk_nope_head_dim=head_dim, v_head_dim=head_dim)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from concurrent.futures import Executor
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from inference_opt import __version__
 from inference_opt.files import write_json, write_whole
 from inference_opt.lab.bench import cuda
 from inference_opt.lab.bench.commands import bench_app
@@ -26,15 +28,30 @@ from inference_opt.options import (
     MaxNewTokens,
     Model,
     console,
+    no_effect,
     save_figure,
 )
 
-app = typer.Typer(
-    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__
-)
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for command in (cuda.kernels, cuda.engine):
     bench_app.command()(command)
 app.add_typer(bench_app, name="bench")
+
+
+def _print_version(asked: bool) -> bool:
+    if asked:
+        print(f"inference-opt {__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback(help=__doc__)
+def _every_command(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -106,6 +123,11 @@ def generate(
         stop=tuple(stop or ()),
         gamma=gamma,
     )
+    if drafter is None:
+        no_effect("without --drafter", {"--gamma": gamma is not None})
+    if temperature == 0:
+        sampling = {"--top-k": top_k != 0, "--top-p": top_p != 1, "--min-p": min_p != 0, "--seed": seed is not None}
+        no_effect("at --temperature 0, which is greedy", sampling)
     text = _standard_input() if prompt is None else prompt
     write_json(json_file, generate_text(model, dtype.value, text, chat, params, drafter and drafter.value))
 
@@ -145,6 +167,7 @@ def step_through(
     if (scenario is None) == (trace_file is None):
         raise ValueError("expected the name of a scenario, or --trace FILE (inference-opt step --list names them all)")
     if trace_file is not None:
+        no_effect("with --trace, whose steps are recorded already", {"--seed": seed is not None})
         trace, name = Trace.load(trace_file), trace_file.stem
     else:
         assert scenario is not None
@@ -199,10 +222,10 @@ def ablate(
 ) -> None:
     """Measure every combination of techniques on prompts of your own, against plain cached decoding."""
     from inference_opt.experiment import run_ablation_study
-    from inference_opt.experiment.cells import TECHNIQUES
     from inference_opt.experiment.datasets import BUILT_IN
     from inference_opt.experiment.results import table
     from inference_opt.experiment.study import METRICS
+    from inference_opt.experiment.trials import TECHNIQUES
 
     results = run_ablation_study(
         dataset or list(BUILT_IN),
@@ -245,9 +268,19 @@ def _dask(address: str) -> Executor:
 
 def main() -> None:
     """Run a command. What no one foresaw is a fault of ours: it is said in a line, too, and can be looked into."""
+    interrupts = []
+
+    def interrupt(number: int, frame: Any) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         app()
     except Exception as error:
+        if interrupts:  # taken for an error of its own by a library, as by torch while it imports NumPy
+            console(stderr=True).print("interrupted")
+            sys.exit(130)
         if os.environ.get("INFERENCE_OPT_TRACEBACK"):
             raise
         said = " ".join(f"{type(error).__name__}: {error}".split())
@@ -257,6 +290,8 @@ def main() -> None:
             soft_wrap=True,
         )
         sys.exit(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

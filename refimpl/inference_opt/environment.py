@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+from inference_opt import __version__
 
 
 def command_line() -> str:
@@ -19,7 +19,6 @@ def command_line() -> str:
 
 
 def _version(package: str) -> str:
-    """Of what is installed; a checkout that is run where it lies is not."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -28,6 +27,8 @@ def _version(package: str) -> str:
 
 def describe() -> dict[str, Any]:
     """Processor, cores, versions and date: what stands beside every figure."""
+    import torch
+
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -37,7 +38,7 @@ def describe() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "inference_opt": _version("inference-opt"),
+        "inference_opt": __version__,
         "transformers": _version("transformers"),
         "date": datetime.date.today().isoformat(),
     }

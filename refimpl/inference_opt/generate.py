@@ -1,4 +1,4 @@
-"""Text in, text out: what `inference-opt generate` does, streaming to standard output."""
+"""Text in, text out: the work of `inference-opt generate`, which streams to standard output."""
 
 import sys
 import time
@@ -17,30 +17,33 @@ from inference_opt.speculative import DRAFTERS
 def generate_text(
     model_name: str, dtype: str, prompt: str, chat: bool, params: SamplingParams, drafter: str | None = None
 ) -> dict[str, Any]:
-    """Print the continuation as it grows; return it with its figures. What was printed before Ctrl-C stays printed.
+    """Print the continuation as it grows; return it with its figures. Text that was printed before Ctrl-C stays.
 
-    Text that may be the beginning of a stop string is held back until it is known not to be. `drafter`: a name of
-    `speculative.DRAFTERS`, None for plain decoding.
+    Text that may be the beginning of a stop string is held back until it is certain that it is not. `drafter`: a name
+    in `speculative.DRAFTERS`; None for plain decoding.
     """
     params = seeded(params)
     model, tokenizer = load_model(model_name, dtype=dtype)
     tokenizer = needed(tokenizer)
     ids = tokenizer.chat(prompt) if chat else tokenizer.encode(prompt)
     engine = Engine(model, drafter=DRAFTERS[drafter]() if drafter else None, tokenizer=tokenizer)
-    stream, tokens, printed = tokenizer.stream(), [], 0
-    start, first = time.perf_counter(), 0.0
+    detokenizer = tokenizer.detokenizer()
+    tokens = []
+    printed = 0  # characters
+    first = 0.0
+    start = time.perf_counter()
     try:
         for emitted in engine.stream([ids], params):
             first = first or elapsed(start)
             tokens.append(emitted[0])
-            stream.add(emitted[0])
-            safe = cut_at_stop(stream.text, params.stop)
+            detokenizer.add(emitted[0])
+            safe = cut_at_stop(detokenizer.text, params.stop)
             safe = safe[: len(safe) - _held_back(safe, params.stop)]
             _print(safe[printed:])
             printed = len(safe)
-        stream.finish()
+        detokenizer.finish()
     finally:
-        text = cut_at_stop(stream.text, params.stop)
+        text = cut_at_stop(detokenizer.text, params.stop)
         _print(text[printed:] + "\n" * bool(tokens))
     seconds = elapsed(start)
     figures: dict[str, Any] = {"prompt_tokens": len(ids), "new_tokens": len(tokens)}
@@ -52,13 +55,13 @@ def generate_text(
 
 
 def _print(text: str) -> None:
-    """At once; what standard output's encoding lacks is replaced."""
+    """Print at once. Characters that standard output's encoding lacks are replaced."""
     sys.stdout.write(printable(text, sys.stdout.encoding))
     sys.stdout.flush()
 
 
 def _held_back(text: str, stop: Iterable[str]) -> int:
-    """Characters at the end of the text that a stop string might begin with."""
+    """The number of characters at the end of the text with which a stop string might begin."""
     longest = max(map(len, stop), default=0)
     tails = range(min(longest - 1, len(text)), 0, -1)
     return next((n for n in tails if any(s.startswith(text[-n:]) for s in stop)), 0)

@@ -14,10 +14,9 @@ import torch
 
 from inference_opt.loading.tokenizer import Tokenizer
 from inference_opt.model.attention import NoCache
-from inference_opt.model.pictures import RECOMPUTED, decoded
 from inference_opt.model.transformer import Transformer
-from inference_opt.sampling import SamplingParams, StopCheck, probabilities, sample, seeded
-from inference_opt.trace import step
+from inference_opt.sampling import SamplingParams, StopCheck, sample, seeded
+from inference_opt.trace import emit
 
 
 # [naive]
@@ -32,7 +31,7 @@ def stream(
     ids, params = model.config.check_prompt(prompt_ids), seeded(params)
     # The last token of a text is never fed back, hence the + 1.
     room = model.config.max_context - len(ids) + 1
-    check = StopCheck(params, model.config.eos_token_ids, room, tokenizer.stream() if tokenizer else None)
+    check = StopCheck(params, model.config.eos_token_ids, room, tokenizer.detokenizer() if tokenizer else None)
     return _continue(model, ids, params, check)
 
 
@@ -46,8 +45,7 @@ def _continue(model: Transformer, ids: list[int], params: SamplingParams, check:
             logits = model(tokens, positions, NoCache([len(ids)]), rows=last)[0]  # [vocab]: what follows the text
         token = sample(logits, params, position=len(ids))
         ids.append(token)
-        seen = {"model": model, "text": ids, "logits": logits, "params": params, "law": probabilities}
-        step("naive.token", decoded, RECOMPUTED, **seen, kept=None)
+        emit("naive.token", model=model, tokens=ids, logits=logits, params=params)
         reason = check.after(token)
         yield token
 

@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,36 +29,54 @@ class Commands(TyperGroup):
                 setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
             elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
-        return super().main(*args, **options)
+        with _ended_in_words():  # help is printed outside `invoke`
+            return super().main(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command. 2: what is the user's to mend; 130: Ctrl-C; 141: nobody reads what is printed."""
+        """Run a command; `main` has ends of its own for Ctrl-C and closed pipes, which say less."""
+        with _ended_in_words():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _ended_in_words() -> Iterator[None]:
+    """Exit status 2: the user can mend it; 130: Ctrl-C; 141: nobody reads what is printed."""
+    try:
         try:
-            result = super().invoke(ctx)
+            yield
+        except (typer.Exit, SystemExit):  # after `--help`, say
             sys.stdout.flush()
-            return result
-        except BrokenPipeError:
-            status, said = 141, ""
-        except KeyboardInterrupt:
-            status, said = 130, "interrupted"
-        except OSError as error:
-            reason = error.strerror or str(error)
-            status, said = 2, f"error: {error.filename}: {reason}" if error.filename else f"error: {reason}"
-        except RecursionError:
-            status, said = 2, "error: what was given is nested too deeply to be read"
-        except (MemoryError, RuntimeError) as error:
-            if not re.search("memory", f"{type(error).__name__} {error}", re.IGNORECASE):
-                raise
-            status, said = 2, "error: not enough memory: take a smaller model, a shorter text or a smaller batch"
-        except (ValueError, NotImplementedError) as error:
-            status, said = 2, f"error: {error}"
-        try:
-            sys.stdout.flush()
-        except OSError:  # what is left would be tried, and complained about, again
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        with contextlib.suppress(OSError):
-            console(stderr=True).print(said, end="\n" * bool(said), soft_wrap=True)
-        sys.exit(status)
+            raise
+        sys.stdout.flush()
+        return
+    except BrokenPipeError:
+        status, said = 141, ""
+    except KeyboardInterrupt:
+        status, said = 130, "interrupted"
+    except OSError as error:
+        reason = error.strerror or str(error)
+        status, said = 2, f"error: {error.filename}: {reason}" if error.filename else f"error: {reason}"
+    except RecursionError:
+        status, said = 2, "error: what was given is nested too deeply to be read"
+    except (MemoryError, RuntimeError) as error:
+        if not re.search("memory", f"{type(error).__name__} {error}", re.IGNORECASE):
+            raise
+        status, said = 2, "error: not enough memory: take a smaller model, a shorter text or a smaller batch"
+    except (ValueError, NotImplementedError) as error:
+        status, said = 2, f"error: {error}"
+    try:
+        sys.stdout.flush()
+    except OSError:  # what is left would be tried, and complained about, again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(OSError):
+        console(stderr=True).print(said, end="\n" * bool(said), soft_wrap=True)
+    sys.exit(status)
+
+
+def no_effect(where: str, given: dict[str, bool]) -> None:
+    """ValueError if an option was given that changes nothing there."""
+    if idle := [name for name, there in given.items() if there]:
+        raise ValueError(f"{', '.join(idle)} would have no effect {where}: leave out one or the other")
 
 
 class Dtype(StrEnum):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from inference_opt.cache.contiguous import ContiguousCache
 from inference_opt.model.attention import QUERY_BLOCK, NoCache, causal_attention
-from tests.toys import SHAPES, toy
+from tests.toys import SHAPES, run, toy
 
 
 def cache_for(model, capacity):
@@ -30,27 +30,13 @@ def test_any_chunking_gives_the_logits_of_one_piece(shape, texts, data):
         if not any(counts):
             continue
         tokens = [t for text, n, c in zip(texts, fed, counts) for t in text[n : n + c]]
-        out = model(torch.tensor(tokens), cache.extend(counts), cache)
+        out = run(model, torch.tensor(tokens), cache.batch(counts))
         for rows, part in zip(logits, out.split(counts)):
             rows.append(part)
         fed = [n + c for n, c in zip(fed, counts)]
     for text, rows in zip(texts, logits):
         whole = model(torch.tensor(text), torch.arange(len(text)), NoCache([len(text)]))
         torch.testing.assert_close(torch.cat(rows), whole, rtol=1e-11, atol=1e-11)
-
-
-@given(SHAPES, st.lists(st.integers(0, 12), min_size=4, max_size=12), st.integers(0, 3))
-@torch.inference_mode()
-def test_after_a_rewind_the_forgotten_tokens_leave_no_trace(shape, text, keep):
-    model = toy(**shape)
-    cache = cache_for(model, [len(text)])
-    model(torch.tensor(text), cache.extend([len(text)]), cache)
-    cache.rewind(0, keep)
-    again = [(t + 1) % 13 for t in text[keep:]]
-    out = model(torch.tensor(again), cache.extend([len(again)]), cache)
-    whole = text[:keep] + again
-    expected = model(torch.tensor(whole), torch.arange(len(whole)), NoCache([len(whole)]))[keep:]
-    torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-11)
 
 
 @given(st.integers(1, 3), st.integers(0, 2 * QUERY_BLOCK + 3), st.sampled_from([(4, 4), (6, 2), (3, 1)]))
@@ -76,20 +62,10 @@ def test_bytes_per_token_are_the_formula_s():
 @pytest.mark.parametrize("counts", [[4, 0], [0, 3], [1], [-1, 1]])
 def test_counts_that_do_not_fit_change_nothing(counts):
     cache = cache_for(toy(), [3, 2])
-    cache.extend([1, 1])
+    cache.batch([1, 1])
     with pytest.raises(ValueError, match="tokens"):
-        cache.extend(counts)
+        cache.batch(counts)
     assert cache.lengths == [1, 1]
-    assert cache.counts == [1, 1]
-
-
-@pytest.mark.parametrize("length", [-1, 2])
-def test_rewind_goes_back_only(length):
-    cache = cache_for(toy(), [3])
-    cache.extend([1])
-    with pytest.raises(ValueError, match="rewind"):
-        cache.rewind(0, length)
-    assert cache.lengths == [1]
 
 
 def test_a_cache_holds_something():
@@ -104,11 +80,8 @@ def test_what_is_no_whole_number_is_refused():
         with pytest.raises(ValueError, match="a capacity must be an integer"):
             cache_for(toy(), capacity)
     cache = cache_for(toy(), [4, 4])
-    cache.extend([2, 1])
+    cache.batch([2, 1])
     for counts in ([1.0, 0], [True, 0], ["1", 0]):
         with pytest.raises(ValueError, match="a count must be an integer"):
-            cache.extend(counts)
-    for sequence, length in ((0, 1.5), (0, True), (1, "1"), (2, 0), (-1, 0), (0.0, 1)):
-        with pytest.raises(ValueError, match=r"rewind|no sequence|must be an integer"):
-            cache.rewind(sequence, length)
+            cache.batch(counts)
     assert cache.lengths == [2, 1]

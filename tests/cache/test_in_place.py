@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from inference_opt import Engine, SamplingParams, kernels, naive
 from inference_opt.cache import paged_kernel
 from inference_opt.cache.paged import PagedCache
-from inference_opt.cache.paged_kernel import InPlaceCache, cache_class
+from inference_opt.cache.paged_kernel import PagedKernelCache
+from inference_opt.explain.record import record
 from inference_opt.speculative.lookup import PromptLookup
-from inference_opt.trace import record
-from tests.toys import SHAPES, latent_toy, toy
+from tests.toys import SHAPES, latent_toy, run, toy
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TEXT = st.lists(st.integers(0, 12), min_size=1, max_size=12)
@@ -19,7 +19,7 @@ TEXT = st.lists(st.integers(0, 12), min_size=1, max_size=12)
 
 def short_stems(tables, cached, page_size):
     """Toys' stems are short."""
-    return kernels.common_stems(tables, cached, page_size, least=1)
+    return kernels.shared_prefixes(tables, cached, page_size, min_keys=1)
 
 
 @given(
@@ -41,13 +41,13 @@ def test_logits_are_the_gathering_cache_s(shape, texts, page_size, latent, dtype
     tables = [[pages.pop() for _ in range(count)] for count in counts]
     tables = [tables[0][:stem] + table[stem:] for table in tables]
     shape = {"num_pages": sum(counts) + 3, "page_size": page_size, "dtype": dtype, "device": model.device}
-    ours, theirs = (kind(**model.config.kv_shape, **shape) for kind in (InPlaceCache, PagedCache))
+    ours, theirs = (kind(**model.config.kv_shape, **shape) for kind in (PagedKernelCache, PagedCache))
     for cache in (ours, theirs):
         for each in (*cache.keys, *(cache.values or ())):
             each.fill_(torch.nan)  # what was never written must not be read
     fed = [0] * len(texts)
     patch = pytest.MonkeyPatch()
-    patch.setattr(paged_kernel, "common_stems", short_stems)
+    patch.setattr(paged_kernel, "shared_prefixes", short_stems)
     while any(n < len(t) for n, t in zip(fed, texts)):
         # The stem in the first step whole, so that it is cached for all in the next.
         most = [len(t) - n for n, t in zip(fed, texts)]
@@ -55,10 +55,10 @@ def test_logits_are_the_gathering_cache_s(shape, texts, page_size, latent, dtype
         part = [i for i, count in enumerate(counts) if count]
         tokens = torch.tensor([t for i in part for t in texts[i][fed[i] : fed[i] + counts[i]]], device=DEVICE)
         args = [tables[i] for i in part], [fed[i] for i in part], [counts[i] for i in part]
-        positions = ours.extend(*args)
-        assert torch.equal(positions, theirs.extend(*args))
+        mine, its = ours.batch(*args), theirs.batch(*args)
+        assert torch.equal(mine.positions, its.positions)
         close = {"rtol": 1e-11, "atol": 1e-11} if dtype == torch.float64 else {"rtol": 2e-3, "atol": 2e-3}
-        torch.testing.assert_close(model(tokens, positions, ours), model(tokens, positions, theirs), **close)
+        torch.testing.assert_close(run(model, tokens, mine), run(model, tokens, its), **close)
         fed = [n + count for n, count in zip(fed, counts)]
     patch.undo()
 
@@ -70,10 +70,10 @@ def test_the_engine_on_it_gives_the_oracle_s_tokens(shape, prompts, page_size, l
     params = SamplingParams(max_new_tokens=8)
     prompts = prompts + [prompts[0] + prompt[:4] for prompt in prompts]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inference_opt.engine.engine.cache_class", lambda device: InPlaceCache)
-        patch.setattr(paged_kernel, "common_stems", short_stems)
+        patch.setattr("inference_opt.engine.engine.cache_class", lambda device: PagedKernelCache)
+        patch.setattr(paged_kernel, "shared_prefixes", short_stems)
         engine = Engine(model, drafter=PromptLookup(), page_size=page_size)
-        assert isinstance(engine.cache, InPlaceCache)
+        assert isinstance(engine.cache, PagedKernelCache)
         got = engine.generate(prompts, params)
     assert got == [naive.generate(model, prompt, params) for prompt in prompts]
 
@@ -84,7 +84,7 @@ def test_its_recorded_attention_is_the_gathering_cache_s(shape, prompts, page_si
     dtype = torch.float32 if single else torch.float64
     model = (latent_toy(shape["seed"], dtype=dtype) if latent else toy(**shape, dtype=dtype)).to(DEVICE)
     told = []
-    for kind in (InPlaceCache, PagedCache):
+    for kind in (PagedKernelCache, PagedCache):
         with pytest.MonkeyPatch.context() as patch, record(only="paged.") as trace:
             patch.setattr("inference_opt.engine.engine.cache_class", lambda device, kind=kind: kind)
             Engine(model, page_size=page_size).generate(prompts, SamplingParams(max_new_tokens=4))
@@ -100,13 +100,7 @@ def test_its_recorded_attention_is_the_gathering_cache_s(shape, prompts, page_si
     assert "gathered from pages" in told[1].steps[0]["text"]
 
 
-def test_kernels_answer_on_cuda_and_gathering_elsewhere():
-    assert cache_class(torch.device("cuda")) is InPlaceCache
-    assert cache_class(torch.device("cpu")) is PagedCache
-
-
-def test_a_core_has_no_place_in_it():
-    cache = InPlaceCache(1, 1, 4, 2, 4, torch.float64, torch.device("cpu"), latent_dim=2)
-    cache.extend([[0]], [0], [1])
-    with pytest.raises(ValueError, match="without a core"):
-        cache.attend(0, torch.zeros(1, 2, 4), torch.zeros(1, 1, 4), None, 1.0, lambda q, k, v, scale: q)
+def test_an_engine_reads_pages_in_place_on_cuda_and_gathers_elsewhere():
+    on_device = PagedKernelCache if DEVICE == "cuda" else PagedCache
+    for device, kind in (("cpu", PagedCache), (DEVICE, on_device)):
+        assert type(Engine(toy().to(device)).cache) is kind

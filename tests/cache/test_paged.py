@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from inference_opt.cache.contiguous import ContiguousCache
 from inference_opt.cache.paged import PagedCache
-from inference_opt.model.attention import NoCache
-from tests.toys import SHAPES, toy
+from inference_opt.model.attention import NoCache, causal_attention
+from tests.toys import SHAPES, run, toy
 
 F64, CPU = torch.float64, torch.device("cpu")
 TEXT = st.lists(st.integers(0, 12), min_size=1, max_size=12)
@@ -45,9 +45,10 @@ def test_any_chunking_over_any_pages_gives_the_logits_of_one_piece(shape, texts,
             counts = [len(t) - n for n, t in zip(fed, texts)]
         part = [i for i, count in enumerate(counts) if count]
         tokens = torch.tensor([t for text, n, count in zip(texts, fed, counts) for t in text[n : n + count]])
-        positions = cache.extend([tables[i] for i in part], [fed[i] for i in part], [counts[i] for i in part])
-        out = model(tokens, positions, cache)
-        assert torch.equal(out, model(tokens, contiguous.extend(counts), contiguous))
+        out = run(
+            model, tokens, cache.batch([tables[i] for i in part], [fed[i] for i in part], [counts[i] for i in part])
+        )
+        assert torch.equal(out, run(model, tokens, contiguous.batch(counts)))
         for i, rows in zip(part, out.split([counts[i] for i in part])):
             logits[i].append(rows)
         fed = [n + count for n, count in zip(fed, counts)]
@@ -71,8 +72,9 @@ def test_a_page_written_in_a_batch_is_read_in_the_same_batch(shape, stem, a, b, 
         parts.reverse()
     tables, starts, fed = zip(*parts)
     cache = cache_for(model, num_pages, page_size)
-    positions = cache.extend(tables, starts, [len(tokens) for tokens in fed])
-    outs = model(torch.tensor([t for tokens in fed for t in tokens]), positions, cache).split([len(t) for t in fed])
+    counts = [len(tokens) for tokens in fed]
+    everything = torch.tensor([t for tokens in fed for t in tokens])
+    outs = run(model, everything, cache.batch(tables, starts, counts)).split(counts)
     for text, out in zip((reader, writer) if reader_first else (writer, reader), outs):
         whole = model(torch.tensor(text), torch.arange(len(text)), NoCache([len(text)]))
         torch.testing.assert_close(out, whole[-len(out) :], rtol=1e-11, atol=1e-11)
@@ -87,17 +89,36 @@ def test_a_latent_layout_is_one_whose_values_are_columns_of_its_keys(lengths, pa
     k = torch.randn(sum(lengths), 1, 6, dtype=F64, generator=generator)
     latent = PagedCache(1, 1, 6, num_pages, page_size, F64, CPU, latent_dim)
     both = PagedCache(1, 1, 6, num_pages, page_size, F64, CPU)
-    for cache in (latent, both):
-        cache.extend(tables, [0] * len(lengths), lengths)
+    args = tables, [0] * len(lengths), lengths
     v = torch.nn.functional.pad(k[..., :latent_dim], (0, 6 - latent_dim))
     torch.testing.assert_close(
-        latent.attend(0, q, k, None, 0.4), both.attend(0, q, k, v, 0.4)[..., :latent_dim], rtol=1e-12, atol=1e-12
+        latent.batch(*args).attend_latents(0, q, k, Columns(latent_dim)),
+        both.batch(*args).attend(0, q, k, v, 0.4)[..., :latent_dim],
+        rtol=1e-12,
+        atol=1e-12,
     )
     assert latent.bytes_per_token() * 2 == both.bytes_per_token() == 2 * 6 * 8
-    with pytest.raises(ValueError, match="values are given"):
-        latent.attend(0, q, k, k, 0.4)
-    with pytest.raises(ValueError, match="values are given"):
-        both.attend(0, q, k, None, 0.4)
+    with pytest.raises(ValueError, match="no place for values"):
+        latent.batch(*args).attend(0, q, k, k, 0.4)
+    with pytest.raises(ValueError, match="latent_dim for latents"):
+        both.batch(*args).attend_latents(0, q, k, Columns(latent_dim))
+
+
+class Columns:
+    """Latents whose first columns are the values."""
+
+    scale = 0.4
+
+    def __init__(self, latent_dim):
+        self.latent_dim = latent_dim
+
+    def expand(self, kept):  # kernels and training ask for these
+        raise NotImplementedError
+
+    absorb = values = expand
+
+    def over(self, q, kept):
+        return causal_attention(q, kept, kept[..., : self.latent_dim], self.scale)
 
 
 @pytest.mark.parametrize(
@@ -116,15 +137,33 @@ def test_a_latent_layout_is_one_whose_values_are_columns_of_its_keys(lengths, pa
 )
 def test_batches_that_do_not_fit_change_nothing(tables, lengths, counts, message):
     cache = cache_for(toy(), 4, 2)
-    cache.extend([[3]], [1], [1])
-    with pytest.raises(ValueError, match=message):
-        cache.extend(tables, lengths, counts)
-    assert (cache.counts, cache.ends, cache.slots.tolist()) == ([1], [2], [7])
-    assert [pages.tolist() for pages in cache.pages] == [[3]]
+    grows = PagedCache(1, 1, 2, 4, 2, F64, CPU, grows=True)
+    for each in (cache, grows):
+        with pytest.raises(ValueError, match=message):
+            each.batch(tables, lengths, counts)
+    assert len(grows.keys[0]) == 0
 
 
 def test_an_empty_batch_is_no_error():
-    assert cache_for(toy(), 1, 1).extend([], [], []).tolist() == []
+    assert cache_for(toy(), 1, 1).batch([], [], []).positions.tolist() == []
+
+
+def test_a_batch_knows_where_its_tokens_go():
+    batch = cache_for(toy(), 4, 2).batch([[3], [0, 2]], [1, 0], [1, 3])
+    assert batch.slots.tolist() == [7, 0, 1, 4]
+    assert batch.positions.tolist() == [1, 0, 1, 2]
+
+
+@torch.inference_mode()
+def test_batches_made_side_by_side_do_not_know_of_each_other():
+    """A cache remembers no batch: the second one changes nothing for the first."""
+    model = toy()
+    cache = cache_for(model, 4, 2)
+    first, second = cache.batch([[0, 1]], [0], [3]), cache.batch([[2, 3]], [0], [4])
+    texts = torch.tensor([1, 2, 3]), torch.tensor([4, 5, 6, 7])
+    for text, batch in zip(texts, (first, second)):
+        whole = model(text, torch.arange(len(text)), NoCache([len(text)]))
+        torch.testing.assert_close(run(model, text, batch), whole, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("sizes", [(0, 1), (1, 0), (-1, 1)])

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM
 
 from inference_opt import naive
 from inference_opt.cache import generate as static
-from inference_opt.lab.agreement import compare, followed
+from inference_opt.lab.agreement import compare, teacher_forced_greedy
+from inference_opt.lab.exactness.gtest import g_statistic, p_value
 from inference_opt.loading.prompts import load_prompts
 from inference_opt.model.attention import NoCache
 from inference_opt.sampling import SamplingParams, probabilities, sample
@@ -23,10 +24,18 @@ def test_every_prompt_of_a_batch_gets_its_naive_tokens(shape, requests):
 
 
 @given(SHAPES, PROMPTS, PARAMS)
+@torch.inference_mode()
 def test_naive_is_the_definition(shape, prompt, params):
+    """Each token is the argmax of a whole forward of all before it, or one that the distribution there allows."""
     model = toy(**shape)
-    # The oracle, once more by hand: its tokens are the argmax of a full forward, or nothing beyond its law.
     text = naive.generate(model, prompt, params)
+    for i, token in enumerate(text):
+        before = [*prompt, *text[:i]]
+        logits = model(torch.tensor(before), torch.arange(len(before)), NoCache([len(before)]))[-1]
+        if params.temperature == 0:
+            assert token == int(logits.argmax())
+        else:
+            assert probabilities(logits, params)[token] > 0
     assert 1 <= len(text) <= min(params.max_new_tokens, model.config.max_context - len(prompt) + 1)
     assert not any(t in model.config.eos_token_ids for t in text[:-1])
     if text[-1] not in model.config.eos_token_ids:
@@ -67,7 +76,7 @@ def real_texts(smollm2):
 def test_the_real_model_agrees_with_naive(smollm2, real_texts):
     model = smollm2[0]
     for prompt, text in zip(*real_texts):
-        agreement = compare(model, prompt, followed(model, prompt, text), text)
+        agreement = compare(model, prompt, teacher_forced_greedy(model, prompt, text), text)
         assert agreement.exact, agreement
         if len(prompt) < 60:  # token by token takes as many looks at the whole text as it has new tokens
             alone = naive.generate(model, prompt, SamplingParams(max_new_tokens=16))
@@ -97,21 +106,17 @@ def test_stop_strings_end_the_same_tokens(smollm2):
 
 
 @torch.inference_mode()
-def test_the_law_of_the_sampler_is_the_model_s(smollm2):
-    # Over many seeds the first token's frequencies follow the model's probabilities (G-test, one false alarm in 10⁶).
+def test_the_sampler_s_distribution_is_the_model_s(smollm2):
+    """Over many seeds the first token's frequencies follow the model's probabilities: one false alarm in 10⁶."""
     model, tokenizer = smollm2
     ids = load_prompts()[0].ids(tokenizer)
     last = torch.tensor([len(ids) - 1])
     logits = model(torch.tensor(ids), torch.arange(len(ids)), NoCache([len(ids)]), rows=last)[0]
-    law = probabilities(logits, SamplingParams(temperature=1.0, top_k=8))
-    draws = 4000
-    counts = torch.zeros_like(law)
-    for seed in range(draws):
+    expected = probabilities(logits, SamplingParams(temperature=1.0, top_k=8))
+    counts = torch.zeros_like(expected)
+    for seed in range(4000):
         counts[sample(logits, SamplingParams(temperature=1.0, top_k=8, seed=seed), position=len(ids))] += 1
-    seen = counts > 0
-    assert not (seen & (law == 0)).any()
-    g = 2 * (counts[seen] * (counts[seen] / (draws * law[seen])).log()).sum()
-    assert g < 40.5  # χ² with 7 degrees of freedom exceeds this once in 10⁶
+    assert p_value(g_statistic(counts.numpy(), expected.numpy()), cells=8) > 1e-6
 
 
 def test_a_sequence_of_broken_logits_ends_alone():

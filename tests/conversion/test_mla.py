@@ -5,6 +5,7 @@ import subprocess
 import sys
 from math import log
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -45,18 +46,17 @@ def test_divergence_is_nought_only_between_equal_laws():
     assert float(divergence(logits, logits.flip(1))) > 0
 
 
-def test_healing_brings_the_law_nearer_and_leaves_what_it_was_given(capsys):
+def test_healing_brings_the_distribution_nearer_on_other_texts_and_leaves_what_it_was_given(capsys):
     model = toy(seed=1, kv_heads=4, dtype=torch.float32, max_context=24)
     factors = factorise(model, 4, 4, TEXTS)
     before = [x.clone() for x in (*factors.kv_down, *factors.kv_up)]
-    rows = torch.tensor([text + [0] * (13 - len(text)) for text in TEXTS])
-    ended = torch.tensor([len(text) for text in TEXTS])
-    healed, record = heal(model, factors, rows, ended, minutes=0.15, batch=4, lr=1e-2)
-    assert record["steps"] > 20
-    assert record["tokens_seen"] > 100
-    assert record["curve"]
+    torch.manual_seed(0)
+    rows, held_out = torch.randint(13, (2, 64, 13))
+    healed, record = heal(model, factors, rows, torch.full((64,), 13), minutes=0.0, steps=60, batch=8, lr=1e-2)
+    assert (record["steps"], record["tokens_seen"]) == (60, 60 * 8 * 13)
+    assert [each["step"] for each in record["curve"]] == [20, 40, 60]
     assert all(torch.equal(a, b) for a, b in zip(before, (*factors.kv_down, *factors.kv_up)))
-    worse, better = (quality(assemble(model, f), model, TEXTS) for f in (factors, healed))
+    worse, better = (quality(assemble(model, f), model, held_out.tolist()) for f in (factors, healed))
     assert better.divergence < 0.8 * worse.divergence
     assert "KL" in capsys.readouterr().out
 
@@ -125,11 +125,7 @@ def test_the_experiment_runs_and_records(tmp_path):
     assert [row["layout"] for row in layouts] == ["MQA", "MLA-96-32"]
     for row in layouts:
         assert [run["seed"] for run in row["runs"]] == [0, 1]
-        assert row["loss"] < log(compare_layouts.VOCAB)
-        assert row["spread"] > 0
-
-
-def test_the_committed_experiment_compares_models_of_equal_parameters():
-    record = json.loads((ROOT / "docs/results/mla_control.json").read_text(encoding="utf-8"))
-    sizes = [row["parameters"] for row in record["layouts"]]
-    assert max(sizes) - min(sizes) < 1e-3 * min(sizes)
+        losses = [run["loss"] for run in row["runs"]]
+        assert row["loss"] == pytest.approx(mean(losses))
+        assert row["spread"] == pytest.approx(stdev(losses))
+        assert max(losses) < log(24)  # of held-out rows: better than to know only which 24 tokens there are

@@ -4,33 +4,57 @@ The notation's names are the code's, and the glossary is in order.
 """
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.md"))
 
 
-@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
-def test_a_chapter_keeps_the_order_of_the_house(path):
-    text = path.read_text(encoding="utf-8")
-    assert re.match(rf"# {path.stem[:2]} · .+\n\n\*[A-Z][a-z-]+ minutes\b", text), "its number, and its time to read"
-    first, idea, *_, wrong, questions = re.findall(r"^## (.+)", text, flags=re.MULTILINE)
+def headings(tokens, tag):
+    return [after.content for each, after in pairwise(tokens) if (each.type, each.tag) == ("heading_open", tag)]
+
+
+def section(tokens, title):
+    """The tokens between a heading and the next."""
+    starts = [i for i, each in enumerate(tokens) if each.type == "heading_open"]
+    begin = next(i for i in starts if tokens[i + 1].content == title)
+    return tokens[begin + 3 : next((i for i in starts if i > begin), None)]
+
+
+@pytest.fixture(params=CHAPTERS, ids=lambda path: path.stem)
+def chapter(request):
+    """A chapter's number, and its text as markdown reads it."""
+    return request.param.stem[:2], MarkdownIt("commonmark").parse(request.param.read_text(encoding="utf-8"))
+
+
+def test_a_chapter_keeps_the_order_of_the_house(chapter):
+    number, tokens = chapter
+    (title,) = headings(tokens, "h1")
+    assert title.startswith(f"{number} · ")
+    assert "minutes" in next(each.content for each in tokens[3:] if each.type == "inline"), "its time to read"
+    first, idea, *_, wrong, questions = headings(tokens, "h2")
     assert (first, wrong, questions) == ("The problem", "What goes wrong", "Three questions")
     assert idea.startswith("The idea")
-    assert re.search(r"^!\[.+\]\(figures/\d\d_\w+\.svg\)", text.partition("## What")[0], flags=re.MULTILINE)
+    before = tokens[: next(i for i, each in enumerate(tokens) if each.content == "What goes wrong")]
+    images = [child for each in before for child in each.children or () if child.type == "image"]
+    assert any(image.attrs["src"].endswith(".svg") and image.content for image in images), "a figure, and its words"
 
 
-@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
-def test_it_asks_three_questions_and_hides_the_answers(path):
-    asked = path.read_text(encoding="utf-8").partition("\n## Three questions\n")[2]
-    assert re.findall(r"^(\d)\. \S", asked, flags=re.MULTILINE) == ["1", "2", "3"]
-    answers = re.findall(
-        r"^   <details><summary>Answer</summary>\n(.+?)\n   </details>$", asked, re.DOTALL | re.MULTILINE
-    )
-    assert len(answers) == 3
-    assert all(answer.strip() for answer in answers)
+def test_it_asks_three_questions_and_hides_the_answers(chapter):
+    asked = section(chapter[1], "Three questions")
+    starts = [i for i, each in enumerate(asked) if each.type == "list_item_open" and each.level == 1]
+    assert len(starts) == 3
+    for begin, end in zip(starts, [*starts[1:], None]):
+        question, *_ = [each.content for each in asked[begin:end] if each.type == "inline"]
+        hidden = "".join(each.content for each in asked[begin:end] if each.type in ("html_block", "inline"))
+        _, _, answer = hidden.removeprefix(question).partition("<summary>Answer</summary>")
+        assert question.strip()
+        assert re.sub("<[^>]+>", "", answer).strip()
+        assert "</details>" in answer
 
 
 def test_names_in_the_notation_are_names_in_the_code():

@@ -6,9 +6,10 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+from inference_opt.engine.request import Pages
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.transformer import Transformer
-from inference_opt.radix.tree import WIDTH, upwards
+from inference_opt.radix.node import upwards
 from inference_opt.sampling import StopCheck, sample
 from inference_opt.speculative.head import DraftHead
 from inference_opt.speculative.models import SmallerModel
@@ -18,7 +19,7 @@ PRIME, VOCAB = 65521, 6
 
 def assert_sound_tree(tree):
     """Structure, counters and the eviction heap of a radix tree; returns the pages of the path to each node."""
-    step = tree.page_size * WIDTH
+    step = tree.page_bytes
     paths = {root: [] for root in tree.roots.values()}
     for root in paths:
         assert not root.edge
@@ -40,7 +41,7 @@ def assert_sound_tree(tree):
     assert set(pages) == tree._owned
     assert tree.evictable == sum(len(node.pages) for node in nodes if node.locks == 0), "evictable"
     assert len(tree) == tree.inserted - tree.evicted == len(pages)
-    queued = Counter(node for key, _, node in tree._heap if key == node.queued)
+    queued = Counter(node for key, _, node in tree.leaves.heap if key == node.queued)
     for node in nodes:
         if not node.children and not node.locks:
             assert queued[node] == 1, "a free leaf is queued once"
@@ -87,11 +88,11 @@ def assert_sound(engine):
     pool, tree, scheduler = engine.pool, engine.tree, engine.scheduler
     paths = assert_sound_tree(tree)
     running, waiting = scheduler.running, list(scheduler.waiting.values())
-    users = Counter(request.node for request in running)
+    users = Counter(request.pages.node for request in running)
     assert all(node.users == users[node] for node in paths), "one use a running request"
     assert set(users) <= set(paths), "a running request holds a node of the tree"
 
-    private = [page for request in running for page in request.table[request.shared :]]
+    private = [page for request in running for page in request.table[request.pages.shared :]]
     owned = [page for path in {node: node.pages for node in paths}.values() for page in path]
     assert len(pool._free) == len(set(pool._free)) == sum(pool._is_free)
     assert all(pool.is_free(page) for page in pool._free)
@@ -99,16 +100,16 @@ def assert_sound(engine):
     assert parts == list(range(pool.num_pages)), "free, the tree's and private pages partition the pool"
     for request in running:
         assert not any(pool.is_free(page) for page in request.table), "a live table names a free page"
-        assert request.table[: request.shared] == paths[request.node]
-        known = request.tokens[: request.shared * pool.page_size].tolist()
-        assert spelled(request.node) == known, "the pages hold another text"
+        assert request.table[: request.pages.shared] == paths[request.pages.node]
+        known = request.tokens[: request.pages.shared * pool.page_size].tolist()
+        assert spelled(request.pages.node) == known, "the pages hold another text"
         assert request.computed <= len(request.table) * pool.page_size
-        assert request.computed < len(request.tokens) <= request.most
+        assert request.computed < len(request.tokens) <= request.max_computed
         assert len(request.table) <= pool.pages_for(len(request.tokens)), "drafts that are gone keep their pages"
         assert not request.decoding or request.remaining == 1
     for request in waiting:
-        assert (request.node, request.table, request.shared, request.computed) == (None, [], 0, 0)
-        assert (request.decoding, request.memo, request.finished) == (False, None, False)
+        assert (request.pages, request.computed) == (Pages(), 0)
+        assert (request.decoding, request.drafter_state, request.finished) == (False, None, False)
     for queue in (running, waiting):
         arrivals = [request.arrival for request in queue]
         assert arrivals == sorted(set(arrivals)), "in the order of arrival"
@@ -128,10 +129,10 @@ def dump(engine):
     tree, scheduler = engine.tree, engine.scheduler
     nodes = [(id(n), n.edge, tuple(n.pages), id(n.parent), n.locks, n.users, n.used, n.hits) for n in tree.nodes()]
     requests = [
-        (r.id, r.tokens.tolist(), r.computed, list(r.table), r.shared, id(r.node), r.finish_reason)
+        (r.id, r.tokens.tolist(), r.computed, list(r.table), r.pages.shared, id(r.pages.node), r.finish_reason)
         for r in (*scheduler.running, *scheduler.waiting.values())
     ]
-    counters = (tree.clock, tree.evictable, tree.inserted, tree.evicted, len(tree._heap), len(engine.requests))
+    counters = (tree.clock, tree.evictable, tree.inserted, tree.evicted, len(tree.leaves.heap), len(engine.requests))
     return sorted(nodes), requests, counters, list(engine.pool._free), engine.stats
 
 
@@ -156,7 +157,7 @@ class Echo(Transformer):
     def weight_bytes(self):
         return 64
 
-    def stream(self, tokens, positions, kv, depth=None, taps=()):
+    def hidden_states(self, tokens, positions, kv, depth=None, taps=()):
         fault, self.fault = self.fault, None
         if fault == "before":
             raise RuntimeError("broken model")
@@ -261,7 +262,7 @@ def watch_drafter(engine):
         pages = held(drafter.cache)
         assert_tree_holds(engine.tree, pages)
         for request in engine.scheduler.running:
-            read = min(request.memo, request.computed)
+            read = min(request.drafter_state, request.computed)
             table = request.table[: engine.pool.pages_for(read)]
             own = [slot for page in table for slot in pages[page]][:read]
             assert own == slots(request.tokens[:read].tolist()), "the drafter remembers another text"

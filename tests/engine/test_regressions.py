@@ -1,21 +1,17 @@
 """Mistakes that engines of this kind have shipped, one scenario each.
 
-Every scenario holds here, and fails when the mistake is put back: `wrong` in the place of `right`, in the source of one
-function. So a scenario is known to see what it is there to see.
+Every scenario holds here, and fails when the mistake is put back (`tests/mutation.py`).
 """
 
-import inspect
-import textwrap
-
-import pytest
-
-from inference_opt.engine.cache_manager import Memory
+from inference_opt.engine.cache_manager import CacheManager
 from inference_opt.engine.engine import Engine
+from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Scheduler
 from inference_opt.radix import tree as radix_tree
 from inference_opt.radix.tree import RadixTree
 from inference_opt.sampling import SamplingParams
 from tests.engine.invariants import Echo, assert_sound, assert_sound_tree, expected
+from tests.mutation import assert_seen, each_bug, each_scenario
 
 GREEDY = SamplingParams(max_new_tokens=4, ignore_eos=True)
 
@@ -43,14 +39,14 @@ def split_child_is_found_again():
 def equal_prompts_in_one_batch_share_pages():
     """Both computed the prompt; the second's pages are freed, so its table must name the first's."""
     engine = Engine(Echo(), page_size=2, num_pages=8)
-    memory, scheduler = engine.scheduler.memory, engine.scheduler
+    cache, scheduler = engine.scheduler.cache, engine.scheduler
     for request in [engine.add([1, 2, 3, 4, 5], GREEDY) for _ in range(2)]:
-        memory.attach(request)
+        cache.attach(request)
         assert request.table == []
-        memory.reserve(request, 5)
+        cache.reserve(request, 5)
         scheduler.running.append(request)
     for request in scheduler.running:
-        memory.publish(request, 4)
+        cache.publish(request, 4)
     scheduler.waiting.clear()
     assert_sound(engine)
 
@@ -127,15 +123,15 @@ BUGS = [
         "head.children[node.edge[:size]]",
         "head.children[head.edge[-size:]]",
     ),
-    (equal_prompts_in_one_batch_share_pages, Memory, "publish", "request.table[:full], ", "[][:full], "),
-    (equal_prompts_in_one_batch_share_one_prefill, Scheduler, "_chunk", "self.memory.publish", "(lambda *_: None)"),
-    (a_prompt_found_whole_is_still_asked_something, Memory, "attach", "request.tokens[:-1]", "request.tokens"),
+    (equal_prompts_in_one_batch_share_pages, CacheManager, "publish", "pages.table[:full], ", "[][:full], "),
+    (equal_prompts_in_one_batch_share_one_prefill, Scheduler, "_chunk", "self.cache.publish", "(lambda *_: None)"),
+    (a_prompt_found_whole_is_still_asked_something, CacheManager, "attach", "request.tokens[:-1]", "request.tokens"),
     (
         chunks_begin_where_the_hit_ends_after_a_preemption,
-        Memory,
+        CacheManager,
         "attach",
-        "len(match.pages), found",
-        "len(match.pages), max(found, request.computed)",
+        "match.node), found",
+        "match.node), max(found, request.computed)",
     ),
     (a_matched_node_is_locked_with_its_path, RadixTree, "lock", "upwards(node)", "upwards(node.parent)"),
     (evictable_pages_are_counted_once, RadixTree, "unlock", "if above.locks == 0", "if above.locks <= 1"),
@@ -157,19 +153,14 @@ BUGS = [
 ]
 
 
-@pytest.mark.parametrize("scenario", dict.fromkeys(bug[0] for bug in BUGS), ids=lambda scenario: scenario.__name__)
-def test_holds(scenario):
+@each_scenario(BUGS)
+def test_it_holds_that(scenario):
     scenario()
 
 
-@pytest.mark.parametrize(("scenario", "owner", "name", "right", "wrong"), BUGS, ids=[b[0].__name__ for b in BUGS])
-def test_the_bug_put_back_is_seen(monkeypatch, scenario, owner, name, right, wrong):
-    function = inspect.unwrap(getattr(owner, name))
-    source, scope = textwrap.dedent(inspect.getsource(function)), {}
-    assert right in source, "the source has changed: put the same mistake into the new one"
-    exec(source.replace(right, wrong), function.__globals__, scope)
-    monkeypatch.setattr(owner, name, scope[name])
+@each_bug(BUGS)
+def test_it_is_seen_that(monkeypatch, bug):
+    _, _, name, _, wrong = bug
     if name == "attach" and "computed" in wrong:  # the second half of that mistake
-        monkeypatch.setattr(Scheduler, "_release", lambda self, request: self.memory.release(request))
-    with pytest.raises((AssertionError, ValueError, RuntimeError, LookupError)):
-        scenario()
+        monkeypatch.setattr(Request, "forget", lambda request: None)
+    assert_seen(monkeypatch, *bug)

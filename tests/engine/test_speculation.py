@@ -173,26 +173,28 @@ class Fixed(Drafter):
     def __init__(self, say):
         self.say = say
 
-    def propose(self, jobs):
-        return self.say(jobs)
+    def propose(self, requests):
+        return self.say(requests)
 
 
-def law(*weights):
+def probs(*weights):
     return np.array([*weights, *[0.0] * (VOCAB - len(weights))])
 
 
 BAD_DRAFTS = {
-    "0 drafts for 1 texts": lambda jobs: [],
-    "2 drafts for 1 texts": lambda jobs: [Draft(), Draft()],
-    "3 tokens and no laws; at most 2": lambda jobs: [Draft([1, 1, 1])],
-    "1 tokens and 2 laws": lambda jobs: [Draft([1], [law(0, 1), law(0, 1)])],
-    "token 0 is 6, which is not in the vocabulary": lambda jobs: [Draft([VOCAB])],
-    "token 1 is -1, which is not in the vocabulary": lambda jobs: [Draft([1, -1])],
-    "law 0 is none.*sum to 0.9": lambda jobs: [Draft([1], [law(0.4, 0.5)])],
-    "law 1 is none.*sum to 1.0 with least -0.5": lambda jobs: [Draft([1, 1], [law(0, 1), law(-0.5, 1.5)])],
-    "law 0 is none.*sum to nan": lambda jobs: [Draft([1], [law(0.5, np.nan)])],
-    r"law 0 is none.*got \(5,\)": lambda jobs: [Draft([1], [law(0, 1)[:5]])],
-    "token 1 .2. has probability 0": lambda jobs: [Draft([1, 2], [law(0, 1), law(0.5, 0.5)])],
+    "0 drafts for 1 texts": lambda requests: [],
+    "2 drafts for 1 texts": lambda requests: [Draft(), Draft()],
+    "3 tokens and no distributions; at most 2": lambda requests: [Draft([1, 1, 1])],
+    "1 tokens and 2 distributions": lambda requests: [Draft([1], [probs(0, 1), probs(0, 1)])],
+    "token 0 is 6, which is not in the vocabulary": lambda requests: [Draft([VOCAB])],
+    "token 1 is -1, which is not in the vocabulary": lambda requests: [Draft([1, -1])],
+    r"probs\[0\] is not a distribution.*sum to 0.9": lambda requests: [Draft([1], [probs(0.4, 0.5)])],
+    r"probs\[1\] is not a distribution.*sum to 1.0 with minimum -0.5": lambda requests: [
+        Draft([1, 1], [probs(0, 1), probs(-0.5, 1.5)])
+    ],
+    r"probs\[0\] is not a distribution.*sum to nan": lambda requests: [Draft([1], [probs(0.5, np.nan)])],
+    r"probs\[0\] is not a distribution.*got \(5,\)": lambda requests: [Draft([1], [probs(0, 1)[:5]])],
+    "token 1 .2. has probability 0": lambda requests: [Draft([1, 2], [probs(0, 1), probs(0.5, 0.5)])],
 }
 
 
@@ -205,7 +207,7 @@ def test_a_draft_that_is_none_costs_no_request_its_text(message):
     with pytest.raises(ValueError, match=message):
         engine.step()
     assert_sound(engine)
-    engine.speculation.drafter.say = lambda jobs: [Draft([1], [law(0, 1)]) for _ in jobs]
+    engine.speculation.drafter.say = lambda requests: [Draft([1], [probs(0, 1)]) for _ in requests]
     while engine.requests:
         engine.step()
         assert_sound(engine)

@@ -1,7 +1,5 @@
 """Mistakes that speculative decoders have shipped with caches and batches, as in `test_speculation_regressions.py`."""
 
-import pytest
-
 from inference_opt.engine import change
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.scheduler import Scheduler
@@ -11,7 +9,8 @@ from inference_opt.speculative.drafter import Draft, Drafter
 from inference_opt.speculative.eagle import Eagle
 from inference_opt.speculative.models import Autoregressive, FirstLayers, SmallerModel
 from tests.engine.invariants import Echo, random_head
-from tests.engine.test_speculation_regressions import CONTEXT, PROMPTS, put_back, served
+from tests.engine.test_speculation_regressions import CONTEXT, PROMPTS, served
+from tests.mutation import assert_seen, each_bug, each_scenario
 from tests.toys import toy
 
 
@@ -28,7 +27,7 @@ def a_drafter_that_is_the_target_is_always_right():
         engine, _, _ = served(SmallerModel(Echo(CONTEXT)), *PROMPTS, *PROMPTS, **changes)
         assert engine.stats.acceptance == 1 < engine.stats.drafted_tokens
         assert engine.stats.preemptions >= preemptions
-        assert engine.stats.cached_tokens or not engine.scheduler.memory.radix
+        assert engine.stats.cached_tokens or not engine.scheduler.cache.radix
 
 
 def a_rejected_draft_is_forgotten():
@@ -43,8 +42,8 @@ def a_text_without_drafts_keeps_no_pages_for_them():
 
 
 class Silent(Drafter):
-    def propose(self, jobs):
-        return [Draft() for _ in jobs]
+    def propose(self, requests):
+        return [Draft() for _ in requests]
 
 
 def texts_of_a_batch_do_not_see_each_other():
@@ -78,13 +77,25 @@ BUGS = [
     (
         a_drafter_that_is_the_target_is_always_right,
         *FIRST,
-        "job.text.memo for",
-        "job.text.computed for",
+        "text.drafter_state, text.tokens[text.drafter_state :]",
+        "text.computed, text.tokens[text.computed :]",
     ),
-    (a_drafter_that_is_the_target_is_always_right, SmallerModel, "observe", "span.start if", "span.end if"),
-    (a_drafter_that_is_the_target_is_always_right, SmallerModel, "observe", "start < span.text.memo", "False"),
-    (a_rejected_draft_is_forgotten, SmallerModel, "observe", "min(span.text.memo, span.end)", "span.text.memo"),
-    (a_text_without_drafts_keeps_no_pages_for_them, Engine, "_conclude", "elif chunk.drafts", "elif draft.tokens"),
+    (a_drafter_that_is_the_target_is_always_right, SmallerModel, "observe", "each.start if", "each.end if"),
+    (a_drafter_that_is_the_target_is_always_right, SmallerModel, "observe", "start < text.drafter_state", "False"),
+    (
+        a_rejected_draft_is_forgotten,
+        SmallerModel,
+        "observe",
+        "min(text.drafter_state, end)",
+        "text.drafter_state",
+    ),
+    (
+        a_text_without_drafts_keeps_no_pages_for_them,
+        Engine,
+        "_conclude",
+        "else:",
+        "elif change.draft.tokens:",
+    ),
     (
         texts_of_a_batch_do_not_see_each_other,
         models,
@@ -106,11 +117,11 @@ BUGS = [
 ]
 
 
-@pytest.mark.parametrize("scenario", dict.fromkeys(bug[0] for bug in BUGS), ids=lambda scenario: scenario.__name__)
-def test_holds(scenario):
+@each_scenario(BUGS)
+def test_it_holds_that(scenario):
     scenario()
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=[bug[0].__name__ for bug in BUGS])
-def test_the_bug_put_back_is_seen(monkeypatch, bug):
-    put_back(monkeypatch, *bug)
+@each_bug(BUGS)
+def test_it_is_seen_that(monkeypatch, bug):
+    assert_seen(monkeypatch, *bug)

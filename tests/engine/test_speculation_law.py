@@ -42,7 +42,7 @@ class Number:
         return self.uniform < Fraction(float(threshold))
 
 
-class Chance:
+class Randomness:
     """Branching, for a step from `start`: on exact numbers, and with races that go by the place in the text."""
 
     def __init__(self, branching, start, common):
@@ -63,12 +63,12 @@ def engine_law(monkeypatch, model, prompt, params, **arguments):
     def program(branching):
         nonlocal drafted
         monkeypatch.setattr(
-            Speculation, "_noise", lambda self, request, drafting: Chance(branching, len(request.tokens), common)
+            Speculation, "_noise", lambda self, request, drafting: Randomness(branching, len(request.tokens), common)
         )
         monkeypatch.setattr(
             speculation,
             "sample",
-            lambda logits, params, position: Chance(branching, position, common).choose(
+            lambda logits, params, position: Randomness(branching, position, common).choose(
                 probabilities(logits, params).numpy(), 0
             ),
         )

@@ -1,18 +1,14 @@
 """Mistakes that speculative decoders have shipped, one scenario each: what is emitted, counted and drawn.
 
-Every scenario holds here, and fails when the mistake is put back: `wrong` in the place of `right`, in the source of one
-function. Those of the drafters' caches are in `test_speculation_cache.py`.
+Every scenario holds here, and fails when the mistake is put back (`tests/mutation.py`). Those of the drafters' caches
+are in `test_speculation_cache.py`.
 """
-
-import inspect
-import textwrap
 
 import numpy as np
 import pytest
 import torch
 
-from inference_opt.engine import change, speculation
-from inference_opt.engine import engine as engine_module
+from inference_opt.engine import change, eager_runner, observer, speculation
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.scheduler import Scheduler
 from inference_opt.engine.speculation import Speculation
@@ -30,6 +26,7 @@ from tests.engine.invariants import (
     watch_drafter,
 )
 from tests.engine.test_speculation_law import assert_lawful
+from tests.mutation import assert_seen, each_bug, each_scenario
 from tests.toys import toy
 
 CONTEXT = 96
@@ -53,19 +50,6 @@ def served(drafter, *prompts, params=LONG, eos=(0,), later=(), **arguments):
     return engine, requests, outputs
 
 
-def put_back(monkeypatch, scenario, owner, name, right, wrong):
-    """The scenario must fail with `wrong` in the place of `right` in the source of `owner.name`."""
-    function = inspect.unwrap(getattr(owner, name))
-    source, scope = textwrap.dedent(inspect.getsource(function)), {}
-    assert right in source, "the source has changed: put the same mistake into the new one"
-    exec(source.replace(right, wrong), function.__globals__, scope)
-    monkeypatch.setattr(owner, name, scope[name])
-    if owner is change and hasattr(engine_module, name):
-        monkeypatch.setattr(engine_module, name, scope[name])
-    with pytest.raises((AssertionError, ValueError, RuntimeError, LookupError)):
-        scenario()
-
-
 def an_end_inside_accepted_tokens_ends_the_text():
     """transformers issue 47912, sglang issue 31599."""
     inside = 0
@@ -86,7 +70,7 @@ class Letters:
     def __init__(self):
         self.text = ""
 
-    def stream(self):
+    def detokenizer(self):
         return Letters()
 
     def add(self, token):
@@ -127,7 +111,7 @@ def no_draft_goes_beyond_the_longest_text():
     """Neither beyond max_new_tokens nor beyond the context (feifeibear/LLMSpeculativeSampling overshoots)."""
     for params in (SamplingParams(max_new_tokens=n, ignore_eos=True) for n in (1, 2, 9, 200)):
         engine, (request,), outputs = served(SmallerModel(Echo(CONTEXT)), [1, 2, 3], params=params, gamma=8)
-        assert all(o.start + o.count + len(o.drafted) <= request.most <= CONTEXT for o in outputs)
+        assert all(o.start + o.count + len(o.drafted) <= request.max_computed <= CONTEXT for o in outputs)
         assert len(request.output) == min(params.max_new_tokens, CONTEXT - 3 + 1)
         assert engine.pool.free + len(engine.tree) == engine.pool.num_pages
 
@@ -163,7 +147,7 @@ def no_two_draws_of_a_text_are_one():
         patch.setattr(
             Noise,
             "_generator",
-            lambda self, i, kind: asked.append((self.seed, self.start, self.stream, i, kind)) or whole(self, i, kind),
+            lambda self, i, kind: asked.append((self.seed, self.start, self.lane, i, kind)) or whole(self, i, kind),
         )
         for rule in (rules.token_wise, rules.block):
             asked.clear()
@@ -222,24 +206,30 @@ BUGS = [
         "self.left -= 1; self.eos = self.eos if self.left else ()",
     ),
     (no_draft_goes_beyond_the_longest_text, Scheduler, "_add_drafts", "request.check.left - 1", "request.check.left"),
-    (what_is_observed_counts_no_rejected_draft, *COMMIT, "+= len(tokens)", "+= len(draft.tokens) + 1"),
+    (
+        what_is_observed_counts_no_rejected_draft,
+        observer,
+        "_count",
+        "+= len(tokens)",
+        "+= len(change.draft.tokens) + 1",
+    ),
     (what_is_observed_counts_no_rejected_draft, *COMMIT, "min(len(emitted) - 1, len(tokens))", "len(draft.tokens)"),
     (what_is_observed_counts_no_rejected_draft, *COMMIT, "within(emitted or [])", "within(draft.tokens or emitted)"),
-    (what_is_observed_counts_no_rejected_draft, change, "logprobs", "[: len(tokens)]", "[-len(tokens) :]"),
+    (what_is_observed_counts_no_rejected_draft, eager_runner, "logprobs", "[: len(tokens)]", "[-len(tokens) :]"),
     (an_end_counts_the_drafts_before_it, *COMMIT, "min(len(emitted) - 1, len(tokens))", "len(emitted) - 1"),
     (no_two_draws_of_a_text_are_one, Noise, "uniform", "(i, 1)", "(0, 1)"),
     (no_two_draws_of_a_text_are_one, Noise, "uniform", "(i, 1)", "(i, 0)"),
-    (no_two_draws_of_a_text_are_one, Speculation, "_noise", "stream=int(drafting)", "stream=0"),
+    (no_two_draws_of_a_text_are_one, Speculation, "_noise", "lane=int(drafting)", "lane=0"),
     (no_two_draws_of_a_text_are_one, Speculation, "_noise", "len(request.tokens)", "len(request.prompt)"),
     (token_0_is_a_token, speculation, "check_draft", "0 <= x <", "0 < x <"),
     (
         the_law_is_the_model_s,
         Autoregressive,
         "propose",
-        "job.chance.choose(law, len(draft.tokens))",
-        "int(law.argmax())",
+        "request.rng.choose(q, len(draft.tokens))",
+        "int(q.argmax())",
     ),
-    (the_law_is_the_model_s, Autoregressive, "propose", "choose(law,", "choose(law.astype(np.float16),"),
+    (the_law_is_the_model_s, Autoregressive, "propose", "choose(q,", "choose(q.astype(np.float16),"),
     (
         coupled_texts_do_not_depend_on_the_drafter,
         Speculation,
@@ -257,11 +247,11 @@ BUGS = [
 ]
 
 
-@pytest.mark.parametrize("scenario", dict.fromkeys(bug[0] for bug in BUGS), ids=lambda scenario: scenario.__name__)
-def test_holds(scenario):
+@each_scenario(BUGS)
+def test_it_holds_that(scenario):
     scenario()
 
 
-@pytest.mark.parametrize("bug", BUGS, ids=[bug[0].__name__ for bug in BUGS])
-def test_the_bug_put_back_is_seen(monkeypatch, bug):
-    put_back(monkeypatch, *bug)
+@each_bug(BUGS)
+def test_it_is_seen_that(monkeypatch, bug):
+    assert_seen(monkeypatch, *bug)

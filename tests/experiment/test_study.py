@@ -1,4 +1,4 @@
-"""The study: every cell once, whoever runs it and whatever is killed; effects that are what they claim to be."""
+"""The study: every trial once, whoever runs it and whatever is killed; effects that are what they claim to be."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_every_combination_is_measured_and_exact(texts):
     assert frame["kv_bytes_in_use"].le(frame["kv_bytes_allocated"]).all()
     assert (frame["reused"].gt(0) == frame["radix_attention"]).all()
     assert frame.loc[frame["combination"] == "none", "over_baseline"].item() == 1
-    kinds = [cell["kind"] for cell in results.cells]
+    kinds = [trial["kind"] for trial in results.trials]
     assert kinds.count("run") == 12
     assert kinds.count("quality") == 2
     assert kinds.count("naive") == 1
@@ -57,7 +57,7 @@ def test_every_combination_is_measured_and_exact(texts):
 
 def test_metrics_that_are_not_asked_for_are_not_there(texts, tmp_path):
     results = run_ablation_study(texts, TOY, ["mla"], ["memory_usage"], **SMALL)
-    assert {cell["kind"] for cell in results.cells} == {"run"}
+    assert {trial["kind"] for trial in results.trials} == {"run"}
     assert "tokens_per_second" not in results.rows()[0]
     assert results.rows()[0]["kv_bytes_in_use"] > 0
     assert "tokens/s" not in results.write(tmp_path).read_text(encoding="utf-8")
@@ -106,15 +106,15 @@ def test_designs(design, techniques):
 )
 def test_effects_are_the_factors_that_made_the_rates(factors, together, design):
     """Rates made of one factor a technique, and one more where MLA and speculation meet."""
-    cells = []
+    trials = []
     for combo in combinations(TECHNIQUES, design):
         rate = 7.0
         for name in combo:
             rate *= factors[name]
         if {"mla", "speculative_decoding"} <= set(combo):
             rate *= together
-        cells.append({"workload": "w", "kind": "run", "techniques": combo, "figures": {"tokens_per_second": rate}})
-    effects = Results("", list(TECHNIQUES), ["throughput"], cells).effects()["w"]
+        trials.append({"workload": "w", "kind": "run", "techniques": combo, "figures": {"tokens_per_second": rate}})
+    effects = Results("", list(TECHNIQUES), ["throughput"], trials).effects()["w"]
     for name in ("continuous_batching", "radix_attention"):
         assert effects[SHORT[name]] == pytest.approx(factors[name])
     for name in ("mla", "speculative_decoding"):  # half of their pairs have the other one beside them
@@ -128,23 +128,23 @@ def test_effects_are_the_factors_that_made_the_rates(factors, together, design):
 SCRIPT = """
 import sys
 from pathlib import Path
-from inference_opt.experiment import cells, run_ablation_study, study
-real = cells.run_cell
-def counted(cell, *rest):
-    found = real(cell, *rest)
+from inference_opt.experiment import trials, run_ablation_study, study
+real = trials.run_trial
+def counted(trial, *rest):
+    found = real(trial, *rest)
     with open(sys.argv[2] + ".log", "a") as log:
-        print(cell["kind"], cell["techniques"], cell["repeat"], file=log)
+        print(trial["kind"], trial["techniques"], trial["repeat"], file=log)
     return found
-study.run_cell = counted
+study.run_trial = counted
 print("ready", flush=True)
 results = run_ablation_study(sys.argv[1], {toy}, folder=sys.argv[2], **{small})
-print(len(results.cells))
+print(len(results.trials))
 """
 
 
 def test_a_study_that_is_killed_goes_on_where_it_stopped(texts, tmp_path):
-    """Ten times, at random moments. At most the cell that was running is run again, and every figure is there once."""
-    rng, folder = random.Random(0), tmp_path / "cells"
+    """Ten times, at random moments. At most the trial that was running is run again, and every figure is there once."""
+    rng, folder = random.Random(0), tmp_path / "trials"
     small = SMALL | {"repeats": 3, "max_new_tokens": 40}
     script = SCRIPT.replace("{toy}", repr(TOY)).replace("{small}", repr(small))
     command = [sys.executable, "-c", script, str(texts), str(folder)]
@@ -171,15 +171,14 @@ def test_a_study_that_is_killed_goes_on_where_it_stopped(texts, tmp_path):
     assert len(set(log)) == planned
     assert len(log) <= planned + 10
     again = run_ablation_study(texts, TOY, folder=folder, **small)
-    assert len(again.cells) == planned
-    assert all(cell["figures"] for cell in again.cells)
+    assert len(again.trials) == planned
+    assert all(trial["figures"] for trial in again.trials)
 
 
 def without_times(results):
     """What does not depend on who ran it, and when."""
     kept = ("new_tokens", "exact", "identical", "perplexity", "favourites", "kv_bytes_in_use", "reused")
-    cells = [{name: cell["figures"].get(name) for name in kept} | {"of": cell["techniques"]} for cell in results.cells]
-    return cells
+    return [{name: t["figures"].get(name) for name in kept} | {"of": t["techniques"]} for t in results.trials]
 
 
 def test_dask_gives_the_same_results_in_the_same_order_when_a_worker_is_killed(texts, tmp_path):
@@ -190,7 +189,7 @@ def test_dask_gives_the_same_results_in_the_same_order_when_a_worker_is_killed(t
     killed = []
 
     def kill(pids):
-        while len(list((tmp_path / "cells").glob("*.json"))) < 5:
+        while len(list((tmp_path / "trials").glob("*.json"))) < 5:
             time.sleep(0.01)
         os.kill(pids[0], signal.SIGKILL)
         killed.append(pids[0])
@@ -208,7 +207,8 @@ def test_dask_gives_the_same_results_in_the_same_order_when_a_worker_is_killed(t
         with distributed.Client(scheduler_file=str(address), timeout=60) as client:
             client.wait_for_workers(3, timeout=60)
             threading.Thread(target=kill, args=([p.pid for p in processes[1:]],), daemon=True).start()
-            results = run_ablation_study(texts, TOY, folder=tmp_path / "cells", executor=client.get_executor(), **small)
+            executor = client.get_executor()
+            results = run_ablation_study(texts, TOY, folder=tmp_path / "trials", executor=executor, **small)
             assert killed
             assert len(client.scheduler_info()["workers"]) == 2
             command = ["ablate", str(texts), "--model", json.dumps(TOY), "--design", "one-in", "--repeats", "1"]
@@ -224,20 +224,20 @@ def test_dask_gives_the_same_results_in_the_same_order_when_a_worker_is_killed(t
     assert without_times(results) == without_times(alone)
 
 
-def test_a_cell_that_keeps_failing_is_given_up_and_the_rest_is_kept(texts, tmp_path, monkeypatch):
+def test_a_trial_that_keeps_failing_is_given_up_and_the_rest_is_kept(texts, tmp_path, monkeypatch):
     from concurrent.futures import ThreadPoolExecutor
 
-    real = study.run_cell
+    real = study.run_trial
 
-    def lost(cell, *rest):
-        if cell["techniques"] == ["mla"]:
+    def lost(trial, *rest):
+        if trial["techniques"] == ["mla"]:
             raise ConnectionError("worker lost")
-        return real(cell, *rest)
+        return real(trial, *rest)
 
-    monkeypatch.setattr(study, "run_cell", lost)
+    monkeypatch.setattr(study, "run_trial", lost)
     with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match=r"failed 3 times .*worker lost.* goes on from"):
-        run_ablation_study(texts, TOY, folder=tmp_path / "cells", executor=pool, **SMALL)
-    assert list((tmp_path / "cells").glob("*.json"))
+        run_ablation_study(texts, TOY, folder=tmp_path / "trials", executor=pool, **SMALL)
+    assert list((tmp_path / "trials").glob("*.json"))
 
 
 def test_processes_that_die_end_the_study_with_a_word(texts, tmp_path):
@@ -265,13 +265,13 @@ def test_the_call_of_the_readme(texts):
     assert set(results.effects()["prompts"]) >= {"radix", "MLA", "speculation", "radix × MLA"}
 
 
-def test_a_cell_is_known_by_all_that_it_reads(texts, tmp_path):
+def test_a_trial_is_known_by_all_that_it_reads(texts, tmp_path):
     """Other answers: the texts are read again, and nothing is timed again."""
-    run_ablation_study(texts, TOY, folder=tmp_path / "cells", **SMALL)
-    before = set((tmp_path / "cells").iterdir())
+    run_ablation_study(texts, TOY, folder=tmp_path / "trials", **SMALL)
+    before = set((tmp_path / "trials").iterdir())
     texts.write_text(texts.read_text(encoding="utf-8").replace('"reference": "tea"', '"reference": "the tea"'))
-    run_ablation_study(texts, TOY, folder=tmp_path / "cells", **SMALL)
-    new = [json.loads(path.read_text(encoding="utf-8")) for path in set((tmp_path / "cells").iterdir()) - before]
+    run_ablation_study(texts, TOY, folder=tmp_path / "trials", **SMALL)
+    new = [json.loads(path.read_text(encoding="utf-8")) for path in set((tmp_path / "trials").iterdir()) - before]
     assert ["perplexity" in figures for figures in new] == [True, True]
 
 
@@ -281,12 +281,12 @@ def test_pages_are_in_use_even_if_a_request_is_done_in_a_step(texts):
 
 
 def test_a_figure_s_file_that_is_none_is_named(texts, tmp_path):
-    run_ablation_study(texts, TOY, ["mla"], folder=tmp_path / "cells", **SMALL)
-    spoilt = min((tmp_path / "cells").iterdir())
+    run_ablation_study(texts, TOY, ["mla"], folder=tmp_path / "trials", **SMALL)
+    spoilt = min((tmp_path / "trials").iterdir())
     for content in ("{", "{}", "[]", "3", '{"machine": {}}', "[" * 100_000):
         spoilt.write_text(content)
-        with pytest.raises(ValueError, match=rf"{spoilt.name} holds no cell's figures .* delete it"):
-            run_ablation_study(texts, TOY, ["mla"], folder=tmp_path / "cells", **SMALL)
+        with pytest.raises(ValueError, match=rf"{spoilt.name} holds no trial's figures .* delete it"):
+            run_ablation_study(texts, TOY, ["mla"], folder=tmp_path / "trials", **SMALL)
 
 
 def test_mla_is_refused_for_a_model_that_has_it(texts, monkeypatch):
@@ -323,7 +323,7 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_what_cannot_be_studied_is_refused_before_any_work(name, texts, tmp_path):
     changes, says = BAD[name]
-    arguments = {"input_dataset": texts, "model_config": TOY, "folder": tmp_path / "cells"} | SMALL | changes
+    arguments = {"input_dataset": texts, "model_config": TOY, "folder": tmp_path / "trials"} | SMALL | changes
     with pytest.raises(ValueError, match=says):
         run_ablation_study(**arguments)
-    assert not (tmp_path / "cells").exists()
+    assert not (tmp_path / "trials").exists()

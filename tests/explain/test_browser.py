@@ -333,7 +333,7 @@ def test_a_bad_trace_leaves_a_message_in_place(browser, files, tmp_path, change,
 
 def test_a_cut_recording_says_so(browser, tmp_path):
     from inference_opt.cache.pool import PagePool
-    from inference_opt.trace import record
+    from inference_opt.explain.record import record
 
     with record("cut", max_bytes=1500) as trace:
         pool = PagePool(30, 1)

@@ -130,7 +130,7 @@ def test_a_template_is_given_plain_data_only(tmp_path):
     assert not path.exists()
     loop = {"role": "user"}
     loop["content"] = loop
-    with pytest.raises(ValueError, match="hold themselves"):
+    with pytest.raises(ValueError, match="contain themselves"):
         shown("x", [loop])
 
 

@@ -22,7 +22,7 @@ from inference_opt.generate import generate_text
 from inference_opt.loading import checkpoint
 from inference_opt.loading.checkpoint import GGUFFile
 from inference_opt.loading.load import load_model
-from inference_opt.loading.tokenizer import TextStream, Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
+from inference_opt.loading.tokenizer import Detokenizer, Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 from inference_opt.loading.vocabulary import end_token_ids
 from inference_opt.sampling import SamplingParams
 from tests.loading.test_checkpoint_errors import write_folder
@@ -162,7 +162,7 @@ def test_a_stream_shows_what_is_certain_and_in_the_end_all(ours, text_or_ids, un
     """For any ids, even those whose bytes are no valid text: what was shown is never taken back."""
     ids = ours.encode(text_or_ids) if isinstance(text_or_ids, str) else text_or_ids
     counting = Counting(ours)
-    whole, stream, shown = ours.decode(ids), TextStream(counting, unfinished), ""
+    whole, stream, shown = ours.decode(ids), Detokenizer(counting, unfinished), ""
     for n, token in enumerate(ids, 1):
         shown += stream.add(token)
         assert shown == stream.text
@@ -180,7 +180,7 @@ def test_a_stream_decodes_few_tokens_for_each(ours, kind):
     byte = next(i for i in range(300) if ours.decode([i]) == "\ufffd")
     token = {"text": ours.encode("a")[0], "special": 2, "no character": byte}[kind]
     counting = Counting(ours)
-    stream = TextStream(counting)
+    stream = Detokenizer(counting)
     shown = "".join(stream.add(token) for _ in range(400))
     assert counting.all < 20 * 400
     assert len(shown) == {"text": 400, "special": 0, "no character": 397}[kind]
@@ -189,12 +189,12 @@ def test_a_stream_decodes_few_tokens_for_each(ours, kind):
 @given(st.lists(st.sampled_from(["the", " ", "  ", "é", "日", "🙂", "<s>", "\n", "a"]), max_size=12).map("".join))
 def test_a_stream_over_byte_fallback_shows_every_character_as_it_ends(text):
     read = byte_fallback()
-    ids, stream = read.encode(text), read.stream()
+    ids, stream = read.encode(text), read.detokenizer()
     shown = [stream.add(token) for token in ids]
     assert "".join(shown) == read.decode(ids)
     assert stream.finish() == ""
     for ids in (read.encode("日🙂")[:-4], read.encode("日🙂")):  # a character stands before the next is complete
-        stream = read.stream()
+        stream = read.detokenizer()
         assert "".join([stream.add(token) for token in ids]) == read.decode(ids)
 
 
@@ -213,7 +213,7 @@ def byte_fallback():
 
 def test_a_character_of_several_tokens_is_shown_whole(ours):
     ids = ours.encode("👩‍👩‍👧")
-    stream = ours.stream()
+    stream = ours.detokenizer()
     shown = [stream.add(token) for token in ids]
     assert "" in shown  # some token holds a part only
     assert set("".join(shown)) == set("👩‍👧")

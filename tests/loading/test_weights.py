@@ -146,10 +146,10 @@ def refusal(monkeypatch, error):
         ("GatedRepoError", 401, "is gated", ValueError),
         ("RepositoryNotFoundError", 404, "there is no model", ValueError),
         ("RepositoryNotFoundError", 401, "or it is private", ValueError),
-        ("HfHubHTTPError", 401, "does not take the token", ValueError),
+        ("HfHubHTTPError", 401, "does not accept the token", ValueError),
         ("HfHubHTTPError", 403, "forbids access", ValueError),
         ("HfHubHTTPError", 429, "too many requests", ConnectionError),
-        ("HfHubHTTPError", 503, "a fault of its own", ConnectionError),
+        ("HfHubHTTPError", 503, "an error of its own", ConnectionError),
     ],
 )
 def test_what_the_hub_answers_is_told_apart(monkeypatch, kind, status, says, raised):
@@ -196,7 +196,7 @@ def test_no_network_a_full_disk_and_a_page_of_a_proxy_are_told_apart(monkeypatch
     ):
         found, message = refusal(monkeypatch, error)
         assert found is ConnectionError
-        assert "is no hub" in message
+        assert "is not a hub's" in message
         assert "HF_ENDPOINT" in message
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE" in refusal(monkeypatch, OSError("offline"))[1]

@@ -17,6 +17,7 @@ from inference_opt.cache.contiguous import ContiguousCache
 from inference_opt.loading.checkpoint import GGUFFile, load_safetensors
 from inference_opt.model.attention import QUERY_BLOCK, NoCache
 from inference_opt.model.linear import Linear, can_pack
+from tests.toys import run
 
 CPU = torch.device("cpu")
 EXACT = 1e-10
@@ -146,7 +147,7 @@ def test_the_cache_fed_in_chunks_gives_the_logits_of_transformers(data):
     cache = ContiguousCache(c.depth, c.kv_heads, c.head_dim, [len(prompt)], ours.dtype, ours.device)
     with torch.inference_mode():
         chunks = [prompt[a:b] for a, b in zip([0, *cuts], cuts)]
-        logits = torch.cat([ours(chunk, cache.extend([len(chunk)]), cache) for chunk in chunks])
+        logits = torch.cat([run(ours, chunk, cache.batch([len(chunk)])) for chunk in chunks])
     assert error(logits, expected_logits(model, prompt)) < EXACT
 
 

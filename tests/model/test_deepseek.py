@@ -13,6 +13,7 @@ from inference_opt.cache.contiguous import ContiguousCache
 from inference_opt.cache.paged import PagedCache
 from inference_opt.model.attention import NoCache
 from tests.model.test_architectures import CPU, EXACT, load_saved, widen
+from tests.toys import run
 
 CLASSES = {
     "deepseek_v2": (transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM),
@@ -168,13 +169,13 @@ def test_logits_of_transformers_whole_and_in_chunks(data):
         cuts = sorted(cuts | {n})
         if data.draw(st.booleans()):
             cache = ContiguousCache(**ours.config.kv_shape, capacity=[n], dtype=ours.dtype, device=CPU)
-            extend = lambda a, b: cache.extend([b - a])  # noqa: E731
+            batch = lambda a, b: cache.batch([b - a])  # noqa: E731
         else:
             size = data.draw(st.sampled_from([1, 3, 16]))
             pages = data.draw(st.permutations(range(-(-n // size) + 1)))
             cache = PagedCache(
                 **ours.config.kv_shape, num_pages=len(pages), page_size=size, dtype=ours.dtype, device=CPU
             )
-            extend = lambda a, b: cache.extend([pages], [a], [b - a])  # noqa: E731
-        logits = torch.cat([ours(prompt[a:b], extend(a, b), cache) for a, b in zip([0, *cuts], cuts)])
+            batch = lambda a, b: cache.batch([pages], [a], [b - a])  # noqa: E731
+        logits = torch.cat([run(ours, prompt[a:b], batch(a, b)) for a, b in zip([0, *cuts], cuts)])
     assert error(logits, expected) < EXACT

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from inference_opt.cache.contiguous import ContiguousCache
 from inference_opt.cache.paged import PagedCache
-from inference_opt.lab.training.rows import Rows
+from inference_opt.lab.training.block_diagonal import BlockDiagonalAttention
 from inference_opt.loading.checkpoint import load_safetensors
 from inference_opt.loading.formats import config_from_hf
 from inference_opt.model.attention import QUERY_BLOCK, NoCache
@@ -22,11 +22,11 @@ from inference_opt.model.config import ExpertsShape, LatentShape, ModelConfig
 from inference_opt.model.mla import LatentAttention, use_form
 from inference_opt.model.rope import frequencies
 from tests.loading.test_checkpoint_errors import CONFIG, SHAPES, load_folder, write_folder
-from tests.toys import LATENT_SHAPES, latent_toy, toy
+from tests.toys import LATENT_SHAPES, latent_toy, run, toy
 
 CPU = torch.device("cpu")
 EXACT = 1e-10
-FORMS = ["explicit", "absorbed", None]  # "training" keeps nothing
+FORMS = ["explicit", "absorbed", None]
 LENGTHS = st.lists(st.one_of(st.integers(1, 12), st.just(QUERY_BLOCK + 5)), min_size=1, max_size=3)
 V2 = ModelConfig(  # one layer of DeepSeek-V2
     vocab_size=102_400,
@@ -89,7 +89,7 @@ def by_the_equations(model, h, angles):
     return attention.out(torch.cat(mixed, dim=-1))
 
 
-@given(LATENT_SHAPES, st.integers(1, 20), st.sampled_from([*FORMS, "training"]))
+@given(LATENT_SHAPES, st.integers(1, 20), st.sampled_from(FORMS))
 @torch.inference_mode()
 def test_one_layer_computes_the_equations(shape, n, form):
     model = latent_toy(**shape)
@@ -104,7 +104,7 @@ def test_one_layer_computes_the_equations(shape, n, form):
 def test_every_form_gives_the_same_logits(shape, lengths):
     model, tokens = latent_toy(**shape, max_context=QUERY_BLOCK + 5), tokens_of(lengths)
     expected = whole(model, lengths, tokens, "explicit")
-    for form in ("absorbed", "training", None):
+    for form in ("absorbed", None):
         assert error(whole(model, lengths, tokens, form), expected) < EXACT
 
 
@@ -114,12 +114,11 @@ def test_rows_of_equal_length_are_trained_on_the_same_function(shape, rows, leng
     model, lengths = latent_toy(**shape), [length] * rows
     tokens = tokens_of(lengths)
     expected = whole(model, lengths, tokens, "absorbed")
-    use_form(model, "training")
-    assert error(model(tokens, torch.arange(length).repeat(rows), Rows(rows)), expected) < EXACT
+    assert error(model(tokens, torch.arange(length).repeat(rows), BlockDiagonalAttention(rows)), expected) < EXACT
 
 
 def caches(model, lengths, page_size, data):
-    """Both caches for texts of these lengths, filled with NaN, and for each how to announce a batch."""
+    """Both caches for texts of these lengths, filled with NaN, and for each how to make a batch."""
     kept = {"dtype": model.dtype, "device": CPU} | model.config.kv_shape
     contiguous = ContiguousCache(**kept, capacity=lengths)
     needed = [-(-n // page_size) for n in lengths]
@@ -129,11 +128,11 @@ def caches(model, lengths, page_size, data):
     for tensor in (*chain(*contiguous.keys), *paged.keys):
         tensor.fill_(torch.nan)
 
-    def extend(fed, counts):
+    def batch(fed, counts):
         part = [i for i, count in enumerate(counts) if count]
-        return paged.extend([tables[i] for i in part], [fed[i] for i in part], [counts[i] for i in part])
+        return paged.batch([tables[i] for i in part], [fed[i] for i in part], [counts[i] for i in part])
 
-    return (contiguous, lambda fed, counts: contiguous.extend(counts)), (paged, extend)
+    return lambda fed, counts: contiguous.batch(counts), batch
 
 
 @given(LATENT_SHAPES, st.lists(st.integers(1, 12), min_size=1, max_size=3), st.sampled_from([1, 3, 16]), st.data())
@@ -150,8 +149,8 @@ def test_any_chunking_over_any_cache_gives_the_logits_of_one_piece(shape, length
         chunk = torch.cat([text[n : n + count] for text, n, count in zip(texts, fed, counts)])
         right = torch.cat([rows[n : n + count] for rows, n, count in zip(expected, fed, counts)])
         use_form(model, data.draw(st.sampled_from(FORMS)))  # what is kept is the same, whoever reads it
-        for cache, extend in both:
-            assert error(model(chunk, extend(fed, counts), cache), right) < EXACT
+        for batch in both:
+            assert error(run(model, chunk, batch(fed, counts)), right) < EXACT
         fed = [n + count for n, count in zip(fed, counts)]
 
 
@@ -160,29 +159,14 @@ def test_any_chunking_over_any_cache_gives_the_logits_of_one_piece(shape, length
 def test_long_chunks_over_long_pasts(form):
     lengths = [3 * QUERY_BLOCK]
     model, tokens = latent_toy(max_context=lengths[0], q_lora_rank=5), tokens_of(lengths)
-    expected = whole(model, lengths, tokens, "training")
+    expected = whole(model, lengths, tokens, "explicit")
     use_form(model, form)
     cache = ContiguousCache(**model.config.kv_shape, capacity=lengths, dtype=model.dtype, device=CPU)
-    logits = torch.cat([model(part, cache.extend([len(part)]), cache) for part in tokens.split([9, 300, 1, 74])])
+    logits = torch.cat([run(model, part, cache.batch([len(part)])) for part in tokens.split([9, 300, 1, 74])])
     assert error(logits, expected) < EXACT
 
 
-@pytest.mark.parametrize("paged", [True, False])
-def test_the_form_for_training_meets_no_cache(paged):
-    model = latent_toy(v_head_dim=7)
-    use_form(model, "training")
-    kept = {"dtype": model.dtype, "device": CPU} | model.config.kv_shape
-    if paged:
-        cache = PagedCache(**kept, num_pages=1, page_size=4)
-        positions = cache.extend([[0]], [0], [2])
-    else:
-        cache = ContiguousCache(**kept, capacity=[4])
-        positions = cache.extend([2])
-    with pytest.raises(ValueError, match="values are given exactly where the layout stores them"):
-        model(torch.tensor([1, 2]), positions, cache)
-
-
-@pytest.mark.parametrize("form", ["", "naive", "Explicit", 1])
+@pytest.mark.parametrize("form", ["", "naive", "Explicit", "training", 1])
 def test_a_form_that_there_is_not(form):
     with pytest.raises((ValueError, TypeError), match="form"):
         use_form(latent_toy(), form)
@@ -206,12 +190,12 @@ COUNTED = st.builds(lambda shape, widths: latent_toy(**shape | widths).layers[0]
 
 @torch.inference_mode()
 def multiplications(attention, form, queries, keys):
-    """Of what `core` really runs, as torch counts them."""
+    """Of what `over` really runs, as torch counts them."""
     attention.form, shape = form, attention.shape
     q = torch.randn(queries, attention.heads, shape.qk_nope_head_dim + shape.qk_rope_head_dim, dtype=torch.float64)
     kept = torch.randn(keys, 1, shape.kv_lora_rank + shape.qk_rope_head_dim, dtype=torch.float64)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        attention.core(q, kept, kept, 1.0)
+        attention.over(q, kept)
     return counter.get_total_flops() // 2
 
 
@@ -304,7 +288,7 @@ def test_widths_that_are_none(name, value):
 
 
 def test_an_odd_width_cannot_be_rotated():
-    with pytest.raises(ValueError, match="qk_rope_head_dim must be even, pairs are rotated, got 3"):
+    with pytest.raises(ValueError, match="qk_rope_head_dim must be even, because pairs are rotated; got 3"):
         LatentShape(**GOOD | {"qk_rope_head_dim": 3})
 
 
@@ -320,17 +304,17 @@ EXPERTS = {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_si
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n_routed_experts": 0}, "0 experts do not fall into 1 equal groups"),
-        ({"n_group": 4}, "6 experts do not fall into 4 equal groups"),
-        ({"n_group": 0}, "6 experts do not fall into 0 equal groups"),
+        ({"n_routed_experts": 0}, "0 experts cannot be divided into 1 equal groups"),
+        ({"n_group": 4}, "6 experts cannot be divided into 4 equal groups"),
+        ({"n_group": 0}, "6 experts cannot be divided into 0 equal groups"),
         ({"n_group": 3, "topk_group": 0}, r"topk_group must lie in \[1, n_group = 3\], got 0"),
         ({"n_group": 3, "topk_group": 4}, r"topk_group must lie in \[1, n_group = 3\], got 4"),
-        ({"num_experts_per_tok": 0}, "num_experts_per_tok = 0: the chosen groups hold 1 to 6 experts"),
-        ({"num_experts_per_tok": 7}, "num_experts_per_tok = 7: the chosen groups hold 1 to 6 experts"),
-        ({"n_group": 3, "num_experts_per_tok": 3}, "num_experts_per_tok = 3: the chosen groups hold 1 to 2 experts"),
+        ({"num_experts_per_tok": 0}, r"num_experts_per_tok must lie in \[1, 6\], .*got 0"),
+        ({"num_experts_per_tok": 7}, r"num_experts_per_tok must lie in \[1, 6\], .*got 7"),
+        ({"n_group": 3, "num_experts_per_tok": 3}, r"num_experts_per_tok must lie in \[1, 2\], .*got 3"),
         ({"moe_intermediate_size": 0}, "moe_intermediate_size must be positive"),
         ({"n_shared_experts": -1}, "n_shared_experts not negative"),
-        ({"n_group": 6, "num_experts_per_tok": 1, "corrected": True}, "a group of one has none"),
+        ({"n_group": 6, "num_experts_per_tok": 1, "corrected": True}, "so each group needs two or more"),
     ],
 )
 def test_experts_that_there_cannot_be(changes, message):
@@ -407,16 +391,16 @@ YARN = DEEPSEEK_V2["rope_scaling"]
         (DEEPSEEK_V2, {"topk_method": "magic"}, "topk_method 'magic'"),
         (DEEPSEEK_V2, {"topk_method": "noaux_tc"}, "topk_method 'noaux_tc'"),
         (DEEPSEEK_V3, {"topk_method": "greedy"}, "chosen by 'greedy' .* takes 'noaux_tc'"),
-        (DEEPSEEK_V2, {"scoring_func": "sigmoid"}, "of 'sigmoid' scores .* deepseek_v2 takes .* 'softmax'"),
-        (DEEPSEEK_V3, {"scoring_func": "softmax"}, "of 'softmax' scores .* deepseek_v3 takes .* 'sigmoid'"),
+        (DEEPSEEK_V2, {"scoring_func": "sigmoid"}, "from 'sigmoid' scores .* deepseek_v2 takes .* 'softmax'"),
+        (DEEPSEEK_V3, {"scoring_func": "softmax"}, "from 'softmax' scores .* deepseek_v3 takes .* 'sigmoid'"),
         (DEEPSEEK_V2, {"norm_topk_prob": True}, "norm_topk_prob=true is not computed for DeepSeek-V2"),
         (DEEPSEEK_V2, {"moe_layer_freq": 2}, "moe_layer_freq"),
         (DEEPSEEK_V3, {"moe_layer_freq": 2}, "moe_layer_freq"),
         (DEEPSEEK_V2, {"rope_scaling": YARN | {"attention_factor": 1.5}}, "attention_factor"),
         (DEEPSEEK_V2, {"rope_scaling": {"type": "yarn", "mscale": 1.0}}, r"lacks 'rope_scaling\.factor'"),
-        (DEEPSEEK_V2, {"n_group": 4}, "6 experts do not fall into 4 equal groups"),
-        (DEEPSEEK_V2, {"num_experts_per_tok": 5}, "num_experts_per_tok = 5"),
-        (DEEPSEEK_V3, {"n_group": 6}, "a group of one has none"),
+        (DEEPSEEK_V2, {"n_group": 4}, "6 experts cannot be divided into 4 equal groups"),
+        (DEEPSEEK_V2, {"num_experts_per_tok": 5}, r"num_experts_per_tok must lie in .*got 5"),
+        (DEEPSEEK_V3, {"n_group": 6}, "so each group needs two or more"),
         (DEEPSEEK_V2, {"hidden_act": "gelu"}, "'gelu'"),
         (DEEPSEEK_V3, {"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
     ],

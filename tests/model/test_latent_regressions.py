@@ -13,8 +13,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from inference_opt.cache.contiguous import ContiguousCache
-from inference_opt.cache.paged import PagedCache
+from inference_opt.cache.contiguous import ContiguousBatch, ContiguousCache
+from inference_opt.cache.paged import PagedBatch, PagedCache
 from inference_opt.loading import checkpoint, formats
 from inference_opt.model import mla
 from inference_opt.model.attention import NoCache
@@ -24,6 +24,7 @@ from inference_opt.model.mla import LatentAttention, use_form
 from inference_opt.model.rope import RopeTable
 from tests.model.test_architectures import CPU, EXACT
 from tests.model.test_deepseek import CLASSES, expected_logits
+from tests.toys import run
 
 SEEN = 1e-3  # of the largest logit: what a mistake changes, where it does
 LENGTH = 40
@@ -101,11 +102,11 @@ def in_chunks(model, prompt, paged):
     if paged:
         pages = [5, 0, 11, 3, 12, 8, 1, 13, 4, 9, 2, 7, 10, 6]
         cache = PagedCache(**kept, num_pages=len(pages), page_size=3)
-        extend = lambda a, b: cache.extend([pages], [a], [b - a])  # noqa: E731
+        batch = lambda a, b: cache.batch([pages], [a], [b - a])  # noqa: E731
     else:
         cache = ContiguousCache(**kept, capacity=[LENGTH])
-        extend = lambda a, b: cache.extend([b - a])  # noqa: E731
-    return torch.cat([model(prompt[a:b], extend(a, b), cache) for a, b in zip([0, *CUTS], CUTS)])
+        batch = lambda a, b: cache.batch([b - a])  # noqa: E731
+    return torch.cat([run(model, prompt[a:b], batch(a, b)) for a, b in zip([0, *CUTS], CUTS)])
 
 
 @torch.inference_mode()
@@ -188,15 +189,15 @@ BUGS = [
         "nn.functional.pad(k_rope, (0, 0, 0, self.kv_heads - 1))"),
     # Chunked prefill
     Bug("a chunk does not see the latents before it (vllm#26042)", "v2", "in chunks",
-        LatentAttention, "core", "self.expand(kept)", "self.expand(kept[-len(q) :])"),
+        LatentAttention, "over", "self.expand(kept)", "self.expand(kept[-len(q) :])"),
     Bug("a chunk, absorbed, does not see the latents before it", "v3", "in chunks",
-        LatentAttention, "core", "absorbed, kept, kept[", "absorbed, kept[-len(q) :], kept[-len(q) :]["),
+        LatentAttention, "over", "absorbed, kept, kept[", "absorbed, kept[-len(q) :], kept[-len(q) :]["),
     Bug("a chunk's mask begins with the text", "v2", "in chunks",
         mla, "causal_attention", "torch.arange(keys - queries, keys, ", "torch.arange(queries, "),
     Bug("a chunk's positions begin at 0 (contiguous)", "v3", "in chunks",
-        ContiguousCache, "extend", "torch.arange(n, n + c, ", "torch.arange(c, "),
+        ContiguousBatch, "__init__", "torch.arange(new.start, new.stop, ", "torch.arange(new.stop - new.start, "),
     Bug("a chunk's positions begin at 0 (paged)", "v2", "in chunks",
-        PagedCache, "extend", "torch.cat([empty, *spans])", "torch.cat([empty, *(span - span[0] for span in spans)])"),
+        PagedBatch, "__init__", "torch.cat([none, *spans])", "torch.cat([none, *(span - span[0] for span in spans)])"),
     # Routing
     Bug("the correction, made to choose, weighs too", "v3", "everywhere",
         Router, "forward", "score.gather(1, chosen)", "choice.gather(1, chosen)"),

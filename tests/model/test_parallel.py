@@ -85,7 +85,7 @@ def real_model(mesh, source):
 def refusals(mesh):
     model = toy(heads=4, kv_heads=1)
     before = [p.clone() for p in model.parameters()]
-    with pytest.raises(ValueError, match="kv_heads = 1 cannot be cut in 2"):
+    with pytest.raises(ValueError, match="kv_heads = 1 cannot be divided by 2"):
         parallelize(model, mesh)
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
     with pytest.raises(ValueError, match="one dimension"):

@@ -139,7 +139,7 @@ def test_what_is_learnt_equals_counting_page_by_page(kind, prompts, capacity):
                 if kind is Odds:
                     came = back.get(sort, 0)
                     worth = (came + 1) / (used[sort] - came + 1)
-                assert node.note == pytest.approx(last + pace * log(worth))
+                assert node.policy_state == pytest.approx(last + pace * log(worth))
                 assert {past[p] for p in prefixes(text)[-len(node.pages) :]} == {past[tuple(text)]}
         tree.evict(max(len(tree) - capacity, 0))
 

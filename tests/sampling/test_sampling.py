@@ -207,7 +207,7 @@ def test_stop_strings_come_in_any_collection(stop):
 
 
 class Letters:
-    """A stream whose token t is the t-th letter."""
+    """A detokenizer whose token t is the t-th letter."""
 
     def __init__(self):
         self.text = ""
@@ -228,7 +228,7 @@ class Letters:
 @example(tokens=[0, 1, 0], stop=["ab"], max_new=9, room=9, ignore_eos=False)  # a stop string of two tokens
 def test_stop_check_against_a_search_of_the_whole_text(tokens, stop, max_new, room, ignore_eos):
     params = SamplingParams(max_new_tokens=max_new, stop=tuple(stop), ignore_eos=ignore_eos)
-    check = StopCheck(params, eos_token_ids=[2], room=room, stream=Letters())
+    check = StopCheck(params, eos_token_ids=[2], room=room, detokenizer=Letters())
     text = ""
     for count, token in enumerate(tokens, 1):
         text += chr(97 + token)
@@ -250,7 +250,7 @@ def test_stop_check_against_a_search_of_the_whole_text(tokens, stop, max_new, ro
 @example(steps=[[0, 0, 0]], stop=(), most=2, ignore_eos=False)
 def test_several_tokens_end_a_text_where_one_after_another_does(steps, stop, most, ignore_eos):
     params = SamplingParams(max_new_tokens=most, stop=stop, ignore_eos=ignore_eos)
-    together, apart = (StopCheck(params, eos_token_ids=[2], room=14, stream=Letters()) for _ in range(2))
+    together, apart = (StopCheck(params, eos_token_ids=[2], room=14, detokenizer=Letters()) for _ in range(2))
     for tokens in steps:
         reason, taken = None, 0
         while taken < len(tokens) and reason is None:
@@ -284,7 +284,7 @@ def test_stop_check_against_a_search_of_all_that_is_certain(tokenizer, data, sto
         tokenizer.encode
     )
     pieces = st.lists(texts | st.sampled_from(halves).map(lambda i: [i]), max_size=12)
-    check = StopCheck(SamplingParams(max_new_tokens=most, stop=stop), [], 99, tokenizer.stream())
+    check = StopCheck(SamplingParams(max_new_tokens=most, stop=stop), [], 99, tokenizer.detokenizer())
     ids = []
     for token in [i for piece in data.draw(pieces) for i in piece]:
         ids.append(token)
@@ -298,13 +298,13 @@ def test_stop_check_against_a_search_of_all_that_is_certain(tokenizer, data, sto
 
 def test_a_stop_string_before_half_a_character_is_found_at_once(tokenizer):
     half = next(i for i in range(49152) if tokenizer.decode([i]) == " \ufffd")
-    check = StopCheck(SamplingParams(stop="a ", max_new_tokens=2), [], 50, tokenizer.stream())
+    check = StopCheck(SamplingParams(stop="a ", max_new_tokens=2), [], 50, tokenizer.detokenizer())
     assert [check.after(t) for t in (*tokenizer.encode("a"), half)] == [None, "stop"]
 
 
 def test_a_stop_string_that_holds_a_special_token_and_more_is_refused(tokenizer):
     with pytest.raises(ValueError, match=r"'<\|im_end\|>' in it is a special token.*as one of its own"):
-        StopCheck(SamplingParams(stop=["a", "\n<|im_end|>"]), [], 50, tokenizer.stream())
+        StopCheck(SamplingParams(stop=["a", "\n<|im_end|>"]), [], 50, tokenizer.detokenizer())
 
 
 @given(st.text("ab", max_size=9), st.lists(st.text("ab", min_size=1, max_size=2), max_size=3))

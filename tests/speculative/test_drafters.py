@@ -16,7 +16,7 @@ from inference_opt.engine.engine import Engine
 from inference_opt.model.attention import NoCache
 from inference_opt.sampling import Noise, SamplingParams, probabilities
 from inference_opt.speculative.adaptive import PATIENCE, Adaptive
-from inference_opt.speculative.drafter import Job
+from inference_opt.speculative.drafter import DraftRequest
 from inference_opt.speculative.eagle import Eagle
 from inference_opt.speculative.lookup import NGram, PromptLookup
 from inference_opt.speculative.models import FirstLayers, SmallerModel
@@ -32,11 +32,13 @@ class Page:
     computed: int
     table: list[int]
     params: SamplingParams
-    memo: Any = None
+    drafter_state: Any = None
 
 
-def job(tokens, gamma, **params):
-    return Job(Page(array("i", tokens), len(tokens) - 1, [], SamplingParams(**params)), gamma, Noise(1, len(tokens)))
+def request(tokens, gamma, **params):
+    return DraftRequest(
+        Page(array("i", tokens), len(tokens) - 1, [], SamplingParams(**params)), gamma, Noise(1, len(tokens))
+    )
 
 
 def copied(tokens, most, least, gamma):
@@ -58,9 +60,9 @@ TEXT = st.one_of(st.lists(st.integers(0, 2), min_size=1, max_size=24), st.lists(
 @given(TEXT, st.integers(1, 4), st.integers(1, 4), st.integers(1, 8))
 def test_prompt_lookup_copies_what_a_search_over_lists_finds(tokens, least, more, gamma):
     most = least + more - 1
-    (draft,) = PromptLookup(most, least).propose([job(tokens, gamma)])
+    (draft,) = PromptLookup(most, least).propose([request(tokens, gamma)])
     assert draft.tokens == copied(tokens, most, least, gamma)
-    assert draft.laws is None
+    assert draft.probs is None
 
 
 @given(
@@ -74,23 +76,23 @@ def test_n_grams_are_counted(tokens, n, gamma, first, params):
     drafter = NGram(n)
     drafter.vocab_size = 5
     text = Page(array("i", tokens[:first]), 0, [], params)
-    drafter.propose([Job(text, 1, Noise(3, 0))])  # earlier in the text: its counts are kept
+    drafter.propose([DraftRequest(text, 1, Noise(3, 0))])  # earlier in the text: its counts are kept
     text.tokens = array("i", tokens)
-    (draft,) = drafter.propose([Job(text, gamma, Noise(2, 0))])
+    (draft,) = drafter.propose([DraftRequest(text, gamma, Noise(2, 0))])
     for i in range(gamma):
-        context, law = [*tokens, *draft.tokens[:i]][-n + 1 :], None
+        context, q = [*tokens, *draft.tokens[:i]][-n + 1 :], None
         for size in range(len(context), 0, -1):
             end = context[-size:]
             seen = Counter(tokens[at + size] for at in range(len(tokens) - size) if tokens[at : at + size] == end)
             if seen:
                 counts = torch.tensor([float(seen[x]) for x in range(5)], dtype=torch.float64)
-                law = probabilities(counts.log(), params).numpy()
+                q = probabilities(counts.log(), params).numpy()
                 break
-        if law is None:
-            assert len(draft.tokens) == len(draft.laws) == i
+        if q is None:
+            assert len(draft.tokens) == len(draft.probs) == i
             break
-        assert np.allclose(draft.laws[i], law, atol=1e-12)
-        assert draft.tokens[i] == Noise(2, 0).choose(draft.laws[i], i)
+        assert np.allclose(draft.probs[i], q, atol=1e-12)
+        assert draft.tokens[i] == Noise(2, 0).choose(draft.probs[i], i)
     else:
         assert len(draft.tokens) == gamma
 
@@ -102,10 +104,10 @@ def logits_alone(drafter, text, draft):
     if isinstance(drafter, SmallerModel):
         return drafter.model(ids, positions, NoCache([len(ids)]))[len(text) - 1 : -1]
     if isinstance(drafter, FirstLayers):
-        h, _ = drafter.model.stream(ids, positions, NoCache([len(ids)]), depth=drafter.depth)
+        h, _ = drafter.model.hidden_states(ids, positions, NoCache([len(ids)]), depth=drafter.depth)
         return drafter.model.logits(h)[len(text) - 1 : -1]
     known = len(text) - 1
-    _, tapped = drafter.target.stream(ids[:known], positions[:known], NoCache([known]), taps=drafter.taps)
+    _, tapped = drafter.target.hidden_states(ids[:known], positions[:known], NoCache([known]), taps=drafter.taps)
     features, rows = drafter.head.fuse(tapped), []
     for slots in range(known, known + len(draft)):
         embeds = drafter.target.embed(ids[1 : slots + 1])
@@ -124,21 +126,21 @@ KINDS = {
 
 
 def watched(engine):
-    """From now on, each law must be what the drafter says of the text alone; and each token drawn from its law."""
+    """From now on, each q must be what the drafter says of the text alone, and each token drawn from its q."""
     drafter, whole = engine.speculation.drafter, engine.speculation.drafter.propose
 
-    def propose(jobs):
-        drafts = whole(jobs)
-        for each, draft in zip(jobs, drafts):
+    def propose(requests):
+        drafts = whole(requests)
+        for each, draft in zip(requests, drafts):
             assert 1 <= len(draft.tokens) <= each.gamma
             with torch.inference_mode():
                 logits = logits_alone(drafter, each.text.tokens, draft.tokens)
             sure = (logits.softmax(-1).amax(-1) >= drafter.confidence).tolist()
             assert all(sure[:-1])
             assert len(draft.tokens) == each.gamma or not sure[-1]
-            for i, (row, law, x) in enumerate(zip(logits, draft.laws, draft.tokens)):
-                assert np.allclose(drafter.law(row, each.text), law, atol=1e-9)
-                assert x == each.chance.choose(law, i)
+            for i, (row, q, x) in enumerate(zip(logits, draft.probs, draft.tokens)):
+                assert np.allclose(drafter.distribution(row, each.text), q, atol=1e-9)
+                assert x == each.rng.choose(q, i)
         return drafts
 
     drafter.propose = propose
@@ -153,7 +155,7 @@ def watched(engine):
     st.sampled_from([0, 2, 60]),
     st.sampled_from([2, 5]),
 )
-def test_each_law_is_what_the_drafter_says_of_the_text_alone(kind, texts, page_size, budget, slack, gamma):
+def test_each_distribution_is_what_the_drafter_says_of_the_text_alone(kind, texts, page_size, budget, slack, gamma):
     """Whatever it has cached, shared, lost in a preemption or rejected."""
     model = toy(2)
     most = max(min(len(prompt) + params.max_new_tokens - 1, 24) for prompt, params in texts)
@@ -208,20 +210,20 @@ def test_a_drafter_of_some_tokens_gives_the_others_nothing():
     model = toy(2)
     engine = Engine(model, drafter=Eagle(random_head(model, reduced=3)), gamma=3)
     drafter = engine.speculation.drafter
-    law = drafter.law(
+    q = drafter.distribution(
         torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64), Page(array("i"), 0, [], SamplingParams(8, 1.0))
     )
-    assert np.flatnonzero(law).tolist() == [10, 11, 12]
-    assert law.argmax() == 10  # the last one scored is token 10
-    assert law.sum() == pytest.approx(1)
+    assert np.flatnonzero(q).tolist() == [10, 11, 12]
+    assert q.argmax() == 10  # the last one scored is token 10
+    assert q.sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PromptLookup(most=1, least=2), "least 2 and most 1"),
-        (lambda: PromptLookup(least=0), "least 0"),
-        (lambda: PromptLookup(most=3, least=True), "least must be an integer"),
+        (lambda: PromptLookup(max_ngram=1, min_ngram=2), "min_ngram 2, max_ngram 1"),
+        (lambda: PromptLookup(min_ngram=0), "min_ngram 0"),
+        (lambda: PromptLookup(max_ngram=3, min_ngram=True), "min_ngram must be an integer"),
         (lambda: NGram(1), "at least 2 .* got 1"),
         (lambda: NGram(True), "n must be an integer"),
         (lambda: FirstLayers(confidence=1.5), "must be a probability, got 1.5"),

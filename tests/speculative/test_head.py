@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from inference_opt import Engine, SamplingParams
 from inference_opt.cache.contiguous import ContiguousCache
+from inference_opt.lab.training.block_diagonal import BlockDiagonalAttention
 from inference_opt.lab.training.eagle import Unrolled, fit, unroll
-from inference_opt.lab.training.rows import Rows
 from inference_opt.model.attention import NoCache
 from inference_opt.model.linear import can_pack
 from inference_opt.speculative.eagle import Eagle
@@ -33,15 +33,19 @@ def target():
     return toy(depth=3).requires_grad_(False)
 
 
+def step(head, features, embeds, batch):
+    return head(features, embeds, batch.positions, batch)
+
+
 def test_one_batch_gives_the_states_of_slot_by_slot(target):
     head, c = random_head(target), target.config
     tokens, positions = torch.randint(0, 13, (9,)), torch.arange(8)
-    _, tapped = target.stream(tokens, torch.arange(9), NoCache([9]), taps=head.taps)
+    _, tapped = target.hidden_states(tokens, torch.arange(9), NoCache([9]), taps=head.taps)
     features, embeds = head.fuse([t[:8] for t in tapped]), target.embed(tokens[1:])
     whole = head(features, embeds, positions, NoCache([8]))
     cache = ContiguousCache(1, c.kv_heads, c.head_dim, [8], target.dtype, target.device)
     for t in range(8):
-        state = head(features[t : t + 1], embeds[t : t + 1], cache.extend([1]), cache)
+        state = step(head, features[t : t + 1], embeds[t : t + 1], cache.batch([1]))
         torch.testing.assert_close(state[0], whole[t], rtol=1e-12, atol=1e-12)
     assert head.logits(whole).shape == (8, 7)
 
@@ -56,22 +60,22 @@ def test_each_pass_of_the_training_is_what_drafting_computes(target):
     assert len(logits) == len(slots)
     for i, (row, t) in enumerate(slots):
         text = tokens[row]
-        _, tapped = target.stream(text, torch.arange(10), NoCache([10]), taps=head.taps)
+        _, tapped = target.hidden_states(text, torch.arange(10), NoCache([10]), taps=head.taps)
         torch.testing.assert_close(logits[i], target(text, torch.arange(10), NoCache([10]))[t + 1])
         features, embeds = head.fuse(tapped), target.embed(text.roll(-1))
         for j in range(1, passes + 1):
             cache = ContiguousCache(1, c.kv_heads, c.head_dim, [10], target.dtype, target.device)
             read = t - j + 2  # slots with the target's features
-            state = head(features[:read], embeds[:read], cache.extend([read]), cache)[-1:]
+            state = step(head, features[:read], embeds[:read], cache.batch([read]))[-1:]
             for slot in range(read, t + 1):
-                state = head(state, embeds[slot : slot + 1], cache.extend([1]), cache)
+                state = step(head, state, embeds[slot : slot + 1], cache.batch([1]))
             torch.testing.assert_close(guesses[j - 1][i], head.logits(state)[0], rtol=1e-9, atol=1e-9)
 
 
 def test_rows_attend_to_themselves_alone():
     q, k, v = torch.randn(12, 4, 6), torch.randn(12, 2, 6), torch.randn(12, 2, 6)
     expected = NoCache([6, 6]).attend(0, q, k, v, 0.3)
-    torch.testing.assert_close(Rows(2).attend(0, q, k, v, 0.3), expected)
+    torch.testing.assert_close(BlockDiagonalAttention(2).attend(0, q, k, v, 0.3), expected)
     torch.testing.assert_close(Unrolled(2).attend(0, q, k, v, 0.3), expected)
 
 

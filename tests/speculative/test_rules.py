@@ -186,12 +186,40 @@ def test_the_paper_s_first_table(alpha, gamma, operations, speed):
     assert abs(cost.speedup(alpha, gamma, 0) - speed) < 0.006
 
 
+@pytest.mark.parametrize(
+    ("c", "best"),
+    [
+        ("0.01", [5, 7, 9, 14, 24]),
+        ("0.02", [4, 6, 8, 11, 19]),
+        ("0.05", [3, 4, 6, 8, 13]),
+        ("0.1", [2, 3, 4, 6, 10]),
+        ("0.2", [1, 2, 3, 4, 7]),
+    ],
+)
+def test_the_best_length_by_theorem_3_8_in_exact_numbers(c, best):
+    """Of α = 0.5 … 0.9: the γ that maximises (1 − α^(γ+1)) / ((1 − α)(γ c + 1)), found by looking at all up to 40."""
+    for alpha, gamma in zip(("0.5", "0.6", "0.7", "0.8", "0.9"), best):
+        assert cost.best_gamma(float(alpha), float(c), 40) == gamma
+        assert cost.best_gamma(Fraction(alpha), Fraction(c), gamma - 1) == gamma - 1, "the gain grows up to there"
+
+
 @given(st.floats(0, 1), st.floats(0, 2), st.integers(0, 12))
 def test_there_is_a_gain_exactly_if_drafts_are_accepted_more_often_than_they_cost(alpha, c, most):
     best = cost.best_gamma(alpha, c, most)
     assert 0 <= best <= most
-    assert best == max(range(most + 1), key=lambda gamma: cost.speedup(alpha, gamma, c))
     assert (best > 0) == (most > 0 and cost.speedup(alpha, 1, c) > 1)
+
+
+@given(st.fractions(0, 1, max_denominator=9), st.fractions(0, 2, max_denominator=9), st.integers(0, 8))
+def test_the_best_draft_length_gains_most_of_all(alpha, c, most):
+    """Theorem 3.8 without its closed form: each way that a draft may end, by its probability."""
+    gains = []
+    for gamma in range(most + 1):
+        ends = [(alpha**kept * (1 - alpha), kept + 1) for kept in range(gamma)] + [(alpha**gamma, gamma + 1)]
+        assert sum(p for p, _ in ends) == 1
+        gains.append(sum(p * tokens for p, tokens in ends) / (gamma * c + 1))
+        assert cost.speedup(alpha, gamma, c) == gains[-1]
+    assert gains[cost.best_gamma(alpha, c, most)] == max(gains)
 
 
 def test_what_has_no_law_or_no_cost():

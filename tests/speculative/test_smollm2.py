@@ -8,7 +8,7 @@ import os
 import pytest
 
 from inference_opt import Engine, SamplingParams, load_model, naive
-from inference_opt.lab.agreement import followed
+from inference_opt.lab.agreement import teacher_forced_greedy
 from inference_opt.loading.prompts import load_prompts
 from inference_opt.speculative import DRAFTERS
 
@@ -28,7 +28,7 @@ def test_every_drafter_gives_the_oracle_s_tokens(exact, task, drafter):
     prompts = [p.ids(tokenizer) for p in load_prompts("speculative") if p.name.startswith(task)][:COUNT]
     engine = Engine(model, drafter=DRAFTERS[drafter](), tokenizer=tokenizer)
     for prompt, tokens in zip(prompts, engine.generate(prompts, SamplingParams(max_new_tokens=NEW))):
-        assert followed(model, prompt, tokens) == tokens
+        assert teacher_forced_greedy(model, prompt, tokens) == tokens
         assert len(tokens) == NEW or tokens[-1] in model.config.eos_token_ids
 
 
@@ -36,6 +36,6 @@ def test_following_is_naive_decoding(exact):
     model, tokenizer = exact
     prompt = tokenizer.chat("Say hello.")
     tokens = naive.generate(model, prompt, SamplingParams(max_new_tokens=6))
-    assert followed(model, prompt, tokens) == tokens
+    assert teacher_forced_greedy(model, prompt, tokens) == tokens
     wrong = [*tokens[:3], tokens[3] + 1, *tokens[4:]]
-    assert followed(model, prompt, wrong) == tokens[:4]
+    assert teacher_forced_greedy(model, prompt, wrong) == tokens[:4]

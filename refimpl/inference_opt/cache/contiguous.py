@@ -18,14 +18,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inference_opt.model.attention import Core, causal_attention
+from inference_opt.model.attention import CacheBatch, LatentForms, causal_attention
 from inference_opt.values import integer
 
 
 class ContiguousCache:
     """Keys and values of `len(capacity)` sequences, `capacity[i]` tokens at the most each."""
-
-    in_place = False
 
     def __init__(
         self,
@@ -46,20 +44,16 @@ class ContiguousCache:
             return [[empty(n, kv_heads, width) for _ in range(depth)] for n in capacity]
 
         self.keys = rows(head_dim)
-        # Of latent attention (2405.04434, §2.1.2) one vector a token is kept: the values are a view of the keys.
-        if latent_dim is None:
-            self.values = rows(head_dim)
-        else:
-            self.values = [[keys[..., :latent_dim] for keys in layers] for layers in self.keys]
+        # Of latent attention (2405.04434, §2.1.2) one vector a token is kept, and no values.
+        self.values = rows(head_dim) if latent_dim is None else None
         self.latent_dim = latent_dim
         self.capacity = list(capacity)
         self.lengths = [0] * len(capacity)
-        self.counts = [0] * len(capacity)
         self.device = device
 
-    # [extend]
-    def extend(self, counts: Sequence[int]) -> Int[Tensor, "tokens"]:
-        """Announce the next batch, `counts[i]` new tokens of sequence i (0: it sits out), and return their positions.
+    # [batch]
+    def batch(self, counts: Sequence[int]) -> "ContiguousBatch":
+        """The next batch: `counts[i]` new tokens of sequence i (0: it sits out), whose rows are its own from now on.
 
         ValueError, and no change, where one would outgrow its capacity.
         """
@@ -69,12 +63,27 @@ class ContiguousCache:
         for i, (length, count) in enumerate(zip(self.lengths, counts)):
             if length + count > self.capacity[i]:
                 raise ValueError(f"sequence {i} holds {length} of {self.capacity[i]} tokens: no room for {count} more")
-        positions = [torch.arange(n, n + c, device=self.device) for n, c in zip(self.lengths, counts)]
-        self.counts = list(counts)
-        self.lengths = [n + c for n, c in zip(self.lengths, counts)]
-        return torch.cat(positions)
+        starts = self.lengths
+        self.lengths = [start + count for start, count in zip(starts, counts)]
+        return ContiguousBatch(self, starts, counts)
 
-    # [/extend]
+    # [/batch]
+
+    def bytes_per_token(self) -> int:
+        """Bytes one token takes, read off the tensors."""
+        stored = [*self.keys[0], *(self.values[0] if self.values else ())]
+        return sum(t[0].numel() * t.element_size() for t in stored)
+
+
+class ContiguousBatch(CacheBatch):
+    """New tokens of some sequences of a cache, laid end to end: `counts[i]` of sequence i, from `starts[i]` on."""
+
+    def __init__(self, cache: ContiguousCache, starts: list[int], counts: list[int]) -> None:
+        self.cache = cache
+        self.counts = [count for count in counts if count]
+        self.rows = [(i, slice(n, n + count)) for i, (n, count) in enumerate(zip(starts, counts)) if count]
+        spans = [torch.arange(new.start, new.stop, device=cache.device) for _, new in self.rows]
+        self.positions: Int[Tensor, tokens] = torch.cat(spans or [torch.arange(0, device=cache.device)])
 
     # [attend]
     def attend(
@@ -82,38 +91,34 @@ class ContiguousCache:
         layer: int,
         q: Float[Tensor, "tokens heads query_dim"],
         k: Float[Tensor, "tokens kv_heads head_dim"],
-        v: Float[Tensor, "tokens kv_heads value_dim"] | None,
+        v: Float[Tensor, "tokens kv_heads value_dim"],
         scale: float,
-        core: Core = causal_attention,
     ) -> Float[Tensor, "tokens heads value_dim"]:
         """Write the new keys and values behind the old ones, then let each new token attend to all of them."""
-        if (v is None) != (self.latent_dim is not None):
-            raise ValueError("values are given exactly where the layout stores them (where latent_dim is None)")
-        outputs, start = [], 0
-        for i, (length, count) in enumerate(zip(self.lengths, self.counts)):
-            if count == 0:
-                continue
-            keys, values = self.keys[i][layer], self.values[i][layer]
-            new = slice(start, start + count)
-            keys[length - count : length] = k[new]
-            if v is not None:
-                values[length - count : length] = v[new]
-            outputs.append(core(q[new], keys[:length], values[:length], scale))
-            start += count
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        if self.cache.values is None:
+            raise ValueError("this cache keeps latents: it has no place for values")
+        outputs = []
+        for (i, new), queries, *own in zip(self.rows, q.split(self.counts), k.split(self.counts), v.split(self.counts)):
+            keys, values = self.cache.keys[i][layer], self.cache.values[i][layer]
+            keys[new], values[new] = own
+            outputs.append(causal_attention(queries, keys[: new.stop], values[: new.stop], scale))
+        return torch.cat(outputs)
 
     # [/attend]
 
-    def rewind(self, sequence: int, length: int) -> None:
-        """Forget a sequence's tokens from `length` on. ValueError where it is not that long."""
-        sequence, length = integer("sequence", sequence), integer("length", length)
-        if not 0 <= sequence < len(self.lengths):
-            raise ValueError(f"there is no sequence {sequence!r}, there are {len(self.lengths)}")
-        if not 0 <= length <= self.lengths[sequence]:
-            raise ValueError(f"cannot rewind sequence {sequence} of {self.lengths[sequence]} tokens to {length!r}")
-        self.lengths[sequence] = length
-
-    def bytes_per_token(self) -> int:
-        """Bytes one token takes, read off the tensors."""
-        stored = [*self.keys[0], *(self.values[0] if self.latent_dim is None else ())]
-        return sum(t[0].numel() * t.element_size() for t in stored)
+    def attend_latents(
+        self,
+        layer: int,
+        q: Float[Tensor, "tokens heads query_dim"],
+        kept: Float[Tensor, "tokens 1 kept_dim"],
+        forms: LatentForms,
+    ) -> Float[Tensor, "tokens heads value_dim"]:
+        """The same with latents, one a token."""
+        if self.cache.values is not None:
+            raise ValueError("this cache keeps keys and values: make it with latent_dim for latents")
+        outputs = []
+        for (i, new), queries, own in zip(self.rows, q.split(self.counts), kept.split(self.counts)):
+            latents = self.cache.keys[i][layer]
+            latents[new] = own
+            outputs.append(forms.over(queries, latents[: new.stop]))
+        return torch.cat(outputs)

@@ -12,10 +12,9 @@ import torch
 
 from inference_opt.cache.contiguous import ContiguousCache
 from inference_opt.loading.tokenizer import Tokenizer
-from inference_opt.model.pictures import CACHED, decoded
 from inference_opt.model.transformer import Transformer
-from inference_opt.sampling import SamplingParams, StopCheck, probabilities, requests_of, sample
-from inference_opt.trace import step
+from inference_opt.sampling import SamplingParams, StopCheck, requests_of, sample
+from inference_opt.trace import emit
 
 
 # [static]
@@ -37,7 +36,7 @@ def stream(
     texts, each = [config.check_prompt(prompt) for prompt, _ in requests], [own for _, own in requests]
     rooms = [config.max_context - len(ids) + 1 for ids in texts]
     checks = [
-        StopCheck(p, config.eos_token_ids, room, tokenizer.stream() if tokenizer else None)
+        StopCheck(p, config.eos_token_ids, room, tokenizer.detokenizer() if tokenizer else None)
         for p, room in zip(each, rooms)
     ]
     return _continue(model, texts, each, checks)
@@ -55,11 +54,11 @@ def _continue(
             ids[n:] if i in running else [] for i, (ids, n) in enumerate(zip(texts, cache.lengths))
         ]  # prompt, then one
         counts = [len(ids) for ids in new]
-        positions = cache.extend(counts)
+        batch = cache.batch(counts)
         tokens = torch.tensor([t for ids in new for t in ids], device=model.device)
         last = torch.tensor(counts, device=model.device).cumsum(0)[sorted(running)] - 1  # each sequence's last row
         with torch.inference_mode():
-            logits = model(tokens, positions, cache, rows=last)  # [running, vocab]
+            logits = model(tokens, batch.positions, batch, rows=last)  # [running, vocab]
         emitted = {}
         for row, i in enumerate(sorted(running)):
             try:
@@ -69,8 +68,11 @@ def _continue(
                 running.remove(i)
                 continue
             texts[i].append(emitted[i])
-            seen = {"model": model, "text": texts[i], "logits": logits[row], "params": each[i], "law": probabilities}
-            step("cache.token", decoded, CACHED, **seen, kept=cache.lengths[i] - counts[i], room=capacity[i])
+            kept = cache.lengths[i] - counts[i]
+            emit(
+                "cache.token", model=model, tokens=texts[i], logits=logits[row], params=each[i], kept=kept,
+                capacity=capacity[i],
+            )  # fmt: skip
             if checks[i].after(emitted[i]) is not None:
                 running.remove(i)
         yield emitted

@@ -11,7 +11,7 @@ Several sequences of one batch may list the same page. Each layer writes all new
 reads, so a sequence may even attend to what another one computes in the same batch.
 
 A layout may store one vector a token instead of a key and a value: with `latent_dim`, the first `latent_dim` columns
-of the key are the value, as in Multi-head Latent Attention (2405.04434, §2.1.2), and `attend` is given v=None.
+of what is kept are the latent, as in Multi-head Latent Attention (2405.04434, §2.1.2). Then `values` is None.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inference_opt.cache.pictures import ATTENDED, attended
-from inference_opt.model.attention import Core, causal_attention
+from inference_opt.model.attention import CacheBatch, LatentForms, causal_attention
 from inference_opt.room import check_room
-from inference_opt.trace import recording, step
 from inference_opt.values import integer
 
 
@@ -34,7 +32,7 @@ class PagedCache:
     taken at once: captured graphs know where they lie.) ValueError where the pages taken at once do not fit in memory.
     """
 
-    in_place = False
+    may_grow = True
 
     def __init__(
         self,
@@ -56,7 +54,7 @@ class PagedCache:
         if latent_dim is not None and not 1 <= integer("latent_dim", latent_dim) <= head_dim:
             raise ValueError(f"latent_dim must lie in [1, head_dim = {head_dim}], got {latent_dim}")
 
-        self.grows = grows and not self.in_place
+        self.grows = grows and self.may_grow
         self.num_pages, self.page_size, self.device = num_pages, page_size, device
         self.latent_dim = latent_dim
 
@@ -69,7 +67,6 @@ class PagedCache:
             what = f"a KV cache of num_pages = {num_pages:,} pages of {page_size:,} tokens"
             check_room(num_pages * page_size * self.bytes_per_token(), device, what, "take fewer num_pages")
             self._hold(num_pages)
-        self.extend([], [], [])
 
     def _hold(self, pages: int) -> None:
         """Have memory for pages [0, pages), and keep what is in those held so far. All layers grow, or none does."""
@@ -83,71 +80,39 @@ class PagedCache:
         # One assignment: whoever interrupts finds the old pages, whole, or the new ones.
         self.__dict__.update(keys=grown(self.keys), values=None if self.values is None else grown(self.values))
 
-    # [extend]
-    def extend(
-        self, tables: Sequence[Sequence[int]], lengths: Sequence[int], counts: Sequence[int]
-    ) -> Int[Tensor, "tokens"]:
-        """Announce the next batch, `counts[i]` new tokens behind `lengths[i]` of sequence i; return their positions.
+    # [batch]
+    def batch(self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]) -> CacheBatch:
+        """The next batch: `counts[i]` new tokens of sequence i, behind its first `starts[i]`.
 
         `tables[i]` lists the sequence's pages, room for the new tokens included. ValueError, and no change, if not.
         """
-        self.check(tables, lengths, counts)
-        last, held = max((max(table) for table in tables), default=-1), len(self.keys[0])
+        self.check(tables, starts, counts)
+        last = max((max(table) for table in tables), default=-1)
+        held = len(self.keys[0])
         if last >= held:
             self._hold(min(max(last + 1, 2 * held), self.num_pages))
-        self.counts, ends = list(counts), [length + count for length, count in zip(lengths, counts)]
-        self.ends = ends
-        # Each sequence's pages up to its end: [ceil(end / page_size)]
-        used = [-(-end // self.page_size) for end in ends]
-        self.pages = [torch.tensor(table[:n], device=self.device) for table, n in zip(tables, used)]
-        spans = [torch.arange(n, end, device=self.device) for n, end in zip(lengths, ends)]
-        slots = [
-            pages[span // self.page_size] * self.page_size + span % self.page_size
-            for pages, span in zip(self.pages, spans)
-        ]
-        empty = torch.empty(0, dtype=torch.long, device=self.device)
-        self.slots = torch.cat([empty, *slots])  # [tokens]: where each new key and value goes
-        return torch.cat([empty, *spans])
+        return PagedBatch(self, tables, starts, counts)
 
-    # [/extend]
+    # [/batch]
 
-    # [attend]
-    def attend(
-        self,
-        layer: int,
-        q: Float[Tensor, "tokens heads query_dim"],
-        k: Float[Tensor, "tokens kv_heads head_dim"],
-        v: Float[Tensor, "tokens kv_heads value_dim"] | None,
-        scale: float,
-        core: Core = causal_attention,
-    ) -> Float[Tensor, "tokens heads value_dim"]:
-        """Write the new keys and values into their slots, then let each new token attend through its page table."""
-        if (v is None) != (self.values is None):
-            raise ValueError("values are given exactly where the layout stores them (where latent_dim is None)")
-        self.keys[layer].flatten(0, 1).index_copy_(0, self.slots, k)
-        if self.values is not None and v is not None:
-            self.values[layer].flatten(0, 1).index_copy_(0, self.slots, v)
-        outputs = []
-        for queries, pages, end in zip(q.split(self.counts), self.pages, self.ends):
-            keys = self.keys[layer].index_select(0, pages).flatten(0, 1)[:end]  # [end, kv_heads, d_h]
-            if self.values is not None:
-                values = self.values[layer].index_select(0, pages).flatten(0, 1)[:end]
-            else:
-                values = keys[..., : self.latent_dim]
-            outputs.append(core(queries, keys, values, scale))
-            if recording():
-                seen = {"cache": self, "layer": layer, "pages": pages.tolist(), "end": end}
-                step("paged.attend", attended, ATTENDED, **seen, q=queries, out=outputs[-1], scale=scale)
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    def values_of(self, layer: int) -> Float[Tensor, "pages page_size kv_heads head_dim"]:
+        """A layer's values. ValueError where latents are kept in place of keys and values."""
+        if self.values is None:
+            raise ValueError("this cache keeps latents: it has no place for values")
+        return self.values[layer]
 
-    # [/attend]
+    def latents_of(self, layer: int) -> Float[Tensor, "pages page_size 1 kept_dim"]:
+        """A layer's latents. ValueError where keys and values are kept."""
+        if self.values is not None:
+            raise ValueError("this cache keeps keys and values: make it with latent_dim for latents")
+        return self.keys[layer]
 
-    def check(self, tables: Sequence[Sequence[int]], lengths: Sequence[int], counts: Sequence[int]) -> None:
-        """ValueError for sequences that their pages do not hold, and for pages that there are not."""
-        for i, (table, length, count) in enumerate(zip(tables, lengths, counts, strict=True)):
-            if count < 1 or length + count > len(table) * self.page_size:
+    def check(self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]) -> None:
+        """ValueError for sequences that do not fit their pages, and for pages outside the pool."""
+        for i, (table, start, count) in enumerate(zip(tables, starts, counts, strict=True)):
+            if count < 1 or start + count > len(table) * self.page_size:
                 raise ValueError(
-                    f"sequence {i} of the batch: {count} new tokens up to {length + count} do not fit its "
+                    f"sequence {i} of the batch: {count} new tokens up to {start + count} do not fit its "
                     f"{len(table)} pages of {self.page_size}"
                 )
             if not 0 <= min(table) <= max(table) < self.num_pages:
@@ -156,3 +121,66 @@ class PagedCache:
     def bytes_per_token(self) -> int:
         """Bytes one token takes, read off the tensors."""
         return sum(t.shape[2:].numel() * t.element_size() for t in (*self.keys, *(self.values or ())))
+
+
+class PagedBatch(CacheBatch):
+    """New tokens of some sequences, laid end to end: `counts[i]` of sequence i from `starts[i]` on, and their slots."""
+
+    # [slots]
+    def __init__(
+        self, cache: PagedCache, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]
+    ) -> None:
+        self.cache, self.counts = cache, list(counts)
+        self.ends = [start + count for start, count in zip(starts, counts)]
+        # Each sequence's pages up to its end: [ceil(end / page_size)]
+        size, device = cache.page_size, cache.device
+        self.pages = [torch.tensor(table[: -(-end // size)], device=device) for table, end in zip(tables, self.ends)]
+        spans = [torch.arange(start, end, device=device) for start, end in zip(starts, self.ends)]
+        slots = [pages[span // size] * size + span % size for pages, span in zip(self.pages, spans)]
+        none = torch.empty(0, dtype=torch.long, device=device)
+        self.positions: Int[Tensor, tokens] = torch.cat([none, *spans])
+        self.slots: Int[Tensor, tokens] = torch.cat([none, *slots])  # where each new key and value goes
+
+    # [/slots]
+
+    # [attend]
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "tokens heads query_dim"],
+        k: Float[Tensor, "tokens kv_heads head_dim"],
+        v: Float[Tensor, "tokens kv_heads value_dim"],
+        scale: float,
+    ) -> Float[Tensor, "tokens heads value_dim"]:
+        """Write the new keys and values into their slots, then let each new token attend through its page table."""
+        key_pages, value_pages = self.cache.keys[layer], self.cache.values_of(layer)
+        key_pages.flatten(0, 1).index_copy_(0, self.slots, k)
+        value_pages.flatten(0, 1).index_copy_(0, self.slots, v)
+        outputs = []
+        for queries, pages, end in zip(q.split(self.counts), self.pages, self.ends):
+            keys, values = gather(key_pages, pages, end), gather(value_pages, pages, end)
+            outputs.append(causal_attention(queries, keys, values, scale))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    # [/attend]
+
+    def attend_latents(
+        self,
+        layer: int,
+        q: Float[Tensor, "tokens heads query_dim"],
+        kept: Float[Tensor, "tokens 1 kept_dim"],
+        forms: LatentForms,
+    ) -> Float[Tensor, "tokens heads value_dim"]:
+        """The same with latents, one a token."""
+        latent_pages = self.cache.latents_of(layer)
+        latent_pages.flatten(0, 1).index_copy_(0, self.slots, kept)
+        parts = zip(q.split(self.counts), self.pages, self.ends)
+        outputs = [forms.over(queries, gather(latent_pages, pages, end)) for queries, pages, end in parts]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def gather(
+    layer: Float[Tensor, "pages page_size kv_heads dim"], pages: Int[Tensor, "used"], end: int
+) -> Float[Tensor, "end kv_heads dim"]:
+    """What a sequence's pages hold of its first `end` tokens, in the order of the text."""
+    return layer.index_select(0, pages).flatten(0, 1)[:end]

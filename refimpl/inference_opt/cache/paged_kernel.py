@@ -1,13 +1,14 @@
 """The paged cache by kernels: the same pages and page tables, read where they lie, without a gather.
 
-What a step needs to know is sent to the device once, when it is announced: positions, slots, page tables, and the plan
-of who reads what (`kernels/plan.py`), which all layers share. Stems that neighbours of the batch have in common, as the
-radix tree hands them out, are read once for all of them.
+What a batch needs to know is sent to the device once, when it is made: positions, slots, page tables, and the plan of
+who reads what (`kernels/plan.py`), which all layers share. Prefixes that neighbours of the batch share, as the radix
+tree hands them out, are read once for all of them.
 
-Latent attention comes absorbed: a kernel attends to the latents as they are.
+Latents are attended as they are: latent attention comes absorbed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -15,65 +16,90 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference_opt.cache.paged import PagedCache
-from inference_opt.cache.pictures import ATTENDED, attended
-from inference_opt.kernels import Batch, common_stems, paged_attention, plan_batch, write_kv
-from inference_opt.model.attention import Core, causal_attention
-from inference_opt.trace import recording, step
+from inference_opt.kernels import Batch, paged_attention, plan_batch, shared_prefixes, write_kv
+from inference_opt.kernels.plan import spread
+from inference_opt.model.attention import CacheBatch, LatentForms
 
 
-class InPlaceCache(PagedCache):
+class PagedKernelCache(PagedCache):
     """`PagedCache`, answered by `inference_opt.kernels`: Triton on CUDA."""
 
-    in_place = True
+    may_grow = False  # captured graphs know where the pages lie
 
-    def extend(
-        self, tables: Sequence[Sequence[int]], lengths: Sequence[int], counts: Sequence[int]
-    ) -> Int[Tensor, "tokens"]:
-        """As the gathering cache's."""
-        self.check(tables, lengths, counts)
-        self.lengths, self.counts = list(lengths), list(counts)
-        self.tables = [table[: -(-(n + count) // self.page_size)] for table, n, count in zip(tables, lengths, counts)]
-        self.batch: Batch | None = None  # planned when the first layer says how many heads ask
-        spans = [np.arange(n, n + count) for n, count in zip(lengths, counts)]
-        slots = [
-            np.asarray(table)[span // self.page_size] * self.page_size + span % self.page_size
-            for table, span in zip(self.tables, spans)
-        ]
-        empty = np.zeros(0, dtype=np.int64)
-        self.slots = torch.from_numpy(np.concatenate([empty, *slots])).to(self.device)
-        return torch.from_numpy(np.concatenate([empty, *spans])).to(self.device)
+    def batch(self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]) -> CacheBatch:
+        """The next batch: `counts[i]` new tokens of sequence i, behind its first `starts[i]`."""
+        self.check(tables, starts, counts)
+        ends = [start + count for start, count in zip(starts, counts)]
+        used = [table[: -(-end // self.page_size)] for table, end in zip(tables, ends)]
+        table = padded_table(used)
+        rows, steps = spread(np.array(counts, dtype=np.int64))
+        positions = np.array(starts, dtype=np.int64)[rows] + steps
+
+        def plan(heads: int) -> Batch:
+            prefixes = shared_prefixes(used, starts, self.page_size)
+            return plan_batch(torch.from_numpy(table), ends, counts, self.keys[0], heads, self.latent_dim, prefixes)
+
+        slots = self.slots(table, rows, positions)
+        return PagedKernelBatch(self, self._sent(positions), self._sent(slots), plan)
+
+    def _sent(self, numbers: np.ndarray) -> Int[Tensor, "tokens"]:
+        """Numbers on the device."""
+        return torch.from_numpy(numbers).to(self.device)
+
+    def slots(self, table: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Where keys and values at these positions lie. `table[rows]` lists the pages of their sequences."""
+        size = self.page_size
+        return table[rows, positions // size].astype(np.int64) * size + positions % size
+
+
+class PagedKernelBatch(CacheBatch):
+    """New tokens laid end to end: their positions, the slots of their keys and values, and the plan of who reads what.
+
+    `plan`: a function of the number of query heads, which the first layer knows; it is asked once.
+    """
+
+    def __init__(
+        self,
+        cache: PagedKernelCache,
+        positions: Int[Tensor, "tokens"],
+        slots: Int[Tensor, "tokens"],
+        plan: Callable[[int], Batch],
+    ) -> None:
+        self.cache, self.positions, self.slots = cache, positions, slots
+        self.plan = lru_cache(plan)
 
     def attend(
         self,
         layer: int,
         q: Float[Tensor, "tokens heads query_dim"],
         k: Float[Tensor, "tokens kv_heads head_dim"],
-        v: Float[Tensor, "tokens kv_heads value_dim"] | None,
+        v: Float[Tensor, "tokens kv_heads value_dim"],
         scale: float,
-        core: Core = causal_attention,
     ) -> Float[Tensor, "tokens heads value_dim"]:
         """Write the new keys and values into their slots, then let each new token attend through its page table."""
-        if core is not causal_attention:
-            raise ValueError("kernels attend to what is kept as it is: ask without a core (see KV.in_place)")
-        if self.batch is None:
-            table = torch.from_numpy(padded_table(self.tables))
-            ends = [n + count for n, count in zip(self.lengths, self.counts)]
-            stems = common_stems(self.tables, self.lengths, self.page_size)
-            self.batch = plan_batch(table, ends, self.counts, self.keys[layer], q.shape[1], self.latent_dim, stems)
-        values = None if self.values is None else self.values[layer]
-        write_kv(k, v, self.keys[layer], values, self.slots)
-        out = paged_attention(q, self.keys[layer], values, self.batch, scale, self.latent_dim)[0]
-        if recording():
-            ends = [n + count for n, count in zip(self.lengths, self.counts)]
-            for mine, got, pages, end in zip(q.split(self.counts), out.split(self.counts), self.tables, ends):
-                seen = {"cache": self, "layer": layer, "pages": pages, "end": end}
-                step("paged.attend", attended, ATTENDED, **seen, q=mine, out=got, scale=scale)
-        return out
+        keys, values = self.cache.keys[layer], self.cache.values_of(layer)
+        plan = self.plan(q.shape[1])
+        write_kv(k, v, keys, values, self.slots)  # an ordinary launch after the plan: attention may start early
+        return paged_attention(q, keys, values, plan, scale, pdl=True)[0]
+
+    def attend_latents(
+        self,
+        layer: int,
+        q: Float[Tensor, "tokens heads query_dim"],
+        kept: Float[Tensor, "tokens 1 kept_dim"],
+        forms: LatentForms,
+    ) -> Float[Tensor, "tokens heads value_dim"]:
+        """The same with latents, which the queries meet as they are."""
+        latents = self.cache.latents_of(layer)
+        plan = self.plan(q.shape[1])
+        write_kv(kept, None, latents, None, self.slots)
+        mixed, _ = paged_attention(forms.absorb(q), latents, None, plan, forms.scale, self.cache.latent_dim, pdl=True)
+        return forms.values(mixed)
 
 
 def padded_table(tables: Sequence[Sequence[int]]) -> Int[np.ndarray, "batch width"]:
     """Page tables as rows of the longest's length, filled up with page 0, as kernels read them: int32."""
-    table = np.zeros((len(tables), max(map(len, tables))), dtype=np.int32)
+    table = np.zeros((len(tables), max(map(len, tables), default=0)), dtype=np.int32)
     for row, pages in zip(table, tables):
         row[: len(pages)] = pages
     return table
@@ -81,4 +107,4 @@ def padded_table(tables: Sequence[Sequence[int]]) -> Int[np.ndarray, "batch widt
 
 def cache_class(device: torch.device) -> type[PagedCache]:
     """Kernels on CUDA; elsewhere PyTorch's own attention over gathered pages is the faster answer."""
-    return InPlaceCache if device.type == "cuda" else PagedCache
+    return PagedKernelCache if device.type == "cuda" else PagedCache

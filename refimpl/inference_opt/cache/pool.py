@@ -16,9 +16,8 @@ any number of requests (the tree's locks count them: one count a node stands for
 """
 
 from collections.abc import Iterable
-from typing import Any
 
-from inference_opt.trace import step
+from inference_opt.trace import emit
 from inference_opt.values import are_ints, integer
 
 
@@ -39,7 +38,12 @@ class PagePool:
     def clear(self) -> None:
         """Every page is free, whoever had it, and whatever was left half done."""
         self._free = list(range(self.num_pages - 1, -1, -1))  # a stack: page 0 is on top
-        self._is_free = bytearray([1]) * self.num_pages
+        self._is_free = bytearray([1]) * self.num_pages  # the same by page: what is on the stack has a 1
+
+    @property
+    def free_pages(self) -> tuple[int, ...]:
+        """Those that no one owns, the next to be taken last."""
+        return tuple(self._free)
 
     @property
     def free(self) -> int:
@@ -63,7 +67,7 @@ class PagePool:
         self.peak = max(self.peak, self.num_pages - len(self._free))
         for page in pages:
             self._is_free[page] = 0
-        step("pool.allocate", self, "{count:page} taken from the pool: {pages}", count=count, pages=pages)
+        emit("pool.allocate", self, count=count, pages=pages)
         return pages
 
     def release(self, pages: Iterable[int]) -> None:
@@ -80,20 +84,6 @@ class PagePool:
             self._is_free[page] = 1
         self._free.extend(pages)
         if pages:
-            step("pool.release", self, "given back to the pool: pages {pages}", pages=pages)
+            emit("pool.release", self, pages=pages)
 
     # [/pool]
-
-    def snapshot(self) -> dict[str, Any]:
-        """The pool's whole state, for a step."""
-        return {"kind": "pool", "pages": self.num_pages, "page_size": self.page_size, "free": self._free}
-
-    def invariants(self) -> dict[str, bool]:
-        """What must hold of it."""
-        once = len(set(self._free)) == len(self._free)
-        flags = sum(self._is_free) == len(self._free) and all(map(self.is_free, self._free))
-        return {"every free page is on the stack once": once and flags}
-
-    def counters(self) -> dict[str, int]:
-        """What a step shows beside it."""
-        return {"pages in use": self.num_pages - len(self._free)}

@@ -1,1 +1,1 @@
-"""Latent attention out of grown models: grouped queries converted, and the factors that are packaged."""
+"""Latent attention for pretrained models: the conversion of grouped queries, and the packaged factors."""

@@ -1,4 +1,4 @@
-"""What comes with the package: SmolLM2-135M's healed factors, and text that it wrote."""
+"""What comes with the package: SmolLM2-135M's healed factors, and text that this model wrote."""
 
 from importlib import resources
 from pathlib import Path
@@ -15,21 +15,23 @@ from inference_opt.loading.prompts import load_prompts
 from inference_opt.loading.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
 
-PACKAGED, TEXTS = "mla-smollm2-135m.safetensors", "smollm2-texts.safetensors"
-RANK = 96  # of the packaged factors; their rotated key is 32 wide
+PACKAGED = "mla-smollm2-135m.safetensors"
+TEXTS = "smollm2-texts.safetensors"
+RANK = 96  # kv_lora_rank of the packaged factors; their rotated key is 32 wide
 
 
 def save_factors(factors: Factors, path: Path, **notes: str) -> None:
-    """Write factors, in bfloat16 (the mixing, which is small, in float32), whole or not at all."""
+    """Write factors in bfloat16 (the mixing, which is small, in float32). The file is written whole or not at all."""
     tensors = {"rotated": torch.tensor(factors.rotated, dtype=torch.int32)}
     for i, (mixing, down, up) in enumerate(zip(factors.mixing, factors.kv_down, factors.kv_up)):
         tensors[f"{i}.mixing"] = torch.view_as_real(mixing).float().cpu().contiguous()
-        tensors[f"{i}.kv_down"], tensors[f"{i}.kv_up"] = (x.detach().bfloat16().cpu().contiguous() for x in (down, up))
+        tensors[f"{i}.kv_down"] = down.detach().bfloat16().cpu().contiguous()
+        tensors[f"{i}.kv_up"] = up.detach().bfloat16().cpu().contiguous()
     save_whole(tensors, path, notes)
 
 
 def load_factors(path: Path | None = None) -> Factors:
-    """The factors from a file, by default those of SmolLM2-135M that come with the package; ValueError for no such."""
+    """Factors from a file; by default the packaged ones of SmolLM2-135M. ValueError for a file of anything else."""
     path = path or Path(str(resources.files("inference_opt") / "data" / PACKAGED))
     try:
         with safe_open(path, "pt") as file:
@@ -48,12 +50,12 @@ def load_factors(path: Path | None = None) -> Factors:
 
 
 def texts_of(tokens: Int[Tensor, "rows length"], ended: Int[Tensor, "rows"]) -> list[list[int]]:
-    """The rows of a corpus, each up to where it has ended."""
+    """The rows of a corpus, each cut at its end."""
     return [row[: int(end)].tolist() for row, end in zip(tokens, ended)]
 
 
 def sampled_texts(part: str) -> list[list[int]]:
-    """Conversations that SmolLM2-135M wrote, as its token ids: 64 to "observe" (make factors from), 128 "held" out."""
+    """Conversations that SmolLM2-135M wrote, as token ids: 64 to "observe" and make factors from, 128 "held" out."""
     if part not in ("observe", "held"):
         raise ValueError(f'part must be "observe" or "held", got {part!r}')
     rows = load_file(str(resources.files("inference_opt") / "data" / TEXTS))
@@ -62,10 +64,10 @@ def sampled_texts(part: str) -> list[list[int]]:
 
 
 def latent_model(model: Transformer, tokenizer: Tokenizer, source: str | Path, rank: int = RANK) -> Transformer:
-    """The model, loaded from `source`, with latent attention of this rank (kv_lora_rank).
+    """The model that was loaded from `source`, with latent attention of this rank (kv_lora_rank).
 
-    "smollm2-135m" at the packaged rank takes the packaged, healed factors. Otherwise the layers are factorised on the
-    built-in prompts, with a rotated key of half a head's width. ValueError where that is impossible.
+    "smollm2-135m" at the packaged rank takes the packaged, healed factors. Any other model is factorised on the
+    built-in prompts, with a rotated key of half a head's width. ValueError if the model cannot be converted.
     """
     c = model.config
     if (str(source), rank) == ("smollm2-135m", RANK):

@@ -1,11 +1,8 @@
 """What an engine says of itself: a step's outputs, and totals."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from inference_opt.engine.request import Request
-
-FED = "{id}: {output.fed:token} through the model, out comes {tokens:text}"  # what a recorded step says
 
 
 @dataclass(frozen=True)
@@ -25,12 +22,6 @@ class Output:
     def fed(self) -> int:
         """Tokens that went through the model, drafts included."""
         return self.count + len(self.drafted)
-
-    def snapshot(self) -> dict[str, Any]:
-        """The same for a recorded step."""
-        names = ("start", "count", "tokens", "drafted")
-        prompt = self.start < len(self.request.prompt)
-        return {"id": self.request.id, "prompt": prompt} | {name: getattr(self, name) for name in names}
 
 
 @dataclass
@@ -62,8 +53,3 @@ class Stats:
     def acceptance(self) -> float:
         """Share of the drafted tokens that were kept."""
         return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else 0.0
-
-    @property
-    def occupancy(self) -> float:
-        """Share of the pages in use now."""
-        return (self.pages_cached + self.pages_private) / self.pages

@@ -1,8 +1,8 @@
 """Prompts to study: a file or folder of one's own, or one of the workloads that come with the package.
 
-JSONL, CSV and Parquet hold a request a row: `prompt` (text) or `messages` (a chat, the user's turn last; in CSV as
-JSON), and perhaps `reference`, an answer that perplexity is measured on, too. Text files are cut at empty lines into
-requests of up to `PIECE` characters.
+JSONL, CSV and Parquet files hold one request in each row: `prompt` (text) or `messages` (a chat that ends with the
+user's turn; in CSV as JSON), and optionally `reference`, an answer on which perplexity is measured too. Text files are
+cut at empty lines into requests of up to `PIECE` characters.
 """
 
 import csv
@@ -19,11 +19,13 @@ from inference_opt.files import home
 from inference_opt.loading.prompts import load_prompts
 from inference_opt.loading.tokenizer import Tokenizer
 
-PIECE = 2_000
+PIECE = 2_000  # characters
 FIELDS = ("prompt", "messages", "reference")
-TEXT, TABLES = (".txt", ".md", ".rst"), (".jsonl", ".csv", ".parquet")
-BUILT_IN = {"few-shot": 12, "chat": 48, "editing": 64, "summarising": 32}  # new tokens that such answers take
-NEW_TOKENS = 32  # for others
+TEXT = (".txt", ".md", ".rst")
+TABLES = (".jsonl", ".csv", ".parquet")
+# The built-in workloads, and the new tokens that such an answer takes.
+BUILT_IN = {"few-shot": 12, "chat": 48, "editing": 64, "summarising": 32}
+NEW_TOKENS = 32  # for other workloads
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,11 @@ class Row:
     """One request: the text or the chat to continue, and an answer if one is known."""
 
     messages: list[dict[str, str]]
-    raw: bool  # text to continue as it is, not a user's turn
+    raw: bool  # a text to continue as it is; False: a user's turn
     reference: str | None = None
 
     def ids(self, tokenizer: Tokenizer | None) -> list[int]:
-        """Tokens in the model's chat format, where it has one; without a tokenizer, bytes."""
+        """Tokens, in the model's chat format if it has one. Without a tokenizer: bytes."""
         if tokenizer is not None and tokenizer.chat_template and not self.raw:
             return tokenizer.chat(self.messages)
         text = "\n\n".join(message["content"] for message in self.messages)
@@ -44,7 +46,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Requests under a name, and by how many tokens each is continued unless told otherwise."""
+    """Requests under a name, and the default number of tokens by which each is continued."""
 
     name: str
     rows: list[Row]
@@ -52,16 +54,17 @@ class Dataset:
 
 
 def load_dataset(source: str | Path) -> Dataset:
-    """A built-in workload by name, a file, or a folder of files in the order of their names.
+    """A built-in workload by name, a file, or a folder of files, in the order of their names.
 
-    ValueError, with file and row, for what is missing or empty, of another kind, not UTF-8, or without a prompt.
+    ValueError, with file and row, for files that are missing, empty, of another kind or not UTF-8, and for rows without
+    a prompt.
     """
     if str(source) in BUILT_IN:
         return Dataset(str(source), _built_in(str(source)), BUILT_IN[str(source)])
     path = home(source)
     if not str(source) or not path.exists():
         raise ValueError(f"dataset {source} does not exist: expected a file, a folder, or one of {', '.join(BUILT_IN)}")
-    if path.is_dir():  # "._a.txt": not text, but what macOS keeps beside it
+    if path.is_dir():  # but not "._a.txt", in which macOS stores attributes of a.txt
         names = (p for p in path.rglob("*") if p.suffix.lower() in TEXT + TABLES and not p.name.startswith("._"))
         files = sorted(p for p in names if p.is_file())
     elif path.is_file():
@@ -75,7 +78,10 @@ def load_dataset(source: str | Path) -> Dataset:
 
 
 def _built_in(name: str) -> list[Row]:
-    """Written for the project (MIT), on texts in the public domain: `data/speculative.jsonl` names each source."""
+    """The built-in workloads, written for this project (MIT) on texts in the public domain.
+
+    `data/speculative.jsonl` names the source of each text.
+    """
     known = {prompt.name: prompt.text for prompt in load_prompts("speculative")}
     texts = [text.split("\n\n", 1)[1] for title, text in known.items() if title.startswith("summarising")]
     if name == "editing":
@@ -98,7 +104,7 @@ def _read(path: Path) -> Iterator[Row]:
     suffix = path.suffix.lower()
     with path.open("rb") as file:
         if file.read(40).startswith(b"version https://git-lfs.github.com/spec/"):
-            raise ValueError(f"{path} is a pointer of git-lfs, not the file itself: fetch it with `git lfs pull`")
+            raise ValueError(f"{path} is a git-lfs pointer, not the file itself: fetch it with `git lfs pull`")
     if suffix in TABLES:
         for place, row in _table(path, suffix):
             yield _row(row, f"{path}, {place}")
@@ -106,20 +112,20 @@ def _read(path: Path) -> Iterator[Row]:
         for piece in _pieces(_text(path)):
             yield Row([{"role": "user", "content": piece}], raw=True)
     else:
-        raise ValueError(f"{path} is of a kind that is not read: expected {', '.join(TEXT + TABLES)}")
+        raise ValueError(f"{path} is of an unknown kind: expected {', '.join(TEXT + TABLES)}")
 
 
 def _text(path: Path) -> str:
     content = path.read_bytes()
     try:
-        return content.decode("utf-8-sig")  # line ends as they are: they may be a prompt's
+        return content.decode("utf-8-sig")  # with its own line ends, which may belong to a prompt
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line}: not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
 def _table(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
-    """(where it stands, row)."""
+    """The rows of a table, each with its place in the file."""
     if suffix == ".parquet":
         try:
             from pyarrow import ArrowException, parquet
@@ -131,7 +137,7 @@ def _table(path: Path, suffix: str) -> Iterator[tuple[str, Any]]:
                 columns = _columns(path, table.schema_arrow.names)
                 rows = table.read(columns).to_pylist()
         except (ArrowException, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is no Parquet file, or holds no text ({error})") from None
+            raise ValueError(f"{path} is not a Parquet file, or holds no text ({error})") from None
         yield from _numbered(rows)
     elif suffix == ".csv":
         yield from _numbered(_csv(path))
@@ -151,7 +157,7 @@ def _json(text: str, what: str) -> Any:
 
 
 def _columns(path: Path, names: list[str]) -> list[str]:
-    """The fields that are read, of those that a table has."""
+    """Those columns of a table that are read. ValueError if there is no prompt, or one name occurs twice."""
     found = [name for name in names if name in FIELDS]
     if len(set(found)) < len(found):
         raise ValueError(f"{path}: two columns have the same name, of {', '.join(found)}")
@@ -162,12 +168,12 @@ def _columns(path: Path, names: list[str]) -> list[str]:
 
 def _csv(path: Path) -> list[dict[str, str]]:
     text = _text(path)
-    limit = csv.field_size_limit(len(text) + 1)  # one for the whole process: a field may be as long as the file
+    limit = csv.field_size_limit(len(text) + 1)  # a setting of the whole process; a field may be as long as the file
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         lines = [line for line in reader if line]
     except csv.Error as error:
-        raise ValueError(f"{path} is no CSV file ({error})") from None
+        raise ValueError(f"{path} is not a CSV file ({error})") from None
     finally:
         csv.field_size_limit(limit)
     if not lines:
@@ -176,8 +182,9 @@ def _csv(path: Path) -> list[dict[str, str]]:
     _columns(path, head)
     for number, line in enumerate(lines[1:], 1):
         if len(line) > len(head):
-            raise ValueError(f"{path}, row {number}: {len(line)} cells, the head names {len(head)} (text with a comma "
-                             "must stand in quotes)")  # fmt: skip
+            raise ValueError(
+                f"{path}, row {number}: {len(line)} cells, but the header has {len(head)} (quote text with a comma)"
+            )
     return [dict(zip(head, line)) for line in lines[1:]]
 
 
@@ -186,7 +193,7 @@ def _numbered(rows: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _row(row: Any, where: str) -> Row:
-    """ValueError that names the row and the field."""
+    """A request from a row. ValueError names the row and the field."""
     if not isinstance(row, dict):
         raise ValueError(f'{where}: expected an object with "prompt" or "messages", got {str(row)[:60]!r}')
     reference, prompt, messages = (row.get(name) for name in ("reference", "prompt", "messages"))
@@ -210,12 +217,12 @@ def _row(row: Any, where: str) -> Row:
         raise ValueError(f"{where} has no prompt: the user's turn is empty")
     for text in (reference or "", *(message["content"] for message in messages)):
         if re.search("[\ud800-\udfff]", text):
-            raise ValueError(f"{where}: half of a surrogate pair is no character: {text[:60]!a}")
+            raise ValueError(f"{where}: half of a surrogate pair is not a character: {text[:60]!a}")
     return Row(messages, raw=False, reference=reference or None)
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Paragraphs, joined while they fit into a piece; a longer one is cut."""
+    """Requests from a text: paragraphs, joined while they fit into a piece. A longer paragraph is cut."""
     piece = ""
     for paragraph in filter(str.strip, re.split(r"(?:\r?\n){2,}", text)):
         if piece and len(piece) + len(paragraph) + 2 > PIECE:

@@ -1,4 +1,4 @@
-"""What a study found: a row a combination, effects and interactions, as a frame, JSON, figures and a page."""
+"""A study's results: a row for each combination, effects and interactions, as a frame, JSON, figures and a page."""
 
 import io
 import itertools
@@ -26,51 +26,56 @@ SHORT = {
     "speculative_decoding": "speculation",
 }
 THROUGHPUT = (
-    "tokens_per_second", "prefill_tokens_per_second", "decode_tokens_per_second",
-    "first_token_seconds", "between_tokens_seconds", "reused", "accepted",
-)  # fmt: skip
+    "tokens_per_second",
+    "prefill_tokens_per_second",
+    "decode_tokens_per_second",
+    "first_token_seconds",
+    "between_tokens_seconds",
+    "reused",
+    "accepted",
+)
 MEMORY = ("kv_bytes_in_use", "kv_bytes_allocated", "peak_bytes")
 QUALITY = ("exact", "identical", "requests", "reasons")
 
 
 def name_of(combination: tuple[str, ...]) -> str:
-    """As the tables call it."""
+    """A combination's name in the tables."""
     return " + ".join(SHORT[name] for name in combination) or "none"
 
 
 @dataclass(frozen=True)
 class Results:
-    """All cells of a study, with the command that made them."""
+    """All trials of a study, with the command that ran them."""
 
     command: str
     techniques: list[str]
     metrics: list[str]
-    cells: list[dict[str, Any]]
+    trials: list[dict[str, Any]]
 
     @classmethod
     def read(cls, path: str | Path) -> "Results":
-        """What `write` and `ablate --json` wrote. ValueError for a file that is none of theirs."""
+        """Read a file that `write` or `ablate --json` wrote. ValueError for any other file."""
         try:
             study = json.loads(home(path).read_text(encoding="utf-8"))
-            return cls(*(study[name] for name in ("command", "techniques", "metrics", "cells")))
+            return cls(*(study[name] for name in ("command", "techniques", "metrics", "trials")))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no study: {type(error).__name__}: {error}") from None
 
     @property
     def workloads(self) -> list[str]:
-        """In the order given."""
-        return list(dict.fromkeys(cell["workload"] for cell in self.cells))
+        """The workloads' names, in the order given."""
+        return list(dict.fromkeys(trial["workload"] for trial in self.trials))
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for each workload and combination: medians over the repeats, and the spread of the throughput."""
+        """A row for each workload and combination: medians over the repeats, and the throughput's spread."""
         rows = []
         for workload in self.workloads:
-            here = [cell for cell in self.cells if cell["workload"] == workload]
-            runs = [cell for cell in here if cell["kind"] == "run"]
-            naive = [cell["figures"]["tokens_per_second"] for cell in here if cell["kind"] == "naive"]
-            read = {"mla" in c["techniques"]: c["figures"] for c in here if c["kind"] == "quality"}
-            for combo in dict.fromkeys(tuple(cell["techniques"]) for cell in runs):
-                each = [cell["figures"] for cell in runs if tuple(cell["techniques"]) == combo]
+            here = [trial for trial in self.trials if trial["workload"] == workload]
+            runs = [trial for trial in here if trial["kind"] == "run"]
+            naive = [trial["figures"]["tokens_per_second"] for trial in here if trial["kind"] == "naive"]
+            quality = {"mla" in t["techniques"]: t["figures"] for t in here if t["kind"] == "quality"}
+            for combo in dict.fromkeys(tuple(trial["techniques"]) for trial in runs):
+                each = [trial["figures"] for trial in runs if tuple(trial["techniques"]) == combo]
                 row: dict[str, Any] = {"workload": workload, "combination": name_of(combo)}
                 row["max_new_tokens"] = runs[0]["max_new_tokens"]
                 row |= {name: name in combo for name in self.techniques}
@@ -84,20 +89,21 @@ class Results:
                     row |= {name: _median(each, name) for name in MEMORY}
                 if "quality" in self.metrics:
                     row |= {name: each[0][name] for name in QUALITY}
-                    row |= {name: read["mla" in combo][name] for name in ("perplexity", "favourites")}
+                    row |= {name: quality["mla" in combo][name] for name in ("perplexity", "favourites")}
                 rows.append(row)
         return rows
 
     # [effects]
     def effects(self) -> dict[str, dict[str, float]]:
-        """By workload: how many times faster a technique makes, and what two gain or lose by being together.
+        """By workload: the speed-up of each technique, and the interaction of each two.
 
-        The effect of A is the geometric mean, over all pairs of combinations that differ in A alone, of the ratio of
-        their throughputs; "A × B" is that ratio with B over the same ratio without B.
+        The effect of A is the ratio of throughputs with A and without it: the geometric mean over all pairs of
+        combinations that differ in A alone. The interaction "A × B" is the effect of A with B, divided by the effect of
+        A without B.
         """
         found: dict[str, dict[str, float]] = {}
         for workload in self.workloads:
-            combos = {tuple(c["techniques"]) for c in self.cells if c["workload"] == workload and c["kind"] == "run"}
+            combos = {tuple(c["techniques"]) for c in self.trials if c["workload"] == workload and c["kind"] == "run"}
             rate = {frozenset(combo): self._rate(workload, combo) for combo in combos}
             effects = found[workload] = {}
             for a in self.techniques:
@@ -117,7 +123,7 @@ class Results:
     # [/effects]
 
     def to_pandas(self) -> Any:
-        """The rows as a frame. ValueError where pandas is not installed."""
+        """The rows as a DataFrame. ValueError if pandas is not installed."""
         try:
             import pandas
         except ImportError as error:
@@ -125,16 +131,16 @@ class Results:
         return pandas.DataFrame(self.rows())
 
     def as_json(self) -> dict[str, Any]:
-        """Rows, effects and every cell, with the command and the machines."""
-        machines = [cell["figures"]["machine"] for cell in self.cells]
+        """Rows, effects and all trials, with the command and the machines."""
+        machines = [trial["figures"]["machine"] for trial in self.trials]
         machines = [machine for i, machine in enumerate(machines) if machine not in machines[:i]]
-        first = {name: self.cells[0][name] for name in ("model", "dtype", "page_size", "drafter")}
+        first = {name: self.trials[0][name] for name in ("model", "dtype", "page_size", "drafter")}
         head = {name: getattr(self, name) for name in ("command", "techniques", "metrics")}
         head |= {"machines": machines} | first
-        return head | {"rows": self.rows(), "effects": self.effects(), "cells": self.cells}
+        return head | {"rows": self.rows(), "effects": self.effects(), "trials": self.trials}
 
     def speed_figure(self) -> Figure:
-        """How many times the plain baseline each combination is, a panel a workload; whiskers: slowest to fastest."""
+        """Each combination's speed as a multiple of plain decoding's, by workload. Whiskers: slowest to fastest."""
         rows = self.rows()
         names = list(dict.fromkeys(row["combination"] for row in rows))
         width = 2.2 + 2.3 * len(self.workloads)
@@ -148,7 +154,7 @@ class Results:
             ends = [[m - x for m, x in zip(middle, low)], [x - m for m, x in zip(middle, high)]]
             axes.barh(names, middle, xerr=ends, color="#4c72b0", error_kw={"lw": 1})
             for i, value in enumerate(middle):
-                where = {"xytext": (3, 0), "textcoords": "offset points"}  # of the whisker's end
+                where = {"xytext": (3, 0), "textcoords": "offset points"}  # from the whisker's end
                 axes.annotate(f"{value:.1f}", (high[i], i), **where, va="center", fontsize=8)
             axes.axvline(1, color="#888", lw=1)
             axes.set(title=workload, xlim=(0, 1.2 * max(high)))
@@ -158,7 +164,7 @@ class Results:
         return figure
 
     def effects_figure(self) -> Figure:
-        """Effects on the diagonal, interactions beside it: above 1 helps, an interaction below 1 stands in the way."""
+        """Effects on the diagonal, interactions beside it. Above 1 is a gain; below 1 the two hinder each other."""
         names = [SHORT[name] for name in self.techniques]
         effects = self.effects()
         figure = Figure(figsize=(1 + 2.5 * len(effects), 2.9), layout="constrained")
@@ -178,7 +184,7 @@ class Results:
         return figure
 
     def write(self, folder: str | Path) -> Path:
-        """`study.json` and a self-contained `report.html`, whole or not at all; the path of the report."""
+        """Write `study.json` and a self-contained `report.html`, whole or not at all. Returns the report's path."""
         folder = home(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "study.json", self.as_json())
@@ -196,14 +202,14 @@ class Results:
 
     def _rate(self, workload: str, combo: tuple[str, ...]) -> float:
         return median(
-            cell["figures"]["tokens_per_second"]
-            for cell in self.cells
-            if cell["workload"] == workload and cell["kind"] == "run" and tuple(cell["techniques"]) == combo
+            trial["figures"]["tokens_per_second"]
+            for trial in self.trials
+            if trial["workload"] == workload and trial["kind"] == "run" and tuple(trial["techniques"]) == combo
         )
 
 
 def table(results: Results) -> Table:
-    """The rows for the terminal, the most telling columns only."""
+    """The rows for the terminal, with the most important columns only."""
     shown = Table("techniques", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     columns: list[tuple[str, str, str]] = []
     if "throughput" in results.metrics:
@@ -236,6 +242,6 @@ def _geometric(ratios: list[float]) -> float:
 
 def _svg(figure: Figure) -> str:
     svg = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none"}):  # words, not outlines: short, and found by who searches
+    with mpl.rc_context({"svg.fonttype": "none"}):  # text, not outlines: shorter, and it can be searched
         figure.savefig(svg, format="svg")
     return svg.getvalue()[svg.getvalue().index("<svg") :]

@@ -1,6 +1,6 @@
-"""Pictures of true state: the radix tree, the page pool, the schedule, the work of a step.
+"""Pictures of real state: the radix tree, the page pool, the schedule, the work of a step.
 
-What is drawn is read off the live objects.
+They are drawn from the live objects.
 """
 
 import itertools
@@ -21,14 +21,14 @@ FREE, CACHED, LOCKED = "#ffffff", "#d9dee8", "#4c72b0"
 
 
 def draw_tree(axes: Axes, tree: RadixTree, label: Callable[[int], str] = str, title: str = "") -> None:
-    """One row a branch, one square a token at its position in the text; under each page, its number.
+    """A row for each branch, a square for each token at its position in the text, and under each page its number.
 
-    Blue: locked. Grey: evictable, leaves with a red edge (one of them is next).
+    Blue: locked. Grey: evictable. A leaf that can be evicted has a red edge.
     """
     bottom = 0.0
 
     def place(node: Node, start: int) -> float:
-        """Draw what is below first: a node stands at the height of its first child."""
+        """Draw a node after its children, at the height of the first one, and return that height."""
         nonlocal bottom
         end = start + len(node.tokens)
         heights = [place(child, end) for child in node.children.values()]
@@ -68,7 +68,7 @@ def draw_tree(axes: Axes, tree: RadixTree, label: Callable[[int], str] = str, ti
 
 
 def draw_pool(axes: Axes, pool: PagePool, tree: RadixTree, requests: Mapping[str, Request], title: str = "") -> None:
-    """One square a page: free (white), the tree's (grey), or one request's own (its colour); below, the page tables."""
+    """A square for each page: free (white), the tree's (grey), or a request's own (its colour). Below: page tables."""
     for page in range(pool.num_pages):
         axes.add_patch(Rectangle((page, 0), 0.9, 0.9, facecolor=FREE, edgecolor="#999"))
         axes.text(page + 0.45, 0.45, str(page), ha="center", va="center", fontsize=8, color="#777", zorder=3)
@@ -76,19 +76,19 @@ def draw_pool(axes: Axes, pool: PagePool, tree: RadixTree, requests: Mapping[str
         for page in node.pages:
             axes.add_patch(Rectangle((page, 0), 0.9, 0.9, facecolor=CACHED, edgecolor="#999"))
     for row, ((name, request), colour) in enumerate(zip(requests.items(), COLOURS)):
-        for page in request.table[request.shared :]:
+        for page in request.table[request.pages.shared :]:
             axes.add_patch(Rectangle((page, 0), 0.9, 0.9, facecolor=colour, edgecolor="#999", alpha=0.7))
         y = -1.2 * (row + 1)
         axes.text(-0.2, y + 0.4, name, ha="right", va="center", fontsize=9, color=colour, weight="bold")
         for i, page in enumerate(request.table):
-            own = i >= request.shared
+            own = i >= request.pages.shared
             face = colour if own else CACHED
             axes.add_patch(Rectangle((i, y), 0.9, 0.8, facecolor=face, edgecolor=colour, alpha=0.7 if own else 1))
             axes.text(i + 0.45, y + 0.4, str(page), ha="center", va="center", fontsize=8)
-        held = f"{request.computed} tokens computed, {request.shared} of {len(request.table)} pages shared"
+        state = f"{request.computed} tokens computed, {request.pages.shared} of {len(request.table)} pages shared"
         if request.finished:
-            held = f"finished after {len(request.output)} new tokens, pages given back"
-        axes.text(len(request.table) + 0.2, y + 0.4, held, va="center", fontsize=8)
+            state = f"finished after {len(request.output)} new tokens, pages given back"
+        axes.text(len(request.table) + 0.2, y + 0.4, state, va="center", fontsize=8)
     axes.text(-0.2, 0.45, "pool", ha="right", va="center", fontsize=9)
     axes.set(xlim=(-2.2, max(pool.num_pages, 10) + 0.3), ylim=(-1.2 * len(requests) - 0.3, 1.1))
     axes.set_title(title, fontsize=9, loc="left")
@@ -96,11 +96,12 @@ def draw_pool(axes: Axes, pool: PagePool, tree: RadixTree, requests: Mapping[str
 
 
 def draw_schedule(axes: Axes, steps: Sequence[Sequence[Output]], names: Mapping[Request, str], title: str = "") -> None:
-    """One column a step, one row a request: dark with a number, prompt tokens computed; light, a token fed back."""
+    """A column for each step, a row for each request. Dark, with a number: prompt tokens computed. Light: decoding."""
     rows = {request: row for row, request in enumerate(names)}
     for step, outputs in enumerate(steps):
         for out in outputs:
-            y, colour = -rows[out.request], COLOURS[rows[out.request] % len(COLOURS)]
+            y = -rows[out.request]
+            colour = COLOURS[rows[out.request] % len(COLOURS)]
             decode = out.start >= len(out.request.prompt)
             axes.add_patch(Rectangle((step + 0.04, y), 0.92, 0.8, facecolor=colour, alpha=0.35 if decode else 1.0))
             if len(steps) <= 30 and not decode:
@@ -114,16 +115,17 @@ def draw_schedule(axes: Axes, steps: Sequence[Sequence[Output]], names: Mapping[
 
 
 def draw_pieces(axes: Axes, batch: Batch) -> None:
-    """Who reads what: a row for each sequence's queries, its keys along it, every piece a box; stems span their rows.
+    """Who reads what: a row for each sequence's queries, its keys along it, every piece a box.
 
-    One tile of rows a sequence, as in decoding. ValueError for a batch that was not planned for kernels.
+    Shared prefixes span the rows of their sequences. One tile of rows a sequence, as in decoding. ValueError for a
+    batch that was not planned for kernels.
     """
-    if batch.work is None:
+    if batch.plan is None:
         raise ValueError("this batch has no plan: pages on the CPU are planned under Triton's interpreter only")
     token0 = list(itertools.accumulate(batch.counts, initial=0))
     number = 0
-    for launch in batch.work.launches:
-        for sequence, start, queries, _, _, first, end, state in launch.pieces.tolist():
+    for launch in batch.plan.launches:
+        for sequence, start, queries, _, _, first, end, state in launch.rows:
             rows = sum(start <= t < start + queries for t in token0[:-1])
             box = Rectangle((first, sequence + 0.1), end - first, rows - 0.2, facecolor=COLOURS[number % 8], alpha=0.6)
             axes.add_patch(box)

@@ -1,14 +1,14 @@
 """The tour: the same prompts through every stage, in the order in which a reader meets them.
 
-Each stage generates the same number of tokens greedily; the naive stage is the oracle that the others are held
-against, token by token, and the baseline that their speed is a multiple of.
+Each stage decodes greedily, for the same number of tokens. The naive stage is the oracle that the others are compared
+with, token by token, and the baseline for their speed.
 """
 
 import io
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from statistics import median
@@ -27,7 +27,7 @@ from inference_opt.conversion.pretrained import latent_model
 from inference_opt.engine.engine import Engine
 from inference_opt.environment import command_line, describe, elapsed
 from inference_opt.files import printable, write_whole
-from inference_opt.lab.agreement import Agreement, compare, followed
+from inference_opt.lab.agreement import Agreement, compare, teacher_forced_greedy
 from inference_opt.loading.prompts import Prompt, load_prompts
 from inference_opt.loading.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
@@ -36,90 +36,62 @@ from inference_opt.speculative.drafter import Drafter
 from inference_opt.speculative.eagle import Eagle
 from inference_opt.speculative.lookup import PromptLookup
 
-PROMPTS = ("chat: rainbow", "code: has_close_elements", "chat: summary")  # short, middling, long
+PROMPTS = ("chat: rainbow", "code: has_close_elements", "chat: summary")  # short, medium, long
 
-# Prompts, parameters → step by step, the new token of each prompt that has one.
+# Prompts, parameters → at each step, the new token of each prompt that has one, by the prompt's number.
 Decode = Callable[[list[list[int]], SamplingParams], Iterator[dict[int, int]]]
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What the tour is of."""
+class Decoder:
+    """One stage at work on one model. It may remember earlier prompts."""
 
-    model: Transformer
-    tokenizer: Tokenizer
-    name: str
-
-    @cached_property
-    def latent(self) -> Transformer | None:
-        """The same model with latent attention; None where there is no converting it."""
-        try:
-            return latent_model(self.model, self.tokenizer, self.name)
-        except ValueError:
-            return None
-
-
-@dataclass(frozen=True)
-class Session:
-    """One stage at work on one model: it may remember from prompt to prompt."""
-
-    model: Transformer
     decode: Decode
-    kv_bytes: int = 0  # stored for a token
-    reused: Callable[[], int] = lambda: 0  # prompt tokens so far that were found and not computed
+    kv_bytes: int = 0  # stored for each token
+    reused: Callable[[], int] = lambda: 0  # prompt tokens so far that were found in the cache and not computed
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One way to decode. `together`: all prompts are handed over at once, not one after the other.
-
-    `start` gives None where there is no such way for the model.
-    """
+    """One way to decode. `latent`: on the model's latent form; `together`: all prompts at once, not one by one."""
 
     name: str
     what: str
-    start: Callable[[Subject], Session | None]
+    start: Callable[[Transformer], Decoder]
+    latent: bool = False
     together: bool = False
 
 
-def _naive(subject: Subject) -> Session:
-    model = subject.model
-    return Session(model, lambda prompts, params: ({0: token} for token in naive.stream(model, prompts[0], params)))
+def _naive(model: Transformer) -> Decoder:
+    return Decoder(lambda prompts, params: ({0: token} for token in naive.stream(model, prompts[0], params)))
 
 
-def _contiguous(subject: Subject) -> Session:
-    model = subject.model
+def _contiguous(model: Transformer) -> Decoder:
     one = ContiguousCache(**model.config.kv_shape, capacity=[1], dtype=model.dtype, device=model.device)
-    return Session(model, lambda prompts, params: static.stream(model, prompts, params), one.bytes_per_token())
+    return Decoder(lambda prompts, params: static.stream(model, prompts, params), one.bytes_per_token())
 
 
-def _engine(subject: Subject, radix: bool, drafter: Drafter | None = None) -> Session:
-    engine = Engine(subject.model, radix=radix, drafter=drafter)
-    reused = lambda: engine.stats.cached_tokens  # noqa: E731
-    return Session(subject.model, engine.stream, engine.cache.bytes_per_token(), reused)
+def _engine(model: Transformer, radix: bool = True, drafter: Drafter | None = None) -> Decoder:
+    engine = Engine(model, radix=radix, drafter=drafter)
+    return Decoder(engine.stream, engine.cache.bytes_per_token(), lambda: engine.stats.cached_tokens)
 
 
-def _speculative(subject: Subject) -> Session:
-    """With the trained drafter where it was made for a model like this, else with prompt lookup."""
+def _speculative(model: Transformer) -> Decoder:
+    """With the trained drafter if it was made for a model like this one, else with prompt lookup."""
     try:
-        return _engine(subject, True, Eagle())
+        return _engine(model, drafter=Eagle())
     except ValueError:
-        return _engine(subject, True, PromptLookup())
-
-
-def _latent(subject: Subject) -> Session | None:
-    """Another model: the same one with latent attention."""
-    return None if subject.latent is None else _engine(replace(subject, model=subject.latent), radix=True)
+        return _engine(model, drafter=PromptLookup())
 
 
 STAGES = (
     Stage("naive", "recompute everything for every token", _naive),
     Stage("KV cache", "keep keys and values, compute the new token only", _contiguous),
     Stage("paged", "keep them in pages that are taken when needed", partial(_engine, radix=False)),
-    Stage("radix", "find the pages of earlier prompts that begin alike", partial(_engine, radix=True)),
-    Stage("MLA", "keep one latent in their place: another model, held against its own oracle", _latent),
+    Stage("radix", "find the pages of earlier prompts that begin alike", _engine),
+    Stage("MLA", "keep one latent in their place: another model, held against its own oracle", _engine, latent=True),
     Stage("speculative", "guess several tokens, check them in one step", _speculative),
-    Stage("continuous batching", "all prompts at once, a new batch every step", partial(_engine, radix=True), True),
+    Stage("continuous batching", "all prompts at once, a new batch every step", _engine, together=True),
 )
 
 
@@ -146,17 +118,17 @@ class Tour:
     runs: dict[str, list[Run]]
     wall: dict[str, float] = field(default_factory=dict)  # seconds of each stage, all prompts
     reused: dict[str, int] = field(default_factory=dict)
-    others: set[str] = field(default_factory=set)  # stages of another model, which are held against its own oracle
+    others: set[str] = field(default_factory=set)  # stages of another model, compared with its own oracle
     machine: dict[str, Any] = field(default_factory=describe)
     command: str = field(default_factory=command_line)
 
     @property
     def exact(self) -> bool:
-        """Whether every stage gave the oracle's tokens, ties of rounding excepted."""
+        """Whether every stage gave the oracle's tokens, except for ties within rounding."""
         return all(run.agreement is None or run.agreement.exact for runs in self.runs.values() for run in runs)
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row a stage: totals over the prompts."""
+        """One row for each stage, with totals over the prompts."""
         rates = {name: sum(len(run.tokens) for run in runs) / self.wall[name] for name, runs in self.runs.items()}
         baseline = next(iter(rates.values()))
         rows = []
@@ -178,7 +150,7 @@ class Tour:
         return rows
 
     def as_json(self) -> dict[str, Any]:
-        """Plain figures, with the command and the machine that made them."""
+        """The figures as JSON values, with the command and the machine that made them."""
         prompts = [
             {"name": p.name, "source": p.source, "licence": p.licence, "tokens": n}
             for p, n in zip(self.prompts, self.prompt_tokens)
@@ -196,50 +168,64 @@ class Tour:
 
 def run_tour(model: Transformer, tokenizer: Tokenizer, name: str, max_new_tokens: int, console: Console) -> Tour:
     """Run every stage on every prompt, showing the text as it grows."""
-    params = SamplingParams(max_new_tokens=max_new_tokens)
     prompts = [p for wanted in PROMPTS for p in load_prompts() if p.name == wanted]
     ids = [p.ids(tokenizer) for p in prompts]
     dtype = str(model.dtype).removeprefix("torch.")
     tour = Tour(name, dtype, max_new_tokens, prompts, list(map(len, ids)), {}, {})
-    subject = Subject(model, tokenizer, name)
     for stage in STAGES:
         console.rule(Text.assemble((stage.name, "bold"), f": {stage.what}"))
-        warm, session = stage.start(subject), stage.start(subject)
-        if warm is None or session is None:
+        form = _latent_form(model, tokenizer, name) if stage.latent else model
+        if form is None:
             console.print("left out: this model has no such form\n")
-            continue
-        list(warm.decode(ids[:1], SamplingParams(max_new_tokens=2)))  # warm up, and forget
-        tour.kv_bytes[stage.name] = session.kv_bytes
-        if session.model is not model:
-            tour.others.add(stage.name)
-        runs = tour.runs[stage.name] = [Run() for _ in prompts]
-        together = list(range(len(prompts)))
-        for group in [together] if stage.together else [[i] for i in together]:
-            console.print(", ".join(f"{prompts[i].name} ({len(ids[i])} tokens)" for i in group), style="cyan")
-            steps = session.decode([ids[i] for i in group], params)
-            seconds = _timed(steps, [runs[i] for i in group], tokenizer, console)
-            tour.wall[stage.name] = tour.wall.get(stage.name, 0.0) + seconds
-            new = sum(len(runs[i].tokens) for i in group)
-            note = f"{new} tokens in {seconds:.1f} s, {new / seconds:.1f} tokens/s"
-            if stage is not STAGES[0]:
-                for i in group:
-                    oracle = tour.runs[STAGES[0].name][i].tokens
-                    if session.model is not model:
-                        oracle = followed(session.model, ids[i], runs[i].tokens)
-                    runs[i].agreement = compare(session.model, ids[i], oracle, runs[i].tokens)
-                note += "".join(f", {runs[i].agreement}" for i in group)
-            console.print(f"\n{note}\n", style="dim", markup=False, highlight=False)
-        tour.reused[stage.name] = session.reused()
+        else:
+            _run_stage(stage, form, tokenizer, tour, ids, console)
     return tour
+
+
+def _latent_form(model: Transformer, tokenizer: Tokenizer, name: str) -> Transformer | None:
+    """The same model with latent attention; None if it cannot be converted."""
+    try:
+        return latent_model(model, tokenizer, name)
+    except ValueError:
+        return None
+
+
+def _run_stage(
+    stage: Stage, model: Transformer, tokenizer: Tokenizer, tour: Tour, ids: list[list[int]], console: Console
+) -> None:
+    """Run one stage on every prompt and enter what it measures into the tour."""
+    warm, decoder = stage.start(model), stage.start(model)
+    list(warm.decode(ids[:1], SamplingParams(max_new_tokens=2)))  # warm up; the decoder that is measured starts anew
+    tour.kv_bytes[stage.name] = decoder.kv_bytes
+    if stage.latent:
+        tour.others.add(stage.name)
+    runs = tour.runs[stage.name] = [Run() for _ in ids]
+    everyone = list(range(len(ids)))
+    for group in [everyone] if stage.together else [[i] for i in everyone]:
+        console.print(", ".join(f"{tour.prompts[i].name} ({len(ids[i])} tokens)" for i in group), style="cyan")
+        steps = decoder.decode([ids[i] for i in group], SamplingParams(max_new_tokens=tour.max_new_tokens))
+        seconds = _timed(steps, [runs[i] for i in group], tokenizer, console)
+        tour.wall[stage.name] = tour.wall.get(stage.name, 0.0) + seconds
+        new = sum(len(runs[i].tokens) for i in group)
+        summary = f"{new} tokens in {seconds:.1f} s, {new / seconds:.1f} tokens/s"
+        if stage is not STAGES[0]:
+            for i in group:
+                oracle = tour.runs[STAGES[0].name][i].tokens
+                if stage.latent:
+                    oracle = teacher_forced_greedy(model, ids[i], runs[i].tokens)
+                runs[i].agreement = compare(model, ids[i], oracle, runs[i].tokens)
+            summary += "".join(f", {runs[i].agreement}" for i in group)
+        console.print(f"\n{summary}\n", style="dim", markup=False, highlight=False)
+    tour.reused[stage.name] = decoder.reused()
 
 
 def _timed(steps: Iterator[dict[int, int]], runs: list[Run], tokenizer: Tokenizer, console: Console) -> float:
     """Fill the runs, showing the first one's text as it grows; return the seconds spent decoding."""
-    streams = [tokenizer.stream() for _ in runs]
+    detokenizers = [tokenizer.detokenizer() for _ in runs]
 
     def show(text: str) -> None:
-        plain = printable(text, console.encoding)
-        console.print(plain, end="", markup=False, emoji=False, highlight=False, soft_wrap=True)
+        text = printable(text, console.encoding)
+        console.print(text, end="", markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     total, before = 0.0, [0.0] * len(runs)  # the decoding time at which each run got its last token
     last = time.perf_counter()
@@ -249,13 +235,13 @@ def _timed(steps: Iterator[dict[int, int]], runs: list[Run], tokenizer: Tokenize
             runs[i].tokens.append(token)
             runs[i].seconds.append(total - before[i])
             before[i] = total
-            text = streams[i].add(token)
+            text = detokenizers[i].add(token)
             if i == 0:
                 show(text)
         last = time.perf_counter()  # printing is not decoding
-    for i, (run, stream) in enumerate(zip(runs, streams)):
-        rest = stream.finish()
-        run.text = stream.text
+    for i, (run, detokenizer) in enumerate(zip(runs, detokenizers)):
+        rest = detokenizer.finish()
+        run.text = detokenizer.text
         show(rest if i == 0 else f"\n\n{run.text}")
     return total
 
@@ -279,7 +265,7 @@ def table(tour: Tour) -> Table:
 
 
 def latency_figure(tour: Tour) -> Figure:
-    """Milliseconds for each new token against how long the text is by then: what a cache changes, in one picture."""
+    """Milliseconds for each new token against the length of the text so far: what a cache changes, in one picture."""
     figure = Figure(figsize=(7.2, 3.4), layout="constrained")
     axes = figure.subplots()
     colours = ("#c44e52", "#4c72b0", "#55a868", "#8172b2", "#64b5cd", "#dd8452", "#937860")
@@ -295,7 +281,7 @@ def latency_figure(tour: Tour) -> Figure:
 
 
 def write_report(tour: Tour, path: Path) -> None:
-    """A self-contained HTML page: table, figure, every text. Nothing is loaded from anywhere."""
+    """A self-contained HTML page with the table, the figure and every text. It loads nothing from elsewhere."""
     svg = io.StringIO()
     latency_figure(tour).savefig(svg, format="svg")
     source = (resources.files("inference_opt") / "templates" / "tour.html.j2").read_text(encoding="utf-8")

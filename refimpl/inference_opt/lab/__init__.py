@@ -1,1 +1,1 @@
-"""What proves and measures the techniques: laws by enumeration, training, benchmarks, learnt eviction."""
+"""What proves and measures the techniques: distributions by enumeration, training, benchmarks, learnt eviction."""

@@ -1,8 +1,8 @@
 """Is a fast way of decoding exact? Compare its tokens with the oracle's, and explain the first that differs.
 
-In float64 nothing short of the same tokens will do. In float32 and bfloat16 two correct computations of one logit
-differ by rounding (sums are taken in another order), and where the two largest logits are closer than that, either is
-as right as the other. Such a tie is no error of logic; it is reported with its numbers, never passed over.
+In float64 the tokens must be the same. In float32 and bfloat16, two correct computations of one logit differ by
+rounding, because sums are taken in another order. If the two largest logits are closer than that, either token is
+right. Such a tie is not an error of logic; it is always reported, with its numbers.
 """
 
 from collections.abc import Sequence
@@ -13,24 +13,24 @@ import torch
 from inference_opt.model.attention import NoCache
 from inference_opt.model.transformer import Transformer
 
-# Two logits are tied when they are closer than this many units of eps · max |logit|. Measured on SmolLM2 against
-# float64, over the ten built-in prompts: single logits are off by up to 46 units in float32 and 6.6 in bfloat16; where
-# bfloat16 prefers another token than float64 does, the two are up to 1.8 units apart (`tests/lab/test_agreement.py`).
+# Two logits are tied if they differ by less than this many units of eps · max |logit|. Measured on SmolLM2 against
+# float64, over the ten built-in prompts: single logits are off by up to 46 units in float32 and 6.6 in bfloat16. Where
+# bfloat16 prefers another token than float64, the two logits differ by up to 1.8 units (`tests/lab/test_agreement.py`).
 _TIE_UNITS = {torch.float64: 48, torch.float32: 48, torch.bfloat16: 4}
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What came of a comparison. `exact`: the same tokens, or a tie at the first difference."""
+    """The result of a comparison. `exact`: the same tokens, or a tie at the first difference."""
 
     identical: bool
     position: int | None = None  # of the first token that differs, counted in the new tokens
-    gap: float = 0.0  # the oracle's logit of its own token less that of the other's; below 0 it contradicts the oracle
-    tie: float = 0.0  # gaps up to this, either way, are rounding
+    gap: float = 0.0  # the oracle's token's logit minus the other token's; a negative gap contradicts the oracle
+    tie: float = 0.0  # gaps of at most this size, positive or negative, are rounding
 
     @property
     def exact(self) -> bool:
-        """Whether nothing but rounding separates the two."""
+        """Whether the two differ by rounding at most."""
         return self.identical or (self.position is not None and abs(self.gap) <= self.tie)
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class Agreement:
 
 @torch.inference_mode()
 def compare(model: Transformer, prompt_ids: Sequence[int], oracle: Sequence[int], other: Sequence[int]) -> Agreement:
-    """Hold another decoder's greedy tokens against the oracle's, for one prompt on one model."""
+    """Compare another decoder's greedy tokens with the oracle's, for one prompt and one model."""
     if list(oracle) == list(other):
         return Agreement(identical=True)
     position = next((i for i, (a, b) in enumerate(zip(oracle, other)) if a != b), None)
@@ -59,14 +59,14 @@ def compare(model: Transformer, prompt_ids: Sequence[int], oracle: Sequence[int]
 
 
 @torch.inference_mode()
-def followed(model: Transformer, prompt_ids: Sequence[int], tokens: Sequence[int]) -> list[int]:
-    """What greedy naive decoding gives, up to its first difference from `tokens`: one look at the whole text is enough.
+def teacher_forced_greedy(model: Transformer, prompt_ids: Sequence[int], tokens: Sequence[int]) -> list[int]:
+    """The tokens of greedy naive decoding, up to the first that differs from `tokens`, from one forward pass.
 
-    As long as they agree, naive decoding reads this very text, so its next token is the favourite here.
+    Until they differ, naive decoding reads this very text, so its next token is the most probable one here.
     """
     text = torch.tensor([*prompt_ids, *tokens[:-1]], device=model.device)
     rows = torch.arange(len(prompt_ids) - 1, len(text), device=model.device)
     logits = model(text, torch.arange(len(text), device=model.device), NoCache([len(text)]), rows=rows)
     favourites = logits.argmax(dim=-1).tolist()
-    until = next((i for i, (a, b) in enumerate(zip(favourites, tokens)) if a != b), len(favourites) - 1)
-    return favourites[: until + 1]
+    last = next((i for i, (a, b) in enumerate(zip(favourites, tokens)) if a != b), len(favourites) - 1)
+    return favourites[: last + 1]

@@ -1,1 +1,1 @@
-"""Models and tokenizers out of files: formats, checkpoints, vocabularies, downloads."""
+"""Models and tokenizers from files: formats, checkpoints, vocabularies, downloads."""

@@ -1,9 +1,9 @@
-"""Chat templates: the checkpoint's own program, in jinja2, that writes a conversation as its model was trained on it.
+"""Chat templates: a checkpoint's own jinja2 program that writes a conversation in the format of the model's training.
 
-They are rendered as the Hugging Face library `transformers` renders them, in jinja2's sandbox: a template reaches
-nothing but the plain data it is given, and changes none of it. Bounded are the numbers of all `range`s of a rendering
-together, and what one `*` or `**` makes. Not bounded are nested loops over lists and texts, and what filters, `+`, `~`
-and the width of a format (`'%9999d'`) make.
+Templates are rendered as the Hugging Face library `transformers` renders them, in jinja2's sandbox: a template can read
+only the data that it is given, and cannot change it. Two things are bounded: the total length of all `range`s of a
+rendering, and the size of what one `*` or `**` makes. Nested loops over lists and texts are not bounded, nor is what
+filters, `+`, `~` and the width of a format (`'%9999d'`) make.
 """
 
 import json
@@ -22,9 +22,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks what the assistant says, for training; here it is what stands in it."""
+    """`{% generation %}` marks the assistant's words for training; here it renders to its content."""
 
-    tags = {"generation"}  # noqa: RUF012 (jinja2's way)
+    tags = {"generation"}  # noqa: RUF012 (jinja2 expects it so)
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -34,7 +34,7 @@ class _Generation(Extension):
 def _to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """The filter `tojson`, where jinja2's own writes for HTML."""
+    """The filter `tojson`; jinja2's own escapes for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -46,37 +46,38 @@ def _now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
-RANGES = 1_000_000  # numbers of all ranges of one rendering
-ITEMS = 10_000_000  # characters of a text or items of a list that `*` makes
-BITS = 100_000  # of a number that `*` or `**` makes
-_left: ContextVar[int] = ContextVar("_left")  # of RANGES, in the rendering that runs
+MAX_RANGES = 1_000_000  # numbers in all ranges of one rendering
+MAX_ITEMS = 10_000_000  # characters of a text, or items of a list, that `*` makes
+MAX_BITS = 100_000  # bits of a number that `*` or `**` makes
+_remaining: ContextVar[int] = ContextVar("_remaining")  # of MAX_RANGES, in the current rendering
 
 
 def _range(*args: int) -> range:
-    """As jinja2's sandbox bounds it, and all of a rendering together."""
+    """The sandbox's `range`, with a bound on all ranges of a rendering together."""
     numbers = safe_range(*args)
-    _left.set(left := _left.get() - len(numbers))
-    if left < 0:
-        raise OverflowError(f"its ranges hold more than {RANGES} numbers in all")
+    remaining = _remaining.get() - len(numbers)
+    _remaining.set(remaining)
+    if remaining < 0:
+        raise OverflowError(f"its ranges hold more than {MAX_RANGES} numbers in all")
     return numbers
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """jinja2's, in which one operator makes nothing huge."""
+    """jinja2's sandbox, in which no `*` or `**` makes anything huge."""
 
     intercepted_binops = frozenset(("*", "**"))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        """The result, where it is not huge: told beforehand from the operands. OverflowError otherwise."""
+        """The result. OverflowError, before it is computed, if it would be huge."""
         ints = isinstance(left, int) and isinstance(right, int)
         if ints:
             bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
-            if abs(left) > 1 and bits > BITS:
-                raise OverflowError(f"{operator} makes a number of more than {BITS} bits")
+            if abs(left) > 1 and bits > MAX_BITS:
+                raise OverflowError(f"{operator} makes a number of more than {MAX_BITS} bits")
         elif operator == "*":
             many, times = (right, left) if isinstance(left, int) else (left, right)
-            if isinstance(times, int) and isinstance(many, str | list | tuple) and len(many) * times > ITEMS:
-                raise OverflowError(f"* makes a text or a list of more than {ITEMS} items")
+            if isinstance(times, int) and isinstance(many, str | list | tuple) and len(many) * times > MAX_ITEMS:
+                raise OverflowError(f"* makes a text or a list of more than {MAX_ITEMS} items")
         return super().call_binop(context, operator, left, right)
 
 
@@ -89,47 +90,51 @@ def _compiled(template: str) -> jinja2.Template:
 
 
 def render(template: str, name: str, messages: Any, tools: Any, documents: Any, **variables: Any) -> str:
-    """The text of a conversation: a list of messages, {"role": …, "content": …} each.
+    """The text of a conversation: a list of messages, each {"role": …, "content": …}.
 
-    ValueError for messages of another form, for what is no plain data (text, numbers, lists, mappings), and whatever
-    goes wrong in the template, which is called `name` there.
+    ValueError for messages of another form, for values other than text, numbers, lists and mappings, and for whatever
+    goes wrong in the template. Its message calls the template `name`.
     """
-    for given, what, form in ((messages, "messages", "message"), (tools, "tools", "JSON schema"),
-                              (documents, "documents", "document")):  # fmt: skip
+    for given, what, form in (
+        (messages, "messages", "message"),
+        (tools, "tools", "JSON schema"),
+        (documents, "documents", "document"),
+    ):
         if given is None and what != "messages":
             continue
         if not isinstance(given, list | tuple) or not all(isinstance(one, Mapping) for one in given):
-            raise ValueError(f"{what} must be a list of mappings, one a {form}, got {str(given)[:80]!r}")
+            raise ValueError(f"{what} must be a list of mappings, one for each {form}, got {str(given)[:80]!r}")
     if not messages or not all(isinstance(message.get("role"), str) for message in messages):
         raise ValueError(f"expected one message or more, each with a role (a string), got {str(messages)[:80]!r}")
     try:
-        data = {
-            key: _plain(value, key) for key, value in ({"tools": tools, "documents": documents} | variables).items()
-        }
-        chat = [_message(_plain(message, f"messages[{i}]")) for i, message in enumerate(messages)]
+        others = {"tools": tools, "documents": documents} | variables
+        data = {key: _sanitised(value, key) for key, value in others.items()}
+        chat = [_message(_sanitised(message, f"messages[{i}]")) for i, message in enumerate(messages)]
     except RecursionError as error:
-        raise ValueError("the messages, or what goes with them, are nested too deeply or hold themselves") from error
-    _left.set(RANGES)
+        raise ValueError(
+            "the messages, tools, documents or variables are nested too deeply or contain themselves"
+        ) from error
+    _remaining.set(MAX_RANGES)
     try:
         return _compiled(template).render(messages=chat, **data)
-    except Exception as error:  # a template is the checkpoint's own program: it may fail in any way
+    except Exception as error:  # a template is a program: it may fail in any way
         raise ValueError(f"{name} refuses these messages: {str(error) or type(error).__name__}") from error
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:
-    """As templates expect it: without the keys that hold None, and the reasoning under each name that they know."""
+    """The message as templates expect it: no keys whose value is None, and the reasoning under both its names."""
     message = {key: value for key, value in message.items() if value is not None}
     names = ("reasoning_content", "thinking", "reasoning")
     reasoning = next((message[name] for name in names if name in message), None)
     return message if reasoning is None else {"thinking": reasoning} | message | {"reasoning_content": reasoning}
 
 
-def _plain(value: Any, where: str) -> Any:
-    """A copy in which nothing has methods but those of the plain types."""
+def _sanitised(value: Any, where: str) -> Any:
+    """A copy made of the built-in types alone, so that a template finds no other methods. `where`: for messages."""
     if isinstance(value, Mapping):
-        return {_plain(key, where): _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+        return {_sanitised(key, where): _sanitised(item, f"{where}[{key!r}]") for key, item in value.items()}
     if isinstance(value, list | tuple):
-        items = [_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        items = [_sanitised(item, f"{where}[{i}]") for i, item in enumerate(value)]
         return items if isinstance(value, list) else tuple(items)
     for kind in (bool, int, float):
         if isinstance(value, kind):

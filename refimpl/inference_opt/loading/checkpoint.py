@@ -1,9 +1,9 @@
 """Weights from files: a folder of safetensors, or one GGUF file. Never a pickle.
 
-Both kinds answer two questions, `shape(name)` and `tensor(name)`, with Hugging Face's names; `_SOURCES` says which of
-those make up each of our parameters. All shapes are compared with the configuration before the first tensor is read.
-Then parameters are filled one at a time and packed at once, so that loading peaks at the model's own size and one
-tensor more.
+Both kinds answer two questions, `shape(name)` and `tensor(name)`, by Hugging Face's names. `_SOURCES` and
+`_LAYER_SOURCES` list the names that make up each of our parameters. All shapes are compared with the configuration
+before the first tensor is read. Then parameters are filled one at a time, and each is packed before the next is read,
+so that loading never needs more memory than the model and one more tensor.
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,20 +21,19 @@ from torch import Tensor, nn
 from inference_opt.files import write_whole
 from inference_opt.loading.folder import INDEX, check_file, named, read_json, weight_files
 from inference_opt.loading.formats import config_from_gguf, config_from_hf
-from inference_opt.loading.gguf_file import read_gguf
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.fields import Fields
 from inference_opt.model.linear import Linear
 from inference_opt.model.transformer import Transformer, check_fits
 
-# Ours → Hugging Face's, within a layer; several are stacked along the output dimension.
+# Our name in a layer → Hugging Face's names; several tensors are stacked along the output dimension.
 _LAYER_SOURCES = {
     "attention_norm": ("input_layernorm",),
     "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "attention.out": ("self_attn.o_proj",),
     "attention.q_norm": ("self_attn.q_norm",),
     "attention.k_norm": ("self_attn.k_norm",),
-    "attention.q": ("self_attn.q_proj",),  # of latent attention, from here on; see also `_sources`
+    "attention.q": ("self_attn.q_proj",),  # this and the next five: latent attention; see also `_sources`
     "attention.q_down": ("self_attn.q_a_proj",),
     "attention.q_latent_norm": ("self_attn.q_a_layernorm",),
     "attention.kv_down": ("self_attn.kv_a_proj_with_mqa",),
@@ -52,7 +50,7 @@ _SOURCES = {"embed": ("model.embed_tokens",), "norm": ("model.norm",), "head": (
 
 
 def _sources(config: ModelConfig, module: str, parameter: str) -> list[str]:
-    """The checkpoint's tensors that make up one of ours."""
+    """The names of the checkpoint's tensors that make up one of our parameters."""
     if not module.startswith("layers."):
         return [f"{name}.{parameter}" for name in _SOURCES[module]]
     _, index, rest = module.split(".", 2)
@@ -68,66 +66,70 @@ def _sources(config: ModelConfig, module: str, parameter: str) -> list[str]:
 
 
 def _rows(config: ModelConfig, module: str) -> tuple[int, ...]:
-    """Rows of each of the parts that are stacked to make up a module; () where there is one part."""
+    """The number of rows of each part that is stacked in a module; () if all parts are equal."""
     if module.endswith("attention.qkv"):
         return tuple(n * config.head_dim for n in (config.heads, config.kv_heads, config.kv_heads))
     return ()
 
 
 class Checkpoint(ABC):
-    """An opened checkpoint: the model's shape, and its tensors by Hugging Face's names. ValueErrors name the file."""
+    """An open checkpoint: the model's shape, and its tensors by Hugging Face's names. ValueErrors name the file."""
 
     path: Path
     config: ModelConfig
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, from the file's header. ValueError where it is missing or its numbers are not read here."""
+        """A tensor's shape, from the file's header. ValueError if it is missing or of an unsupported type."""
 
     @abstractmethod
     def tensor(self, name: str) -> Tensor:
-        """Its values, in our order of rows."""
+        """A tensor's values, with its rows in our order."""
 
     @abstractmethod
     def unused(self, used: set[str]) -> set[str]:
-        """The file's own names of tensors that belong to the model and are not among those used."""
+        """The names, in the file, of tensors that belong to the model but are not among `used`."""
 
     def load(self, dtype: torch.dtype, device: torch.device) -> Transformer:
-        """The model. ValueError for a tensor that is missing, misshapen or has no place in it."""
+        """The model. ValueError for a tensor that is missing, has another shape, or has no place in the model."""
         return build(self, self.config, dtype, device)
 
 
 def build(source: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Transformer:
-    """A transformer with every parameter taken from the source. ValueError before any is read, where one cannot be."""
+    """A transformer with every parameter from the source. ValueError, before any is read, if one cannot be."""
     used: set[str] = set()
 
     def check(name: str, shape: tuple[int, ...]) -> None:
         used.add(name)
-        if (stored := source.shape(name)) != shape:
+        stored = source.shape(name)
+        if stored != shape:
             raise ValueError(
                 f"{source.path}: {name}: the configuration asks for shape {shape}, the file holds {stored}"
             )
 
-    for name, shape in _counted(config):  # so that no more modules are made than there are tensors for
+    # First the tensors that prove the sizes of the configuration, so that a false one makes no endless model.
+    for name, shape in _counted(config):
         check(name, shape)
     try:
         with torch.device("meta"):
             model = Transformer(config)
-    except (RuntimeError, TypeError) as error:  # how torch says that a tensor's size overflows
-        raise ValueError(
-            f"{source.path}: the configuration asks for tensors larger than any file's: {error}"
-        ) from error
+    except (RuntimeError, TypeError) as error:  # torch's errors for a tensor whose size overflows
+        raise ValueError(f"{source.path}: the configuration asks for tensors that are too large: {error}") from error
+
+    # Then every tensor's shape. A tensor that the model does not use (a bias, say) means that the file holds another
+    # model than the configuration describes.
     for _, _, parts in _places(model):
         for name, shape in parts.items():
             check(name, shape)
-    # A tensor that the model does not use, a bias say, means that it is not the model that the file holds.
     if names := source.unused(used):
         raise ValueError(f"{source.path}: the tensor {min(names)!r} has no place in the configured architecture")
     check_fits(config, dtype, device)
+
+    # Now the values, one parameter at a time. The head is packed last, because the embedding may share its tensor.
     for module, name, parts in _places(model):
         values = [source.tensor(part) for part in parts]
         whole = values[0] if len(values) == 1 else torch.cat(values)
-        # Rounded to bfloat16, a correction that separates two experts may no longer do so.
+        # In bfloat16, a router's correction that separates two experts may no longer do so.
         kind = torch.promote_types(dtype, torch.float32) if name == "correction" else dtype
         setattr(module, name, nn.Parameter(whole.to(device=device, dtype=kind), requires_grad=False))
         if isinstance(module, Linear) and name == "weight" and module is not model.head:
@@ -139,7 +141,7 @@ def build(source: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: t
 
 
 def _counted(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The tensors that show how many rows, layers and experts there are, with their shapes."""
+    """Names and shapes of the tensors that show the vocabulary's size and the numbers of layers and experts."""
     yield "model.embed_tokens.weight", (config.vocab_size, config.dim)
     for index in range(config.depth):
         yield f"model.layers.{index}.input_layernorm.weight", (config.dim,)
@@ -148,7 +150,7 @@ def _counted(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _places(model: Transformer) -> Iterator[tuple[nn.Module, str, dict[str, tuple[int, ...]]]]:
-    """Every parameter's module and name, and the checkpoint's tensors that make it up, with their shapes."""
+    """For each parameter: its module, its name, and the names and shapes of the tensors that make it up."""
     config = model.config
     for module_name, module in model.named_modules():
         for name, slot in list(module.named_parameters(recurse=False)):
@@ -163,26 +165,29 @@ _DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 class SafetensorsFolder(Checkpoint):
-    """A folder with `config.json` and safetensors, as `save_pretrained` writes it."""
+    """A folder of `config.json` and safetensors files, as `save_pretrained` writes it."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder
-        config, generation = folder / "config.json", folder / "generation_config.json"
+        config = folder / "config.json"
+        generation = folder / "generation_config.json"
         if not config.exists():
             raise ValueError(f"{folder} holds no config.json: expected a folder of config.json and *.safetensors files")
-        told = Fields(read_json(generation) if generation.exists() else {})
+        generation_fields = Fields(read_json(generation) if generation.exists() else {})
         with named(generation):
-            eos = told.tokens("eos_token_id")
+            eos = generation_fields.tokens("eos_token_id")
         values = read_json(config)
         with named(config):
             self.config = config_from_hf(values, eos)
+
+        # Where each tensor is: its file, and the open file's handle.
         self._where: dict[str, tuple[Path, Any]] = {}
         for file, indexed in weight_files(folder).items():
             check_file(file)
             try:
                 handle = safe_open(file, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise ValueError(f"{file} is damaged, or no safetensors file: {error}") from error
+                raise ValueError(f"{file} is damaged or is not a safetensors file: {error}") from error
             names = set(handle.keys())
             if twice := names & self._where.keys():
                 raise ValueError(f"{file} holds {min(twice)!r}, and so does {self._where[min(twice)][0].name}")
@@ -191,7 +196,7 @@ class SafetensorsFolder(Checkpoint):
             self._where |= dict.fromkeys(names, (file, handle))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, from its file's header."""
+        """A tensor's shape, from its file's header."""
         if name not in self._where:
             raise ValueError(f"{self.path}: the tensor {name!r} is missing")
         header = self._where[name][1].get_slice(name)
@@ -200,22 +205,23 @@ class SafetensorsFolder(Checkpoint):
         return tuple(header.get_shape())
 
     def tensor(self, name: str) -> Tensor:
-        """Its values, in our order of rows."""
+        """A tensor's values, with its rows in our order."""
         values = self._where[name][1].get_tensor(name)
         if self.config.latent and self.config.latent.rope_interleave:
             values = _latent_to_halves(values, name, self.config)
         return values
 
     def unused(self, used: set[str]) -> set[str]:
-        """All but those that no model has: DeepSeek-V3's layer behind the last, which predicts a token further, too."""
+        """All tensors but `used`, stored angles, and DeepSeek-V3's extra layer (it predicts the token after next)."""
         spare = f"model.layers.{self.config.depth}." if self.config.latent else "rotary_emb"
         used = used | ({"lm_head.weight"} if self.config.tied_embeddings else set())
         return {n for n in self._where if not n.endswith("rotary_emb.inv_freq") and spare not in n} - used
 
     def load(self, dtype: torch.dtype, device: torch.device) -> Transformer:
-        """The model."""
-        config, table, head = self.config, "model.embed_tokens.weight", "lm_head.weight"
-        # Where a table and a head are stored that differ, they are not tied, whatever the configuration says.
+        """The model, as in `Checkpoint`."""
+        config = self.config
+        table, head = "model.embed_tokens.weight", "lm_head.weight"
+        # If a table and a head are stored and differ, they are not tied, whatever the configuration says.
         if config.tied_embeddings and {table, head} <= self._where.keys():
             same = self.shape(table) == self.shape(head) and torch.equal(self.tensor(table), self.tensor(head))
             config = replace(config, tied_embeddings=same)
@@ -223,12 +229,12 @@ class SafetensorsFolder(Checkpoint):
 
 
 def load_safetensors(folder: Path, dtype: torch.dtype, device: torch.device) -> Transformer:
-    """The model of a folder with `config.json` and safetensors."""
+    """The model of a folder of `config.json` and safetensors files."""
     return SafetensorsFolder(folder).load(dtype, device)
 
 
 def _latent_to_halves(rows: Tensor, name: str, config: ModelConfig) -> Tensor:
-    """Reorder the rotated rows of latent attention: DeepSeek pairs neighbours, here they lie half a head apart."""
+    """Reorder the rotated rows of latent attention: DeepSeek's rotary pairs are neighbours, ours half a head apart."""
     assert config.latent is not None
     if "self_attn.q_proj" in name or "self_attn.q_b_proj" in name:
         by_head = rows.unflatten(0, (config.heads, -1))
@@ -236,20 +242,24 @@ def _latent_to_halves(rows: Tensor, name: str, config: ModelConfig) -> Tensor:
         by_head = rows.unsqueeze(0)
     else:
         return rows
-    plain, rotated = by_head.split((by_head.shape[1] - config.rope_dim, config.rope_dim), dim=1)
+    unrotated, rotated = by_head.split((by_head.shape[1] - config.rope_dim, config.rope_dim), dim=1)
     halves = _neighbours_to_halves(rotated.flatten(0, 1), len(by_head)).view(rotated.shape)
-    return torch.cat((plain, halves), dim=1).flatten(0, 1)
+    return torch.cat((unrotated, halves), dim=1).flatten(0, 1)
 
 
 def save_whole(tensors: dict[str, Tensor], path: Path, notes: dict[str, str] | None = None) -> None:
-    """A safetensors file, whole or not at all; `notes` are its metadata."""
+    """Write a safetensors file, whole or not at all. `notes`: its metadata."""
     write_whole(path, save(tensors, notes))
 
 
 class GGUFFile(Checkpoint):
-    """An opened GGUF file; `fields` is its metadata, as plain values."""
+    """An open GGUF file. `fields`: its metadata, as Python values."""
 
     def __init__(self, path: Path) -> None:
+        import gguf
+
+        from inference_opt.loading.gguf_file import read_gguf
+
         self.path = path
         self.fields, self._tensors = read_gguf(path)
         with named(path):
@@ -266,13 +276,13 @@ class GGUFFile(Checkpoint):
         return self._names.get_name(name, try_suffixes=(".weight", ".bias")) or name
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, from its file's header."""
+        """A tensor's shape, from its file's header."""
         if (stored := self._stored(name)) not in self._tensors:
             raise ValueError(f"{self.path}: the tensor {stored!r} is missing")
         return tuple(int(d) for d in reversed(self._tensors[stored].shape))
 
     def tensor(self, name: str) -> Tensor:
-        """Its values, in our order of rows."""
+        """A tensor's values, with its rows in our order."""
         values = self._values(self._stored(name))
         for part, heads in ((".q_proj", self.config.heads), (".k_proj", self.config.kv_heads)):
             if self.fields["general.architecture"] == "llama" and part in name:
@@ -280,17 +290,19 @@ class GGUFFile(Checkpoint):
         return values
 
     def unused(self, used: set[str]) -> set[str]:
-        """All but those used, and the factors that the configuration has."""
+        """All tensors but `used` and the RoPE factors, which the configuration holds."""
         return self._tensors.keys() - {self._stored(name) for name in used} - {"rope_freqs.weight"}
 
     def _values(self, stored: str) -> Tensor:
-        """Dequantised to float32."""
+        """A tensor's values, dequantised to float32."""
+        from gguf import quants
+
         t = self._tensors[stored]
-        data = t.data.astype(t.data.dtype.newbyteorder("="), copy=False)  # a big-endian file's turned about
-        # A tensor stored as float32 comes back as a read-only view of the file: "W" copies those and no others.
-        return torch.from_numpy(np.require(gguf.quants.dequantize(data, t.tensor_type), requirements="W"))
+        data = t.data.astype(t.data.dtype.newbyteorder("="), copy=False)  # the bytes of a big-endian file are swapped
+        # Of a tensor that is stored as float32, dequantize returns a read-only view of the file. "W" copies only those.
+        return torch.from_numpy(np.require(quants.dequantize(data, t.tensor_type), requirements="W"))
 
 
 def _neighbours_to_halves(rows: Tensor, heads: int) -> Tensor:
-    """Reorder the rows of a Llama projection from GGUF: rotary pairs there are neighbours, here half a head apart."""
+    """Reorder a projection's rows: rotary pairs are neighbours in the file, and half a head apart here."""
     return rows.view(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)

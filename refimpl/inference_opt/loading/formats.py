@@ -1,8 +1,8 @@
-"""A model's configuration out of a checkpoint.
+"""A model's configuration from a checkpoint.
 
-Two kinds of files describe the same architectures: a `config.json` beside safetensors (Hugging Face's names) and the
-metadata of a GGUF file (llama.cpp's names). Both become one `ModelConfig`. Whatever this code would compute wrongly is
-refused here, by name: a model that loads is a model that is computed exactly.
+Two kinds of files describe the same architectures: the `config.json` beside safetensors (with Hugging Face's names) and
+the metadata of a GGUF file (with llama.cpp's names). Both become a `ModelConfig`. A configuration that this code would
+compute wrongly is refused here, with the field's name: every model that loads is computed exactly.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,8 +24,9 @@ from inference_opt.model.fields import (
     Kind,
 )
 
-GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral's are "llama"
-# What `transformers` takes for a field that config.json does not hold (one that is null there is another matter).
+GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")  # Mistral's files say "llama"
+
+# The values that `transformers` gives to fields that are missing in config.json. (A field that is null is not missing.)
 _QWEN: dict[str, Any] = {"num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28}
 _LATENT: dict[str, Any] = {"q_lora_rank": 1536}
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -44,9 +45,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     }
     | _LATENT,
 }
-_SAME = {"kimi_k2": "deepseek_v3"}  # another name of the same architecture
+_SAME = {"kimi_k2": "deepseek_v3"}  # other names of the same architecture
 ARCHITECTURES = (*_DEFAULTS, *_SAME)
-# Fields that change what a model computes, or how it is stored, in ways that are not read here.
+
+# Fields that change what a model computes or how it is stored, and that are not supported here.
 _NOT_READ = {
     "quantization_config": "quantised safetensors are not read here: take the unquantised model",
     "compression_config": "quantised safetensors are not read here: take the unquantised model",
@@ -55,25 +57,30 @@ _NOT_READ = {
 
 
 def config_from_hf(values: Mapping[str, Any], eos_token_ids: Sequence[int] = ()) -> ModelConfig:
-    """Read a Hugging Face `config.json`. Raises ValueError, naming what this code does not compute."""
+    """Read a Hugging Face `config.json`. ValueError names the field that this code does not compute."""
     model_type = Fields(values).need("model_type", TEXT)
     if model_type not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {model_type!r}: this code computes {', '.join(ARCHITECTURES)}")
     arch = _SAME.get(model_type, model_type)
-    fields, deepseek = Fields(_DEFAULTS[arch] | dict(values)), arch.startswith("deepseek")
-    if (act := fields.get("hidden_act", TEXT, "silu")) not in ("silu", "swish"):  # two names of one function
+    deepseek = arch.startswith("deepseek")
+    fields = Fields(_DEFAULTS[arch] | dict(values))
+
+    # Refuse what is not computed.
+    if (act := fields.get("hidden_act", TEXT, "silu")) not in ("silu", "swish"):  # two names for the same function
         raise ValueError(f"activation {act!r} is not computed here, only 'silu' (SwiGLU)")
     if not fields.get("is_causal", FLAG, True):
         raise ValueError("is_causal is false: attention to later tokens is not computed here")
     for name, why in _NOT_READ.items():
         if fields.get(name, OBJECT, {}):
             raise ValueError(f"{name} is set: {why}")
+
+    # Sizes, and what depends on several fields.
     dim, depth, heads = (fields.need(n, SIZE) for n in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
     context = fields.get("max_position_embeddings", CONTEXT, _DEFAULTS[arch]["max_position_embeddings"])
     _refuse_windows(fields, arch, depth, context)
     latent = _latent_from_hf(fields, arch, heads) if deepseek else None
     rope_theta, rope_scaling = _rope_from_hf(fields, context)
-    # Qwen2's biases are no choice, and Mistral has none.
+    # Qwen2 always has biases on q, k and v; Mistral never has any.
     bias = arch not in ("qwen2", "mistral") and fields.get("attention_bias", FLAG, False)
     return ModelConfig(
         vocab_size=fields.need("vocab_size", SIZE),
@@ -94,7 +101,7 @@ def config_from_hf(values: Mapping[str, Any], eos_token_ids: Sequence[int] = ())
         out_bias=bias,
         mlp_bias=arch in ("llama", "deepseek_v2") and fields.get("mlp_bias", FLAG, False),
         qk_norm=arch == "qwen3",
-        # generation_config.json, given by the caller, knows the end tokens better where both speak.
+        # If both files name end tokens, those of generation_config.json (given by the caller) are right.
         eos_token_ids=tuple(eos_token_ids) or fields.tokens("eos_token_id"),
         latent=latent,
         experts=_experts_from_hf(fields, arch) if deepseek and fields.get("n_routed_experts", COUNT, 0) else None,
@@ -102,30 +109,40 @@ def config_from_hf(values: Mapping[str, Any], eos_token_ids: Sequence[int] = ())
 
 
 def _refuse_windows(fields: Fields, arch: str, depth: int, context: int) -> None:
-    """A sliding window is computed where it has no effect: no layer has it, or it is as long as the context.
+    """ValueError for a sliding window that has an effect: some layer has it, and it is shorter than the context.
 
-    Which layers have it is said by `layer_types`, or else, as long as `use_sliding_window` is on, by
-    `max_window_layers`. Mistral's layers all have it unless it is null.
+    `layer_types` says which layers have a window. If it is missing and `use_sliding_window` is on, all layers from
+    `max_window_layers` on have it. Mistral's layers all have it, unless it is null.
     """
-    kinds, window = fields.get("layer_types", TEXTS, None), fields.get("sliding_window", SIZE, None)
-    on, first = fields.get("use_sliding_window", FLAG, False), fields.get("max_window_layers", COUNT, 0)
+    kinds = fields.get("layer_types", TEXTS, None)
+    window = fields.get("sliding_window", SIZE, None)
+    on = fields.get("use_sliding_window", FLAG, False)
+    first = fields.get("max_window_layers", COUNT, 0)
     if kinds is not None and (len(kinds) != depth or set(kinds) - {"full_attention", "sliding_attention"}):
         raise ValueError(f"layer_types must name 'full_attention' or 'sliding_attention' for each of {depth} layers")
     if arch == "mistral":
-        name, windowed = "sliding_window", window is not None
+        name = "sliding_window"
+        windowed = window is not None
     elif kinds is not None:
-        name, windowed, window = "layer_types", "sliding_attention" in kinds, window if on else None
+        name = "layer_types"
+        windowed = "sliding_attention" in kinds
+        window = window if on else None
     else:
-        name, windowed = "use_sliding_window", on and first < depth
+        name = "use_sliding_window"
+        windowed = on and first < depth
     if windowed and (window is None or window < context):
-        raise ValueError(f"sliding-window attention ({name}) is not computed here: sliding_window is {window}, and "
-                         f"max_position_embeddings is {context}")  # fmt: skip
+        raise ValueError(
+            f"sliding-window attention ({name}) is not computed here: sliding_window is {window}, and "
+            f"max_position_embeddings is {context}"
+        )
 
 
 def _latent_from_hf(fields: Fields, arch: str, heads: int) -> LatentShape:
     if (kv_heads := fields.get("num_key_value_heads", SIZE, heads)) != heads:
-        raise ValueError(f"num_key_value_heads ({kv_heads}) differs from num_attention_heads ({heads}): in DeepSeek's "
-                         "models every head has a key of its own")  # fmt: skip
+        raise ValueError(
+            f"num_key_value_heads ({kv_heads}) differs from num_attention_heads ({heads}): in DeepSeek's models every "
+            "head has a key of its own"
+        )
     return LatentShape(
         kv_lora_rank=fields.need("kv_lora_rank", SIZE),
         qk_rope_head_dim=fields.need("qk_rope_head_dim", SIZE),
@@ -138,17 +155,23 @@ def _latent_from_hf(fields: Fields, arch: str, heads: int) -> LatentShape:
 
 def _experts_from_hf(fields: Fields, arch: str) -> ExpertsShape:
     corrected = arch == "deepseek_v3"
-    given = fields.get("topk_method", TEXT, None), fields.get("scoring_func", TEXT, None)
-    method, scoring = ("noaux_tc", "sigmoid") if corrected else (given[0] or "greedy", "softmax")
-    if (given[0] or method, given[1] or scoring) != (method, scoring):
-        raise ValueError(f"experts chosen by {given[0]!r} of {given[1]!r} scores are not computed here, {arch} takes "
-                         f"{method!r} of {scoring!r}")  # fmt: skip
+    given_method = fields.get("topk_method", TEXT, None)
+    given_scoring = fields.get("scoring_func", TEXT, None)
+    method = "noaux_tc" if corrected else given_method or "greedy"
+    scoring = "sigmoid" if corrected else "softmax"
+    if given_method not in (None, "", method) or given_scoring not in (None, "", scoring):
+        raise ValueError(
+            f"experts chosen by {given_method!r} from {given_scoring!r} scores are not computed here: {arch} takes "
+            f"{method!r} from {scoring!r}"
+        )
     if not corrected and method not in ("greedy", "group_limited_greedy"):
         raise ValueError(f"topk_method {method!r} is not computed here, only 'greedy' and 'group_limited_greedy'")
     normed = fields.get("norm_topk_prob", FLAG, False)
     if not corrected and normed:
-        raise ValueError("norm_topk_prob=true is not computed for DeepSeek-V2: no released model has it, and "
-                         "DeepSeek's own code and others disagree on what it means")  # fmt: skip
+        raise ValueError(
+            "norm_topk_prob=true is not computed for DeepSeek-V2: no released model has it, and DeepSeek's own code "
+            "and others disagree on its meaning"
+        )
     if fields.get("moe_layer_freq", SIZE, 1) != 1:
         raise ValueError("layers without experts between layers with experts (moe_layer_freq) are not computed here")
     grouped = method != "greedy"
@@ -167,8 +190,8 @@ def _experts_from_hf(fields: Fields, arch: str) -> ExpertsShape:
 def _rope_from_hf(fields: Fields, context: int) -> tuple[float, RopeScaling | None]:
     """θ and the scaling of rotary embeddings.
 
-    transformers 5 writes `rope_parameters`; before, `rope_theta` stood alone and `rope_scaling` beside it, and where
-    both dictionaries stand `rope_scaling` counts. What stands within it counts before what stands beside it.
+    transformers 5 writes a dictionary `rope_parameters`. Earlier versions wrote `rope_theta` and, beside it, a
+    dictionary `rope_scaling`, which counts if both are there. A field in the dictionary counts before one beside it.
     """
     name = "rope_scaling" if fields.get("rope_scaling", OBJECT, None) else "rope_parameters"
     rope = Fields(fields.get(name, OBJECT, {}), f"{name}.")
@@ -195,9 +218,11 @@ def _rope_from_hf(fields: Fields, context: int) -> tuple[float, RopeScaling | No
             raise ValueError(f"{name}: low_freq_factor ({low}) must be less than high_freq_factor ({high})")
         return theta, RopeScaling("llama3", factor, low, high, original)
     if rope.get("attention_factor", NOT_NEGATIVE, None) is not None:
-        raise ValueError("YaRN with an attention_factor of its own is not computed here, only with mscale")
+        raise ValueError("YaRN with an explicit attention_factor is not computed here, only with mscale")
     if theta == 1.0:
-        raise ValueError("rope_theta is 1: all pairs turn alike, and YaRN cannot tell slow ones from fast ones")
+        raise ValueError(
+            "rope_theta is 1: all pairs turn at the same rate, so YaRN cannot tell slow pairs from fast ones"
+        )
     return theta, RopeScaling(
         "yarn",
         factor=factor,
@@ -210,7 +235,7 @@ def _rope_from_hf(fields: Fields, context: int) -> tuple[float, RopeScaling | No
     )
 
 
-# What llama.cpp reads of a file, too, and is computed here with one value only: the one that changes nothing.
+# Fields that llama.cpp reads and this code does not. Each may only have the value that changes nothing.
 _NEUTRAL: dict[str, tuple[Kind[Any], Any]] = {
     "expert_count": (COUNT, 0),
     "attention.causal": (FLAG, True),
@@ -223,23 +248,32 @@ _NEUTRAL: dict[str, tuple[Kind[Any], Any]] = {
 
 
 def config_from_gguf(fields: Mapping[str, Any], rope_factors: Sequence[float] = (), tied: bool = False) -> ModelConfig:
-    """Read a GGUF file's metadata (already a plain mapping). Raises ValueError, naming what is not computed here."""
+    """Read a GGUF file's metadata. ValueError names the field that this code does not compute."""
     arch = Fields(fields).need("general.architecture", TEXT)
     if arch not in GGUF_ARCHITECTURES:
         raise ValueError(f"unknown architecture {arch!r}: this code computes {', '.join(GGUF_ARCHITECTURES)}")
     prefix = f"{arch}."
     own = Fields({n.removeprefix(prefix): v for n, v in fields.items() if n.startswith(prefix)}, prefix)
-    dim, heads = own.need("embedding_length", SIZE), own.need("attention.head_count", SIZE)
-    context, head_dim = own.need("context_length", CONTEXT), own.get("attention.key_length", SIZE, dim // heads)
-    for name, meaning in (("attention.value_length", "values of another width than keys"),
-                          ("rope.dimension_count", "partial rotary embeddings")):  # fmt: skip
+    dim = own.need("embedding_length", SIZE)
+    heads = own.need("attention.head_count", SIZE)
+    context = own.need("context_length", CONTEXT)
+    head_dim = own.get("attention.key_length", SIZE, dim // heads)
+
+    # Refuse what is not computed.
+    for name, meaning in (
+        ("attention.value_length", "values of another width than keys"),
+        ("rope.dimension_count", "partial rotary embeddings"),
+    ):
         if (width := own.get(name, SIZE, head_dim)) != head_dim:
-            raise ValueError(f"{arch}.{name} is {width}, a head's width {head_dim}: {meaning} are not computed here")
+            raise ValueError(
+                f"{arch}.{name} is {width}, but a head's width is {head_dim}: {meaning} are not computed here"
+            )
     for name, (type_, neutral) in _NEUTRAL.items():
         if (value := own.get(name, type_, neutral)) != neutral:
-            raise ValueError(f"{arch}.{name} is {value}: it is not computed here, only {neutral}")
+            raise ValueError(f"{arch}.{name} is {value}: only {neutral} is computed here")
     if 0 < (window := own.get("attention.sliding_window", COUNT, 0)) < context:
         raise ValueError(f"{arch}.attention.sliding_window is {window}: sliding windows are not computed here")
+
     tokens = fields.get("tokenizer.ggml.tokens", [])
     return ModelConfig(
         vocab_size=own.get("vocab_size", SIZE, len(tokens)),
@@ -250,7 +284,7 @@ def config_from_gguf(fields: Mapping[str, Any], rope_factors: Sequence[float] = 
         head_dim=head_dim,
         ffn_dim=own.need("feed_forward_length", SIZE),
         max_context=context,
-        # float32 in the file: 9.99999975e-06
+        # The file holds a float32: 1e-05 there is 9.99999975e-06.
         norm_eps=float(f"{own.need('attention.layer_norm_rms_epsilon', POSITIVE):.6g}"),
         rope_theta=own.get("rope.freq_base", POSITIVE, 10_000.0),
         rope_scaling=_rope_scaling_from_gguf(own, rope_factors, head_dim // 2),
@@ -262,7 +296,7 @@ def config_from_gguf(fields: Mapping[str, Any], rope_factors: Sequence[float] = 
 
 
 def _rope_scaling_from_gguf(own: Fields, factors: Sequence[float], pairs: int) -> RopeScaling | None:
-    """As llama.cpp reads it: a factor without a type is linear's, under its old name, too, and 0 means none."""
+    """Read as in llama.cpp: a factor without a type, even under its old name, is linear, and 0 means no scaling."""
     kind = own.get("rope.scaling.type", TEXT, None)
     if kind not in (None, "none", "linear"):
         raise ValueError(f"RoPE scaling {kind!r} is not computed here, only 'linear' and stored factors")
@@ -273,6 +307,8 @@ def _rope_scaling_from_gguf(own: Fields, factors: Sequence[float], pairs: int) -
     if not factors:
         return linear
     if linear or len(factors) != pairs or not all(map(POSITIVE.holds, factors)):
-        raise ValueError(f"rope_freqs.weight holds {len(factors)} factors for {pairs} frequencies, or one that is not "
-                         "positive, or stands beside another scaling")  # fmt: skip
+        raise ValueError(
+            f"rope_freqs.weight must hold {pairs} positive factors, one for each frequency, and be the only scaling; "
+            f"it holds {len(factors)}"
+        )
     return RopeScaling("factors", factors=tuple(factors))

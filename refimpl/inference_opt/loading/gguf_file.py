@@ -1,4 +1,4 @@
-"""A GGUF file's metadata and tensors, through the `gguf` library, which trusts what it reads: here nothing is."""
+"""A GGUF file's metadata and tensors, read with the `gguf` library and checked, which the library does not do."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from inference_opt.model.fields import COUNT, Fields
 
 
 class _Reader(gguf.GGUFReader):
-    """The library's reader, held to the file's length, and over a plain array: numpy's memmap makes each slice dear."""
+    """The library's reader, kept within the file, and on a plain array: slices of numpy's memmap are slow."""
 
     @property  # type: ignore[override]
     def data(self) -> np.ndarray:
-        """The file's bytes, still mapped."""
+        """The file's bytes, memory-mapped."""
         return self._bytes
 
     @data.setter
@@ -25,26 +25,23 @@ class _Reader(gguf.GGUFReader):
     def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> np.ndarray:
         end = int(offset) + np.dtype(dtype).itemsize * int(count)
         if end > len(self.data):
-            raise ValueError(f"it ends at byte {len(self.data)}, and says that it goes on to byte {end}")
+            raise ValueError(f"it ends at byte {len(self.data)}, but says that it goes on to byte {end}")
         return super()._get(offset, dtype, count, override_order)
 
     def _get_field_parts(self, orig_offs: Any, raw_type: Any) -> tuple[int, list[np.ndarray], list[int], list[Any]]:
-        """Numbers of an array are one part: as many as the file says there are, and no object for each of them."""
+        """Parts of a field. An array of numbers is one part here; the library makes an object for every number."""
         if raw_type == gguf.GGUFValueType.ARRAY:
-            kind, count = self._get(orig_offs, np.uint32), self._get(orig_offs + 4, np.uint64)
+            kind = self._get(orig_offs, np.uint32)
+            count = self._get(orig_offs + 4, np.uint64)
             if number := self.gguf_scalar_to_np.get(gguf.GGUFValueType(kind[0])):
                 parts = [kind, count, self._get(orig_offs + 12, number, count[0])]
-                return (
-                    sum(p.nbytes for p in parts),
-                    parts,
-                    [2],
-                    [gguf.GGUFValueType(raw_type), gguf.GGUFValueType(kind[0])],
-                )
+                types = [gguf.GGUFValueType(raw_type), gguf.GGUFValueType(kind[0])]
+                return sum(p.nbytes for p in parts), parts, [2], types
         return super()._get_field_parts(orig_offs, raw_type)
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]:
-    """Metadata as plain values, and tensors by name, still in the file. ValueError for a file that is not whole."""
+    """Metadata as Python values, and tensors by name, not yet read. ValueError for a file that is not whole."""
     check_file(path)
     try:
         with np.errstate(over="ignore"):  # sizes that overflow are found below
@@ -55,27 +52,31 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]
         raise ValueError(f"{path} is not a whole GGUF file: {error}{hint}") from error
     with named(path):
         if (parts := Fields(fields).get("split.count", COUNT, 1)) > 1:
-            raise ValueError(f"split.count: it is one of {parts} parts, join them first: "
-                             "`llama-gguf-split --merge FIRST-PART WHOLE`")  # fmt: skip
+            raise ValueError(
+                f"split.count: it is one of {parts} parts, join them first: `llama-gguf-split --merge FIRST-PART WHOLE`"
+            )
         _check_tensors(reader)
     return fields, {t.name: t for t in reader.tensors}
 
 
 def _check_tensors(reader: gguf.GGUFReader) -> None:
-    """Each lies right behind the one before it, as llama.cpp asks for, and is of a type that can be read."""
-    offset, align = 0, int(reader.alignment)
+    """ValueError unless each tensor follows the last without a gap, as in llama.cpp, and has a readable type."""
+    offset = 0
+    align = int(reader.alignment)
     for t in reader.tensors:
         if int(t.field.parts[5][0]) != offset:
-            raise ValueError(f"the tensor {t.name!r} is said to begin at byte {t.field.parts[5][0]} of the data, "
-                             f"expected {offset}: tensors must neither overlap nor leave gaps")  # fmt: skip
+            raise ValueError(
+                f"the tensor {t.name!r} is said to begin at byte {t.field.parts[5][0]} of the data, expected {offset}: "
+                "tensors must neither overlap nor leave gaps"
+            )
         offset += -(-int(t.n_bytes) // align) * align
-        try:  # one block of zeros
+        try:  # with one block of zeros
             gguf.quants.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[t.tensor_type][1]), np.uint8), t.tensor_type)
         except NotImplementedError as error:
             raise ValueError(f"the tensor {t.name!r} holds {t.tensor_type.name}, which is not read here") from error
-        if reader.byte_order == "S" and t.tensor_type not in (
-            gguf.GGMLQuantizationType.F32,
-            gguf.GGMLQuantizationType.F16,
-        ):
-            raise ValueError(f"the tensor {t.name!r} holds {t.tensor_type.name} in a big-endian file: of those only "
-                             "F32 and F16 are read here")  # fmt: skip
+        swappable = (gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16)
+        if reader.byte_order == "S" and t.tensor_type not in swappable:
+            raise ValueError(
+                f"the tensor {t.name!r} holds {t.tensor_type.name} in a big-endian file: only F32 and F16 are read "
+                "from big-endian files"
+            )

@@ -1,4 +1,4 @@
-"""`load_model`: from a name, a path or a hub id to a model and its tokenizer. Every technique starts here."""
+"""`load_model`: a model and its tokenizer from a name, a path or a hub id. Every technique starts here."""
 
 import contextlib
 import errno
@@ -9,7 +9,6 @@ import torch
 
 from inference_opt.files import home
 from inference_opt.loading.checkpoint import Checkpoint, GGUFFile, SafetensorsFolder
-from inference_opt.loading.download import MODELS, fetch
 from inference_opt.loading.folder import INDEX, weight_files
 from inference_opt.loading.tokenizer import Tokenizer, tokenizer_from_folder, tokenizer_from_gguf
 from inference_opt.model.transformer import Transformer
@@ -18,7 +17,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 
 
 def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """One of float32, bfloat16, float64, by name or as torch has it; ValueError for any other."""
+    """One of float32, bfloat16 and float64, from its name or torch's own dtype. ValueError for any other."""
     if isinstance(dtype, str) and dtype in DTYPES:
         return DTYPES[dtype]
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
@@ -27,13 +26,13 @@ def parse_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def parse_device(device: torch.device | str) -> torch.device:
-    """A device that is there; ValueError for any other."""
+    """A device that is available here. ValueError for any other."""
     try:
         parsed = torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"unknown device {device!r}: expected cpu or cuda") from error
     if parsed.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for, and torch finds no CUDA device here")
+        raise ValueError("device 'cuda' was asked for, but torch finds no CUDA device here")
     return parsed
 
 
@@ -42,13 +41,16 @@ def load_model(
     dtype: torch.dtype | str = torch.float32,
     device: torch.device | str = "cpu",
 ) -> tuple[Transformer, Tokenizer | None]:
-    """A model ready for inference, and its tokenizer (None where the checkpoint brings none that is read here).
+    """A model ready for inference, and its tokenizer (None if the checkpoint has none).
 
     source: "smollm2-135m" (fetched once, about 93 MB), a GGUF file, a folder of `config.json`, `tokenizer.json` and
     safetensors, or a Hugging Face hub id such as "Qwen/Qwen3-0.6B". Llama, Mistral, Qwen2, Qwen3, DeepSeek-V2 and V3.
-    Raises ValueError for what is not there or not computed exactly here, ConnectionError where a fetch has no network.
+    ValueError for a source that does not exist or is not computed exactly here, ConnectionError for no network.
     """
-    kind, where = parse_dtype(dtype), parse_device(device)
+    from inference_opt.loading.download import MODELS, fetch
+
+    kind = parse_dtype(dtype)
+    where = parse_device(device)
     if not isinstance(source, str | Path) or not str(source):
         raise ValueError(f"source must be a model's name, a path or a hub id, got {source!r}")
     if str(source) in MODELS:
@@ -57,7 +59,7 @@ def load_model(
         path = there
     else:
         path = _from_hub(str(source))
-    # What can be refused is refused before the weights are read.
+    # Everything that can be refused is refused before the weights are read.
     file: Checkpoint
     if path.is_dir():
         file = SafetensorsFolder(path)
@@ -69,9 +71,11 @@ def load_model(
 
 
 def _from_hub(name: str) -> Path:
-    """The hub's folder for a model id, from the hub's own cache where it is there."""
+    """The folder of a model on the hub: from the hub's own cache if it is there, else downloaded."""
     import huggingface_hub
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    from inference_opt.loading.download import MODELS
 
     expected = f"expected one of {', '.join(MODELS)}, a path, or a hub id (owner/name)"
     if name.count("/") != 1:
@@ -85,12 +89,12 @@ def _from_hub(name: str) -> Path:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except HFValidationError as error:
         raise ValueError(f"there is no model {name!r}: {expected}") from error
-    except Exception as error:  # what is no hub's answer ends the library's code in any way
+    except Exception as error:  # an answer that is not a hub's may raise anything in the library
         raise _refusal(name, error, expected) from error
 
 
 def _refusal(name: str, error: BaseException, expected: str) -> Exception:
-    """What the hub's answer means, and what to do. Where it was asked for a list of files, the answer is the cause."""
+    """The error to raise: what the hub's answer means, and what to do. The answer may be among the error's causes."""
     from huggingface_hub import constants
     from huggingface_hub.errors import GatedRepoError
 
@@ -100,28 +104,29 @@ def _refusal(name: str, error: BaseException, expected: str) -> Exception:
     token = "`hf auth login`, or the variable HF_TOKEN"
     if any(isinstance(each, GatedRepoError) for each in causes):
         return ValueError(
-            f"{name!r} is gated: ask for access at https://huggingface.co/{name}, then give a token of yours ({token})"
+            f"{name!r} is gated: ask for access at https://huggingface.co/{name}, then provide your token ({token})"
         )
     for each in causes:
         status = getattr(getattr(each, "response", None), "status_code", None)
         if status == 401 and "credentials" in str(each):
-            return ValueError(f"the hub does not take the token that it was given for {name!r}: give another ({token})")
+            return ValueError(f"the hub does not accept the token it was given for {name!r}: provide another ({token})")
         if status in (401, 404):
             return ValueError(f"there is no model {name!r} on the hub, or it is private ({token}): {expected}")
         if status == 403:
             return ValueError(f"the hub forbids access to {name!r}, even with a token ({token}): {_line(each)}")
         if status == 429:
-            return ConnectionError(f"the hub has had too many requests from here (429): try {name!r} again later")
+            return ConnectionError(f"the hub got too many requests from here (429): try {name!r} again later")
         if status is not None and status >= 500:
-            return ConnectionError(f"the hub has a fault of its own ({status}): try {name!r} again later")
+            return ConnectionError(f"the hub has an error of its own ({status}): try {name!r} again later")
         if isinstance(each, OSError) and each.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             return OSError(each.errno, f"the hub's cache cannot be written ({each}): set HF_HOME to another folder")
     if constants.HF_HUB_OFFLINE:
-        return ConnectionError(f"{name!r} is not whole in the hub's cache, and HF_HUB_OFFLINE is set: {expected}")
+        return ConnectionError(f"{name!r} is not complete in the hub's cache, and HF_HUB_OFFLINE is set: {expected}")
     if not isinstance(error, OSError):
         found = _line(error) or type(error).__name__
-        return ConnectionError(f"what answers for {name!r} is no hub (a proxy's page?): set HF_ENDPOINT to one, or "
-                               f"unset it ({found})")  # fmt: skip
+        return ConnectionError(
+            f"the answer for {name!r} is not a hub's (a proxy's page?): set HF_ENDPOINT to a hub, or unset it ({found})"
+        )
     return ConnectionError(f"could not reach the hub for {name!r}; is there a network? {expected}")
 
 
@@ -130,11 +135,11 @@ def _line(error: BaseException) -> str:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a cached folder has all that loading needs: the hub's cache keeps parts of a model, too."""
+    """Whether a cached folder has all that loading needs. The hub's cache may hold only a part of a model."""
     needed = [folder / "config.json", folder / "tokenizer.json"]
     if not any((folder / name).is_file() for name in ("model.safetensors", INDEX)):
         return False
     try:
         return all(path.is_file() for path in (*needed, *weight_files(folder)))
-    except ValueError:  # an index that cannot be read: the hub's is fetched
+    except ValueError:  # an index that cannot be read: fetch it again
         return False

@@ -1,4 +1,4 @@
-"""The real prompts that come with the package: what the tour, the benchmarks and the tests run on."""
+"""The real prompts that come with the package, for the tour, the benchmarks and the tests."""
 
 import json
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from inference_opt.loading.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Prompt:
-    """One user's message, with where it comes from."""
+    """One user's message, with its source and licence."""
 
     name: str
     text: str
@@ -17,7 +17,7 @@ class Prompt:
     licence: str
 
     def ids(self, tokenizer: Tokenizer) -> list[int]:
-        """The prompt's tokens, in the model's chat format where it has one."""
+        """The prompt's tokens, in the model's chat format if it has one."""
         return tokenizer.chat(self.text) if tokenizer.chat_template else tokenizer.encode(self.text)
 
 

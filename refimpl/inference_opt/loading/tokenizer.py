@@ -1,7 +1,7 @@
 """Text to tokens and back: byte-level BPE through the `tokenizers` library, chat templates through `chat.py`.
 
-The library does the work; this file reads what a checkpoint says (a `tokenizer.json`, or a GGUF file's vocabulary,
-merges and name of the pre-tokenizer) and adds what generation needs: a stream that never shows half a character.
+The library does the work. This file reads a checkpoint's description (a `tokenizer.json`, or a GGUF file's vocabulary,
+merges and name of the pre-tokenizer) and adds what generation needs: a detokenizer that never shows half a character.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,11 @@ from typing import Any
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from inference_opt.loading.chat import render
+from inference_opt.loading.detokenizer import Detokenizer
 from inference_opt.loading.folder import read_json
-from inference_opt.loading.stream import TextStream
 from inference_opt.loading.vocabulary import CONTROL, USER_DEFINED, array, field, token_id, tokens_and_types
 
-# How text is cut before merging, by the name a GGUF file gives it. The byte-level step follows in every case.
+# How text is split before merging, by the name that GGUF files give it. The byte-level step follows in every case.
 _QWEN_LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -26,9 +25,9 @@ _CUTS = {
     "qwen2": [pre_tokenizers.Split(Regex(_QWEN_LLAMA3 % ""), "isolated")],
     "llama-bpe": [pre_tokenizers.Split(Regex(_QWEN_LLAMA3 % "{1,3}"), "isolated")],
 }
-_OWN_REGEX = ("qwen2", "llama-bpe")  # these bring the whole regular expression; the others use GPT-2's
+_OWN_REGEX = ("qwen2", "llama-bpe")  # these have a regular expression of their own; the others use GPT-2's
 
-# Names that llama.cpp gives the same cut.
+# Other names in llama.cpp for the same split.
 _ALIASES: dict[str, tuple[str, ...]] = {
     "gpt-2": ("phi-2", "gigachat", "a.x-4.0", "mellum", "exaone4"),
     "smollm": (),
@@ -39,26 +38,28 @@ _NAMES = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls",
 
 
 def needed(tokenizer: "Tokenizer | None") -> "Tokenizer":
-    """The tokenizer; ValueError where the model was loaded without one."""
+    """The tokenizer. ValueError if the model was loaded without one."""
     if tokenizer is None:
-        raise ValueError("this model was loaded without a tokenizer (its folder holds no tokenizer.json), and text "
-                         "needs one: give token ids, or put the model's tokenizer.json into its folder")  # fmt: skip
+        raise ValueError(
+            "this model was loaded without a tokenizer (its folder holds no tokenizer.json), and text needs one: give "
+            "token ids, or put the model's tokenizer.json into its folder"
+        )
     return tokenizer
 
 
 class Tokenizer:
-    """`encode`, `decode`, `chat` and `stream`. Special tokens in a text are recognised, and not shown when decoded."""
+    """`encode`, `decode`, `chat`, `detokenizer`. Special tokens are recognised in a text and left out when decoding."""
 
     def __init__(
         self, backend: Backend, chat_template: str | Mapping[str, str] | None = None, names: Mapping[str, str] = {}
     ) -> None:
-        """`chat_template`: one, or several by name; `names`: the special tokens that they may mention, as bos_token."""
+        """`chat_template`: one, or several by name. `names`: special tokens for the templates, such as bos_token."""
         self.backend = backend
         self.chat_template = chat_template
         self.names = dict(names)
 
     def encode(self, text: str, begin: bool = True) -> list[int]:
-        """Token ids of a text; `begin`: with the token that texts begin with, where this tokenizer has one.
+        """Token ids of a text. `begin`: put the tokenizer's beginning-of-text token, if it has one, before them.
 
         Raises ValueError for text that is not valid Unicode (a lone surrogate).
         """
@@ -68,17 +69,17 @@ class Tokenizer:
             raise ValueError(f"the text is not valid Unicode: {error}") from error
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; bytes that form no character become U+FFFD."""
+        """Text of token ids. Bytes that form no character become U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
-    def stream(self) -> TextStream:
-        """A decoder that takes one token at a time."""
-        # The bytes of an unfinished character decode to one U+FFFD together, or (byte fallback) to one each.
-        return TextStream(self, unfinished=1 if isinstance(self.backend.decoder, decoders.ByteLevel) else 3)
+    def detokenizer(self) -> Detokenizer:
+        """A decoder that takes one token after another."""
+        # The bytes of an unfinished character decode to one U+FFFD together or, with byte fallback, to one each.
+        return Detokenizer(self, unfinished=1 if isinstance(self.backend.decoder, decoders.ByteLevel) else 3)
 
     @property
     def special_ids(self) -> dict[str, int]:
-        """The tokens that are no part of a text, by name."""
+        """The ids of special tokens, which are no part of a text, by name."""
         return {t.content: i for i, t in self.backend.get_added_tokens_decoder().items() if t.special}
 
     def chat(
@@ -92,10 +93,12 @@ class Tokenizer:
     ) -> list[int]:
         """Token ids of a conversation, ready for the assistant's turn. A plain string is one user message.
 
-        `tools`: JSON schemas; `variables`: what else the template knows, such as enable_thinking; `chat_template`: the
-        name of one, where there are several (None: "tool_use" for tools, else "default").
-        ValueError for what is no conversation and for all that the template refuses.
+        `tools`: JSON schemas. `variables`: other variables of the template, such as enable_thinking. `chat_template`:
+        the name of one of several templates (None: "tool_use" with tools, else "default").
+        ValueError for messages of another form, and for whatever the template refuses.
         """
+        from inference_opt.loading.chat import render
+
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
         if not self.chat_template:
@@ -107,12 +110,14 @@ class Tokenizer:
         called = "the chat template" if isinstance(self.chat_template, str) else f"the chat template {name!r}"
         variables = self.names | {"add_generation_prompt": add_generation_prompt} | variables
         text = render(several[name], called, messages, tools, documents, **variables)
-        return self.encode(text, begin=False)  # templates write the beginning themselves
+        return self.encode(text, begin=False)  # the template writes the beginning-of-text token itself
 
 
 def tokenizer_from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
-    """Build the tokenizer that a GGUF file describes. ValueError for kinds that are not built here."""
-    kind, named = field(fields, "model", str), field(fields, "pre", str)
+    """Build the tokenizer that a GGUF file describes. ValueError for kinds that are not supported."""
+    # What kind of tokenizer it is, and how it splits a text.
+    kind = field(fields, "model", str)
+    named = field(fields, "pre", str)
     cut = next((cut for cut, aliases in _ALIASES.items() if named in (cut, *aliases)), None)
     if kind != "gpt2" or cut is None:
         missing = "" if named else ", which the file does not name (tokenizer.ggml.pre),"
@@ -121,34 +126,37 @@ def tokenizer_from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
             f"BPE with {', '.join(_CUTS)} is): load the model from a folder with a tokenizer.json"
         )
     tokens, types = tokens_and_types(fields)
-    merges, prefix = array(fields, "merges", str), "tokenizer.chat_template."
+    merges = array(fields, "merges", str)
+    prefix = "tokenizer.chat_template."
     templates = {name.removeprefix(prefix): text for name, text in fields.items() if name.startswith(prefix)}
     templates |= {"default": fields[prefix[:-1]]} if prefix[:-1] in fields else {}
     vocabulary = {t: i for i, t in enumerate(tokens)}
     if merges is None or not tokens or len(vocabulary) < len(tokens):
-        raise ValueError("the GGUF file's tokenizer.ggml.tokens and merges are missing, or a token stands there twice")
+        raise ValueError("the GGUF file's tokenizer.ggml.tokens or merges are missing, or a token occurs twice")
     try:
         pairs = [(left, right) for left, right in (merge.split(" ", 1) for merge in merges)]
-        # Llama 3 takes a piece that is a token as a whole, whatever its merges would make of it.
+        # Llama 3 keeps a piece that is a token as a whole, whatever its merges would make of it.
         backend = Backend(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=cut == "llama-bpe"))
     except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"the GGUF file's tokenizer.ggml.merges are no merges of its tokens: {error}") from error
+        raise ValueError(f"the GGUF file's tokenizer.ggml.merges do not fit its tokens: {error}") from error
     if cut == "qwen2":
         backend.normalizer = normalizers.NFC()
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=cut not in _OWN_REGEX)
     backend.pre_tokenizer = pre_tokenizers.Sequence([*_CUTS[cut], byte_level])  # type: ignore[misc]
     backend.decoder = decoders.ByteLevel()
+    # Special tokens, and the names that the file gives to some of them.
     typed = list(zip(tokens, types))
     backend.add_special_tokens([AddedToken(t, normalized=False, special=True) for t, k in typed if k == CONTROL])
     backend.add_tokens([AddedToken(t, normalized=False) for t, k in typed if k == USER_DEFINED])
     ids = {f"{n}_token": token_id(fields, n, len(tokens)) for n in ("bos", "eos")}
     names = {name: tokens[i] for name, i in ids.items() if i is not None}
-    around = {"bos": cut == "llama-bpe", "eos": False}  # what llama.cpp puts around a text unless the file says so
-    put = {
-        n: names.get(f"{n}_token") for n, default in around.items() if field(fields, f"add_{n}_token", bool, default)
+    # What is put around a text: as the file says, else as llama.cpp does it.
+    defaults = {"bos": cut == "llama-bpe", "eos": False}
+    around = {
+        n: names.get(f"{n}_token") for n, default in defaults.items() if field(fields, f"add_{n}_token", bool, default)
     }
-    if any(put.values()):
-        begin, end = ([token] if (token := put.get(name)) else [] for name in around)
+    if any(around.values()):
+        begin, end = ([token] if (token := around.get(name)) else [] for name in defaults)
         backend.post_processor = processors.TemplateProcessing(
             single=[*begin, "$A", *end], special_tokens=[(token, vocabulary[token]) for token in {*begin, *end}]
         )
@@ -156,9 +164,9 @@ def tokenizer_from_gguf(fields: Mapping[str, Any]) -> Tokenizer:
 
 
 def tokenizer_from_folder(folder: Path) -> Tokenizer:
-    """Read `tokenizer.json` and what stands beside it: further special tokens, and the chat templates.
+    """Read `tokenizer.json` and the files beside it: further special tokens, and the chat templates.
 
-    ValueError, naming the file, for what is not there or not readable.
+    ValueError, naming the file, if one is missing or not readable.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -167,7 +175,7 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
         backend = Backend.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{path} is not a tokenizer: {error}") from error
-    # What a training run may have left there: a prompt is neither cut nor filled.
+    # A training run may have left these set, but a prompt must be neither truncated nor padded.
     backend.no_truncation()
     backend.no_padding()
     config_path = folder / "tokenizer_config.json"
@@ -181,8 +189,10 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
     else:
         _refuse_prefix(backend, config, config_path)
     if config.get("split_special_tokens") not in (None, False):
-        raise ValueError(f"{config_path}: split_special_tokens is set: special tokens that a text spells out are not "
-                         "cut here, set it to false")  # fmt: skip
+        raise ValueError(
+            f"{config_path}: split_special_tokens is set, but special tokens in a text are not split here: set it to "
+            "false"
+        )
     named, further = _special(config, config_path)
     _add_tokens(backend, folder, config, named, further)
     names = {name: token.content for name, token in named.items()}
@@ -190,8 +200,9 @@ def tokenizer_from_folder(folder: Path) -> Tokenizer:
 
 
 def _as_llama(backend: Backend, config: Mapping[str, Any]) -> None:
-    """Llama 2's way with spaces, which `transformers` 5 takes from the class and not from `tokenizer.json`."""
-    space, legacy = config.get("add_prefix_space") in (None, True), bool(config.get("legacy"))
+    """Llama 2's treatment of spaces, which `transformers` 5 takes from the class and not from `tokenizer.json`."""
+    space = config.get("add_prefix_space") in (None, True)
+    legacy = bool(config.get("legacy"))
     backend.normalizer = None
     scheme = ("always" if legacy else "first") if space else "never"
     backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", scheme, split=False)
@@ -200,15 +211,20 @@ def _as_llama(backend: Backend, config: Mapping[str, Any]) -> None:
 
 
 def _refuse_prefix(backend: Backend, config: Mapping[str, Any], path: Path) -> None:
-    """Some classes of `transformers` put a space before a text where their configuration says so, others do not."""
+    """ValueError if the configuration asks for a space before a text and `tokenizer.json` puts none there.
+
+    Some classes of `transformers` follow the configuration in this, others ignore it.
+    """
     ignored = str(config.get("tokenizer_class")).removesuffix("Fast") in ("PreTrainedTokenizer", "TokenizersBackend")
     if ignored or config.get("add_prefix_space") in (None, False):
         return
     does = f"{backend.normalizer!r}{backend.pre_tokenizer!r}"
-    if not any(mark in does for mark in ("Prepend(", "add_prefix_space=True", "prepend_scheme=first",
-                                         "prepend_scheme=always")):  # fmt: skip
-        raise ValueError(f"{path}: add_prefix_space is set, and tokenizer.json puts no space before a text: save the "
-                         "tokenizer anew, or set it to false")  # fmt: skip
+    marks = ("Prepend(", "add_prefix_space=True", "prepend_scheme=first", "prepend_scheme=always")
+    if not any(mark in does for mark in marks):
+        raise ValueError(
+            f"{path}: add_prefix_space is set, and tokenizer.json puts no space before a text: save the tokenizer "
+            "anew, or set it to false"
+        )
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -216,7 +232,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _added(given: Any, path: Path, name: str, special: bool = False) -> AddedToken:
-    """A token as these files write it: its text, or an object of text and flags."""
+    """A token from its form in these files: its text, or an object of text and flags."""
     fields = given if isinstance(given, dict) else {"content": given}
     flags = {f: fields[f] for f in ("single_word", "lstrip", "rstrip", "normalized", "special") if f in fields}
     flags |= {"special": True} if special else {}
@@ -226,7 +242,7 @@ def _added(given: Any, path: Path, name: str, special: bool = False) -> AddedTok
 
 
 def _special(config: Mapping[str, Any], path: Path) -> tuple[dict[str, AddedToken], list[AddedToken]]:
-    """The special tokens that a configuration names (bos_token, eos_token, …), and those that have no name."""
+    """A configuration's special tokens: those with a name (bos_token, eos_token, …), and those without."""
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     given = {name: config.get(name) for name in _NAMES}
     given |= {n: t for n, t in config.items() if n.endswith("_token") and n not in _NAMES and isinstance(t, str)}
@@ -238,28 +254,32 @@ def _special(config: Mapping[str, Any], path: Path) -> tuple[dict[str, AddedToke
 def _add_tokens(
     backend: Backend, folder: Path, config: Mapping[str, Any], named: Mapping[str, AddedToken], more: list[AddedToken]
 ) -> None:
-    """Add the tokens that stand beside `tokenizer.json` and not in it, or stand there with other flags."""
-    path, decoder = folder / "tokenizer_config.json", config.get("added_tokens_decoder")
+    """Add the tokens that are missing in `tokenizer.json` or have other flags there than in the files beside it."""
+    path = folder / "tokenizer_config.json"
+    decoder = config.get("added_tokens_decoder")
     special = {t.content for t in (*named.values(), *more)}
     if decoder is None:
         path = folder / "added_tokens.json"
         decoder = {i: {"content": t, "special": t in special} for t, i in _json(path).items()}
     if not isinstance(decoder, dict) or not all(str(i).isdecimal() for i in decoder):
-        raise ValueError(f"{path}: the added tokens are {str(decoder)[:80]}, expected one token an id")
+        raise ValueError(f"{path}: the added tokens are {str(decoder)[:80]}, expected one token for each id")
     for i, given in sorted(decoder.items(), key=lambda item: int(item[0])):
         token = _added(given, path, f"the added token {i}")
         token.special = token.special or token.content in special
         backend.add_tokens([token])
         if (got := backend.token_to_id(token.content)) != int(i):
-            raise ValueError(f"{path}: the added token {token.content!r} is to have the id {i}, behind tokenizer.json "
-                             f"it has {got}: the files do not belong together")  # fmt: skip
+            raise ValueError(
+                f"{path}: the added token {token.content!r} should have the id {i}, but after tokenizer.json it has "
+                f"{got}: the files do not belong together"
+            )
     present = {t.content for t in backend.get_added_tokens_decoder().values()}
     backend.add_tokens([t for t in (*named.values(), *more) if t.content not in present])
 
 
 def _templates(folder: Path, configured: Any) -> str | dict[str, str] | None:
-    """The chat template, or several by name: from files of their own, else as `tokenizer_config.json` has them."""
-    main, path = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    """The chat template, or several by name: from files of their own, else from `tokenizer_config.json`."""
+    main = folder / "chat_template.jinja"
+    path = folder / "tokenizer_config.json"
     files = {"default": main} if main.is_file() else {}
     files |= {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     if files:

@@ -1,1 +1,1 @@
-"""The model: configuration, transformer, attention, experts. It never hears of caches or engines."""
+"""The model: configuration, transformer, attention, experts. It knows nothing of caches or engines."""

@@ -4,13 +4,14 @@
 
 The model never sees a cache. A layer computes q, k, v for a flat batch of tokens (sequences laid end to end, no
 padding) and asks `kv.attend(layer, q, k, v, scale)`. What attends, and over what, is the answer's own business.
+Latent attention keeps one vector a token in place of k and v, and asks `kv.attend_latents(layer, q, kept, forms)`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 QUERY_BLOCK = 128  # queries scored at once: bounds the mask at QUERY_BLOCK · group · keys elements
@@ -47,16 +48,40 @@ def causal_attention(
 
 # [/attention]
 
-# One sequence's attention: its new queries [queries, heads, d], all of its keys and values [keys, kv_heads, d], the
-# scale → [queries, heads, value_dim]. Where only keys are stored, the values are a view of them.
-Core = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
+@runtime_checkable
+class LatentForms(Protocol):
+    """What latent attention (`mla.py`) knows of the latents that it asks to be kept: how they are attended."""
+
+    scale: float
+
+    def over(
+        self, q: Float[Tensor, "queries heads query_dim"], kept: Float[Tensor, "keys 1 kept_dim"]
+    ) -> Float[Tensor, "queries heads value_dim"]:
+        """One sequence's attention over its latents, in whichever form takes fewer operations."""
+        ...
+
+    def expand(
+        self, kept: Float[Tensor, "keys 1 kept_dim"]
+    ) -> tuple[Float[Tensor, "keys kv_heads query_dim"], Float[Tensor, "keys kv_heads value_dim"]]:
+        """Keys and values of every head."""
+        ...
+
+    def absorb(self, q: Float[Tensor, "queries heads query_dim"]) -> Float[Tensor, "queries heads kept_dim"]:
+        """Queries that meet the latents as they are."""
+        ...
+
+    def values(self, mixed: Float[Tensor, "queries heads latent_dim"]) -> Float[Tensor, "queries heads value_dim"]:
+        """Values of mixtures of latents."""
+        ...
 
 
 @runtime_checkable
 class KV(Protocol):
-    """Whoever answers for keys and values."""
+    """One batch, and whoever answers for its keys and values: `NoCache`, or what a cache's `batch(…)` returns.
 
-    in_place: bool  # kept vectors are attended where they lie, so a latent only as it is: absorbed, without a `core`
+    It knows where each sequence's past lies, for this one batch; a cache itself remembers no batch.
+    """
 
     # [attend]
     def attend(
@@ -64,24 +89,34 @@ class KV(Protocol):
         layer: int,
         q: Float[Tensor, "tokens heads query_dim"],
         k: Float[Tensor, "tokens kv_heads head_dim"],
-        v: Float[Tensor, "tokens kv_heads value_dim"] | None,
+        v: Float[Tensor, "tokens kv_heads value_dim"],
         scale: float,
-        core: Core = causal_attention,
     ) -> Float[Tensor, "tokens heads value_dim"]:
-        """Attention of each new token over its own sequence's past, itself included.
-
-        Who answers keeps k and v, and hands `core` each sequence's queries with all that is kept of it. v=None: one
-        vector a token is all there is to keep, and `core` knows what to make of it (latent attention).
-        """
+        """Attention of each new token over its own sequence's past, itself included; k and v are kept."""
         ...
 
     # [/attend]
 
+    def attend_latents(
+        self,
+        layer: int,
+        q: Float[Tensor, "tokens heads query_dim"],
+        kept: Float[Tensor, "tokens 1 kept_dim"],
+        forms: LatentForms,
+    ) -> Float[Tensor, "tokens heads value_dim"]:
+        """The same where one latent a token is all that is kept. An answer that keeps nothing makes keys and values."""
+        return self.attend(layer, q, *forms.expand(kept), forms.scale)
 
-class NoCache:
-    """The first answer to `attend`: nothing is remembered, the batch holds every sequence from its first token."""
 
-    in_place = False
+@runtime_checkable
+class CacheBatch(KV, Protocol):
+    """What a cache's `batch(…)` returns: it knows the positions of the batch's new tokens, too."""
+
+    positions: Int[Tensor, "tokens"]
+
+
+class NoCache(KV):
+    """The first answer: nothing is remembered, the batch holds every sequence from its first token."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = list(lengths)  # tokens of each sequence, laid end to end
@@ -91,11 +126,20 @@ class NoCache:
         layer: int,
         q: Float[Tensor, "tokens heads query_dim"],
         k: Float[Tensor, "tokens kv_heads head_dim"],
-        v: Float[Tensor, "tokens kv_heads value_dim"] | None,
+        v: Float[Tensor, "tokens kv_heads value_dim"],
         scale: float,
-        core: Core = causal_attention,
     ) -> Float[Tensor, "tokens heads value_dim"]:
         """Each sequence over itself."""
-        v = k if v is None else v
         parts = zip(q.split(self.lengths), k.split(self.lengths), v.split(self.lengths), strict=True)
-        return torch.cat([core(*part, scale) for part in parts])
+        return torch.cat([causal_attention(*part, scale) for part in parts])
+
+    def attend_latents(
+        self,
+        layer: int,
+        q: Float[Tensor, "tokens heads query_dim"],
+        kept: Float[Tensor, "tokens 1 kept_dim"],
+        forms: LatentForms,
+    ) -> Float[Tensor, "tokens heads value_dim"]:
+        """Each sequence over its own latents."""
+        parts = zip(q.split(self.lengths), kept.split(self.lengths), strict=True)
+        return torch.cat([forms.over(*part) for part in parts])

@@ -1,4 +1,4 @@
-"""The numbers that fix a transformer's shape, whatever file they come from (`formats.py` reads them)."""
+"""The numbers that define a transformer's shape, whatever file they come from (`formats.py` reads them)."""
 
 import math
 from collections.abc import Sequence
@@ -11,16 +11,17 @@ from inference_opt.values import token_ids
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary angles are stretched for contexts longer than those trained on.
+    """How rotary angles are stretched for contexts longer than those of the training.
 
-    kind "linear" divides every frequency by `factor` (Chen et al. 2023, 2306.15595). kind "llama3" divides only the
-    slow ones: wavelengths above `original_context / low_freq_factor` by `factor`, those below
-    `original_context / high_freq_factor` not at all, and those between in proportion (Llama 3.1's release).
-    kind "factors" divides frequency i by `factors[i]`, which is how GGUF files store the result of any of them.
-    kind "yarn" (Peng et al. 2023, 2309.00071) divides by `factor` where a pair turns less than `beta_slow` times within
-    the original context, not at all where more than `beta_fast` times, and in proportion between (`truncate`: from a
-    whole pair to a whole pair). It also sharpens attention: see `attention_factor` and `logit_scale`.
-    kind "frequencies" names every frequency: `factors[i]`, in radians a token; `factor` is the attention factor.
+    kind "linear" divides every frequency by `factor` (Chen et al. 2023, 2306.15595).
+    kind "llama3" divides only slow frequencies: those with a wavelength above `original_context / low_freq_factor` by
+    `factor`, those below `original_context / high_freq_factor` not at all, those between in proportion (Llama 3.1).
+    kind "factors" divides frequency i by `factors[i]`: GGUF files store the result of any kind in this form.
+    kind "yarn" (Peng et al. 2023, 2309.00071) divides by `factor` if a pair turns fewer than `beta_slow` times within
+    the original context, not at all if it turns more than `beta_fast` times, and in proportion between. With
+    `truncate`, the bounds of that range are rounded to whole pairs. YaRN also sharpens attention: see
+    `attention_factor` and `logit_scale`.
+    kind "frequencies" gives every frequency, `factors[i]`, in radians a token; `factor` is the attention factor.
     """
 
     kind: str
@@ -36,12 +37,12 @@ class RopeScaling:
     mscale_all_dim: float | None = None
 
     def _mscale(self, mscale: float) -> float:
-        """0.1 · mscale · ln(factor) + 1: how much sharper attention must be over a context `factor` times as long."""
+        """0.1 · mscale · ln(factor) + 1: how much sharper attention must be on a context `factor` times as long."""
         return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
     @property
     def attention_factor(self) -> float:
-        """YaRN multiplies every rotated query and key by this: cos and sin carry it."""
+        """The factor of every rotated query and key under YaRN. The tables of cos and sin contain it."""
         if self.kind == "frequencies":
             return self.factor
         if self.kind != "yarn":
@@ -52,28 +53,29 @@ class RopeScaling:
 
     @property
     def logit_scale(self) -> float:
-        """DeepSeek multiplies the softmax scale by this: once for the query, once for the key, rotated or not."""
+        """DeepSeek's factor of the softmax scale: one mscale for the query and one for the key, rotated or not."""
         return self._mscale(self.mscale_all_dim) ** 2 if self.kind == "yarn" and self.mscale_all_dim else 1.0
 
 
 @dataclass(frozen=True)
 class LatentShape:
-    """Multi-head Latent Attention (DeepSeek-V2, 2405.04434, §2.1): widths of what is kept and of what is made of it."""
+    """Widths in Multi-head Latent Attention (DeepSeek-V2, 2405.04434, §2.1)."""
 
-    kv_lora_rank: int  # d_c: width of the latent that keys and values are made from
+    kv_lora_rank: int  # d_c: width of the latent that keys and values are computed from
     qk_rope_head_dim: int  # d_R: width of the one rotated key that all heads share
     qk_nope_head_dim: int  # d_h: width of a head's own key, which is not rotated
     v_head_dim: int  # width of a head's value
-    q_lora_rank: int | None = None  # d_c': width of the queries' latent; None: they are projected at once
-    rope_interleave: bool = True  # the checkpoint pairs neighbours; False: members of a pair lie half a head apart
-    normed: bool = True  # RMSNorm of the latents; False after conversion, where it would change the function
+    q_lora_rank: int | None = None  # d_c': width of the queries' latent; None: queries have no latent
+    rope_interleave: bool = True  # rotary pairs in the checkpoint are neighbours; False: half a head apart
+    normed: bool = True  # RMSNorm of the latents; False after conversion, because it would change the function
 
     def __post_init__(self) -> None:
         for name in ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "q_lora_rank"):
-            if (value := getattr(self, name)) is not None or name != "q_lora_rank":
+            value = getattr(self, name)
+            if value is not None or name != "q_lora_rank":
                 SIZE.check(name, value)
         if self.qk_rope_head_dim % 2:
-            raise ValueError(f"qk_rope_head_dim must be even, pairs are rotated, got {self.qk_rope_head_dim}")
+            raise ValueError(f"qk_rope_head_dim must be even, because pairs are rotated; got {self.qk_rope_head_dim}")
 
 
 @dataclass(frozen=True)
@@ -84,39 +86,51 @@ class ExpertsShape:
     num_experts_per_tok: int
     moe_intermediate_size: int
     n_shared_experts: int
-    first_k_dense_replace: int = 0  # layers below have a plain feed-forward
+    first_k_dense_replace: int = 0  # the first layers, this many, have a dense feed-forward
     n_group: int = 1
-    topk_group: int = 1  # experts are chosen within this many groups
+    topk_group: int = 1  # the number of groups that a token's experts may come from
     routed_scaling_factor: float = 1.0
     norm_topk_prob: bool = False  # the chosen experts' weights sum to one
-    corrected: bool = False  # V3: sigmoid scores, chosen with a learnt bias; V2: softmax
+    corrected: bool = False  # V3: sigmoid scores, and a learnt bias in the choice; V2: softmax
 
     def __post_init__(self) -> None:
-        for name in ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts",
-                     "first_k_dense_replace", "n_group", "topk_group"):  # fmt: skip
-            if type(value := getattr(self, name)) is not int:
+        for name in (
+            "n_routed_experts",
+            "num_experts_per_tok",
+            "moe_intermediate_size",
+            "n_shared_experts",
+            "first_k_dense_replace",
+            "n_group",
+            "topk_group",
+        ):
+            value = getattr(self, name)
+            if type(value) is not int:
                 raise ValueError(f"{name} must be an integer, got {value!r}")
         if self.n_routed_experts < 1 or self.n_group < 1 or self.n_routed_experts % self.n_group:
-            raise ValueError(f"{self.n_routed_experts} experts do not fall into {self.n_group} equal groups")
+            raise ValueError(f"{self.n_routed_experts} experts cannot be divided into {self.n_group} equal groups")
         group = self.n_routed_experts // self.n_group
         if not 1 <= self.topk_group <= self.n_group:
             raise ValueError(f"topk_group must lie in [1, n_group = {self.n_group}], got {self.topk_group}")
         if not 1 <= self.num_experts_per_tok <= self.topk_group * group:
-            raise ValueError(f"num_experts_per_tok = {self.num_experts_per_tok}: the chosen groups hold 1 to "
-                             f"{self.topk_group * group} experts")  # fmt: skip
+            raise ValueError(
+                f"num_experts_per_tok must lie in [1, {self.topk_group * group}], the experts of the chosen groups; "
+                f"got {self.num_experts_per_tok}"
+            )
         if self.moe_intermediate_size < 1 or self.n_shared_experts < 0:
             raise ValueError("moe_intermediate_size must be positive, and n_shared_experts not negative")
         if self.corrected and group < 2:
-            raise ValueError("bias-corrected routing scores a group by its two best experts: a group of one has none")
+            raise ValueError(
+                "bias-corrected routing scores a group by its two best experts, so each group needs two or more"
+            )
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """A decoder-only transformer: RMSNorm, RoPE, grouped-query or latent attention, SwiGLU or a mixture of experts.
 
-    `heads == kv_heads` is multi-head attention, `kv_heads == 1` multi-query; all between is grouped-query.
-    With `latent`, `kv_heads` keys and values are made of the one vector that is kept.
-    Raises ValueError for shapes that no such model has.
+    `heads == kv_heads` is multi-head attention, `kv_heads == 1` multi-query, anything between grouped-query.
+    With `latent`, `kv_heads` keys and values are computed from the one vector that is kept.
+    Raises ValueError for shapes that no such model can have.
     """
 
     vocab_size: int
@@ -124,9 +138,9 @@ class ModelConfig:
     depth: int  # layers, l
     heads: int  # query heads, n_h
     kv_heads: int  # key and value heads, n_g
-    head_dim: int  # d_h: width of a query; with `latent`, of its plain and its rotated part together
+    head_dim: int  # d_h: width of a query; with `latent`, its unrotated and rotated part together
     ffn_dim: int  # width inside SwiGLU
-    max_context: int  # most tokens a sequence may hold
+    max_context: int  # largest number of tokens in a sequence
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
@@ -135,7 +149,7 @@ class ModelConfig:
     out_bias: bool = False  # Llama with attention_bias
     mlp_bias: bool = False
     qk_norm: bool = False  # Qwen3: RMSNorm on each query and key head before RoPE
-    eos_token_ids: tuple[int, ...] = ()  # any of them ends a text
+    eos_token_ids: tuple[int, ...] = ()  # each of them ends a text
     latent: LatentShape | None = None
     experts: ExpertsShape | None = None
 
@@ -150,26 +164,28 @@ class ModelConfig:
         if self.rope_dim % 2:
             raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}")
         if (m := self.latent) and self.head_dim != m.qk_nope_head_dim + m.qk_rope_head_dim:
-            raise ValueError(f"head_dim ({self.head_dim}) must be qk_nope_head_dim + qk_rope_head_dim "
-                             f"({m.qk_nope_head_dim} + {m.qk_rope_head_dim})")  # fmt: skip
+            raise ValueError(
+                f"head_dim ({self.head_dim}) must be qk_nope_head_dim + qk_rope_head_dim "
+                f"({m.qk_nope_head_dim} + {m.qk_rope_head_dim})"
+            )
 
     @property
     def rope_dim(self) -> int:
-        """How many numbers of a query or key are rotated."""
+        """The number of columns of a query or key that are rotated."""
         return self.latent.qk_rope_head_dim if self.latent else self.head_dim
 
     @property
     def attention_scale(self) -> float:
-        """What scores are multiplied by before the softmax: 1/√d, and YaRN's correction for latent attention."""
+        """The factor of the scores before the softmax: 1/√d, times YaRN's correction for latent attention."""
         corrected = self.rope_scaling.logit_scale if self.latent and self.rope_scaling else 1.0
         return self.head_dim**-0.5 * corrected
 
     @property
     def kv_shape(self) -> dict[str, Any]:
-        """What a cache stores, by the names of its arguments.
+        """The shape of what a cache stores, as keyword arguments of a cache.
 
-        A key and a value a KV head; of latent attention one vector a token, whose first `latent_dim` columns are the
-        latent and whose others are the shared rotated key.
+        A key and a value for each KV head. For latent attention, one vector for each token: its first `latent_dim`
+        columns are the latent, the others are the shared rotated key.
         """
         if m := self.latent:
             width = m.kv_lora_rank + m.qk_rope_head_dim
@@ -178,13 +194,14 @@ class ModelConfig:
 
     @property
     def kv_elements_per_token(self) -> int:
-        """Numbers a KV cache stores for one token: 2 · n_g · d_h · l, or (d_c + d_R) · l of latent attention."""
+        """Numbers that a KV cache stores for one token: 2 · n_g · d_h · l, or (d_c + d_R) · l with latent attention."""
         kept = self.kv_shape
         return (1 if self.latent else 2) * kept["kv_heads"] * kept["head_dim"] * self.depth
 
     def check_prompt(self, prompt_ids: Sequence[int]) -> list[int]:
-        """The prompt as a list of ints, of a sequence, array or tensor of them; ValueError where this model cannot
-        continue it.
+        """The prompt (a sequence, an array or a tensor) as a list of ints.
+
+        ValueError if this model cannot continue it.
         """
         ids = token_ids("the prompt", prompt_ids)
         if not ids:

@@ -1,12 +1,13 @@
 """The feed-forward: SwiGLU, and the mixture of experts of DeepSeek-V2 (2405.04434, §2.2) and V3 (2412.19437, §2.1.2).
 
-    h' = Σ_shared FFN(u) + Σ_i g_i FFN_i(u),     g_i = 0 but for the few experts that the token is routed to   (Eq. 20)
+    h' = Σ_shared FFN(u) + Σ_i g_i FFN_i(u),     g_i = 0 except for the few experts that the token is sent to  (Eq. 20)
     s = softmax(E u)            V2: the affinity of a token to each expert                                     (Eq. 22)
     s = sigmoid(E u)            V3                                                                       (V3, Eq. 15)
 
-Experts stand in groups (one a machine, in training), and a token is sent to `topk_group` of these: V2 takes the groups
-whose best expert scores highest (§2.2.2), V3 those whose two best sum highest. Within them the top k are chosen, in V3
-by s + b: b is a learnt correction that balances the load (V3, Eq. 16). The weights g come from s without it.
+Experts are divided into groups (in training, one group for each machine), and a token is sent to `topk_group` of them.
+V2 takes the groups whose best expert scores highest (§2.2.2), V3 those whose two best experts have the highest sum.
+Within these groups the top k experts are chosen; V3 chooses by s + b, where b is a learnt correction that balances the
+load (V3, Eq. 16). The weights g are computed from s, without b.
 """
 
 import torch
@@ -27,48 +28,52 @@ class SwiGLU(nn.Module):
         self.down = Linear(width, config.dim, bias=bias)
 
     def forward(self, x: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens dim"]:
-        """Token by token."""
+        """The feed-forward of each token."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(nn.functional.silu(gate) * up)
 
 
 class Router(nn.Module):
-    """Which experts a token goes to, and with what weights."""
+    """Chooses the experts of each token, and their weights."""
 
     correction: nn.Parameter | None  # b
 
     def __init__(self, dim: int, shape: ExpertsShape) -> None:
         super().__init__()
         self.shape = shape
-        self.weight = nn.Parameter(torch.empty(shape.n_routed_experts, dim))  # E: a centroid an expert
+        self.weight = nn.Parameter(torch.empty(shape.n_routed_experts, dim))  # E: one row, a centroid, for each expert
         self.correction = nn.Parameter(torch.zeros(shape.n_routed_experts)) if shape.corrected else None
 
-    # [router]
     def forward(
         self, u: Float[Tensor, "tokens dim"]
     ) -> tuple[Float[Tensor, "tokens chosen"], Int[Tensor, "tokens chosen"]]:
-        """Weights g and indices of the chosen experts. In float32 at least: a rounded score may choose another."""
-        shape, exact = self.shape, torch.promote_types(u.dtype, torch.float32)
+        """Weights g and indices of the chosen experts, computed at least in float32: rounding may change the choice."""
+        shape = self.shape
+        exact = torch.promote_types(u.dtype, torch.float32)
+
+        # Scores s of all experts, and what the choice is made by: s, or s + b.
         affinity = nn.functional.linear(u.to(exact), self.weight.to(exact))  # [tokens, experts]
         score = affinity.sigmoid() if shape.corrected else affinity.softmax(dim=-1)
         choice = score if self.correction is None else score + self.correction.to(exact)
+
+        # Experts outside the best groups get −∞.
         if shape.n_group > 1:
             grouped = choice.unflatten(-1, (shape.n_group, -1))  # [tokens, groups, experts of a group]
             worth = grouped.topk(2, dim=-1).values.sum(-1) if shape.corrected else grouped.amax(-1)
-            kept = worth.topk(shape.topk_group, dim=-1).indices
-            banned = torch.ones_like(worth, dtype=torch.bool).scatter(1, kept, False)
-            choice = grouped.masked_fill(banned.unsqueeze(-1), -torch.inf).flatten(1)
+            best = worth.topk(shape.topk_group, dim=-1).indices
+            excluded = torch.ones_like(worth, dtype=torch.bool).scatter(1, best, False)
+            choice = grouped.masked_fill(excluded.unsqueeze(-1), -torch.inf).flatten(1)
+
+        # The top k; their weights are their scores, without the correction.
         chosen = choice.topk(shape.num_experts_per_tok, dim=-1).indices
         weights = score.gather(1, chosen)
         if shape.norm_topk_prob:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return weights * shape.routed_scaling_factor, chosen
 
-    # [/router]
-
 
 class MixtureOfExperts(nn.Module):
-    """A few routed experts a token, and the shared ones (one wide SwiGLU) for every token."""
+    """A few routed experts for each token, and the shared experts (one wide SwiGLU) for every token."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -80,7 +85,7 @@ class MixtureOfExperts(nn.Module):
         self.shared = SwiGLU(config, width * shape.n_shared_experts) if shape.n_shared_experts else None
 
     def forward(self, u: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens dim"]:
-        """Expert by expert, each over the tokens that were sent to it."""
+        """The shared experts' output, plus each routed expert's on the tokens that were sent to it."""
         weights, chosen = self.router(u)
         out = torch.zeros_like(u) if self.shared is None else self.shared(u)
         for index in chosen.unique().tolist():

@@ -1,6 +1,6 @@
-"""Grouped-query attention (Ainslie et al. 2023, 2305.13245): one key and value head among heads/kv_heads query heads.
+"""Grouped-query attention (Ainslie et al. 2023, 2305.13245): heads/kv_heads query heads share a key and value head.
 
-Multi-head attention and multi-query attention are its two ends.
+Multi-head attention (kv_heads = heads) and multi-query attention (kv_heads = 1) are its extremes.
 """
 
 import torch
@@ -14,11 +14,13 @@ from inference_opt.model.rope import rotate
 
 
 class GroupedQueryAttention(nn.Module):
-    """q, k, v projections (one product), optional norms of q and k heads, RoPE, `attend`, output projection."""
+    """Projections of q, k and v (one product), optional norms of q and k heads, RoPE, `attend`, output projection."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        self.heads = config.heads
+        self.kv_heads = config.kv_heads
+        self.head_dim = config.head_dim
         self.scale = config.attention_scale
         width = (config.heads + 2 * config.kv_heads) * config.head_dim
         self.qkv = Linear(config.dim, width, bias=config.qkv_bias)  # rows: all q heads, all k heads, all v heads

@@ -1,14 +1,14 @@
-"""Matrix products with weights stored the way the processor wants to read them.
+"""Matrix products with weights stored in the order in which the processor reads them fastest.
 
-Decoding one token multiplies every weight by one number: a step takes as long as reading the weights takes. On a CPU
-`torch.nn.functional.linear` reads rows of W as they lie in memory and reaches a third of the memory's bandwidth or
-less; oneDNN, which ships with torch, reorders W once into blocks that fit the vector registers and then reads at full
-bandwidth, for 1 row and, at nearly the same price, for 8. That second fact is what makes speculative decoding pay.
+Decoding one token multiplies every weight by one number, so a step takes as long as reading the weights. On a CPU,
+`torch.nn.functional.linear` reads rows of W as they lie in memory and reaches at most a third of the memory's
+bandwidth. oneDNN, which is part of torch, reorders W once into blocks that fit the vector registers. It then reads at
+full bandwidth for 1 row of x, and takes hardly longer for 8 rows: that is why speculative decoding pays on a CPU.
 
     W [out, in]  --pack()-->  the same numbers in blocks (a tensor of layout torch._mkldnn)  --unpack()-->  W [out, in]
 
-Packing is exact: only the order in memory changes. It is for inference: a packed weight has no gradient. It is copied,
-saved, loaded and moved to another dtype or device by way of the dense layout.
+Packing is exact, because only the order in memory changes. It is for inference: a packed weight has no gradient. To be
+copied, saved, loaded or moved to another dtype or device, a packed weight is made dense for the moment.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _packed_linear = torch.ops.mkldnn._linear_pointwise.default if torch.backends.mk
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether oneDNN has a packed product for this dtype on this machine (float32 always, bfloat16 if the CPU has)."""
+    """Whether oneDNN has a packed product for this dtype here (float32 on every CPU, bfloat16 on some)."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.bfloat16:
@@ -33,17 +33,17 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def dense(weight: Tensor) -> Tensor:
-    """A weight's numbers in the order that the mathematics has them, however it is stored."""
+    """A weight as a matrix [out, in], however it is stored."""
     return weight.detach().to_dense() if weight.is_mkldnn else weight.detach()
 
 
 def packed(weight: Tensor) -> Tensor:
-    """The same numbers in oneDNN's order."""
+    """A dense weight's numbers in oneDNN's order."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach())
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b."""
+    """y = x Wᵀ + b, with W dense or packed."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()
@@ -51,17 +51,17 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     def forward(self, x: Float[Tensor, "tokens in_features"]) -> Float[Tensor, "tokens out_features"]:
-        """One product, whichever way the weight is stored. ValueError where a packed weight is to have a gradient."""
+        """The product, however the weight is stored. ValueError if a packed weight requires a gradient."""
         if _packed_linear is None or not self.weight.is_mkldnn:
             return nn.functional.linear(x, self.weight, self.bias)
         if self.weight.requires_grad:
             raise ValueError("a packed weight has no gradient: call requires_grad_() of the model, which unpacks it")
         if torch.is_grad_enabled() and (x.requires_grad or (self.bias is not None and self.bias.requires_grad)):
-            return nn.functional.linear(x, dense(self.weight), self.bias)  # oneDNN's product is not differentiated
+            return nn.functional.linear(x, dense(self.weight), self.bias)  # oneDNN's product has no backward
         return _packed_linear(x, self.weight, self.bias, "none", [], "")
 
     def pack(self) -> None:
-        """Store the weight in oneDNN's order where there is one; the dense copy is freed."""
+        """Store the weight in oneDNN's order if there is one for it; the dense copy is freed."""
         if not self.weight.is_mkldnn and can_pack(self.weight.dtype, self.weight.device):
             self.weight = nn.Parameter(packed(self.weight), requires_grad=False)
 
@@ -70,7 +70,7 @@ class Linear(nn.Module):
         if self.weight.is_mkldnn:
             self.weight = nn.Parameter(dense(self.weight))
 
-    # A packed tensor has no storage that torch could copy, save or convert: these four go by way of the dense one.
+    # A packed tensor has no storage that torch can copy, save or convert: the next methods make it dense for that.
 
     def __getstate__(self) -> dict[str, Any]:
         weight = self._parameters["weight"]
@@ -100,7 +100,7 @@ class Linear(nn.Module):
 
     @contextmanager
     def _dense_for_now(self) -> Iterator[None]:
-        """Where the weight was packed, it is again afterwards, if it still can be."""
+        """The weight is dense within; a packed one is packed again afterwards, if it still can be."""
         if not self.weight.is_mkldnn:
             yield
             return

@@ -25,9 +25,7 @@ from torch import Tensor, nn
 from inference_opt.model.attention import KV, causal_attention
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.linear import Linear
-from inference_opt.model.pictures import ABSORBED, EXPANDED, KEPT, latent_state
 from inference_opt.model.rope import rotate
-from inference_opt.trace import step
 
 LATENT_EPS = 1e-6  # of the latents' norms, in DeepSeek's code and checkpoints, whatever the model's own is
 
@@ -35,8 +33,8 @@ LATENT_EPS = 1e-6  # of the latents' norms, in DeepSeek's code and checkpoints, 
 class LatentAttention(nn.Module):
     """One layer's latent attention.
 
-    `form`: "explicit", "absorbed", or None for whichever is cheaper. "training": keys and values are made before
-    `attend` and handed over as any other attention's, for answers that keep nothing.
+    `form`: "explicit", "absorbed", or None for whichever is cheaper, where the cache leaves the choice (kernels attend
+    to latents as they are: absorbed).
 
     `kv_heads` keys and values are made of a latent: as many as heads in DeepSeek's models, fewer where a grouped-query
     model was converted.
@@ -82,30 +80,18 @@ class LatentAttention(nn.Module):
             latent = self.kv_latent_norm(latent)
         q = torch.cat((q_plain, rotate(q_rope, *rope)), dim=-1)  # [tokens, heads, d_h + d_R]
         kept = torch.cat((latent, rotate(k_rope, *rope)), dim=-1)  # [tokens, 1, d_c + d_R]
-        step("mla.keep", latent_state, KEPT, of=self, layer=layer, kept=kept)
-        if self.form == "training":
-            return self.out(kv.attend(layer, q, *self.expand(kept), self.scale).flatten(1))
-        if kv.in_place:
-            mixed = kv.attend(layer, self.absorb(q), kept, None, self.scale)
-            return self.out(self.values(mixed).flatten(1))
-        return self.out(kv.attend(layer, q, kept, None, self.scale, self.core).flatten(1))
+        return self.out(kv.attend_latents(layer, q, kept, self).flatten(1))
 
-    def core(
-        self,
-        q: Float[Tensor, "queries heads query_dim"],
-        kept: Float[Tensor, "keys 1 kept_dim"],
-        _: Tensor,
-        scale: float,
+    def over(
+        self, q: Float[Tensor, "queries heads query_dim"], kept: Float[Tensor, "keys 1 kept_dim"]
     ) -> Float[Tensor, "queries heads value_dim"]:
         """One sequence's attention over what is kept of it, in the form that takes fewer operations."""
         if self.form == "absorbed" or (self.form is None and self.absorbs(len(q), len(kept))):
             absorbed = self.absorb(q)
-            step("mla.absorb", latent_state, ABSORBED, of=self, q=q, kept=kept, form="absorbed")
-            latent = causal_attention(absorbed, kept, kept[..., : self.shape.kv_lora_rank], scale)
-            return self.values(latent)
+            latents = causal_attention(absorbed, kept, kept[..., : self.shape.kv_lora_rank], self.scale)
+            return self.values(latents)
         k, v = self.expand(kept)
-        step("mla.expand", latent_state, EXPANDED, of=self, q=q, kept=kept, form="explicit")
-        return causal_attention(q, k, v, scale)
+        return causal_attention(q, k, v, self.scale)
 
     # [/latent]
 
@@ -162,8 +148,8 @@ def multiplications(config: ModelConfig, form: str, queries: int, keys: int) -> 
 
 def use_form(model: nn.Module, form: str | None) -> None:
     """Set every latent attention's `form`; ValueError for one that there is not."""
-    if form not in (None, "explicit", "absorbed", "training"):
-        raise ValueError(f'form must be "explicit", "absorbed", "training" or None, got {form!r}')
+    if form not in (None, "explicit", "absorbed"):
+        raise ValueError(f'form must be "explicit", "absorbed" or None, got {form!r}')
     for module in model.modules():
         if isinstance(module, LatentAttention):
             module.form = form

@@ -1,11 +1,11 @@
 """The decoder-only transformer of Llama, Qwen and DeepSeek, on flat ragged batches.
 
-    h ← h + Attention(RMSNorm(h))         grouped-query or latent
-    h ← h + FeedForward(RMSNorm(h))       SwiGLU, or a mixture of such; a layer, `depth` times
+    h ← h + Attention(RMSNorm(h))         grouped-query or latent                    } one layer,
+    h ← h + FeedForward(RMSNorm(h))       SwiGLU, or a mixture of SwiGLU experts     } `depth` times
     logits = W_head · RMSNorm(h)
 
-A batch is one flat row of tokens, sequences laid end to end, each token with its position; there is no padding and no
-batch dimension. Which token may see which is answered by `kv.attend` alone.
+A batch is one flat row of tokens: sequences laid end to end, each token with its position. There is no padding and no
+batch dimension. `kv.attend` alone decides which tokens a token sees.
 """
 
 import copy
@@ -28,7 +28,7 @@ from inference_opt.room import check_room
 
 
 class Layer(nn.Module):
-    """Attention, then feed-forward, each reading the normalised stream and adding to it."""
+    """Attention, then feed-forward. Each reads the normalised residual stream and adds to it."""
 
     def __init__(self, config: ModelConfig, index: int = 0) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Layer(nn.Module):
     def forward(
         self, h: Float[Tensor, "tokens dim"], rope: tuple[Tensor, Tensor], layer: int, kv: KV
     ) -> Float[Tensor, "tokens dim"]:
-        """One step of the residual stream."""
+        """The residual stream after this layer."""
         h = h + self.attention(self.attention_norm(h), rope, layer, kv)
         return h + self.mlp(self.mlp_norm(h))
 
@@ -49,45 +49,40 @@ class Layer(nn.Module):
 class Transformer(nn.Module):
     """The model. Weights are uninitialised until `init_weights` or a checkpoint fills them.
 
-    ValueError, before anything is reserved, for sizes that memory does not hold.
+    ValueError, before any memory is taken, for sizes that do not fit in memory.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         check_fits(config, torch.get_default_dtype(), torch.get_default_device())
         super().__init__()
         self.config = config
+        self.is_sharded = False  # whether this is one rank's part of a larger model: `parallelize` sets it
         self.embed = nn.Embedding.from_pretrained(torch.empty(config.vocab_size, config.dim), freeze=False)
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.depth))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
-        # Tied or not, the head is a Linear of its own. Dense and tied, both hold one tensor; packed, the head holds
-        # the same numbers in the order that products want, the table in the order that look-ups want.
+        # Tied or not, the head is a Linear of its own. If it is tied and dense, the head and the embedding table share
+        # one tensor. If it is packed, it holds the same numbers again, in the order that products want.
         self.head = Linear(config.dim, config.vocab_size)
         self._tie()
         self._rope: RopeTable | None = None
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights and activations."""
+        """The dtype of weights and activations."""
         return self.embed.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are, and where tokens and positions must be."""
+        """The device of the weights. Tokens and positions must be on it too."""
         return self.embed.weight.device
 
     @property
-    def is_cut(self) -> bool:
-        """Whether this is one rank's part (`parallel.py`): hooks make whole what its products make a part of."""
-        return bool(self.head._forward_hooks)
-
-    @property
     def rope(self) -> RopeTable:
-        """Built at first use, for the dtype and device that the weights have by then."""
+        """The rotary angles, built at first use for the weights' dtype and device at that time."""
         if self._rope is None or self._rope.cos.dtype != self.dtype or self._rope.cos.device != self.device:
             self._rope = RopeTable(self.config, self.dtype, self.device)
         return self._rope
 
-    # [forward]
     def forward(
         self,
         tokens: Int[Tensor, "tokens"],
@@ -95,14 +90,14 @@ class Transformer(nn.Module):
         kv: KV,
         rows: Int[Tensor, "rows"] | None = None,
     ) -> Float[Tensor, "rows vocab"]:
-        """Logits of the token after each of `rows` (all, if none are named).
+        """Logits of the token after each of `rows` (None: after every token).
 
         The head is a large part of a small model's work: name only the rows that will be sampled from.
         """
-        h, _ = self.stream(tokens, positions, kv)
+        h, _ = self.hidden_states(tokens, positions, kv)
         return self.logits(h if rows is None else h[rows])
 
-    def stream(
+    def hidden_states(
         self,
         tokens: Int[Tensor, "tokens"],
         positions: Int[Tensor, "tokens"],
@@ -110,7 +105,7 @@ class Transformer(nn.Module):
         depth: int | None = None,
         taps: Sequence[int] = (),
     ) -> tuple[Float[Tensor, "tokens dim"], list[Float[Tensor, "tokens dim"]]]:
-        """The residual stream behind the first `depth` layers (all, if not said), and behind each layer of `taps`."""
+        """The residual stream after the first `depth` layers (None: all), and after each layer in `taps`."""
         h = self.embed(tokens)
         rope = self.rope.at(positions)
         tapped = []
@@ -121,15 +116,13 @@ class Transformer(nn.Module):
         return h, tapped
 
     def logits(self, h: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocab"]:
-        """What the residual stream says of the next token."""
+        """Logits of the next token, from the residual stream after the last layer."""
         return self.head(self.norm(h))
 
-    # [/forward]
-
     def init_weights(self, seed: int = 0) -> "Transformer":
-        """Random weights for tests, toys and training: normal with standard deviation 0.02, norms 1, biases 0."""
+        """Random weights: normal with standard deviation 0.02, norms 1, biases 0."""
         if self.device.type == "meta":
-            return self  # sizes alone are wanted
+            return self  # a model without numbers
         generator = torch.Generator(device=self.device).manual_seed(seed)
         with torch.no_grad():
             for name, p in self.named_parameters():
@@ -142,9 +135,9 @@ class Transformer(nn.Module):
         return self
 
     def pack(self) -> "Transformer":
-        """Store every product's weight as this processor reads it fastest (see `linear.py`); no-op elsewhere.
+        """Store every product's weight in the order that this processor reads fastest (see `linear.py`), if it has one.
 
-        For inference: what is packed has no gradient.
+        For inference: a packed weight has no gradient.
         """
         for module in self.modules():
             if isinstance(module, Linear):
@@ -152,7 +145,7 @@ class Transformer(nn.Module):
         return self
 
     def unpack(self) -> "Transformer":
-        """Store every product's weight densely, as training and conversion need it."""
+        """Store every product's weight densely: training and conversion need it so."""
         for module in self.modules():
             if isinstance(module, Linear):
                 module.unpack()
@@ -160,50 +153,53 @@ class Transformer(nn.Module):
         return self
 
     def packed(self) -> "Transformer":
-        """A model with these weights as they are now, packed; itself, where there is nothing left to pack.
+        """A packed model with the present weights; the model itself if nothing is left to pack.
 
-        It takes the memory of the packed weights again, and shares the others. For inference while this one trains.
+        The packed weights are copies, the others are shared. For inference while this model trains.
         """
         products = [m for m in self.modules() if isinstance(m, Linear) and not m.weight.is_mkldnn]
         if not products or not can_pack(self.dtype, self.device):
             return self
         frozen = partial(nn.Parameter, requires_grad=False)
-        its = {id(p): frozen(p.detach()) for p in self.parameters()}
-        table = its[id(self.embed.weight)]
-        its |= {id(m.weight): frozen(packed(m.weight)) for m in products}
-        twin = copy.deepcopy(self, its)  # what the second argument names is not copied but replaced
-        twin.embed.weight = table  # and not by the packed head that it may be tied to
+        # deepcopy's second argument maps each object that is not to be copied to what takes its place.
+        replacements = {id(p): frozen(p.detach()) for p in self.parameters()}
+        table = replacements[id(self.embed.weight)]
+        replacements |= {id(m.weight): frozen(packed(m.weight)) for m in products}
+        twin = copy.deepcopy(self, replacements)
+        twin.embed.weight = table  # a tied table shares its id with the head, and must not become the packed head
         return twin
 
     def requires_grad_(self, requires_grad: bool = True) -> "Transformer":
-        """As any module's; weights that shall have gradients are unpacked, so call it before making an optimiser."""
+        """As any module's. It unpacks the weights if they are to have gradients: call it before making an optimiser."""
         if requires_grad:
             self.unpack()
         return super().requires_grad_(requires_grad)
 
     def _tie(self) -> None:
-        """One tensor for embedding and head, where the model has one and this processor reads it as it is."""
-        if self.config.tied_embeddings and not self.head.weight.is_mkldnn and not self.is_cut:
+        """Let embedding and head share one tensor, if they are tied and the head is neither packed nor sharded."""
+        if self.config.tied_embeddings and not self.head.weight.is_mkldnn and not self.is_sharded:
             self.head.weight = self.embed.weight
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Transformer":
         super()._apply(fn, recurse)
-        self._tie()  # a packed head was a tensor of its own
+        self._tie()  # a packed head may have become dense
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_rope": None}  # made anew where it is needed
+        return self.__dict__ | {"_rope": None}  # built again at its next use
 
     def weight_bytes(self) -> int:
-        """Bytes that one decoding step reads: every weight once, the embedding table only as the head."""
+        """Bytes of weights that one decoding step reads: every weight once, the embedding table only as a tied head."""
         head = self.head.weight
         rest = [p for p in self.parameters() if p is not head and p is not self.embed.weight]
         return sum(p.numel() * p.element_size() for p in (head, *rest))
 
 
 def count_weights(config: ModelConfig) -> int:
-    """How many numbers a model of this shape is made of, by arithmetic alone: nothing is built."""
-    c, latent, experts = config, config.latent, config.experts
+    """The number of weights of a model of this shape, by arithmetic alone: no model is built."""
+    c = config
+    latent = config.latent
+    experts = config.experts
 
     def product(columns: int, rows: int, bias: bool = False) -> int:
         return (columns + bias) * rows
@@ -222,28 +218,29 @@ def count_weights(config: ModelConfig) -> int:
     else:
         attention = product(c.dim, (c.heads + 2 * c.kv_heads) * c.head_dim, c.qkv_bias)
         attention += product(c.heads * c.head_dim, c.dim, c.out_bias) + 2 * c.head_dim * c.qk_norm
-    plain = c.depth if experts is None else min(experts.first_k_dense_replace, c.depth)
-    mlps = plain * swiglu(c.ffn_dim, c.mlp_bias)
+    dense = c.depth if experts is None else min(experts.first_k_dense_replace, c.depth)
+    mlps = dense * swiglu(c.ffn_dim, c.mlp_bias)
     if experts:
         routed = product(c.dim, experts.n_routed_experts) + experts.n_routed_experts * experts.corrected
         routed += experts.n_routed_experts * swiglu(experts.moe_intermediate_size, False)
         if experts.n_shared_experts:
             routed += swiglu(experts.moe_intermediate_size * experts.n_shared_experts, c.mlp_bias)
-        mlps += (c.depth - plain) * routed
+        mlps += (c.depth - dense) * routed
     tables = 1 if c.tied_embeddings else 2
     return tables * c.vocab_size * c.dim + c.depth * (attention + 2 * c.dim) + mlps + c.dim
 
 
-MODULE_BYTES = 25_000  # of a layer's or an expert's Python objects, measured
+MODULE_BYTES = 25_000  # memory of a layer's or an expert's Python objects, measured
 
 
 def check_fits(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
-    """ValueError where a device has no room for a model of this shape: its weights, and the angles of its context."""
-    weights, angles = count_weights(config), 2 * config.max_context * config.rope_dim
+    """ValueError if a device lacks the memory for a model of this shape: weights, modules, and the table of angles."""
+    weights = count_weights(config)
+    angles = 2 * config.max_context * config.rope_dim
     modules = config.depth * (1 + (config.experts.n_routed_experts if config.experts else 0))
     check_room(
         (weights + angles) * dtype.itemsize + modules * MODULE_BYTES,
         device,
         f"a model of {weights:,} weights and a context of {config.max_context:,} tokens, in {dtype},",
-        "take smaller sizes, a shorter context, or a smaller dtype",
+        "choose smaller sizes, a shorter context, or a smaller dtype",
     )

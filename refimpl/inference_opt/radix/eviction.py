@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 from math import inf
 from typing import Any
 
-from inference_opt.radix.node import WIDTH, Node
+from inference_opt.radix.node import TOKEN_BYTES, Node
 from inference_opt.values import integer
 
 
@@ -79,7 +79,7 @@ class Belady(Policy):
 
     def __init__(self, texts: Sequence[bytes], page_size: int) -> None:
         self.page_size: int = integer("page_size", page_size, 1)
-        step = page_size * WIDTH  # bytes of a page of tokens
+        step = page_size * TOKEN_BYTES  # bytes of a page of tokens
         names: dict[tuple[int, bytes], int] = {}  # a prefix, by the name of the one a page shorter and its last page
         prefixes: list[list[int]] = []
         for text in texts:
@@ -98,11 +98,11 @@ class Belady(Policy):
 
     def key(self, node: Node) -> float:
         """Minus the time of its next use."""
-        return node.note
+        return node.policy_state
 
     def cuts(self, text: bytes, namespace: Hashable) -> Sequence[int]:
         """After every page."""
-        return range(1, len(text) // (self.page_size * WIDTH))
+        return range(1, len(text) // (self.page_size * TOKEN_BYTES))
 
     def touch(self, path: list[Node], text: bytes, namespace: Hashable, hit: bool) -> None:
         """Note when each page of the path will be used next. ValueError for a text that was not foreseen."""
@@ -110,4 +110,4 @@ class Belady(Policy):
             raise ValueError(f"{len(self._next)} texts were foreseen, each matched and then inserted: this is another")
         self._request += hit
         for node, request in zip(path, self._next[self._request]):
-            node.note = -float(request)
+            node.policy_state = -float(request)

@@ -1,8 +1,8 @@
 """The leaves of a radix tree that may be evicted, in a heap by what the policy says they are worth.
 
-A key may change while a leaf waits. One that rose is noticed at the leaf's turn; one that fell is pushed again, and the
-older entry is stale, as are those of nodes that are no free leaves any more. They are dropped when they come up, or
-when most of the heap is stale. An entry counts if its key is its node's `queued`.
+A key may change while a leaf waits. A key that rose is noticed when the leaf's turn comes. A key that fell is pushed
+again, and the older entry is stale, as are the entries of nodes that are no longer free leaves. Stale entries are
+dropped when they come up, or when most of the heap is stale. An entry counts if its key is its node's `queued`.
 """
 
 import heapq
@@ -16,43 +16,41 @@ SPARE = 16  # stale entries that the heap may have beside one for each leaf
 
 
 class Leaves:
-    """What `RadixTree` knows of its leaves. A policy's error changes nothing here."""
+    """A tree's leaves that no one has locked. A policy's error changes nothing here."""
 
-    policy: Policy
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.heap: list[tuple[Any, int, Node]] = []
+        self.order = itertools.count()  # ties go to the older entry
+        self.count = 0  # of all leaves of the tree, free or not
 
-    def _begin(self) -> None:
-        """No leaves."""
-        self._heap: list[tuple[Any, int, Node]] = []
-        self._order = itertools.count()  # the older entry of equals goes first
-        self._leaves = 0  # free or not
-
-    def _enqueue(self, node: Node) -> None:
+    def push(self, node: Node) -> None:
         """Put what is a free leaf, or is about to be one, in the heap."""
         if node.parent is None:
             return
         key = self.policy.key(node)
         if node.queued is None or key < node.queued:
-            if len(self._heap) > 2 * self._leaves + SPARE:
-                self._heap = [entry for entry in self._heap if self._counts(entry[0], entry[2])]
-                heapq.heapify(self._heap)
-            heapq.heappush(self._heap, (key, next(self._order), node))
+            if len(self.heap) > 2 * self.count + SPARE:
+                self.heap = [entry for entry in self.heap if self._counts(entry[0], entry[2])]
+                heapq.heapify(self.heap)
+            heapq.heappush(self.heap, (key, next(self.order), node))
             node.queued = key
 
-    def _least(self) -> Node | None:
+    def least(self) -> Node | None:
         """The free leaf that the policy values least. O(log n)."""
-        while self._heap:
-            key, _, node = self._heap[0]
+        while self.heap:
+            key, _, node = self.heap[0]
             if not self._counts(key, node):
-                heapq.heappop(self._heap)
+                heapq.heappop(self.heap)
             elif (risen := self.policy.key(node)) > key:
-                heapq.heapreplace(self._heap, (risen, next(self._order), node))
+                heapq.heapreplace(self.heap, (risen, next(self.order), node))
                 node.queued = risen
             else:
                 return node
         return None
 
     def _counts(self, key: Any, node: Node) -> bool:
-        """Whether an entry is its node's, and the node a free leaf. If it is none, it is queued when it becomes one."""
+        """Whether an entry is its node's, and the node a free leaf. If it is not, it is queued when it becomes one."""
         if key != node.queued:
             return False
         if node.children or node.locks:

@@ -1,17 +1,31 @@
-"""A node of the radix tree: a run of tokens, the pages that hold them, and who needs them. And what the tree says."""
+"""A node of the radix tree: a run of tokens, the pages that hold them, and who needs them."""
 
 from array import array
 from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-WIDTH = array("i").itemsize  # bytes of a token
-assert WIDTH == 4
+TOKEN_BYTES = array("i").itemsize  # bytes of a token
+assert TOKEN_BYTES == 4
 
 
 class Node:
     """A run of whole pages behind its parent's. A handle to a node means the prefix that ends where its edge ends."""
 
-    __slots__ = ("edge", "pages", "parent", "children", "life", "namespace", "locks", "users", "born", "used", "hits", "queued", "note")  # noqa: RUF023, E501  # fmt: skip
+    __slots__ = (
+        "born",
+        "children",
+        "edge",
+        "hits",
+        "life",
+        "locks",
+        "namespace",
+        "pages",
+        "parent",
+        "policy_state",
+        "queued",
+        "used",
+        "users",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -31,16 +45,12 @@ class Node:
         self.born = self.used = now  # the tree's clock at insertion, and at the last use
         self.hits = 0  # matches that went through this edge
         self.queued: Any = None  # its key in the eviction heap, if it is there
-        self.note: Any = None  # the policy's own
+        self.policy_state: Any = None
 
     @property
     def tokens(self) -> list[int]:
         """The edge's tokens."""
         return array("i", self.edge).tolist()
-
-    def snapshot(self) -> list[int]:
-        """What a handle means: the tokens from the root to the end of the edge."""
-        return array("i", b"".join(node.edge for node in list(upwards(self))[::-1])).tolist()
 
 
 class Match(NamedTuple):
@@ -48,21 +58,6 @@ class Match(NamedTuple):
 
     pages: list[int]
     node: Node
-
-
-class Stored(NamedTuple):
-    """Log entry: `pages` came to hold `tokens`, behind page `after` (None: they begin a text of `namespace`)."""
-
-    namespace: Hashable
-    after: int | None
-    tokens: tuple[int, ...]
-    pages: tuple[int, ...]
-
-
-class Removed(NamedTuple):
-    """Log entry: the pages are no longer the tree's."""
-
-    pages: tuple[int, ...]
 
 
 def upwards(node: Node) -> Iterator[Node]:

@@ -20,45 +20,33 @@ Invariants, after every call:
     and `evict` can return every one of them, since leaves are evicted first and uncover their parents.
 """
 
-from array import array
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import pairwise
 
 from inference_opt.radix.eviction import LRU, Policy
 from inference_opt.radix.leaves import Leaves
-from inference_opt.radix.node import WIDTH, Match, Node, Removed, Stored, as_bytes, common, upwards
-from inference_opt.radix.pictures import EVICTED, INSERTED, LOCKED, MATCHED, SPLIT, UNLOCKED, TreePictures
-from inference_opt.trace import recording, step
+from inference_opt.radix.node import TOKEN_BYTES, Match, Node, as_bytes, common, upwards
+from inference_opt.trace import emit, recording
 from inference_opt.values import are_ints, integer
 
 
-class RadixTree(Leaves, TreePictures):
+class RadixTree:
     """Prefixes to pages. A `namespace` (of a model, an adapter, a tenant) shares nothing with another.
 
-    `log`, if given, is called with every change of content, in order: replayed from nothing they give the tree's
-    present content. Splitting an edge is no change of content. ValueError for a policy that cannot serve this tree.
-
-    The policy is asked before anything is changed, the log is told when all is done. An error of either is raised by
-    the call that it happens in, and leaves a sound tree; if `evict` raises, the log has what was removed until then.
-    After an interruption (Ctrl-C), `clear` is due: an entry may be told twice, a `Removed` name pages never `Stored`.
+    The policy is asked before anything is changed: an error that it raises is raised by the call, and leaves a sound
+    tree. (Of an `evict` that fails, the pages removed until then are nobody's.) After an interruption (Ctrl-C), `clear`
+    is due. ValueError for a policy that cannot serve this tree.
     """
 
-    def __init__(
-        self,
-        page_size: int,
-        policy: Policy | None = None,
-        log: Callable[[Stored | Removed], None] | None = None,
-    ) -> None:
+    def __init__(self, page_size: int, policy: Policy | None = None) -> None:
         self.page_size = page_size = integer("page_size", page_size, 1)
-        self.policy, self.log = LRU() if policy is None else policy, log
+        self.page_bytes = page_size * TOKEN_BYTES  # of a page's tokens
+        self.policy = LRU() if policy is None else policy
         if not isinstance(self.policy, Policy):
             raise ValueError(f"expected a policy (radix/eviction.py), made for this tree, got {policy!r}")
         self.policy.serve(self)
-        self._step = page_size * WIDTH  # bytes of a page of tokens
-        self.inserted = 0  # pages, since the beginning
         self.clock = 0  # counts uses
-        self._owned: set[int] = set()
-        self._news: list[Stored | Removed] = []  # what the log was not told yet
+        self.inserted = 0  # pages, since the beginning
         self.clear()
 
     def clear(self) -> None:
@@ -67,22 +55,28 @@ class RadixTree(Leaves, TreePictures):
         Whatever an error or an interruption left half done, the tree is empty and sound afterwards.
         """
         self._life = object()  # of every node from now on
+        self._owned: set[int] = set()
         self.roots: dict[Hashable, Node] = {}  # of the namespaces that have a page or a lock
+        self.leaves = Leaves(self.policy)
         self.evictable = 0  # pages on unlocked nodes
-        self._begin()
         self.evicted = self.inserted
-        gone: list[Stored | Removed] = [Removed(tuple(self._owned))] if self.log and self._owned else []
-        self._owned, self._news = set(), self._news + gone
-        self._tell()
 
     def __len__(self) -> int:
         """Pages that the tree owns."""
         return len(self._owned)
 
+    def nodes(self) -> Iterator[Node]:
+        """Every node, parents before children, roots left out."""
+        stack = [child for root in self.roots.values() for child in root.children.values()]
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(node.children.values())
+
     # [match]
     def _walk(self, text: bytes, namespace: Hashable) -> tuple[Node, int, int]:
         """Follow `text` down: (the last node reached, bytes matched of its edge, bytes matched in all)."""
-        size = self._step
+        size = self.page_bytes
         node, depth = self._root(namespace), 0
         while (child := node.children.get(text[depth : depth + size])) is not None:
             node = child
@@ -95,12 +89,12 @@ class RadixTree(Leaves, TreePictures):
 
     def cached(self, tokens: Sequence[int], namespace: Hashable = None) -> int:
         """How many tokens a match would find. Changes nothing, so a scheduler may ask about requests that wait."""
-        return self._walk(as_bytes(tokens), namespace)[2] // WIDTH
+        return self._walk(as_bytes(tokens), namespace)[2] // TOKEN_BYTES
 
     def look(self, tokens: Sequence[int], namespace: Hashable = None) -> tuple[int, int]:
         """How many pages a match would find, and how many of these are evictable now. Changes nothing."""
         node, within, depth = self._walk(as_bytes(tokens), namespace)
-        size = self._step
+        size = self.page_bytes
         idle = [len(above.pages) for above in upwards(node) if above.locks == 0]
         if node.locks == 0:  # of the last edge only its beginning is found
             idle[0] = within // size
@@ -117,7 +111,7 @@ class RadixTree(Leaves, TreePictures):
         node = self._split(node, within)
         pages = self._use(node, text, namespace, hit=True)
         if recording():
-            step("radix.match", self, MATCHED, tokens=tokens, found=node, pages=pages, namespace=namespace)
+            emit("radix.match", self, tokens=tokens, found=node, pages=pages, namespace=namespace)
         return Match(pages, node)
 
     # [/match]
@@ -130,9 +124,9 @@ class RadixTree(Leaves, TreePictures):
         given, the ones given are still the caller's. ValueError, and no change, for tokens that are not whole pages
         or for a page that the tree owns in another place.
         """
-        text, pages, size = as_bytes(tokens), list(pages), self._step
+        text, pages, size = as_bytes(tokens), list(pages), self.page_bytes
         if len(text) != len(pages) * size:
-            expected, got = len(pages) * self.page_size, len(text) // WIDTH
+            expected, got = len(pages) * self.page_size, len(text) // TOKEN_BYTES
             raise ValueError(f"{len(pages)} pages of {self.page_size} hold {expected} tokens, got {got}")
         node, within, depth = self._walk(text, namespace)
         start = depth // size
@@ -150,7 +144,7 @@ class RadixTree(Leaves, TreePictures):
         own = self._use(chain[-1], text, namespace, hit=False)
         if new:
             top = chain[0]
-            self._leaves += bool(top.children) or top.parent is None
+            self.leaves.count += bool(top.children) or top.parent is None
             if top.parent is None:
                 self.roots[namespace] = top
             for above, below in pairwise(chain):
@@ -158,12 +152,8 @@ class RadixTree(Leaves, TreePictures):
             self._owned.update(new)
             self.inserted += len(new)
             self.evictable += len(new)
-            if self.log:
-                after, stored = top.pages[-1] if top.pages else None, array("i", text[depth:])
-                self._news.append(Stored(namespace, after, tuple(stored), tuple(new)))
-            self._tell()
         if recording():
-            step("radix.insert", self, INSERTED, tokens=tokens, pages=pages, new=new, own=own, namespace=namespace)
+            emit("radix.insert", self, tokens=tokens, pages=pages, new=new, own=own, namespace=namespace)
         return Match(own, chain[-1])
 
     # [/insert]
@@ -173,16 +163,17 @@ class RadixTree(Leaves, TreePictures):
         """The node that ends after `within` bytes of the edge: the node itself, or a new one put above its rest."""
         if within == len(node.edge):
             return node
-        parent, size = node.parent, self._step
+        parent, size = node.parent, self.page_bytes
         assert parent is not None
         count = within // size
         head = Node(node.edge[:within], node.pages[:count], parent, node.born)
         # Whoever needs the rest needs the head; handles keep meaning the end of the rest, so none is the head's.
-        head.used, head.hits, head.locks, head.note = node.used, node.hits, node.locks, node.note
+        head.used, head.hits = node.used, node.hits
+        head.locks, head.policy_state = node.locks, node.policy_state
         parent.children[head.edge[:size]] = head
         node.edge, node.pages, node.parent = node.edge[within:], node.pages[count:], head
         head.children[node.edge[:size]] = node  # looked up by the first page of its own edge, which begins here
-        step("radix.split", self, SPLIT, head=head.tokens, rest=node.tokens, locks=head.locks)
+        emit("radix.split", self, head=head.tokens, rest=node.tokens, locks=head.locks)
         return head
 
     # [/split]
@@ -198,7 +189,7 @@ class RadixTree(Leaves, TreePictures):
             if above.locks == 0:
                 self.evictable -= len(above.pages)
             above.locks += 1
-        step("radix.lock", self, LOCKED, node=node, locks=node.locks)
+        emit("radix.lock", self, node=node, locks=node.locks)
 
     def unlock(self, node: Node) -> None:
         """Take one lock back. ValueError, and no change, where none is held on this very node."""
@@ -206,14 +197,14 @@ class RadixTree(Leaves, TreePictures):
         if node.users == 0:
             raise ValueError("cannot unlock a node that is not locked")
         if node.locks == 1:
-            self._enqueue(node)
+            self.leaves.push(node)
         node.users -= 1
         for above in upwards(node):
             above.locks -= 1
             if above.locks == 0:
                 self.evictable += len(above.pages)
         self._leave(above)
-        step("radix.unlock", self, UNLOCKED, node=node, locks=node.locks)
+        emit("radix.unlock", self, node=node, locks=node.locks)
 
     # [/lock]
 
@@ -226,28 +217,22 @@ class RadixTree(Leaves, TreePictures):
         """
         count = integer("count", count, 0)
         gone: list[int] = []
-        try:
-            while len(gone) < count and (node := self._least()):
-                keep = max(len(node.pages) - (count - len(gone)), 0)
-                removed = node.pages[keep:]
-                self._cut(node, keep)
-                gone += reversed(removed)
-                step("radix.evict", self, EVICTED, removed=removed, gone=gone, count=count, kept=keep)
-        finally:
-            self._tell()
+        while len(gone) < count and (node := self.leaves.least()):
+            keep = max(len(node.pages) - (count - len(gone)), 0)
+            removed = node.pages[keep:]
+            self._cut(node, keep)
+            gone += reversed(removed)
+            emit("radix.evict", self, removed=removed, gone=gone, count=count, kept=keep)
         return gone
 
     def discard(self, node: Node) -> list[int]:
         """Remove a prefix as far as nobody else needs it, from its end upwards; its pages are the caller's."""
         gone: list[int] = []
-        try:
-            while node.parent is not None and not (node.children or node.locks):
-                above = node.parent
-                gone += reversed(node.pages)
-                self._cut(node, 0)
-                node = above
-        finally:
-            self._tell()
+        while node.parent is not None and not (node.children or node.locks):
+            above = node.parent
+            gone += reversed(node.pages)
+            self._cut(node, 0)
+            node = above
         return gone
 
     def _cut(self, leaf: Node, keep: int) -> None:
@@ -255,16 +240,14 @@ class RadixTree(Leaves, TreePictures):
         parent, removed = leaf.parent, leaf.pages[keep:]
         assert parent is not None
         if keep:
-            leaf.pages, leaf.edge = leaf.pages[:keep], leaf.edge[: keep * self._step]
+            leaf.pages, leaf.edge = leaf.pages[:keep], leaf.edge[: keep * self.page_bytes]
         else:
             if len(parent.children) == 1 and not parent.locks:
-                self._enqueue(parent)
-            del parent.children[leaf.edge[: self._step]]
+                self.leaves.push(parent)
+            del parent.children[leaf.edge[: self.page_bytes]]
             leaf.parent = leaf.life = leaf.queued = None  # its entry in the heap is stale
-            self._leaves -= bool(parent.children) or parent.parent is None
+            self.leaves.count -= bool(parent.children) or parent.parent is None
             self._leave(parent)
-        if self.log:
-            self._news.append(Removed(tuple(removed)))
         self._owned.difference_update(removed)
         self.evicted += len(removed)
         self.evictable -= len(removed)
@@ -282,7 +265,7 @@ class RadixTree(Leaves, TreePictures):
             each.hits += hit
         self.policy.touch(path, text, namespace, hit)
         if not (node.children or node.locks):
-            self._enqueue(node)
+            self.leaves.push(node)
         return pages
 
     def _root(self, namespace: Hashable) -> Node:
@@ -303,16 +286,3 @@ class RadixTree(Leaves, TreePictures):
         if not isinstance(node, Node) or node.life is not self._life:
             raise ValueError("this node was evicted from the tree, or is none of this tree's")
         return self.roots.get(node.namespace, node) if node.parent is None else node
-
-    def _tell(self) -> None:
-        """Tell the log what it was not told yet, all of it; then raise what it failed with first."""
-        failed: Exception | None = None
-        while self._news:
-            try:
-                if self.log:
-                    self.log(self._news[0])
-            except Exception as error:
-                failed = failed or error
-            del self._news[0]
-        if failed:
-            raise failed

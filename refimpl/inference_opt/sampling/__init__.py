@@ -3,16 +3,16 @@
 from inference_opt.sampling.distribution import BROKEN, check_top, greedy, probabilities, sample
 from inference_opt.sampling.noise import CommonNoise, Noise
 from inference_opt.sampling.params import SamplingParams, requests_of, seeded
-from inference_opt.sampling.stopping import FinishReason, StopCheck, TextStream, cut_at_stop
+from inference_opt.sampling.stopping import Detokenizer, FinishReason, StopCheck, cut_at_stop
 
 __all__ = [
     "BROKEN",
     "CommonNoise",
+    "Detokenizer",
     "FinishReason",
     "Noise",
     "SamplingParams",
     "StopCheck",
-    "TextStream",
     "check_top",
     "cut_at_stop",
     "greedy",

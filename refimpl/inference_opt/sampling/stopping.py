@@ -8,8 +8,8 @@ from inference_opt.sampling.params import SamplingParams
 
 
 @runtime_checkable
-class TextStream(Protocol):
-    """What stop strings are looked for in: text that grows by tokens (`loading.stream.TextStream`).
+class Detokenizer(Protocol):
+    """What stop strings are looked for in: text that grows by tokens (`loading.detokenizer.Detokenizer`).
 
     A `copy.copy` of it must go on by itself: what a failed step added to a copy is dropped with it.
     """
@@ -32,12 +32,12 @@ class StopCheck:
     """
 
     def __init__(
-        self, params: SamplingParams, eos_token_ids: Sequence[int], room: int, stream: TextStream | None = None
+        self, params: SamplingParams, eos_token_ids: Sequence[int], room: int, detokenizer: Detokenizer | None = None
     ) -> None:
         """`room`: tokens that the model's context has left. ValueError for stop strings that cannot be looked for."""
-        if params.stop and stream is None:
+        if params.stop and detokenizer is None:
             raise ValueError("stop strings need a tokenizer to look for them in: pass tokenizer=")
-        special: Mapping[str, int] = getattr(stream, "special_ids", {}) if params.stop else {}
+        special: Mapping[str, int] = getattr(detokenizer, "special_ids", {}) if params.stop else {}
         for s in params.stop:
             if s not in special and (name := next((name for name in special if name in s), None)) is not None:
                 part = f"{name!r} in it is a special token, no part of the text"
@@ -45,14 +45,15 @@ class StopCheck:
         self.stop_ids = frozenset(special[s] for s in params.stop if s in special)
         self.left = min(params.max_new_tokens, room)
         self.eos = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
-        self.stop, self.stream = params.stop, stream
+        self.stop = params.stop
+        self.detokenizer = detokenizer
 
     def __copy__(self) -> "StopCheck":
         """One that goes on from here by itself."""
         twin = object.__new__(StopCheck)
         twin.__dict__.update(self.__dict__)
         if self.stop:
-            twin.stream = copy(self.stream)
+            twin.detokenizer = copy(self.detokenizer)
         return twin
 
     def after(self, token: int) -> FinishReason | None:
@@ -62,10 +63,10 @@ class StopCheck:
             return "eos"
         if token in self.stop_ids:
             return "stop"
-        if self.stop and self.stream is not None:
-            new = self.stream.add(token)
+        if self.stop and self.detokenizer is not None:
+            new = self.detokenizer.add(token)
             # Only a match that ends in the new text is new.
-            recent = self.stream.text[-(len(new) + max(map(len, self.stop)) - 1) :] if new else ""
+            recent = self.detokenizer.text[-(len(new) + max(map(len, self.stop)) - 1) :] if new else ""
             if any(s in recent for s in self.stop):
                 return "stop"
         return "length" if self.left <= 0 else None

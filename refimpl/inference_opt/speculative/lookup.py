@@ -14,31 +14,32 @@ import torch
 from inference_opt.cache.paged import PagedCache
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import probabilities
-from inference_opt.speculative.drafter import Draft, Drafter, Job
-from inference_opt.speculative.rules import Law
+from inference_opt.speculative.drafter import Draft, Drafter, DraftRequest
+from inference_opt.speculative.rules import Probs
 from inference_opt.values import integer
 
-WIDTH = 4  # bytes of a token in an array("i")
+TOKEN_BYTES = 4  # of a token in an array of int32
 
 
 # [prompt_lookup]
 class PromptLookup(Drafter):
-    """Copy what followed the latest earlier occurrence of the last `most` tokens, or of fewer, down to `least`.
+    """Copy what followed the latest earlier occurrence of the text's last `max_ngram` tokens, or of its last
+    `max_ngram` − 1, …, `min_ngram`, where no longer end of the text occurred before.
 
     Nothing is drawn, so q is a point mass and the rule is `point_mass`.
     """
 
     found = True
 
-    def __init__(self, most: int = 4, least: int = 2) -> None:
-        most, least = integer("most", most), integer("least", least)
-        if not 1 <= least <= most:
-            raise ValueError(f"expected 1 ≤ least ≤ most tokens to look for, got least {least} and most {most}")
-        self.most, self.least = most, least
+    def __init__(self, max_ngram: int = 4, min_ngram: int = 2) -> None:
+        self.max_ngram = integer("max_ngram", max_ngram)
+        self.min_ngram = integer("min_ngram", min_ngram)
+        if not 1 <= min_ngram <= max_ngram:
+            raise ValueError(f"expected 1 ≤ min_ngram ≤ max_ngram, got min_ngram {min_ngram}, max_ngram {max_ngram}")
 
-    def propose(self, jobs: Sequence[Job]) -> list[Draft]:
+    def propose(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         """A draft as long as asked wherever there is a match."""
-        return [Draft(self._copy(job.text.tokens, job.gamma)) for job in jobs]
+        return [Draft(self._copy(each.text.tokens, each.gamma)) for each in requests]
 
     def _copy(self, tokens: Sequence[int], gamma: int) -> list[int]:
         start = self._find(np.asarray(tokens, dtype=np.int32).tobytes())
@@ -50,14 +51,14 @@ class PromptLookup(Drafter):
         return copied
 
     def _find(self, text: bytes) -> int | None:
-        """Where the latest earlier occurrence of the text's end is followed up."""
-        for n in range(min(self.most, len(text) // WIDTH - 1), self.least - 1, -1):
-            end = text[-n * WIDTH :]
-            at = text.rfind(end, 0, len(text) - WIDTH)
-            while at % WIDTH > 0:  # bytes of two tokens that happen to look alike; −1 % 4 is 3, hence the test below
-                at = text.rfind(end, 0, at + len(end) - 1) if at > 0 else -WIDTH
+        """The position behind the latest earlier occurrence of the text's end."""
+        for n in range(min(self.max_ngram, len(text) // TOKEN_BYTES - 1), self.min_ngram - 1, -1):
+            end = text[-n * TOKEN_BYTES :]
+            at = text.rfind(end, 0, len(text) - TOKEN_BYTES)
+            while at > 0 and at % TOKEN_BYTES:  # found across two tokens' bytes: search on, further left
+                at = text.rfind(end, 0, at + len(end) - 1)
             if at >= 0:
-                return at // WIDTH + n
+                return at // TOKEN_BYTES + n
         return None
 
 
@@ -68,7 +69,7 @@ class PromptLookup(Drafter):
 class NGram(Drafter):
     """Draw from the counts of what followed the last n − 1 tokens, or fewer where those are new, in this text so far.
 
-    Counts are turned into a law as logits are, through `probabilities`: temperature, top-k and top-p apply.
+    The logarithms of the counts are the logits, so temperature, top-k and top-p apply.
     """
 
     vocab_size: int
@@ -79,40 +80,41 @@ class NGram(Drafter):
             raise ValueError(f"n must be at least 2 (one token, and the one that follows), got {n}")
 
     def bind(self, target: Transformer, cache: PagedCache) -> "NGram":
-        """Laws are over the target's vocabulary."""
+        """Distributions are over the target's vocabulary."""
         bound = NGram(self.n)
         bound.vocab_size = target.config.vocab_size
         return bound
 
-    def propose(self, jobs: Sequence[Job]) -> list[Draft]:
+    def propose(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         """A draft that ends where no context was seen before."""
-        return [self._draw(job) for job in jobs]
+        return [self._draw(each) for each in requests]
 
-    def _draw(self, job: Job) -> Draft:
-        counts = self._counts(job)
-        laws: list[Law] = []
-        context, draft = list(job.text.tokens[-self.n + 1 :]), Draft([], laws)
-        while len(draft.tokens) < job.gamma:
+    def _draw(self, request: DraftRequest) -> Draft:
+        counts = self._counts(request)
+        probs: list[Probs] = []
+        draft = Draft([], probs)
+        context = list(request.text.tokens[-self.n + 1 :])
+        while len(draft.tokens) < request.gamma:
             seen = next((c for i in range(len(context)) if (c := counts.get(tuple(context[i:])))), None)
             if seen is None:
                 break
             logits = torch.full((self.vocab_size,), -torch.inf, dtype=torch.float64)
             logits[list(seen)] = torch.tensor(list(seen.values()), dtype=torch.float64).log()
-            laws.append(probabilities(logits, job.text.params).numpy())
-            draft.tokens.append(job.chance.choose(laws[-1], len(draft.tokens)))
+            probs.append(probabilities(logits, request.text.params).numpy())
+            draft.tokens.append(request.rng.choose(probs[-1], len(draft.tokens)))
             context = [*context, draft.tokens[-1]][-self.n + 1 :]
         return draft
 
-    def _counts(self, job: Job) -> dict[tuple[int, ...], Counter[int]]:
-        """{context: how often each token followed it}, kept with the text and brought up to date."""
+    def _counts(self, request: DraftRequest) -> dict[tuple[int, ...], Counter[int]]:
+        """{context: how often each token followed it}, kept with the text and updated."""
         empty: defaultdict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
-        counts, done = job.text.memo or (empty, 1)
-        tokens = job.text.tokens
+        counts, done = request.text.drafter_state or (empty, 1)
+        tokens = request.text.tokens
         for i in range(done, len(tokens)):
             before = tuple(tokens[max(i - self.n + 1, 0) : i])
             for start in range(len(before)):
                 counts[before[start:]][tokens[i]] += 1
-        job.text.memo = counts, len(tokens)
+        request.text.drafter_state = counts, len(tokens)
         return counts
 
 

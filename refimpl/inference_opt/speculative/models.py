@@ -5,9 +5,9 @@
     propose, i-th           the drafter reads d_{i−1}, and draws d_i                          d_γ is read by nobody
     verification            the target reads y d_1 … d_γ: if all are kept, the drafter has missed d_γ
 
-The drafter's keys and values lie in pages of its own, of which there are as many as the target's, under the same
-page tables. So whatever shares a page of the target, by prefix, shares the drafter's; rejected tokens are overwritten
-at their slots, as the target's are; and a page that the radix tree lends is right for both.
+The drafter's keys and values lie in pages of its own, as many as the target has, under the same page tables. So texts
+that share a page of the target, by prefix, share the drafter's too; rejected tokens are overwritten at their slots, as
+the target's are; and a page that the radix tree lends is right for both.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import cache_class
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import probabilities
-from inference_opt.speculative.drafter import Draft, Drafter, Job, Span, Text
+from inference_opt.speculative.drafter import Draft, Drafter, DraftRequest, Observation, RequestView
 from inference_opt.values import integer, number, shown
 
 
@@ -30,8 +30,8 @@ from inference_opt.values import integer, number, shown
 class Autoregressive(Drafter):
     """Drafts token by token, all texts of a batch together. What reads and guesses is the subclass's.
 
-    `confidence`: a text's draft ends after a token to which the drafter itself gives less. The token stays in the
-    draft: dropping it would bias the law, since whether it is dropped depends on what was drawn.
+    `confidence`: a text's draft ends after a token where the drafter's largest probability is below it. The token
+    stays in the draft: dropping it would bias the output, since whether it is dropped depends on what was drawn.
     """
 
     def __init__(self, confidence: float = 0.0) -> None:
@@ -39,50 +39,52 @@ class Autoregressive(Drafter):
         if not 0 <= self.confidence <= 1:
             raise ValueError(f"confidence must be a probability, got {confidence}")
 
-    def first(self, jobs: Sequence[Job]) -> Float[Tensor, "jobs dim"]:
-        """Read what is missing of each text; a state behind its last known token."""
+    def first(self, requests: Sequence[DraftRequest]) -> Float[Tensor, "requests dim"]:
+        """Read what the drafter has not read of each text; return the state behind its last known token."""
         raise NotImplementedError
 
     def further(
-        self, jobs: Sequence[Job], drafts: Sequence[Draft], states: Float[Tensor, "jobs dim"]
-    ) -> Float[Tensor, "jobs dim"]:
-        """Read each draft's last token, which was guessed from `states`; the states behind it."""
+        self, requests: Sequence[DraftRequest], drafts: Sequence[Draft], states: Float[Tensor, "requests dim"]
+    ) -> Float[Tensor, "requests dim"]:
+        """Read each draft's last token, which was guessed from `states`; return the states behind it."""
         raise NotImplementedError
 
-    def logits(self, states: Float[Tensor, "jobs dim"]) -> Float[Tensor, "jobs scored"]:
-        """What the states say of the next token: a number for each token that is scored."""
+    def logits(self, states: Float[Tensor, "requests dim"]) -> Float[Tensor, "requests scored"]:
+        """Scores of the next token, for each token that the drafter scores."""
         raise NotImplementedError
 
-    def law(self, logits: Float[Tensor, "scored"], text: Text) -> Float[np.ndarray, "vocab"]:
-        """The law over the target's vocabulary, by the text's own sampling parameters."""
+    def distribution(self, logits: Float[Tensor, "scored"], text: RequestView) -> Float[np.ndarray, "vocab"]:
+        """Over the target's vocabulary, by the text's own sampling parameters."""
         return probabilities(logits, text.params).cpu().numpy()
 
     @torch.inference_mode()
-    def propose(self, jobs: Sequence[Job]) -> list[Draft]:
-        """As many rounds as the longest draft has tokens."""
-        drafts: list[Draft] = [Draft([], []) for _ in jobs]
-        if not jobs:
+    def propose(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+        """One round for each token of the longest draft."""
+        drafts: list[Draft] = [Draft([], []) for _ in requests]
+        if not requests:
             return drafts
-        active, states = list(range(len(jobs))), self.first(jobs)
+        active = list(range(len(requests)))
+        states = self.first(requests)
         while True:
             scores = self.logits(states)
             certainty = scores.softmax(dim=-1).amax(dim=-1).tolist() if self.confidence else [1.0] * len(active)
             sound = scores.amax(dim=-1).isfinite().tolist()
             on = []
             for row, (i, scored) in enumerate(zip(active, scores)):
-                job, draft = jobs[i], drafts[i]
+                request = requests[i]
+                draft = drafts[i]
                 if not sound[row]:
                     continue  # nothing can be drawn from broken scores: the draft ends with what was drawn before
-                law = self.law(scored, job.text)
-                assert draft.laws is not None
-                draft.laws.append(law)
-                draft.tokens.append(job.chance.choose(law, len(draft.tokens)))
-                if len(draft.tokens) < job.gamma and certainty[row] >= self.confidence:
+                q = self.distribution(scored, request.text)
+                assert draft.probs is not None
+                draft.probs.append(q)
+                draft.tokens.append(request.rng.choose(q, len(draft.tokens)))
+                if len(draft.tokens) < request.gamma and certainty[row] >= self.confidence:
                     on.append(row)
             if not on:
                 return drafts
             active = [active[row] for row in on]
-            states = self.further([jobs[i] for i in active], [drafts[i] for i in active], states[on])
+            states = self.further([requests[i] for i in active], [drafts[i] for i in active], states[on])
 
 
 # [/loop]
@@ -97,9 +99,9 @@ def read(
     """Run (the first layers of) a model over ragged (page table, start, tokens); the state behind the last of each."""
     tables, starts, texts = zip(*parts)
     counts = [len(text) for text in texts]
-    positions = cache.extend(tables, starts, counts)
+    batch = cache.batch(tables, starts, counts)
     tokens = torch.tensor([x for text in texts for x in text], device=model.device)
-    h, _ = model.stream(tokens, positions, cache, depth)
+    h, _ = model.hidden_states(tokens, batch.positions, batch, depth)
     return h[np.cumsum(counts) - 1]
 
 
@@ -107,7 +109,7 @@ def read(
 class SmallerModel(Autoregressive):
     """Any transformer with the target's vocabulary.
 
-    `memo` of a text: how many positions hold keys and values of its tokens, or of drafts that may have been kept.
+    A text's `drafter_state`: how many positions hold keys and values of its tokens, or of drafts that may be kept.
     """
 
     cache: PagedCache
@@ -123,7 +125,8 @@ class SmallerModel(Autoregressive):
 
         ValueError for another vocabulary, or less context.
         """
-        c, t = self.model.config, target.config
+        c = self.model.config
+        t = target.config
         if c.vocab_size != t.vocab_size:
             raise ValueError(f"the drafter's vocabulary has {c.vocab_size} tokens, the target's {t.vocab_size}")
         if c.max_context < t.max_context:
@@ -136,35 +139,38 @@ class SmallerModel(Autoregressive):
         )
         return bound
 
-    def first(self, jobs: Sequence[Job]) -> Tensor:
+    def first(self, requests: Sequence[DraftRequest]) -> Tensor:
         """The last token, or two where all drafts were kept: the last draft was never read here."""
-        starts = [job.text.memo for job in jobs]
-        for job in jobs:
-            job.text.memo = len(job.text.tokens)
-        parts = [(job.text.table, start, job.text.tokens[start:]) for job, start in zip(jobs, starts)]
+        texts = [each.text for each in requests]
+        parts = [(text.table, text.drafter_state, text.tokens[text.drafter_state :]) for text in texts]
+        for text in texts:
+            text.drafter_state = len(text.tokens)
         return read(self.model, self.cache, parts)
 
-    def further(self, jobs: Sequence[Job], drafts: Sequence[Draft], states: Tensor) -> Tensor:
+    def further(self, requests: Sequence[DraftRequest], drafts: Sequence[Draft], states: Tensor) -> Tensor:
         """One token each."""
-        parts = [(job.text.table, job.text.memo, draft.tokens[-1:]) for job, draft in zip(jobs, drafts)]
-        for job in jobs:
-            job.text.memo += 1
+        texts = [each.text for each in requests]
+        parts = [(text.table, text.drafter_state, draft.tokens[-1:]) for text, draft in zip(texts, drafts)]
+        for text in texts:
+            text.drafter_state += 1
         return read(self.model, self.cache, parts)
 
     def logits(self, states: Tensor) -> Tensor:
-        """By its own head."""
+        """From the smaller model's own head."""
         return self.model.logits(states)
 
     @torch.inference_mode()
-    def observe(self, spans: Sequence[Span]) -> None:
-        """Read what others may find in these pages. A text that goes on is read when it next drafts."""
+    def observe(self, observations: Sequence[Observation]) -> None:
+        """Read at once what other texts may find in these pages. A text in decode is read when it next drafts."""
         parts = []
-        for span in spans:
+        for each in observations:
+            text = each.text
+            end = each.end
             # What was read behind the end was a draft, and rejected.
-            start = span.start if span.kind == "prompt" else min(span.text.memo, span.end)
-            span.text.memo = start if span.kind == "decode" else span.end
-            if start < span.text.memo:
-                parts.append((span.table, start, span.text.tokens[start : span.end]))
+            start = each.start if each.kind == "prompt" else min(text.drafter_state, end)
+            text.drafter_state = start if each.kind == "decode" else end
+            if start < text.drafter_state:
+                parts.append((each.table, start, text.tokens[start:end]))
         if parts:
             read(self.model, self.cache, parts)
 
@@ -188,7 +194,7 @@ class FirstLayers(Autoregressive):
         self.depth = None if depth is None else integer("depth", depth)
 
     def bind(self, target: Transformer, cache: PagedCache) -> "FirstLayers":
-        """ValueError where the target has no more layers than that."""
+        """ValueError where the target does not have more layers than that."""
         layers = target.config.depth
         depth = max(layers // 4, 1) if self.depth is None else self.depth
         if not 1 <= depth < layers:
@@ -196,23 +202,26 @@ class FirstLayers(Autoregressive):
                 f"a draft by the first {depth} of {layers} layers: expected at least 1, and fewer than all"
             )
         bound = FirstLayers(depth, self.confidence)
-        bound.model, bound.cache = target, cache
+        bound.model = target
+        bound.cache = cache
         skipped = sum(p.numel() * p.element_size() for p in target.layers[depth:].parameters())
         bound.cost = 1 - skipped / target.weight_bytes()
         return bound
 
-    def first(self, jobs: Sequence[Job]) -> Tensor:
+    def first(self, requests: Sequence[DraftRequest]) -> Tensor:
         """The last token alone: the target has read the others."""
-        return self._read([(job.text.table, job.text.computed, job.text.tokens[job.text.computed :]) for job in jobs])
+        texts = [each.text for each in requests]
+        return self._read([(text.table, text.computed, text.tokens[text.computed :]) for text in texts])
 
-    def further(self, jobs: Sequence[Job], drafts: Sequence[Draft], states: Tensor) -> Tensor:
+    def further(self, requests: Sequence[DraftRequest], drafts: Sequence[Draft], states: Tensor) -> Tensor:
         """One token each."""
+        texts = [each.text for each in requests]
         return self._read(
-            [(job.text.table, job.text.computed + len(d.tokens), d.tokens[-1:]) for job, d in zip(jobs, drafts)]
+            [(text.table, text.computed + len(d.tokens), d.tokens[-1:]) for text, d in zip(texts, drafts)]
         )
 
     def logits(self, states: Tensor) -> Tensor:
-        """By the target's head."""
+        """From the target's head."""
         return self.model.logits(states)
 
     def _read(self, parts: Sequence[tuple[list[int], int, Sequence[int]]]) -> Float[Tensor, "parts dim"]:

@@ -1,18 +1,17 @@
-"""Acceptance rules: what of a draft the target keeps, so that the text's law stays the target's.
+"""Acceptance rules: what of a draft the target keeps, so that the text's distribution stays the target's.
 
-A drafter guessed tokens x_1 … x_γ, each drawn from a law q; the target has then read them all at once and says, after
-each, its own law p. A rule looks at both and emits the accepted beginning of the draft and one token more:
+A drafter guessed tokens x_1 … x_γ, each drawn from a distribution q. The target then read them all at once and gave its
+own distribution p after each. A rule looks at both; it emits the accepted prefix of the draft and one token more:
 
         draft      x_1  x_2  x_3  x_4            p = target (Leviathan et al. 2211.17192 write p, q as we do;
         target   p_0  p_1  p_2  p_3  p_4         Chen et al. 2302.01318 swap the letters)
         emitted    x_1  x_2  y                   x_3 rejected, y drawn in its place
 
-Every rule here is a pure function of `target`, `draft`, `tokens` and `chance`. Laws are numpy arrays over the
-vocabulary, of floats in the engine and of `Fraction`s in `exact.py`: the same lines run on both, and what is proved
-of the one holds, up to rounding, of the other. `chance` is asked for numbers in [0, 1) and for draws; the i-th of a
-step is independent of all others (but for `coupled`, which wants to share its draws with the drafter).
-
-Greedy decoding is no case of its own: all of p lies on one token, and a draft is accepted if it is that token.
+Every rule is a pure function of `target`, `draft`, `tokens` and `rng`. Distributions are numpy arrays over the
+vocabulary, of floats in the engine and of `Fraction`s in `lab/exactness/`. The same lines run on both, so what is
+proved with fractions holds, up to rounding, for floats. `rng` gives numbers in [0, 1) and draws; the i-th of a step is
+independent of all others (except for `coupled`, which shares its draws with the drafter on purpose). Greedy decoding
+needs no case of its own: all of p is on one token, and a draft is accepted if it is that token.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,231 +20,140 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Shaped
 
-from inference_opt.speculative.verdicts import (
-    ACCEPTED,
-    BONUS,
-    COMPARED,
-    LEAF,
-    LEFT,
-    REJECTED,
-    REPLACED,
-    TRIED,
-    WEIGHED,
-    Path,
-    candidate,
-    verdict,
-    weighed,
-)
-from inference_opt.trace import step
-
-Law = Shaped[np.ndarray, "vocab"]  # of floats or Fractions
+Probs = Shaped[np.ndarray, "vocab"]  # a distribution, of floats or Fractions
+Path = tuple[int, ...]  # a node of a tree of drafts, by the tokens from the root to it; () is the text so far
 
 
 @runtime_checkable
-class Chance(Protocol):
-    """Where randomness comes from: `sampling.Noise`, or `enumerate.Branching`, which takes every turn there is."""
+class Randomness(Protocol):
+    """Where randomness comes from: `Noise` draws, `Branching` takes every outcome in turn, a recording tells of it."""
 
     def uniform(self, i: int) -> Any:
         """A number in [0, 1), to be compared."""
-        ...
 
-    def choose(self, weights: Law, i: int) -> int:
+    def choose(self, weights: Probs, i: int) -> int:
         """A token, with probability in proportion to its weight."""
-        ...
 
 
-# [token_wise]
-def token_wise(target: Sequence[Law], draft: Sequence[Law], tokens: Sequence[int], chance: Chance) -> list[int]:
+def token_wise(target: Sequence[Probs], draft: Sequence[Probs], tokens: Sequence[int], rng: Randomness) -> list[int]:
     """Accept each x with probability min(1, p(x) / q(x)) (2211.17192, Algorithm 1; 2302.01318, Algorithm 2).
 
-    What acceptance lets through of a token is q · min(1, p/q) = min(p, q); what it leaves open is (p − q)⁺, and the
-    one rejection draws from exactly that: min(p, q) + (p − q)⁺ = p.
+    Acceptance emits a token with probability q · min(1, p/q) = min(p, q). What is missing to p is (p − q)⁺, and a
+    rejection draws from exactly that: min(p, q) + (p − q)⁺ = p.
     """
     emitted: list[int] = []
-    seen = {"target": target, "draft": draft, "tokens": tokens, "emitted": emitted}
-    for i, x in enumerate(tokens):
-        p, q = target[i], draft[i]
-        u = chance.uniform(i)
-        if not u < ratio(p[x], q[x]):  # strictly: a token with p(x) = 0 is rejected, u = 0 included
-            step("speculation.reject", verdict, REJECTED, **seen, i=i, x=x, u=u)
-            rest = residual(p, q)
-            emitted.append(chance.choose(rest, i))
-            step("speculation.replace", verdict, REPLACED, **seen, i=i, weights=rest, drawn=emitted[i])
-            return emitted
+    for i, (p, q, x) in enumerate(zip(target, draft, tokens)):
+        if not rng.uniform(i) < ratio(p[x], q[x]):  # strictly: a token with p(x) = 0 is rejected, u = 0 included
+            return [*emitted, rng.choose(residual(p, q), i)]
         emitted.append(x)
-        step("speculation.accept", verdict, ACCEPTED, **seen, i=i, x=x, u=u)
-    emitted.append(chance.choose(target[len(emitted)], len(emitted)))
-    step("speculation.bonus", verdict, BONUS, **seen, i=len(emitted) - 1, drawn=emitted[-1])
-    return emitted
+    return [*emitted, rng.choose(target[len(emitted)], len(emitted))]
 
 
 def ratio(p: Any, q: Any) -> Any:
-    """min(1, p/q), without the division where it is 1: of a q near 0 it would overflow."""
+    """min(1, p/q), without the division where it is 1: it would overflow for q near 0."""
     return p / q if p < q else 1
 
 
-def residual(p: Law, q: Law) -> Law:
-    """(p − q)⁺, not normalised. Without mass, p = q and rejection has probability 0: rounding alone comes here."""
+def residual(p: Probs, q: Probs) -> Probs:
+    """(p − q)⁺, not normalised. If it has no mass, p = q, and only rounding can have rejected: then p."""
     excess = np.maximum(p - q, 0)
     return excess if excess.any() else p
 
 
-# [/token_wise]
+def block(target: Sequence[Probs], draft: Sequence[Probs], tokens: Sequence[int], rng: Randomness) -> list[int]:
+    """Judge the draft as a whole, and keep the longest prefix that passes (Sun et al. 2403.10444, Algorithm 2).
 
-
-# [block]
-def block(target: Sequence[Law], draft: Sequence[Law], tokens: Sequence[int], chance: Chance) -> list[int]:
-    """Judge the draft as a whole, and keep the longest beginning that passes (Sun et al. 2403.10444, Algorithm 2).
-
-    w_i = min(1, w_{i−1} p(x_i) / q(x_i)) carries over what earlier tokens had in excess, where `token_wise` throws it
-    away at each token; so it accepts no fewer tokens on average. Beginning i passes with probability
-    h_i = S_i / (S_i + 1 − w_i), S_i = Σ (w_i p − q)⁺ under the laws behind it, and h_γ = w_γ.
+    w_i = min(1, w_{i−1} p(x_i) / q(x_i)) carries over what earlier tokens had in excess; `token_wise` throws it away at
+    each token, so `block` accepts no fewer tokens on average. The first i drafts pass with probability
+    h_i = S_i / (S_i + 1 − w_i), S_i = Σ (w_i p − q)⁺ of the distributions behind them, and h_γ = w_γ.
     """
     tokens = list(tokens)
-    accepted, kept, w = 0, 1, 1
-    seen = {"target": target, "draft": draft, "tokens": tokens}
+    w: list[Any] = [1]
+    accepted = 0
     for i, x in enumerate(tokens, start=1):
-        w = ratio(w * target[i - 1][x], draft[i - 1][x])
-        h = w
+        w.append(ratio(w[i - 1] * target[i - 1][x], draft[i - 1][x]))
+        h = w[i]
         if i < len(tokens):
-            excess = np.maximum(w * target[i] - draft[i], 0).sum()
-            # 0/0: there is no excess and w = 1, so the next beginning passes for certain and this one may fail.
-            h = excess / (excess + 1 - w) if excess + 1 - w > 0 else 0
-        u = chance.uniform(i)
-        if u < h:
-            accepted, kept = i, w
-        step("speculation.weigh", weighed, WEIGHED, **seen, i=i, w=w, h=h, u=u, accepted=accepted)
-    emitted = tokens[:accepted]
-    if accepted == len(tokens):
-        emitted.append(chance.choose(target[accepted], accepted))
-        step("speculation.bonus", verdict, BONUS, **seen, emitted=emitted, i=accepted, drawn=emitted[-1])
-        return emitted
-    rest = residual(kept * target[accepted], draft[accepted])
-    emitted.append(chance.choose(rest, accepted))
-    step(
-        "speculation.replace", verdict, REPLACED, **seen, emitted=emitted, i=accepted, weights=rest, drawn=emitted[-1],
-        w=kept,
-    )  # fmt: skip
-    return emitted
+            excess = np.maximum(w[i] * target[i] - draft[i], 0).sum()
+            # 0/0: there is no excess and w = 1, so the next prefix passes for certain and this one may fail.
+            h = excess / (excess + 1 - w[i]) if excess + 1 - w[i] > 0 else 0
+        if rng.uniform(i) < h:
+            accepted = i
+    p = target[accepted]
+    rest = residual(w[accepted] * p, draft[accepted]) if accepted < len(tokens) else p
+    return [*tokens[:accepted], rng.choose(rest, accepted)]
 
 
-# [/block]
+def coupled(target: Sequence[Probs], draft: Sequence[Probs], tokens: Sequence[int], rng: Randomness) -> list[int]:
+    """Draw the target's own token, and go on as long as the draft's is the same (Daliri, Musco & Suresh 2408.07978).
 
-
-# [coupled]
-def coupled(target: Sequence[Law], draft: Sequence[Law], tokens: Sequence[int], chance: Chance) -> list[int]:
-    """Draw the target's own token, and go on as long as the draft's is the same (Daliri, Musco & Suresh, 2408.07978).
-
-    The drafter drew with the same noise, so that both often choose alike. What is emitted never depends on the draft:
-    the same seed gives the same text with any drafter, or none.
+    The drafter drew with the same noise, so both often choose the same token. What is emitted never depends on the
+    draft: the same seed gives the same text with any drafter, or none.
     """
     emitted: list[int] = []
-    seen = {"target": target, "draft": draft, "tokens": tokens, "emitted": emitted}
     for i, x in enumerate(tokens):
-        emitted.append(chance.choose(target[i], i))
-        step("speculation.compare", verdict, COMPARED, **seen, i=i, x=x, drawn=emitted[i])
+        emitted.append(rng.choose(target[i], i))
         if emitted[i] != x:
             return emitted
-    emitted.append(chance.choose(target[len(emitted)], len(emitted)))
-    step("speculation.bonus", verdict, BONUS, **seen, i=len(emitted) - 1, drawn=emitted[-1])
-    return emitted
+    return [*emitted, rng.choose(target[len(emitted)], len(emitted))]
 
 
-# [/coupled]
-
-
-# [point_mass]
-def point_mass(target: Sequence[Law], draft: Any, tokens: Sequence[int], chance: Chance) -> list[int]:
-    """Token-wise for a draft that was not drawn but found (prompt lookup): q is 1 at x, and is not looked at.
-
-    Accept with probability p(x); what is left of p after a rejection is p without x.
-    """
+def point_mass(target: Sequence[Probs], draft: Any, tokens: Sequence[int], rng: Randomness) -> list[int]:
+    """`token_wise` where q is 1 at x: the draft was found (prompt lookup), not drawn. The residual is p without x."""
     emitted: list[int] = []
-    seen = {"target": target, "draft": None, "tokens": tokens, "emitted": emitted}
     for i, x in enumerate(tokens):
-        p, u = target[i], chance.uniform(i)
-        if not u < p[x]:
-            step("speculation.reject", verdict, REJECTED, **seen, i=i, x=x, u=u)
+        p = target[i]
+        if not rng.uniform(i) < p[x]:
             rest = p.copy()
             rest[x] = 0
-            emitted.append(chance.choose(rest if rest.any() else p, i))
-            step("speculation.replace", verdict, REPLACED, **seen, i=i, weights=rest, drawn=emitted[i])
-            return emitted
+            return [*emitted, rng.choose(rest if rest.any() else p, i)]
         emitted.append(x)
-        step("speculation.accept", verdict, ACCEPTED, **seen, i=i, x=x, u=u)
-    emitted.append(chance.choose(target[len(emitted)], len(emitted)))
-    step("speculation.bonus", verdict, BONUS, **seen, i=len(emitted) - 1, drawn=emitted[-1])
-    return emitted
+    return [*emitted, rng.choose(target[len(emitted)], len(emitted))]
 
 
-# [/point_mass]
-
-
-# [multi_draft]
-def multi_draft(target: Sequence[Law], draft: Sequence[Law], tokens: Sequence[int], chance: Chance) -> list[int]:
+def multi_draft(target: Sequence[Probs], draft: Sequence[Probs], tokens: Sequence[int], rng: Randomness) -> list[int]:
     """Several candidates for one position, tried in turn (Miao et al. 2305.09781, SpecInfer; Chen et al. 2402.12374).
 
-    target[0] is the law of the position, target[j + 1] that behind candidate j, draft[j] the law that candidate j was
-    drawn from *given those before it*: with replacement the same law each time, without replacement that law less the
-    candidates before, normalised. The residual of each rejection is the target of the next try.
+    target[0] is the distribution at the position, target[j + 1] the one behind candidate j. draft[j] is the one that
+    candidate j was drawn from *given those before it*: with replacement always the same, without replacement the
+    same less the earlier candidates, normalised. The residual of each rejection is the target of the next try.
     """
-    winner, rest = _try_all(target[0], draft, {(): tokens}, (), chance, 0)
+    winner, rest = try_all(target[0], draft, tokens, rng, 0)
     if winner is None:
-        return _drawn(target[0], rest if tokens else None, {(): tokens}, (), chance)
-    return _drawn(target[winner + 1], None, {(): tokens}, (tokens[winner],), chance)
+        return [rng.choose(rest, 0)]
+    return [tokens[winner], rng.choose(target[winner + 1], 1)]
 
 
-def _try_all(
-    p: Law, draft: Sequence[Law], tree: Mapping[Path, Sequence[int]], path: Path, chance: Chance, tried: int
-) -> tuple[int | None, Law]:
-    """The first of a node's candidates accepted, or None and what is left of p. `tried`: candidates at other nodes."""
-    for j, x in enumerate(tree[path]):
-        q, u = draft[j], chance.uniform(tried + j)
-        seen = {"tree": tree, "path": path, "p": p, "j": j, "q": q, "u": u}
-        if u < ratio(p[x], q[x]):
-            step("speculation.accept", candidate, TRIED, **seen, kept=True)
+def try_all(
+    p: Probs, draft: Sequence[Probs], candidates: Sequence[int], rng: Randomness, tried: int
+) -> tuple[int | None, Probs]:
+    """The first candidate accepted, or None and what is left of p. `tried`: how many were tried at other nodes."""
+    for j, x in enumerate(candidates):
+        q = draft[j]
+        if rng.uniform(tried + j) < ratio(p[x], q[x]):
             return j, p
-        step("speculation.reject", candidate, TRIED, **seen, kept=False)
         p = residual(p, q)
         p = p / p.sum()
     return None, p
 
 
-def _drawn(p: Law, rest: Law | None, tree: Mapping[Path, Sequence[int]], path: Path, chance: Chance) -> list[int]:
-    """The path and one token more: from what a node's candidates left of p, or behind a leaf (None) from p itself."""
-    token = chance.choose(p if rest is None else rest, len(path))
-    seen = {"tree": tree, "path": path, "p": p, "weights": rest, "drawn": token}
-    if rest is None:
-        step("speculation.bonus", candidate, LEAF, **seen)
-    else:
-        step("speculation.replace", candidate, LEFT, **seen)
-    return [*path, token]
-
-
-# [/multi_draft]
-
-
-# [tree]
 def tree(
-    target: Mapping[Path, Law],
-    draft: Mapping[Path, Sequence[Law]],
+    target: Mapping[Path, Probs],
+    draft: Mapping[Path, Sequence[Probs]],
     tokens: Mapping[Path, Sequence[int]],
-    chance: Chance,
+    rng: Randomness,
 ) -> list[int]:
     """Several candidates at every node: walk down as long as one is accepted (2305.09781; EAGLE 2401.15077).
 
-    target[path] is the law behind a node, tokens[path] the candidates there (none: a leaf) and draft[path] the law each
-    was drawn from, as in `multi_draft`, which is the tree of depth 1. One candidate at every node is `token_wise`.
+    target[path] is the distribution behind a node, tokens[path] the candidates there (none: a leaf), draft[path] what
+    they were drawn from. Depth 1 is `multi_draft`; a single candidate at every node is `token_wise`.
     """
     path: Path = ()
     tried = 0
     while True:
         candidates = tokens[path]
-        winner, rest = _try_all(target[path], draft[path], tokens, path, chance, tried)
-        if winner is None:
-            return _drawn(target[path], rest if candidates else None, tokens, path, chance)
+        winner, rest = try_all(target[path], draft[path], candidates, rng, tried)
+        if winner is None:  # rejected, or a leaf, where p is whole
+            return [*path, rng.choose(rest, len(path))]
         tried += len(candidates)
         path = (*path, candidates[winner])
-
-
-# [/tree]

@@ -1,23 +1,21 @@
 """A trace: the steps of one recording, as plain JSON with a version, and how it is saved, read, checked and shown.
 
-    {"format": "inference-opt trace", "version": 1, "title": …, "about": …, "labels": {token: text}, "cut": null,
-     "sources": [{"file", "step", "line", "lines"}],
+    {"format": "inference-opt trace", "version": 1, "title": …, "about": …, "labels": {token: text}, "cut": "",
+     "sources": [{"file", "line", "lines"}],
      "steps": [{"event", "text", "facts", "state": {kind: snapshot}, "invariants", "counters", "source", "question"?}]}
 
 `trace.schema.json` says the same as a JSON Schema. A trace feeds the notebook, the page and the tests alike.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from inference_opt.files import check_file, write_whole
+from inference_opt.values import shown
 
 FORMAT, VERSION = "inference-opt trace", 1
-PARTS = {"title": str, "about": str, "labels": dict, "sources": list, "steps": list}
-SOURCE = {"file": str, "step": int, "line": int, "lines": list}
-STEP = {"event": str, "text": str, "facts": dict, "state": dict, "invariants": dict, "counters": dict, "source": int}
 
 
 class Trace:
@@ -88,28 +86,20 @@ def _no_number(name: str) -> None:
 
 
 def check(whole: Any) -> None:
-    """ValueError, saying what is wrong, for anything but a whole trace of this version."""
+    """ValueError, saying what is wrong and where, for anything but a whole trace of this version."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
     if not isinstance(whole, dict) or whole.get("format") != FORMAT:
         raise ValueError(f'not a trace: expected an object with "format": "{FORMAT}"')
     if whole.get("version") != VERSION:
         raise ValueError(
-            f"a trace of version {whole.get('version')!r}; this code reads version {VERSION}: record it anew"
+            f"a trace of version {shown(whole.get('version'))}; this code reads version {VERSION}: record it anew"
         )
-    _parts(whole, PARTS, "the trace")
-    if not isinstance(whole.get("cut"), str):
-        raise ValueError('the trace has no text "cut"')
-    for i, source in enumerate(whole["sources"]):
-        _parts(source, SOURCE, f"source {i}")
+    schema = json.loads(Path(__file__).with_name("trace.schema.json").read_text(encoding="utf-8"))
+    if error := best_match(Draft202012Validator(schema).iter_errors(whole)):
+        where = error.json_path.removeprefix("$").removeprefix(".") or "the trace"
+        raise ValueError(f"{where}: {error.message.replace(repr(error.instance), shown(error.instance), 1)}")
     for i, step in enumerate(whole["steps"]):
-        _parts(step, STEP, f"step {i}")
-        if not 0 <= step["source"] < len(whole["sources"]):
-            raise ValueError(f"step {i} names source {step['source']}, there are {len(whole['sources'])}")
-
-
-def _parts(found: Any, expected: Mapping[str, type], whose: str) -> None:
-    if not isinstance(found, dict):
-        raise ValueError(f"{whose} is no object")
-    for name, kind in expected.items():
-        if not isinstance(found.get(name), kind):
-            got = type(found[name]).__name__ if name in found else "nothing"
-            raise ValueError(f"{whose} should have {name!r} of type {kind.__name__}, got {got}")
+        if step["source"] >= len(whole["sources"]):
+            raise ValueError(f"steps[{i}].source: {step['source']} names no source, there are {len(whole['sources'])}")

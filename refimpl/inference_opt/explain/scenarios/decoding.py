@@ -5,9 +5,11 @@ from typing import Any
 
 from inference_opt import naive
 from inference_opt.cache import generate as static
+from inference_opt.explain.record import record
 from inference_opt.explain.scenarios.toys import ids, new, spell, toy
+from inference_opt.explain.views import counters
 from inference_opt.model.transformer import Transformer
-from inference_opt.trace import Trace, record
+from inference_opt.trace import Trace
 
 
 class Evaluations:
@@ -26,11 +28,13 @@ class Evaluations:
         self.way = way
         return next(tokens, None) is not None
 
-    def counters(self) -> dict[str, Any]:
-        """So far, beside the naive way's where there is another."""
-        cached = self.so_far.get("cached")
-        total = self.so_far["naive"]
-        return {"token evaluations so far": total if cached is None else {"value": cached, "naive": total}}
+
+@counters.register
+def evaluated(evaluations: Evaluations) -> dict[str, Any]:
+    """So far, beside the naive way's where there is another."""
+    cached = evaluations.so_far.get("cached")
+    total = evaluations.so_far["naive"]
+    return {"token evaluations so far": total if cached is None else {"value": cached, "naive": total}}
 
 
 def naive_decoding(prompt: str = "again, and", new_tokens: int = 6, temperature: float = 1.0, seed: int = 0) -> Trace:

@@ -1,9 +1,10 @@
 """The scenario of latent attention: what is kept, what is expanded, what is absorbed."""
 
 from inference_opt.engine.engine import Engine
+from inference_opt.explain.record import record
 from inference_opt.explain.scenarios.toys import arrivals, spell, toy
 from inference_opt.model.config import LatentShape
-from inference_opt.trace import Trace, record
+from inference_opt.trace import Trace
 
 
 def latent_attention(prompt: str = "keep little", new_tokens: int = 4, heads: int = 4, latent_dim: int = 8) -> Trace:

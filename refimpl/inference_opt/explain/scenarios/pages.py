@@ -1,8 +1,9 @@
 """Scenarios of pages: who gets which, and how attention finds its keys through a table."""
 
 from inference_opt.engine.engine import Engine
+from inference_opt.explain.record import record
 from inference_opt.explain.scenarios.toys import Counts, arrivals, spell, toy
-from inference_opt.trace import Trace, record
+from inference_opt.trace import Trace
 
 
 def page_pool(prompts: str = "ten tokens: 4\nsevenish: 9\nfives: 11", page_size: int = 4, num_pages: int = 12) -> Trace:

@@ -1,8 +1,9 @@
 """Scenarios of the engine: requests that come, share, wait, are preempted and leave."""
 
 from inference_opt.engine.engine import Engine
+from inference_opt.explain.record import record
 from inference_opt.explain.scenarios.toys import Counts, arrivals, spell, toy
-from inference_opt.trace import Trace, record
+from inference_opt.trace import Trace
 
 ENGINE = ("schedule.", "pool.", "engine.")  # events; those of the tree are too many where it is not the subject
 

@@ -7,6 +7,7 @@ import torch
 
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.request import Request
+from inference_opt.explain.views import counters
 from inference_opt.model.config import LatentShape, ModelConfig
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
@@ -65,12 +66,14 @@ class Counts:
         self.engine = engine
         self.requests: list[Request] = []
 
-    def counters(self) -> dict[str, Any]:
-        """Tokens that went through the model; naively, the whole text goes through it for every new token."""
-        stats = self.engine.stats
-        computed = stats.prefill_tokens + stats.decode_tokens + stats.drafted_tokens - stats.accepted_tokens
-        naive = sum(sum(range(len(each.prompt), len(each.tokens))) for each in self.requests)
-        return {
-            "tokens through the model": {"value": computed, "naive": naive},
-            "found, not computed": stats.cached_tokens,
-        }
+
+@counters.register
+def counted(counts: Counts) -> dict[str, Any]:
+    """Tokens that went through the model; naively, the whole text goes through it for every new token."""
+    stats = counts.engine.stats
+    computed = stats.prefill_tokens + stats.decode_tokens + stats.drafted_tokens - stats.accepted_tokens
+    naive = sum(sum(range(len(each.prompt), len(each.tokens))) for each in counts.requests)
+    return {
+        "tokens through the model": {"value": computed, "naive": naive},
+        "found, not computed": stats.cached_tokens,
+    }

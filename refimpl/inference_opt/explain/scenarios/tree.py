@@ -1,9 +1,21 @@
 """Scenarios of the radix tree alone: a pool, a tree, and texts that are served one after the other."""
 
+from typing import Any
+
 from inference_opt.cache.pool import PagePool
+from inference_opt.explain.record import record
+from inference_opt.explain.views import SENTENCES
 from inference_opt.radix.node import Node
 from inference_opt.radix.tree import RadixTree
-from inference_opt.trace import Trace, record, step
+from inference_opt.trace import Trace, emit
+
+
+def panel(**data: Any) -> str:
+    """What a panel of the figure is about."""
+    return "panel {panel}: {tokens:text} comes" if data else "panel 1: the tree is empty"
+
+
+SENTENCES["figure.panel"] = panel
 
 
 class Words:
@@ -91,11 +103,11 @@ def sglang_tree(texts: str = FIGURE, num_pages: int = 30) -> Trace:
     words = Words()
     pool, tree = PagePool(num_pages, 1), RadixTree(1)
     with record(watch=[tree, pool], label=lambda token: words.known[token]) as trace:
-        step("figure.panel", tree, "panel 1: the tree is empty")
+        emit("figure.panel", tree)
         for line in filter(str.strip, texts.split("\n")):
             panel, _, text = line.rpartition("|")
             tokens = words.ids(text)
-            step("figure.panel", tree, "panel {panel}: {tokens:text} comes", panel=panel.strip() or "?", tokens=tokens)
+            emit("figure.panel", tree, panel=panel.strip() or "?", tokens=tokens)
             serve(tree, pool, tokens)
     if "radix.split" in trace.events():
         trace.ask(

@@ -1,1 +1,1 @@
-"""Benchmarks: every number with its baseline, its limit and the command that made it."""
+"""Benchmarks: every number with its baseline, its limit and the command that produced it."""

@@ -1,4 +1,4 @@
-"""The commands of `inference-opt bench`: options in, a table out; the work is done beside, one file a benchmark."""
+"""The commands of `inference-opt bench`: options in, a table out. Each benchmark itself has a file of its own."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -18,6 +18,7 @@ from inference_opt.options import (
     Json,
     Model,
     console,
+    no_effect,
     save_figure,
     write_json,
 )
@@ -32,10 +33,10 @@ def decode(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="May be given several times.")] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Timed tokens a request.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 5,
-    peer: Annotated[bool, typer.Option(help="Run transformers beside.")] = True,
+    peer: Annotated[bool, typer.Option(help="Run transformers as well.")] = True,
     json_file: Json = None,
 ) -> None:
-    """Plain decoding with a KV cache, beside transformers and beside the limit that memory bandwidth sets."""
+    """Plain decoding with a KV cache, beside transformers and the limit that memory bandwidth sets."""
     from inference_opt.lab.bench.decode import bench_decode
 
     dtypes = [d.value for d in dtype or (Dtype.float32, Dtype.bfloat16)]
@@ -43,7 +44,7 @@ def decode(
     with Progress(console=console(stderr=True)) as progress:
         figures = bench_decode(model, dtypes, batch or [1, 8], new_tokens, repeats, peer, progress)
     write_json(json_file, figures)
-    table = Table(title="tokens a second in decode (median, least to most)", title_style="bold")
+    table = Table(title="tokens a second in decode (median, lowest to highest)", title_style="bold")
     for heading in ("dtype", "batch", "inference-opt", "transformers", "ratio", "limit", "of limit"):
         table.add_column(heading, justify="left" if heading == "dtype" else "right")
     for row in figures["results"]:
@@ -65,7 +66,7 @@ def mla(
     repeats: Annotated[int, typer.Option(min=1, help="The median is shown.")] = 5,
     json_file: Json = None,
 ) -> None:
-    """Latent attention: the explicit against the absorbed form by context, and where they cross."""
+    """Latent attention: the explicit and the absorbed form by context, and where they cross."""
     from inference_opt.lab.bench.mla import bench_mla, shapes
 
     contexts = context or [64, 256, 1024, 4096]
@@ -99,14 +100,14 @@ def mla(
 def prefix(
     model: Model = "smollm2-135m",
     dtype: DType = Dtype.float32,
-    requests: Annotated[int, typer.Option(min=1, help="How many arrive together.")] = 16,
+    requests: Annotated[int, typer.Option(min=1, help="Number of requests that arrive together.")] = 16,
     stem: Annotated[int, typer.Option(min=1, help="Tokens that their prompts share.")] = 1000,
     new_tokens: Annotated[int, typer.Option(min=1, help="New tokens a request.")] = 16,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 3,
-    peer: Annotated[bool, typer.Option(help="Run transformers beside.")] = True,
+    peer: Annotated[bool, typer.Option(help="Run transformers as well.")] = True,
     json_file: Json = None,
 ) -> None:
-    """Requests that share a long beginning, with its keys and values reused and without, beside transformers."""
+    """Requests that share a long prefix, with and without reuse of its keys and values, beside transformers."""
     from inference_opt.lab.bench.prefix import bench_prefix
 
     out = console()
@@ -130,7 +131,7 @@ def prefix(
     out.print(table)
     out.print(figures["command"], style="dim")
     if not figures["exact"]:
-        raise ValueError("not every engine gave the same tokens, beyond what rounding explains")
+        raise ValueError("not every engine gave the same tokens, and rounding does not explain it")
 
 
 @bench_app.command()
@@ -146,10 +147,10 @@ def radix(
     ] = None,
     capacity: Annotated[list[int] | None, typer.Option(min=1, help="Pages; may be given several times.")] = None,
     sglang: Annotated[
-        Path | None, typer.Option(help="Wheel of sglang 0.5.23: run its tree beside.", exists=True, dir_okay=False)
+        Path | None, typer.Option(help="Wheel of sglang 0.5.23, to run its tree as well.", exists=True, dir_okay=False)
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats of the timings.")] = 5,
-    seed: Annotated[int, typer.Option(help="Of the generated traffic.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the generated traffic.")] = 0,
     figure: Figure = None,
     json_file: Json = None,
 ) -> None:
@@ -159,7 +160,7 @@ def radix(
 
     out = console()
     if trace is None:
-        out.print(f"no trace given: its part is skipped (published at {TRACE_URL})")
+        out.print(f"no trace given: its part is skipped (it is published at {TRACE_URL})")
     capacities = sorted(capacity or [1_000, 5_000, 10_000, 30_000, 100_000])
     with Progress(console=console(stderr=True)) as progress:
         figures = bench_radix(trace, capacities, sglang, repeats, seed, progress)
@@ -204,23 +205,39 @@ def speculative(
     ] = None,
     gamma: Annotated[int | None, typer.Option(min=0, help="Drafts a step.", show_default="adapted to the text")] = None,
     dtype: DType = Dtype.float32,
-    prompts: Annotated[int, typer.Option(min=1, help="Of each task, at most.")] = 5,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of each task, at most.")] = 5,
     new_tokens: Annotated[int, typer.Option(min=2, help="New tokens a prompt, at most.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy, and compared token by token.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first prompt; the others count on.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="Seed of the first prompt; the next count up.", show_default="0"),
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 3,
-    peer: Annotated[bool, typer.Option(help="Run transformers beside, plain and with its prompt lookup.")] = True,
+    peer: Annotated[bool, typer.Option(help="Run transformers as well, plain and with its prompt lookup.")] = True,
     json_file: Json = None,
 ) -> None:
     """Speculative decoding by task and drafter, beside plain decoding, transformers and the cost model."""
     from inference_opt.lab.bench.speculative import TASKS, bench_speculative
 
+    if temperature == 0:
+        no_effect("at --temperature 0, which is greedy", {"--seed": seed is not None})
     tasks = [each.value for each in task] if task else list(TASKS)
     names = [each.value for each in drafter] if drafter else None
     out = console()
     with Progress(console=console(stderr=True)) as progress:
         figures = bench_speculative(
-            model, dtype.value, tasks, names, gamma, prompts, new_tokens, repeats, peer, temperature, seed, progress
+            model,
+            dtype.value,
+            tasks,
+            names,
+            gamma,
+            prompts,
+            new_tokens,
+            repeats,
+            peer,
+            temperature,
+            seed or 0,
+            progress,
         )
     write_json(json_file, figures)
     for each in figures["workloads"]:
@@ -235,7 +252,7 @@ def speculative(
         out.print(f"without {left_out}: {why}")
     out.print(figures["command"], style="dim")
     if not figures.get("exact", True):
-        raise ValueError("speculation did not give plain decoding's tokens, beyond what rounding explains")
+        raise ValueError("speculation did not give plain decoding's tokens, and rounding does not explain it")
 
 
 def _speculative_table(title: str, rows: list[dict[str, Any]]) -> Table:
@@ -263,5 +280,5 @@ def _speculative_table(title: str, rows: list[dict[str, Any]]) -> Table:
 
 
 def _rates(case: dict[str, Any]) -> str:
-    least, most = case["spread"]
-    return f"{case['decode']:.1f} ({least:.1f} to {most:.1f})"
+    low, high = case["spread"]
+    return f"{case['decode']:.1f} ({low:.1f} to {high:.1f})"

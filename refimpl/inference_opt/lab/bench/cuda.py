@@ -1,4 +1,4 @@
-"""The benchmarks that need a card: `inference-opt bench kernels` and `bench engine`."""
+"""The commands of the benchmarks that need a CUDA device: `bench kernels` and `bench engine`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -48,13 +48,13 @@ def engine(
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="May be given several times.", show_default="1, 8, 64, 256")
     ] = None,
-    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens a request; the first is the prefill's.")] = 128,
-    ahead: Annotated[int, typer.Option(min=1, help="Tokens decoded in a row before the host looks.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Tokens for each request; the first is the prefill's.")] = 128,
+    decode_steps: Annotated[int, typer.Option(min=1, help="Tokens decoded in a row before the host looks.")] = 64,
     peer: Annotated[bool, typer.Option(help="Beside transformers, its generate and its continuous batching.")] = True,
     gpt_fast: Annotated[
-        Path | None, typer.Option(help="A checkout of gpt-fast: beside it, too, for one request.", exists=True)
+        Path | None, typer.Option(help="A checkout of gpt-fast, to run beside for one request.", exists=True)
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="At most; the median is shown.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats at most; the median is shown.")] = 5,
     json_file: Json = None,
 ) -> None:
     """Whole decoding on CUDA, random weights of real shapes: tokens a second beside the peer's and the limit."""
@@ -62,9 +62,8 @@ def engine(
 
     out = console()
     with Progress(console=console(stderr=True)) as progress:
-        figures = bench_engine(
-            shape or list(SHAPES), batch or [1, 8, 64, 256], new_tokens, ahead, repeats, peer, gpt_fast, progress
-        )
+        shapes, batches = shape or list(SHAPES), batch or [1, 8, 64, 256]
+        figures = bench_engine(shapes, batches, new_tokens, decode_steps, repeats, peer, gpt_fast, progress)
     write_json(json_file, figures)
     title = (
         f"{figures['machine']['device']}: reads {figures['read_bandwidth'] / 1e9:,.0f} GB/s; tokens a second in decode"

@@ -1,11 +1,12 @@
 """`inference-opt bench decode`: plain decoding beside `transformers`, and beside the limit that memory sets.
 
-One decoding step reads every weight once, whoever does it. So no decoder of one request can be faster than
+One decoding step of any decoder reads every weight once. So no decoder of one request can be faster than
 
     tokens a second ≤ read bandwidth / bytes of weights
 
-and a batch of b requests shares the reading: b times that. Each case is measured with both decoders in turn, several
-times over, in one process, on the same weights and prompts; the figures are medians, the spread is printed.
+A batch of b requests shares the reading, so its limit is b times that. Each case is measured with both decoders in
+turn, several times over, in one process, on the same weights and prompts. The figures are medians; the spread is
+printed.
 """
 
 import time
@@ -44,14 +45,15 @@ def _ours(model: Transformer) -> Decoder:
 
 
 def transformers_decoder(source: str, dtype: torch.dtype) -> Decoder:
-    """`transformers`' own reading of the same file, and its `generate`; prompts are padded on the left."""
+    """`generate` of `transformers` on the same file as `transformers` reads it. Prompts are padded on the left."""
     model = transformers_model(source, dtype)
 
     def decode(prompts: list[list[int]], new: int) -> tuple[float, float, list[list[int]]]:
         width = max(map(len, prompts))
         ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        start, clock = time.perf_counter(), Clock()
+        clock = Clock()
+        start = time.perf_counter()
         options: dict[str, Any] = {"max_new_tokens": new, "do_sample": False, "pad_token_id": 0, "streamer": clock}
         out = model.generate(ids, attention_mask=mask, **options)
         assert out.shape[1] == width + new
@@ -68,7 +70,7 @@ def _prompts(tokenizer: Tokenizer, batch: int) -> list[list[int]]:
 def bench_decode(
     source: str, dtypes: list[str], batches: list[int], new: int, repeats: int, peer: bool, progress: Progress
 ) -> dict[str, Any]:
-    """Tokens a second in decode (prefill apart) by precision and batch, ours and the peer's, and the limit."""
+    """Tokens a second in decode, without the prefill, by dtype and batch: ours, the peer's, and the limit."""
     task = progress.add_task("bench decode", total=len(dtypes) * len(batches) * repeats * (1 + peer))
     results = []
     for dtype in dtypes:
@@ -88,14 +90,15 @@ def bench_decode(
                 for name, decode in decoders.items():
                     first, rest, texts = decode(prompts, new + 1)
                     prefill[name].append(first)
-                    rates[name].append(sum(len(text) - 1 for text in texts) / rest)  # the context may cut some
+                    # A text may be shorter than asked for: the context may end first.
+                    rates[name].append(sum(len(text) - 1 for text in texts) / rest)
                     progress.advance(task)
             limits = [batch * b / model.weight_bytes() for b in bandwidth]
             row: dict[str, Any] = {"dtype": dtype, "batch": batch, "limit": median(limits), "limits": limits}
             for name in decoders:
                 spread = [min(rates[name]), max(rates[name])]
                 row[name] = {"decode": median(rates[name]), "spread": spread, "prefill_seconds": median(prefill[name])}
-            # Repeat by repeat: on a shared machine the bandwidth itself drifts, and each rate has its own limit.
+            # Ratios are taken repeat by repeat: a shared machine's bandwidth drifts, so each rate has its own limit.
             row["of_limit"] = median(a / b for a, b in zip(rates["inference-opt"], limits))
             if peer:
                 pairs = zip(rates["inference-opt"], rates["transformers"])

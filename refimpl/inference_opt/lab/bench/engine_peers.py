@@ -1,4 +1,4 @@
-"""Others' whole decoders on CUDA, to be measured beside the engine: same shape, random weights, the same prompts."""
+"""Other projects' decoders on CUDA, measured beside the engine: the same shape, random weights, the same prompts."""
 
 import importlib
 import sys
@@ -12,21 +12,28 @@ import torch
 from inference_opt.environment import elapsed
 from inference_opt.model.config import ModelConfig
 
-# Prompts, new tokens → seconds of prefill, tokens a second in decode; None where the clock cannot tell.
+# Prompts, new tokens → seconds of prefill, tokens a second in decode (None if it cannot be told from noise).
 Decoder = Callable[[list[list[int]], int], tuple[float, float | None]]
 
 
 def _llama(config: ModelConfig) -> Any:
-    """`transformers`' model of this shape, random weights, without an end. ValueError where it is not installed."""
+    """`transformers`' model of this shape, with random weights and no end token. ValueError if it is not installed."""
     try:
         from transformers import AutoConfig, AutoModelForCausalLM
     except ImportError as error:
         raise ValueError("--peer needs transformers: pip install 'inference-opt[test]', or say --no-peer") from error
     shape = AutoConfig.for_model(
-        "llama", vocab_size=config.vocab_size, hidden_size=config.dim, num_hidden_layers=config.depth,
-        num_attention_heads=config.heads, num_key_value_heads=config.kv_heads, intermediate_size=config.ffn_dim,
-        max_position_embeddings=config.max_context, tie_word_embeddings=True, attn_implementation="sdpa",
-    )  # fmt: skip
+        "llama",
+        vocab_size=config.vocab_size,
+        hidden_size=config.dim,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        intermediate_size=config.ffn_dim,
+        max_position_embeddings=config.max_context,
+        tie_word_embeddings=True,
+        attn_implementation="sdpa",
+    )
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(shape).bfloat16().eval()
     model.generation_config.eos_token_id = model.config.eos_token_id = None
@@ -34,7 +41,7 @@ def _llama(config: ModelConfig) -> Any:
 
 
 def transformers(config: ModelConfig) -> Decoder:
-    """`transformers`' `generate`."""
+    """The decoder `generate` of `transformers`."""
     model = _llama(config)
 
     def seconds(prompts: list[list[int]], new: int) -> float:
@@ -69,13 +76,13 @@ def continuous_batching(config: ModelConfig) -> Decoder:
 
 
 def _decoder(seconds: Callable[[list[list[int]], int], float]) -> Decoder:
-    """Of a peer that does not say when the first tokens are there: the time of one token is taken off.
+    """The decoder of a peer that does not report its first tokens: the time of a run with one token is subtracted.
 
-    On a busy machine the two runs may differ by more than what is between them: such a difference is no rate.
+    On a busy machine the run with one token may take longer than the whole one. Then there is no rate.
     """
 
     def decode(prompts: list[list[int]], new: int) -> tuple[float, float | None]:
-        whole = seconds(prompts, new)  # first, so that what is set up has the room
+        whole = seconds(prompts, new)  # first, so that what a peer sets up has room for all tokens
         first = seconds(prompts, 1)
         return first, len(prompts) * (new - 1) / (whole - first) if whole > first else None
 
@@ -83,9 +90,9 @@ def _decoder(seconds: Callable[[list[list[int]], int], float]) -> Decoder:
 
 
 def gpt_fast(config: ModelConfig, folder: Path, longest: int) -> Decoder:
-    """gpt-fast's model from a checkout (github.com/pytorch-labs/gpt-fast), compiled as its `generate.py` compiles it.
+    """gpt-fast's model from a checkout (github.com/pytorch-labs/gpt-fast), compiled as in its `generate.py`.
 
-    One request, greedy. ValueError where the folder holds no gpt-fast.
+    One request, greedy. ValueError if the folder holds no gpt-fast.
     """
     if not (folder / "model.py").is_file():
         raise ValueError(f"{folder} holds no model.py: expected a checkout of github.com/pytorch-labs/gpt-fast")
@@ -94,9 +101,14 @@ def gpt_fast(config: ModelConfig, folder: Path, longest: int) -> Decoder:
     sys.path.remove(str(folder))
     torch._inductor.config.coordinate_descent_tuning = True
     args = module.ModelArgs(
-        vocab_size=config.vocab_size, dim=config.dim, n_layer=config.depth, n_head=config.heads,
-        n_local_heads=config.kv_heads, intermediate_size=config.ffn_dim, rope_base=config.rope_theta,
-    )  # fmt: skip
+        vocab_size=config.vocab_size,
+        dim=config.dim,
+        n_layer=config.depth,
+        n_head=config.heads,
+        n_local_heads=config.kv_heads,
+        intermediate_size=config.ffn_dim,
+        rope_base=config.rope_theta,
+    )
     with torch.device("cuda"):
         model = module.Transformer(args).bfloat16().eval()
         for p in model.parameters():

@@ -1,7 +1,7 @@
-"""Others' paged decoding kernels, where they are installed: each is given our inputs and returns a call to time.
+"""Other projects' paged decoding kernels. Each function gets our inputs and returns a call to time.
 
-FlashInfer (`flashinfer-python`), FlashMLA (`flash_mla`) and SGLang's Triton kernel (`sglang`). None: it does not know
-the case, or is not installed.
+FlashInfer (`flashinfer-python`), FlashMLA (`flash_mla`) and SGLang's Triton kernel (`sglang`). A function returns None
+if its kernel does not support the case or is not installed.
 """
 
 import importlib
@@ -22,7 +22,7 @@ def _module(name: str) -> Any:
 
 
 def flashinfer(case: Any, inputs: Any) -> Callable[[], Tensor] | None:
-    """FlashInfer: tensor cores for grouped queries, its fa3 backend for latent attention."""
+    """FlashInfer: tensor cores for grouped queries, the fa3 backend for latent attention."""
     if _module("flashinfer") is None:
         return None
     used = inputs.table.shape[1]
@@ -33,10 +33,21 @@ def flashinfer(case: Any, inputs: Any) -> Callable[[], Tensor] | None:
         mla = _module("flashinfer.mla").BatchMLAPagedAttentionWrapper(workspace, backend="fa3")
         rest = case.dim - case.value_dim
         mla.plan(
-            start * case.queries, start * used, inputs.table.flatten(), lengths, case.heads, case.value_dim, rest,
-            case.page, True, inputs.scale, torch.bfloat16, torch.bfloat16,
-        )  # fmt: skip
-        q, pages = inputs.q, inputs.k_pages.squeeze(2)
+            start * case.queries,
+            start * used,
+            inputs.table.flatten(),
+            lengths,
+            case.heads,
+            case.value_dim,
+            rest,
+            case.page,
+            True,
+            inputs.scale,
+            torch.bfloat16,
+            torch.bfloat16,
+        )
+        q = inputs.q
+        pages = inputs.k_pages.squeeze(2)
         parts = [x.contiguous() for t in (q, pages) for x in t.split((case.value_dim, rest), dim=-1)]
         return lambda: mla.run(*parts)
     if case.queries > 1:
@@ -44,14 +55,22 @@ def flashinfer(case: Any, inputs: Any) -> Callable[[], Tensor] | None:
     wrapper = _module("flashinfer").BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=True)
     last = lengths - (used - 1) * case.page
     wrapper.plan(
-        start * used, inputs.table.flatten(), last, case.heads, case.kv_heads, case.dim, case.page,
-        q_data_type=torch.bfloat16, kv_data_type=torch.bfloat16, sm_scale=inputs.scale,
-    )  # fmt: skip
+        start * used,
+        inputs.table.flatten(),
+        last,
+        case.heads,
+        case.kv_heads,
+        case.dim,
+        case.page,
+        q_data_type=torch.bfloat16,
+        kv_data_type=torch.bfloat16,
+        sm_scale=inputs.scale,
+    )
     return lambda: wrapper.run(inputs.q, (inputs.k_pages, inputs.v_pages))
 
 
 def flash_mla(case: Any, inputs: Any) -> Callable[[], Tensor] | None:
-    """DeepSeek's own kernel: latent attention on pages of 64."""
+    """FlashMLA, DeepSeek's own kernel: latent attention on pages of 64."""
     module = _module("flash_mla")
     if module is None or not case.shared or case.page != 64:
         return None
@@ -64,7 +83,7 @@ def flash_mla(case: Any, inputs: Any) -> Callable[[], Tensor] | None:
 
 
 def sglang(case: Any, inputs: Any) -> Callable[[], Tensor] | None:
-    """SGLang's Triton kernel: pages of one token, whatever the pages were."""
+    """SGLang's Triton kernel. It addresses tokens, so any size of page will do."""
     module = _module("sglang.srt.layers.attention.triton_ops.decode_attention")
     if module is None or case.queries > 1:
         return None
@@ -74,15 +93,15 @@ def sglang(case: Any, inputs: Any) -> Callable[[], Tensor] | None:
     keys = inputs.k_pages.flatten(0, 1)
     values = keys[..., : case.value_dim] if case.shared else inputs.v_pages.flatten(0, 1)
     out = torch.empty(case.batch, case.heads, case.value_dim, dtype=torch.bfloat16, device="cuda")
-    most = 8
-    parts = torch.empty(case.batch, case.heads, most, case.value_dim, dtype=torch.float32, device="cuda")
-    sums = torch.empty(case.batch, case.heads, most, dtype=torch.float32, device="cuda")
-    splits = torch.full((case.batch,), most, dtype=torch.int32, device="cuda")
+    max_splits = 8
+    parts = torch.empty(case.batch, case.heads, max_splits, case.value_dim, dtype=torch.float32, device="cuda")
+    sums = torch.empty(case.batch, case.heads, max_splits, dtype=torch.float32, device="cuda")
+    splits = torch.full((case.batch,), max_splits, dtype=torch.int32, device="cuda")
 
     def run() -> Tensor:
         module.decode_attention_fwd(
-            inputs.q, keys, values, out, start, slots, parts, sums, splits, most, inputs.scale
-        )  # fmt: skip
+            inputs.q, keys, values, out, start, slots, parts, sums, splits, max_splits, inputs.scale
+        )
         return out
 
     return run

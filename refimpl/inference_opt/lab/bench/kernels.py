@@ -1,8 +1,9 @@
-"""`inference-opt bench kernels`: paged decoding by our kernels and by others', and what the card reads and multiplies.
+"""`inference-opt bench kernels`: paged decoding by our kernels and by others', and the card's two limits.
 
-Every row has one work: sequences of one length, their pages shuffled, keys and values in bfloat16, new each; every
-implementation gets the same tensors, its output is compared with ours, and its time is that of a captured graph, with
-the card's caches flushed before each replay, median of `repeats`. Two ceilings of the same run stand beside it:
+A row is one case: sequences of one length with shuffled pages and random keys and values in bfloat16. Every
+implementation gets the same tensors, and its output is compared with ours. Its time is that of a captured graph, with
+the card's caches flushed before each replay: the median of `repeats`. The limit of a row is the longer of two times, at
+the read bandwidth and at the rate of matrix products that are measured in the same run:
 
     bytes       batch · length · kv_heads · (d + d_v) · 2     (latent attention: d only, the values are in the keys)
     operations  2 · batch · length · queries · heads · (d + d_v)
@@ -25,7 +26,7 @@ from inference_opt.lab.bench.machine import graph_seconds, product_rate, read_ba
 
 @dataclass(frozen=True)
 class Case:
-    """One row. `shared`: the values are the first `value_dim` columns of the keys; `stem`: keys that all begin with."""
+    """One row. `shared`: values are the first `value_dim` columns of the keys. `stem`: keys of the shared prefix."""
 
     name: str
     batch: int
@@ -41,23 +42,23 @@ class Case:
 
     @property
     def bytes(self) -> int:
-        """What must be read of keys and values."""
+        """Bytes of keys and values that must be read."""
         keys = self.batch * (self.length - self.stem) + self.stem
         return 2 * keys * self.kv_heads * (self.dim + (0 if self.shared else self.value_dim))
 
     @property
     def operations(self) -> int:
-        """Of both products."""
+        """Operations of both matrix products."""
         return 2 * self.batch * self.length * self.queries * self.heads * (self.dim + self.value_dim)
 
 
 def grouped(name: str, batch: int, length: int, page: int = 64, stem: int = 0) -> Case:
-    """32 heads on 8 of 128, as Llama-3-8B."""
+    """32 query heads on 8 key heads of width 128, as in Llama-3-8B."""
     return Case(name, batch, length, 32, 8, 128, 128, page=page, stem=stem)
 
 
 def latent(name: str, heads: int, batch: int, length: int, queries: int = 1) -> Case:
-    """Absorbed latent attention of DeepSeek's widths."""
+    """Absorbed latent attention in DeepSeek's widths."""
     return Case(name, batch, length, heads, 1, 576, 512, True, queries)
 
 
@@ -80,12 +81,12 @@ CASES = {
 }
 
 
-STEPS = ("gqa-1x32768", "gqa-128x1024")  # the cases that the lesson's steps are timed on
+STEPS = ("gqa-1x32768", "gqa-128x1024")  # the cases on which versions 1 to 3 of `kernels/stepwise.py` are timed
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What every implementation is given."""
+    """The tensors that every implementation gets."""
 
     q: Tensor  # [batch · queries, heads, dim]
     k_pages: Tensor  # [pages, page_size, kv_heads, dim]
@@ -95,9 +96,10 @@ class Inputs:
 
 
 def make(case: Case, seed: int = 0) -> Inputs:
-    """Random inputs in shuffled pages, the stem's pages in common."""
+    """Random inputs in shuffled pages. All sequences share the pages of the common prefix."""
     generator = torch.Generator(device="cuda").manual_seed(seed)
-    stem, each = case.stem // case.page, -(-case.length // case.page)
+    stem = case.stem // case.page
+    each = -(-case.length // case.page)  # pages of a sequence
     pages = stem + case.batch * (each - stem)
 
     def random(*shape: int) -> Tensor:
@@ -112,46 +114,57 @@ def make(case: Case, seed: int = 0) -> Inputs:
 
 
 def ours(case: Case, inputs: Inputs, cascade: bool = True) -> Callable[[], Tensor]:
-    """Planned once, as an engine plans a step; what is timed is a layer's share."""
-    lengths, counts = [case.length] * case.batch, [case.queries] * case.batch
+    """Our kernel. The plan is made once, as an engine makes it once a step, and one layer's part is timed."""
+    lengths = [case.length] * case.batch
+    counts = [case.queries] * case.batch
     inner = case.value_dim if case.shared else None
-    stems = [(0, case.batch, case.stem)] if case.stem and cascade else []
-    batch = kernels.plan_batch(inputs.table, lengths, counts, inputs.k_pages, case.heads, inner, stems)
+    prefixes = [kernels.SharedPrefix(0, case.batch, case.stem)] if case.stem and cascade else []
+    batch = kernels.plan_batch(inputs.table, lengths, counts, inputs.k_pages, case.heads, inner, prefixes)
     return lambda: kernels.paged_attention(
-        inputs.q, inputs.k_pages, inputs.v_pages, batch, inputs.scale, case.value_dim
+        inputs.q, inputs.k_pages, inputs.v_pages, batch, inputs.scale, case.value_dim, pdl=True
     )[0]
 
 
 def steps(case: Case, inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
-    """The steps of the lesson that lead to ours, on the same keys and values, laid out as each step has them."""
+    """The versions that lead to our kernel, on the same keys and values, each in its own layout."""
     from inference_opt.kernels import stepwise  # needs Triton
 
-    splits = max(1, 8 * 132 // (case.batch * case.heads))
     assert inputs.v_pages is not None
-    q, pages, scale = inputs.q, (inputs.k_pages, inputs.v_pages), inputs.scale
+    q = inputs.q
+    pages = (inputs.k_pages, inputs.v_pages)
+    scale = inputs.scale
+    if case.stem:
+        splits = max(1, 8 * 132 // (-(-case.batch // stepwise.ROWS) * case.heads))
+        return {
+            "step 4: shared prefix": lambda: stepwise.decode_4(
+                q, *pages, scale, splits, inputs.table, case.length, case.stem
+            )
+        }
+    splits = max(1, 8 * 132 // (case.batch * case.heads))
     k, v = (x[inputs.table.long()].flatten(1, 2) for x in pages)
     return {
-        "step 1: one program a head": lambda: stepwise.lesson_one(q, k, v, scale),
-        "step 2: split": lambda: stepwise.lesson_split(q, k, v, scale, splits),
-        "step 3: page table": lambda: stepwise.lesson_split(q, *pages, scale, splits, inputs.table, case.length),
+        "step 1: one program a head": lambda: stepwise.decode_1(q, k, v, scale),
+        "step 2: split": lambda: stepwise.decode_2(q, k, v, scale, splits),
+        "step 3: page table": lambda: stepwise.decode_3(q, *pages, scale, splits, inputs.table, case.length),
     }
 
 
 @torch.inference_mode()
 def bench_kernels(names: list[str], repeats: int, peers: bool, progress: Progress) -> dict[str, Any]:
-    """Every case by every implementation that is there. ValueError without CUDA, or for an unknown case."""
+    """Time every case with every implementation that is installed. ValueError without CUDA, or for an unknown case."""
     if not torch.cuda.is_available():
-        raise ValueError("the kernels are timed on CUDA, and there is no such device here")
+        raise ValueError("bench kernels needs CUDA, and there is no such device here")
     if unknown := set(names) - CASES.keys():
         raise ValueError(f"unknown case {min(unknown)!r}: expected one of {', '.join(CASES)}")
-    rate, bandwidth = product_rate(torch.bfloat16, "cuda"), read_bandwidth(4096, device="cuda")
+    rate = product_rate(torch.bfloat16, "cuda")
+    bandwidth = read_bandwidth(4096, device="cuda")
     results = []
     task = progress.add_task("bench kernels", total=len(names))
     for name in names:
         case = CASES[name]
         inputs = make(case)
         runs: dict[str, Callable[[], Tensor] | str] = {"inference-opt": ours(case, inputs)}
-        if name in STEPS:
+        if name in STEPS or case.stem:
             runs |= steps(case, inputs)
         if case.stem:
             runs["inference-opt, no cascade"] = ours(case, inputs, cascade=False)
@@ -160,7 +173,7 @@ def bench_kernels(names: list[str], repeats: int, peers: bool, progress: Progres
                 try:
                     if (prepared := prepare(case, inputs)) is not None:
                         runs[peer] = prepared
-                except Exception as error:  # a peer that fails must not end the run: its row says why
+                except Exception as error:  # a peer that fails must not end the run: its row gives the reason
                     runs[peer] = f"{type(error).__name__}: {error}"
         right = runs["inference-opt"]().float()  # type: ignore[operator]
         row: dict[str, Any] = {"case": asdict(case), "bytes": case.bytes, "operations": case.operations, "times": {}}

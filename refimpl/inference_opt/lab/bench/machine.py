@@ -1,4 +1,4 @@
-"""The limit that a number is held against: what the machine reads, and computes, a second."""
+"""The limits of the machine that figures are compared with: bytes read and operations computed in a second."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from inference_opt.kernels.graph import capture
 
 
 def read_bandwidth(megabytes: int = 1024, repeats: int = 5, device: torch.device | str = "cpu") -> float:
-    """Bytes a second at which a device reads its memory: the best of several sums over an array larger than caches."""
+    """Bytes a second at which a device reads its memory: the best of several sums over an array that no cache holds."""
     array = torch.ones(megabytes * 2**20 // 4, dtype=torch.float32, device=device)
     return array.numel() * 4 / _fastest(array.sum, repeats)
 
@@ -24,9 +24,9 @@ def product_rate(dtype: torch.dtype, device: torch.device | str = "cpu", repeats
 
 
 def graph_seconds(run: Callable[[], torch.Tensor], repeats: int) -> list[float]:
-    """Of each replay of a captured run on CUDA, caches flushed before it: the card's time, not the host's."""
+    """Seconds of each replay of a captured run, as the card measures them, with caches flushed before each replay."""
     graph = capture(run, warmups=3)
-    flush = torch.zeros(64 * 2**20, device="cuda")  # read, not written: what is written must still go back to memory
+    flush = torch.zeros(64 * 2**20, device="cuda")  # only read: written data would still have to go back to memory
     times = []
     for _ in range(repeats):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -35,7 +35,7 @@ def graph_seconds(run: Callable[[], torch.Tensor], repeats: int) -> list[float]:
         graph.replay()
         end.record()
         torch.cuda.synchronize()
-        times.append(max(begin.elapsed_time(end), 1e-3) / 1e3)  # the events tell half a microsecond
+        times.append(max(begin.elapsed_time(end), 1e-3) / 1e3)  # the events resolve half a microsecond
     return times
 
 

@@ -1,15 +1,16 @@
 """`inference-opt bench mla`: the explicit and the absorbed form of latent attention, by context and by new tokens.
 
-Two ceilings, measured in the same run, predict both forms: a form takes at least
+Two limits, measured in the same run, predict the time of each form. It is at least
 
     max(operations / rate of the matrix product,  bytes / read bandwidth)
 
     explicit   2 [n · n_k (d_h + d_v) d_c + m n · n_h (d_h + d_R + d_v)] operations for m new tokens over n
-               bytes: what is kept, W_UK and W_UV, and every key and value written and read once
+               bytes: the latents, W_UK and W_UV, and every key and value, written and read once
     absorbed   2 [m · n_h (d_h + d_v) d_c + m n · n_h (2 d_c + d_R)]
-               bytes: what is kept, W_UK and W_UV
+               bytes: the latents, W_UK and W_UV
 
-Absorbed wins for few new tokens, explicit for many; the crossing is where a system changes over.
+The absorbed form is faster for few new tokens, the explicit one for many. The crossing is where a system should change
+from one to the other.
 """
 
 import time
@@ -34,11 +35,11 @@ FORMS = ("explicit", "absorbed")
 
 
 def shapes() -> dict[str, ModelConfig]:
-    """DeepSeek's, and SmolLM2 converted at rank 96 + 32."""
+    """The shapes by name: DeepSeek's, and SmolLM2 converted at rank 96 + 32."""
 
     def of(heads: int, kv_heads: int, latent: LatentShape) -> ModelConfig:
         width = latent.qk_nope_head_dim + latent.qk_rope_head_dim
-        sizes = (2, 2, 1, heads, kv_heads, width, 2, 1)  # what stands around the attention is not measured
+        sizes = (2, 2, 1, heads, kv_heads, width, 2, 1)  # what surrounds the attention is not measured
         return ModelConfig(*sizes, latent=latent)
 
     deepseek = LatentShape(512, 64, 128, 128)
@@ -50,8 +51,9 @@ def shapes() -> dict[str, ModelConfig]:
 
 
 def cost(config: ModelConfig, form: str, m: int, n: int, element: int) -> tuple[int, int]:
-    """Operations, and bytes read or written at the least."""
-    s, k = config.latent, config.kv_heads
+    """Operations, and the least bytes read and written, for m new tokens over n."""
+    s = config.latent
+    k = config.kv_heads
     assert s is not None
     moved = n * config.kv_shape["head_dim"] + k * (s.qk_nope_head_dim + s.v_head_dim) * s.kv_lora_rank
     if form == "explicit":  # every key and value, written and read
@@ -60,13 +62,13 @@ def cost(config: ModelConfig, form: str, m: int, n: int, element: int) -> tuple[
 
 
 def predicted(config: ModelConfig, form: str, m: int, n: int, element: int, rate: float, bandwidth: float) -> float:
-    """Seconds, by the two ceilings."""
+    """Seconds that the two limits allow at best."""
     operations, moved = cost(config, form, m, n, element)
     return max(operations / rate, moved / bandwidth)
 
 
 def crossing(times: dict[str, list[float]], new: list[int]) -> float | None:
-    """At how many new tokens the explicit form becomes the faster one, between two that were tried (in logarithms)."""
+    """The number of new tokens from which the explicit form is faster, interpolated in logarithms; None if never."""
     gap = [log(a / e) for a, e in zip(times["absorbed"], times["explicit"])]  # positive: explicit is faster
     for i, g in enumerate(gap):
         if g > 0:
@@ -89,24 +91,29 @@ def _seconds(run: Callable[[], Tensor], device: torch.device, repeats: int) -> f
     return median(graph_seconds(run, repeats))
 
 
-def in_place(layer: LatentAttention, q: Tensor, kept: Tensor, page: int = 64) -> Callable[[], Tensor]:
+def by_kernel(layer: LatentAttention, q: Tensor, kept: Tensor, page: int = 64) -> Callable[[], Tensor]:
     """The absorbed form as an engine on CUDA runs it: by the kernel, over pages, planned beforehand."""
-    n, d_c = len(kept), layer.shape.kv_lora_rank
+    n = len(kept)
+    d_c = layer.shape.kv_lora_rank
     pages = nn.functional.pad(kept, (0, 0, 0, 0, 0, -n % page)).unflatten(0, (-1, page))
     table = torch.arange(len(pages), dtype=torch.int32)[None]
     batch = kernels.plan_batch(table, [n], [len(q)], pages, layer.heads, d_c)
-    return lambda: layer.values(kernels.paged_attention(layer.absorb(q), pages, None, batch, layer.scale, d_c)[0])
+    return lambda: layer.values(
+        kernels.paged_attention(layer.absorb(q), pages, None, batch, layer.scale, d_c, pdl=True)[0]
+    )
 
 
 @torch.inference_mode()
 def bench_mla(
     names: list[str], device_name: str, dtype_name: str, contexts: list[int], repeats: int, progress: Progress
 ) -> dict[str, Any]:
-    """Both forms of one layer's attention over one sequence. ValueError for a shape that is not there."""
-    device, dtype = parse_device(device_name), parse_dtype(dtype_name)
+    """Time both forms of one layer's attention over one sequence. ValueError for an unknown shape."""
+    device = parse_device(device_name)
+    dtype = parse_dtype(dtype_name)
     if unknown := set(names) - shapes().keys():
         raise ValueError(f"unknown shape {min(unknown)!r}: expected one of {', '.join(shapes())}")
-    rate, bandwidth = product_rate(dtype, device), read_bandwidth(device=device)
+    rate = product_rate(dtype, device)
+    bandwidth = read_bandwidth(device=device)
     results = []
     task = progress.add_task("bench mla", total=len(names) * len(contexts))
     for name in names:
@@ -126,9 +133,9 @@ def bench_mla(
                 outputs = {}
                 for form in FORMS:
                     layer.form = form
-                    run: Callable[[], Tensor] = partial(layer.core, q, kept, kept, layer.scale)
+                    run: Callable[[], Tensor] = partial(layer.over, q, kept)
                     if form == "absorbed" and kept.is_cuda:
-                        run = in_place(layer, q, kept)
+                        run = by_kernel(layer, q, kept)
                     outputs[form] = run()
                     times[form].append(_seconds(run, device, repeats))
                     limits[form].append(predicted(config, form, m, n, element, rate, bandwidth))

@@ -1,4 +1,4 @@
-"""Decoders of others, to be measured beside ours: `transformers` on the same weights."""
+"""The peer that is measured beside our decoders: `transformers` on the same weights."""
 
 import contextlib
 import io
@@ -12,23 +12,23 @@ from inference_opt.loading.download import MODELS, fetch
 
 
 class Clock:
-    """When `transformers` hands out tokens, and how many: the first time the prompt."""
+    """A streamer for `transformers` that records when tokens come, and how many. The prompt comes first."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
         self.counts: list[int] = []
 
     def put(self, tokens: torch.Tensor) -> None:
-        """Called with what is new."""
+        """Called with the new tokens."""
         self.times.append(time.perf_counter())
         self.counts.append(tokens.numel())
 
     def end(self) -> None:
-        """Called behind the last."""
+        """Called after the last token."""
 
 
 def transformers_model(source: str, dtype: torch.dtype) -> Any:
-    """`transformers`' own reading of the same file. ValueError where it is not installed."""
+    """The same file as `transformers` reads it. ValueError if `transformers` is not installed."""
     try:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
@@ -41,6 +41,6 @@ def transformers_model(source: str, dtype: torch.dtype) -> Any:
     folder = path.parent if path.is_file() else path
     with contextlib.redirect_stderr(io.StringIO()):  # its own progress bars
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **where).eval()
-    # Every new token is wanted: an end-of-sequence token must not end a timed run.
+    # An end-of-sequence token must not end a timed run.
     model.generation_config.eos_token_id = model.config.eos_token_id = None
     return model

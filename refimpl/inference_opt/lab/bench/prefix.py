@@ -1,9 +1,9 @@
-"""`inference-opt bench prefix`: requests whose prompts begin alike, with the shared beginning reused and computed anew.
+"""`inference-opt bench prefix`: requests that share a prefix, with the prefix reused and with it computed anew.
 
-n requests on a stem of s tokens, each with a tail of its own of t tokens: without reuse n·(s + t) tokens are prefilled,
-with reuse s + n·t. Three engines in turn, several times over, in one process, on the same weights and prompts: ours
-with its radix tree (empty at the start of each run), ours without, and `transformers`' generate on one padded batch.
-All decode greedily, and all must give the same tokens.
+n requests share a prefix of s tokens, and each has a tail of its own of t tokens. Without reuse n·(s + t) tokens are
+prefilled, with reuse s + n·t. Three engines run in turn, several times over, in one process, on the same weights and
+prompts: ours with its radix tree (empty at the start of each run), ours without it, and `generate` of `transformers` on
+one padded batch. All decode greedily, and all must give the same tokens.
 """
 
 import time
@@ -23,11 +23,11 @@ from inference_opt.loading.tokenizer import Tokenizer, needed
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
 
-Run = Callable[[list[list[int]], int], tuple[float, list[list[int]], Stats | None]]  # seconds, texts, what it counted
+Run = Callable[[list[list[int]], int], tuple[float, list[list[int]], Stats | None]]  # seconds, texts, counts
 
 
 def stem_prompts(tokenizer: Tokenizer, requests: int, stem: int) -> list[list[int]]:
-    """A question each on one stem: the built-in prompts' texts, from the start again if they are too short."""
+    """Prompts that ask a question each on one prefix: the built-in prompts' texts, repeated if they are too short."""
     texts = [prompt.text for prompt in load_prompts()]
     document = tokenizer.encode("\n\n".join(f"Text {i + 1}:\n{text}" for i, text in enumerate(texts)) + "\n\n")
     shared = (document * (stem // len(document) + 1))[:stem]
@@ -37,7 +37,7 @@ def stem_prompts(tokenizer: Tokenizer, requests: int, stem: int) -> list[list[in
 
 def _engine(model: Transformer, radix: bool) -> Run:
     def run(prompts: list[list[int]], new: int) -> tuple[float, list[list[int]], Stats | None]:
-        pages = sum(-(-(len(prompt) + new) // 16) for prompt in prompts)  # room for all, so that none is preempted
+        pages = sum(-(-(len(prompt) + new) // 16) for prompt in prompts)  # enough for all, so that none is preempted
         engine = Engine(model, radix=radix, page_size=16, num_pages=pages, max_running=len(prompts))
         start = time.perf_counter()
         texts = engine.generate(prompts, SamplingParams(max_new_tokens=new, ignore_eos=True))
@@ -49,7 +49,7 @@ def _engine(model: Transformer, radix: bool) -> Run:
 def bench_prefix(
     source: str, dtype: str, requests: int, stem: int, new: int, repeats: int, peer: bool, progress: Progress
 ) -> dict[str, Any]:
-    """Seconds from the arrival of all requests to the last token, and whether the tokens are the same."""
+    """Seconds from the arrival of all requests to the last token, and whether all tokens are the same."""
     model, tokenizer = load_model(source, dtype=dtype)
     prompts = stem_prompts(needed(tokenizer), requests, stem)
     runs: dict[str, Run] = {"with reuse": _engine(model, True), "without reuse": _engine(model, False)}
@@ -81,7 +81,8 @@ def bench_prefix(
             "agreement": f"{same} of {requests}" + "".join(f"; {v}" for v in verdicts if not v.identical),
         }
         if (counted := stats[name]) is not None:
-            row["prefill_tokens"], row["hit_rate"] = counted.prefill_tokens, counted.hit_rate
+            row["prefill_tokens"] = counted.prefill_tokens
+            row["hit_rate"] = counted.hit_rate
             row["overhead"] = counted.schedule_seconds / elapsed(0.0, counted.schedule_seconds + counted.run_seconds)
         results.append(row)
     head = {"command": command_line(), "machine": describe(), "model": source, "dtype": dtype, "repeats": repeats}

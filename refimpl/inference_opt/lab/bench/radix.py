@@ -1,8 +1,9 @@
-"""`inference-opt bench radix`: the tree alone. How often it hits, by policy and capacity, and how fast it answers.
+"""`inference-opt bench radix`: the tree alone. Its hit rate by policy and capacity, and its speed.
 
-Hit rates come from a replay: each prompt is matched, then inserted, then the tree is cut down to its capacity; hit
-blocks are counted against all blocks. Bound and peers are run on the same prompts: Belady's policy, which knows the
-future; a dictionary of all prefixes, which every unbounded match is checked against; SGLang's own tree.
+Hit rates come from a replay: each prompt is matched, then inserted, then pages are evicted down to the capacity. The
+hit rate is the share of blocks that were found. The same prompts are run with a bound, Belady's policy, which knows the
+future, and with two peers: a dictionary of all prefixes, with which every unbounded match is compared, and SGLang's own
+tree.
 """
 
 import gc
@@ -27,7 +28,7 @@ from inference_opt.lab.eviction.learned import FadingFrequency, Odds
 from inference_opt.radix.eviction import FIFO, LFU, LRU, Belady, Policy
 from inference_opt.radix.tree import RadixTree
 
-SIZES = [1_000, 10_000, 100_000]  # sequences cached when matches are timed
+SIZES = [1_000, 10_000, 100_000]  # numbers of cached sequences with which matches are timed
 
 POLICIES: dict[str, Callable[[Workload, int], Policy]] = {
     "FIFO": lambda prompts, capacity: FIFO(),
@@ -40,19 +41,22 @@ POLICIES: dict[str, Callable[[Workload, int], Policy]] = {
 
 
 def replay(prompts: Workload, capacity: int, policy: Policy) -> tuple[float, float]:
-    """(Hit rate in blocks, seconds a prompt) of a tree of `capacity` pages, a block a page."""
-    tree, names, hits, asked = RadixTree(1, policy), count(), 0, 0
+    """(Hit rate in blocks, seconds for a prompt) of a tree of `capacity` pages, each of one block."""
+    tree = RadixTree(1, policy)
+    names = count()
+    hits = asked = 0
     start = time.perf_counter()
     for prompt in prompts:
         pages = tree.match(prompt).pages
-        hits, asked = hits + len(pages), asked + len(prompt)
+        hits += len(pages)
+        asked += len(prompt)
         tree.insert(prompt, pages + [next(names) for _ in range(len(prompt) - len(pages))])
         tree.evict(max(len(tree) - capacity, 0))
     return hits / asked, elapsed(start) / len(prompts)
 
 
 def hit_rates(prompts: Workload, capacities: list[int], progress: Progress, name: str) -> list[dict[str, Any]]:
-    """One row a policy, one pair of figures a capacity."""
+    """A row for each policy, with two figures for each capacity."""
     task = progress.add_task(name, total=len(POLICIES) * len(capacities))
     rows = []
     for policy, make in POLICIES.items():
@@ -67,7 +71,7 @@ def hit_rates(prompts: Workload, capacities: list[int], progress: Progress, name
 
 
 def _rates(prompts: Workload, prepare: Callable, match: Callable, insert: Callable) -> tuple[float, float, int]:
-    """(Matches a second, insertions a second, pages matched), keys and new pages prepared outside of the time."""
+    """(Matches a second, insertions a second, pages matched). Making keys and new pages is not timed."""
     names = count()
     keys = [prepare(prompt) for prompt in prompts]
     pages = [[next(names) for _ in range(len(prompt))] for prompt in prompts]
@@ -95,7 +99,7 @@ def speed(prompts: Workload, wheel: Path | None, repeats: int, progress: Progres
         return _rates(prompts, lambda prompt: prompt, lambda key: tree.match(key).pages, tree.insert)
 
     def dictionary() -> tuple[float, float, int]:
-        known: dict[bytes, int] = {}  # every prefix, whole: what the tree must equal, and what it saves
+        known: dict[bytes, int] = {}  # every prefix, whole: its matches are what the tree must find
 
         def match(key: bytes) -> list[int]:
             pages: list[int] = []
@@ -134,12 +138,15 @@ def speed(prompts: Workload, wheel: Path | None, repeats: int, progress: Progres
 
 
 def scaling(sizes: list[int], progress: Progress, seed: int) -> list[dict[str, Any]]:
-    """Microseconds for a match of 1,024 tokens, pages of 16, in trees of so many sequences (half of each is shared)."""
-    rng, rows = random.Random(seed), []
+    """Microseconds to match 1,024 tokens, by the number of cached sequences. Half of each is shared; pages of 16."""
+    rng = random.Random(seed)
+    rows = []
     task = progress.add_task("matches by size of the tree", total=sum(sizes))
     stems = [rng.choices(range(50_000), k=512) for _ in range(100)]
     for size in sizes:
-        tree, names, some = RadixTree(16), count(), []
+        tree = RadixTree(16)
+        names = count()
+        some = []
         for i in range(size):
             text = array("i", rng.choice(stems) + rng.choices(range(50_000), k=512))
             pages = tree.match(text).pages
@@ -161,7 +168,7 @@ def scaling(sizes: list[int], progress: Progress, seed: int) -> list[dict[str, A
 def bench_radix(
     trace: Path | None, capacities: list[int], wheel: Path | None, repeats: int, seed: int, progress: Progress
 ) -> dict[str, Any]:
-    """Everything; what needs the trace is left out where there is none."""
+    """All figures of this benchmark. `trace` and `wheel` (SGLang's) may be missing; their parts are then left out."""
     workloads = {"trace": read_trace(trace)} if trace else {}
     workloads |= {name: make(seed) for name, make in GENERATED.items()}
     figures: dict[str, Any] = {"command": command_line(), "machine": describe(), "seed": seed, "capacities": capacities}
@@ -177,7 +184,7 @@ def bench_radix(
 
 
 def hit_rate_figure(figures: dict[str, Any], workload: str) -> Figure:
-    """Hit rate against capacity, a line a policy."""
+    """Hit rate against capacity, with a line for each policy."""
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
     colours = ("#bbbbbb", "#937860", "#4c72b0", "#55a868", "#dd8452", "#222222")

@@ -1,7 +1,7 @@
-"""SGLang's own `RadixCache`, unmodified, out of its wheel, for a run beside ours (nothing of it is contained here).
+"""SGLang's own `RadixCache`, unmodified, from its wheel, to run beside ours. (None of its code is in this project.)
 
-Its module imports others that need packages which the tree itself has no use for. Those are stubbed; a stub that is
-called raises, so nothing that is measured is a stub. Found to work with sglang 0.5.23.
+Its module imports others that need packages which the tree itself does not use. These modules are replaced by stubs. A
+stub that is called raises, so nothing that is measured is a stub. This works with sglang 0.5.23.
 """
 
 import importlib
@@ -36,11 +36,11 @@ class _Stub(types.ModuleType):
 
 
 class SGLangTree:
-    """Its match and insert, with keys and values in the types that it wants."""
+    """SGLang's match and insert, with keys and values in the types that they expect."""
 
     def __init__(self, wheel: Path, page_size: int) -> None:
         if not wheel.is_file():
-            raise ValueError(f"{wheel} is no file: download the wheel with pip download sglang==0.5.23 --no-deps")
+            raise ValueError(f"{wheel} is not a file: download the wheel with pip download sglang==0.5.23 --no-deps")
         if "sglang" not in sys.modules:
             package = types.ModuleType("sglang")  # without running its __init__
             package.__path__ = [f"{wheel}/sglang"]
@@ -52,10 +52,12 @@ class SGLangTree:
         except ImportError as error:
             raise ValueError(f"{wheel} could not be imported ({error}); sglang 0.5.23 is known to work") from None
         self._cache = tree.RadixCache(tree.CacheInitParams(False, None, None, page_size, eviction_policy="lru"))
-        self._key, self._match, self._insert = tree.RadixKey, base.MatchPrefixParams, base.InsertParams
+        self._key = tree.RadixKey
+        self._match = base.MatchPrefixParams
+        self._insert = base.InsertParams
 
     def prepare(self, tokens: array) -> Any:
-        """A key, made of what its scheduler holds: an array of 64-bit integers."""
+        """A key from tokens. SGLang's scheduler holds them as an array of 64-bit integers."""
         return self._key(array("q", tokens))
 
     def match(self, key: Any) -> torch.Tensor:
@@ -64,5 +66,5 @@ class SGLangTree:
         return self._cache.path_device_indices(found.last_device_node)
 
     def insert(self, key: Any, slots: torch.Tensor) -> None:
-        """Store `slots` (64-bit, one a token) for the key."""
+        """Store `slots` (64-bit, one for each token) for the key."""
         self._cache.insert(self._insert(key, slots))

@@ -1,4 +1,4 @@
-"""Real models' shapes, for benchmarks on random weights: how long a step takes does not depend on them."""
+"""Real models' shapes, for benchmarks on random weights: a step's time does not depend on the weights' values."""
 
 import torch
 
@@ -14,7 +14,7 @@ SHAPES = {
 
 
 def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Transformer:
-    """Made where it is used; equal where the seed and the device are."""
+    """A model of this shape with random weights, made on the device. The same seed and device give the same weights."""
     with torch.device(device):
         model = Transformer(config).to(dtype).eval()
     return model.init_weights(seed).pack().requires_grad_(False)

@@ -1,18 +1,19 @@
-"""`inference-opt bench speculative`: drafters by task, beside plain decoding, the peer, and what the cost model says.
+"""`inference-opt bench speculative`: drafters by task, beside plain decoding, the peer, and the cost model.
 
-Every prompt is decoded by every decoder in turn, several times over, in one process, on the same weights. All make the
-same number of tokens: as many as plain decoding makes until it ends its text, so that nothing is measured of what a
-model rambles behind the end. Timed is decoding alone: from the first token, which the prefill gives, to the last.
+Every decoder decodes every prompt in turn, several times over, in one process, on the same weights. All make the same
+number of tokens: as many as plain decoding makes until it ends its text, so that no text after the end is measured.
+Only decoding is timed: from the first token, which the prefill gives, to the last.
 
-    α    accepted / (accepted + rejected), of the drafts that were judged: those behind a rejection were not
-    c    seconds of a drafted token / seconds of a plain step: what Theorem 3.8 (2211.17192) asks of a drafter
-    r    what one more row costs the target, in plain steps; Theorem 3.8 takes it to be 0
-    speed-up expected = Σ E[tokens of a step] / Σ (1 + γ c), over the steps as they were, each with its own γ
+    α    accepted / (accepted + rejected), of the drafts that were judged; those after a rejection were not judged
+    c    seconds of a drafted token / seconds of a plain step: the cost of a drafter in Theorem 3.8 (2211.17192)
+    r    the cost of one more row for the target, in plain steps; Theorem 3.8 takes it to be 0
+    expected speed-up = Σ E[tokens of a step] / Σ (1 + γ c), over the steps that were made, each with its own γ
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from rich.progress import Progress
 
 from inference_opt.engine.engine import Engine
-from inference_opt.engine.speculation import LONGEST
+from inference_opt.engine.speculation import MAX_GAMMA
 from inference_opt.environment import command_line, describe, elapsed
 from inference_opt.lab.agreement import compare
 from inference_opt.lab.bench.machine import read_bandwidth
@@ -35,18 +36,20 @@ from inference_opt.speculative.cost import expected_tokens
 from inference_opt.speculative.head import DraftHead
 
 TASKS = ("editing", "summarising", "humaneval", "chat")
-PLAIN, PEER, PEER_LOOKUP = "plain", "transformers", "transformers, lookup"
-PEER_DRAFTS = 10  # a step: the number of its documentation; of 3, 5 and 10 the fastest on editing
+PLAIN = "plain"
+PEER = "transformers"
+PEER_LOOKUP = "transformers, lookup"
+PEER_DRAFTS = 10  # in a step, as in its documentation; on editing it is the fastest of 3, 5 and 10
 
 
 @dataclass
 class Timed:
-    """One text, decoded once. What the prefill gave, and its time, are not counted."""
+    """One text, decoded once. The prefill's token and time are not counted."""
 
     text: list[int]
     tokens: int
     seconds: float
-    drafted: list[int] = field(default_factory=list)  # step by step
+    drafted: list[int] = field(default_factory=list)  # in each step
     accepted: list[int] = field(default_factory=list)
     draft_seconds: float = 0.0
     run_seconds: float = 0.0
@@ -56,19 +59,22 @@ Decoder = Callable[[list[int], int, int], Timed]  # prompt, new tokens, seed
 
 
 def engine_decoder(model: Transformer, drafter: Drafter | None, gamma: int | None, temperature: float) -> Decoder:
-    """Our engine, one request at a time."""
+    """Our engine, with one request at a time."""
 
     def decode(prompt: list[int], new: int, seed: int) -> Timed:
-        pages = -(-(len(prompt) + new + max(gamma or 0, LONGEST)) // 16)
+        pages = -(-(len(prompt) + new + max(gamma or 0, MAX_GAMMA)) // 16)
         engine = Engine(model, drafter=drafter, num_pages=pages, gamma=gamma)
         params = SamplingParams(max_new_tokens=new, temperature=temperature, seed=seed, ignore_eos=True)
         request = engine.add(prompt, params)
         while not request.output:
             engine.step()
-        before, outputs, start = engine.stats, [], time.perf_counter()
+        before = engine.stats
+        outputs = []
+        start = time.perf_counter()
         while not request.finished:
             outputs += engine.step()
-        seconds, after = elapsed(start), engine.stats
+        seconds = elapsed(start)
+        after = engine.stats
         return Timed(
             request.output,
             tokens=sum(len(out.tokens) for out in outputs),
@@ -83,12 +89,13 @@ def engine_decoder(model: Transformer, drafter: Drafter | None, gamma: int | Non
 
 
 def peer_decoder(peer: Any, lookup: bool, temperature: float) -> Decoder:
-    """`transformers`' generate, plain or with its prompt lookup."""
+    """`generate` of `transformers`, plain or with its prompt lookup."""
     options: dict[str, Any] = {"prompt_lookup_num_tokens": PEER_DRAFTS} if lookup else {}
     options |= {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
 
     def decode(prompt: list[int], new: int, seed: int) -> Timed:
-        ids, clock = torch.tensor([prompt]), Clock()
+        ids = torch.tensor([prompt])
+        clock = Clock()
         torch.manual_seed(seed)
         out = peer.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, pad_token_id=0, streamer=clock, **options
@@ -99,12 +106,12 @@ def peer_decoder(peer: Any, lookup: bool, temperature: float) -> Decoder:
 
 
 def our_drafters(model: Transformer, names: Sequence[str] | None) -> tuple[dict[str, Drafter], dict[str, str]]:
-    """Drafters by name (all, if none are named), and why others are left out. ValueError for a named one that fails."""
+    """Drafters by name (None: all that work), and why others are left out. ValueError for a named one that fails."""
     drafters: dict[str, Drafter] = {}
     left_out: dict[str, str] = {}
     for name in names or DRAFTERS:
         try:
-            # The trained one is read from its file once, not once an engine.
+            # The trained one is read from its file once, not for every engine.
             drafters[name] = Eagle(DraftHead.load(model)) if name == "trained" else DRAFTERS[name]()
             Engine(model, drafter=drafters[name], num_pages=1)
         except ValueError as error:
@@ -129,7 +136,10 @@ def bench_speculative(
     seed: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Tokens a second in decode by task and decoder, with all that explains them. `prompts`: at most, of each task."""
+    """Tokens a second in decode by task and decoder, with the figures that explain them.
+
+    `prompts`: how many of each task, at most. ValueError for a named drafter that does not fit the model.
+    """
     model, tokenizer = load_model(source, dtype=dtype)
     drafters, left_out = our_drafters(model, names)
     decoders = {PLAIN: engine_decoder(model, None, None, temperature)}
@@ -143,24 +153,15 @@ def bench_speculative(
     }
     total = sum(map(len, texts.values())) * (1 + repeats * len(decoders))
     bar = progress.add_task("bench speculative", total=total)
-    workloads, results, limits = {}, [], []
+
+    workloads = {}
+    results = []
+    limits: list[float] = []
     for task, chosen in texts.items():
         ids = [prompt.ids(needed(tokenizer)) for prompt in chosen]
-        lengths = []
-        for i, prompt in enumerate(ids):
-            params = SamplingParams(max_new_tokens=new, temperature=temperature, seed=seed + i)
-            lengths.append(max(len(Engine(model).generate([prompt], params)[0]), 2))
-            progress.advance(bar)
-        for decode in decoders.values():
-            decode(ids[0], 4, seed)  # warm up
-        runs: dict[str, list[list[Timed]]] = {name: [] for name in decoders}  # by repeat and prompt
-        for repeat in range(repeats):
-            limits.append(read_bandwidth(repeats=3) / model.weight_bytes())
-            for i, (prompt, length) in enumerate(zip(ids, lengths)):
-                for name, decode in decoders.items():
-                    runs[name] += [[]] if i == 0 else []
-                    runs[name][repeat].append(decode(prompt, length, seed + i))
-                    progress.advance(bar)
+        lengths = _plain_lengths(model, ids, new, temperature, seed, partial(progress.advance, bar))
+        runs, plain_limits = _run_in_turn(model, decoders, ids, lengths, repeats, seed, partial(progress.advance, bar))
+        limits += plain_limits
         rows = [summarise(task, name, runs) for name in decoders]
         for row in rows:
             if not temperature:
@@ -178,10 +179,48 @@ def bench_speculative(
     return head | exact | {"left_out": left_out, "workloads": workloads, "results": results}
 
 
+def _plain_lengths(
+    model: Transformer, prompts: list[list[int]], new: int, temperature: float, seed: int, advance: Callable[[], None]
+) -> list[int]:
+    """The number of tokens of each prompt's plain text, `new` at most, and 2 at least (there is a rate from 2 on)."""
+    lengths = []
+    for i, prompt in enumerate(prompts):
+        params = SamplingParams(max_new_tokens=new, temperature=temperature, seed=seed + i)
+        lengths.append(max(len(Engine(model).generate([prompt], params)[0]), 2))
+        advance()
+    return lengths
+
+
+def _run_in_turn(
+    model: Transformer,
+    decoders: Mapping[str, Decoder],
+    prompts: list[list[int]],
+    lengths: list[int],
+    repeats: int,
+    seed: int,
+    advance: Callable[[], None],
+) -> tuple[dict[str, list[list[Timed]]], list[float]]:
+    """Run every decoder on every prompt, `repeats` times.
+
+    Returns each decoder's texts by repeat and prompt, and the limit of plain decoding (tokens a second) by repeat.
+    """
+    for decode in decoders.values():
+        decode(prompts[0], 4, seed)  # warm up
+    runs: dict[str, list[list[Timed]]] = {name: [[] for _ in range(repeats)] for name in decoders}
+    limits = []
+    for repeat in range(repeats):
+        limits.append(read_bandwidth(repeats=3) / model.weight_bytes())
+        for i, (prompt, length) in enumerate(zip(prompts, lengths)):
+            for name, decode in decoders.items():
+                runs[name][repeat].append(decode(prompt, length, seed + i))
+                advance()
+    return runs, limits
+
+
 def _agreement(
     model: Transformer, prompts: Sequence[list[int]], plain: Sequence[Timed], other: Sequence[Timed]
 ) -> dict[str, Any]:
-    """Greedy tokens against plain decoding's."""
+    """Greedy tokens, compared with those of plain decoding."""
     verdicts = [compare(model, prompt, a.text, b.text) for prompt, a, b in zip(prompts, plain, other)]
     same = sum(verdict.identical for verdict in verdicts)
     text = f"{same} of {len(verdicts)}" + "".join(f"; {v}" for v in verdicts if not v.identical)
@@ -189,7 +228,7 @@ def _agreement(
 
 
 def summarise(task: str, name: str, runs: Mapping[str, Sequence[Sequence[Timed]]]) -> dict[str, Any]:
-    """One row: rates and ratios repeat by repeat (each with its own neighbours), then what explains them."""
+    """One row: rates and ratios, taken repeat by repeat and then their medians, and the figures that explain them."""
 
     def per_repeat(figure: Callable[[Sequence[Timed]], float], of: str = name) -> list[float]:
         return [figure(repeat) for repeat in runs[of]]
@@ -204,7 +243,7 @@ def summarise(task: str, name: str, runs: Mapping[str, Sequence[Sequence[Timed]]
     }
     for key, base in (("over_plain", PLAIN), ("over_peer_lookup", PEER_LOOKUP)):
         if base in runs:
-            ratios = [mine / its for mine, its in zip(rates, per_repeat(_rate, base))]
+            ratios = [rate / base_rate for rate, base_rate in zip(rates, per_repeat(_rate, base))]
             row |= {key: median(ratios), f"{key}_spread": [min(ratios), max(ratios)]}
     if name.startswith(PEER):
         return row
@@ -213,6 +252,8 @@ def summarise(task: str, name: str, runs: Mapping[str, Sequence[Sequence[Timed]]
     row |= {"steps": len(drafted), "tokens_per_step": row["tokens"] / len(drafted)}
     if name == PLAIN:
         return row
+
+    # Seconds, repeat by repeat: a plain step, a drafted token, and the target's run in a plain step and in this one.
     plain_steps = per_repeat(lambda each: sum(t.seconds for t in each) / sum(len(t.drafted) for t in each), PLAIN)
     guessing = per_repeat(lambda each: sum(t.draft_seconds for t in each) / max(sum(sum(t.drafted) for t in each), 1))
     plain_runs = per_repeat(lambda each: sum(t.run_seconds for t in each) / sum(len(t.drafted) for t in each), PLAIN)
@@ -224,7 +265,7 @@ def summarise(task: str, name: str, runs: Mapping[str, Sequence[Sequence[Timed]]
         "alpha": estimate_alpha(drafted, accepted),
         "gamma": sum(drafted) / len(drafted),
         "c": median(guess / step for guess, step in zip(guessing, plain_steps)),
-        "step_cost": median(mine / plain for mine, plain in zip(running, plain_runs)),
+        "step_cost": median(run / plain_run for run, plain_run in zip(running, plain_runs)),
         "draft_share": median(
             per_repeat(lambda each: sum(t.draft_seconds for t in each) / sum(t.seconds for t in each))
         ),
@@ -241,22 +282,22 @@ def _rate(repeat: Sequence[Timed]) -> float:
 
 
 def estimate_alpha(drafted: Sequence[int], accepted: Sequence[int]) -> float:
-    """Of the drafts that were judged, the share that was accepted: the first rejection of a step ends its judging."""
-    rejections = sum(kept < count for count, kept in zip(drafted, accepted))
+    """The share of accepted drafts among those that were judged. A step's first rejection ends its judging."""
+    rejections = sum(passed < count for count, passed in zip(drafted, accepted))
     return sum(accepted) / max(sum(accepted) + rejections, 1)
 
 
 def expected_speedup(alpha: float, drafted: Sequence[int], c: float) -> float:
-    """Theorem 3.8, summed over steps of unequal draft lengths."""
+    """The speed-up of Theorem 3.8, for steps of unequal draft lengths."""
     return sum(expected_tokens(alpha, gamma) for gamma in drafted) / sum(1 + gamma * c for gamma in drafted)
 
 
 def why_slower(row: Mapping[str, Any]) -> str:
-    """In words, where speculation does not pay; empty where it does."""
+    """The reason, in words, if speculation does not pay; empty if it does."""
     if row["over_plain"] >= 1:
         return ""
     if not row["drafted"]:
-        return "nothing was drafted, and looking for drafts took what is lost"
+        return "nothing was drafted, and looking for drafts took the time that is lost"
     if row["alpha"] <= row["c"]:
         return f"α = {row['alpha']:.2f} ≤ c = {row['c']:.2f}: no γ can pay (Corollary 3.9)"
     if row["alpha"] <= row["c"] + row["r"]:

@@ -1,7 +1,7 @@
 """Requests to replay: a published trace of real chats, and generated traffic of other kinds.
 
-A workload is a list of prompts, each an array("i") of *blocks*: a number names a block of tokens together with all that
-comes before it, so that equal numbers mean equal prefixes. Replayed with page_size 1, a page is a block.
+A workload is a list of prompts, each an array("i") of *blocks*. A block's number stands for its tokens and for all that
+come before them, so equal numbers mean equal prefixes. In a replay with page_size 1, a page is a block.
 """
 
 import json
@@ -18,10 +18,10 @@ TRACE_URL = "https://github.com/kvcache-ai/Mooncake, FAST25-release/traces/conve
 
 
 def read_trace(path: Path) -> Workload:
-    """A Mooncake trace: a JSON object a line, its `hash_ids` one number a block of 512 tokens. ValueError if not."""
+    """Read a Mooncake trace: one JSON object a line, whose `hash_ids` has a number for each block of 512 tokens."""
     prompts = []
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no file: expected a trace as published at {TRACE_URL}")
+        raise ValueError(f"{path} is not a file: expected a trace as published at {TRACE_URL}")
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -35,11 +35,12 @@ def read_trace(path: Path) -> Workload:
 
 
 def agents(seed: int, requests: int = 8000) -> Workload:
-    """Agents and few-shot prompts: 400 long stems of Zipf popularity, a tail of its own for each request.
+    """Agents and few-shot prompts: 400 long prefixes of Zipf popularity, and a tail of its own for each request.
 
-    Fashions change: every 400 requests the 20 most popular stems give way to new ones.
+    Every 400 requests the 20 most popular prefixes are replaced by new ones.
     """
-    rng, names = random.Random(seed), count()
+    rng = random.Random(seed)
+    names = count()
     popularity = list(accumulate(1 / (rank + 1) ** 0.9 for rank in range(400)))
     stems: dict[int, list[int]] = {}
     prompts = []
@@ -52,12 +53,14 @@ def agents(seed: int, requests: int = 8000) -> Workload:
 
 
 def sessions(seed: int, users: int = 3000) -> Workload:
-    """Conversations: one begins each second; 3 of 5 end after their first turn, the others go on at random.
+    """Conversations: one begins each second; 3 of 5 end after their first turn, the others go on for a random time.
 
-    A turn adds up to 6 blocks, and a last, partial one that no other turn shares. Users think for half a minute to five
-    minutes on average, each at a pace of their own, exponentially distributed.
+    A turn adds up to 6 blocks, and a last, partial block that no other turn shares. Users take exponentially
+    distributed times to answer, each with a mean of their own between half a minute and five minutes.
     """
-    rng, names, turns = random.Random(seed), count(), []
+    rng = random.Random(seed)
+    names = count()
+    turns = []
     start = 0.0
     for _ in range(users):
         start += rng.expovariate(1.0)
@@ -75,7 +78,7 @@ def sessions(seed: int, users: int = 3000) -> Workload:
 
 
 def loop(seed: int, documents: int = 400, rounds: int = 12) -> Workload:
-    """Questions about 400 documents of 40 blocks, one document after the other and round again: LRU's worst case."""
+    """Questions about 400 documents of 40 blocks, one document after another, again and again: LRU's worst case."""
     names = count()
     texts = [[next(names) for _ in range(40)] for _ in range(documents)]
     return [array("i", [*text, next(names)]) for _ in range(rounds) for text in texts]

@@ -1,4 +1,4 @@
-"""Chance that takes every turn there is: draws, comparisons with a uniform number, and races by shared noise."""
+"""Randomness that takes every turn there is: draws, comparisons with a uniform number, and races by shared noise."""
 
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -7,19 +7,19 @@ from typing import Any
 
 import numpy as np
 
-from inference_opt.speculative.rules import Law
+from inference_opt.speculative.rules import Probs
 
 
 # [branching]
 class Branching:
-    """Chance that follows a script of outcomes, takes the first where the script ends, and counts them all."""
+    """Randomness that follows a script of outcomes, takes the first where the script ends, and counts them all."""
 
     def __init__(self, script: Sequence[int]) -> None:
         self.script = list(script)
         self.widths: list[int] = []  # how many outcomes each turn had
         self.turns: list[tuple[Any, Fraction]] = []  # what came of it, and how likely that was
         self.probability = Fraction(1)
-        self.won: dict[int, tuple[Law, int]] = {}  # races that were run: whose, and who won
+        self.won: dict[int, tuple[Probs, int]] = {}  # races that were run: whose, and who won
 
     def _turn(self, outcomes: Sequence[tuple[Any, Any]]) -> Any:
         possible = [(value, weight) for value, weight in outcomes if weight > 0]
@@ -32,12 +32,12 @@ class Branching:
         self.probability *= self.turns[-1][1]
         return value
 
-    def choose(self, weights: Law, i: int) -> int:
-        """Every token that has a weight."""
+    def choose(self, weights: Probs, i: int) -> int:
+        """Every token that has a weight, in turn."""
         return self._turn(list(enumerate(weights)))
 
-    def race(self, weights: Law, i: int) -> int:
-        """The same by the noise of place i, which a second law that races there shares with the first."""
+    def race(self, weights: Probs, i: int) -> int:
+        """The same, by the noise of place i: a second race there shares it with the first."""
         if i in self.won:
             return self.choose(second_winner(*self.won[i], weights), i)
         self.won[i] = weights, self.choose(weights, i)
@@ -51,12 +51,14 @@ class Branching:
 class Uniform:
     """A uniform number in [low, high), which every comparison narrows."""
 
-    def __init__(self, chance: Branching) -> None:
-        self.chance, self.low, self.high = chance, Fraction(0), Fraction(1)
+    def __init__(self, rng: Branching) -> None:
+        self.rng = rng
+        self.low = Fraction(0)
+        self.high = Fraction(1)
 
     def __lt__(self, threshold: Any) -> bool:
         middle = min(max(Fraction(threshold), self.low), self.high)
-        below = self.chance._turn([(True, middle - self.low), (False, self.high - middle)])
+        below = self.rng._turn([(True, middle - self.low), (False, self.high - middle)])
         self.low, self.high = (self.low, middle) if below else (middle, self.high)
         return below
 
@@ -64,29 +66,30 @@ class Uniform:
 
 
 def every_path(program: Callable[[Branching], Any]) -> Iterator[tuple[Any, Fraction]]:
-    """Run a program once for each way that chance can turn: (its result, the probability of that way)."""
+    """Run a program once for each path of random outcomes: (its result, the probability of that path)."""
     scripts: list[list[int]] = [[]]
     while scripts:
         start = scripts.pop()
-        chance = Branching(start)
-        yield program(chance), chance.probability
+        rng = Branching(start)
+        yield program(rng), rng.probability
         # The turns beyond the script took their first outcome: the others are still to do.
-        for depth in range(len(start), len(chance.script)):
-            scripts.extend([*chance.script[:depth], outcome] for outcome in range(1, chance.widths[depth]))
+        for depth in range(len(start), len(rng.script)):
+            scripts.extend([*rng.script[:depth], outcome] for outcome in range(1, rng.widths[depth]))
 
 
 # [/branching]
 
 
 class Racing:
-    """Chance as the coupled rule gets it: its draws are races."""
+    """Randomness as the coupled rule gets it: its draws are races."""
 
-    def __init__(self, chance: Branching) -> None:
-        self.uniform, self.choose = chance.uniform, chance.race
+    def __init__(self, rng: Branching) -> None:
+        self.uniform = rng.uniform
+        self.choose = rng.race
 
 
 # [second_winner]
-def second_winner(q: Law, i: int, p: Law) -> Law:
+def second_winner(q: Probs, i: int, p: Probs) -> Probs:
     """Weights of who wins a race under p, where the same noise made i the winner under q.
 
     E_k ~ Exp(1), independent. i wins under q and j under p if E_k ≥ max(E_i q_k / q_i, E_j p_k / p_j) for all k.
@@ -99,7 +102,8 @@ def second_winner(q: Law, i: int, p: Law) -> Law:
         if j == i:
             weights[j] = 1 / sum(max(q[k] / q[i], p[k] / p[i]) for k in range(len(p)))
             continue
-        low, high = q[j] / q[i], p[j] / p[i] if p[i] > 0 else None
+        low = q[j] / q[i]
+        high = p[j] / p[i] if p[i] > 0 else None
 
         def total(r: Any, j: Any = j) -> Any:
             return sum((max(q[k] / q[i], r * p[k] / p[j]) for k in range(len(p))), Fraction(0))

@@ -1,1 +1,1 @@
-"""Training: the draft head, latent attention out of a grown model, the layouts side by side."""
+"""Training: the draft head, the healing of converted models, and the comparison of attention layouts."""

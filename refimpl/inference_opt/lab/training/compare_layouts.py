@@ -1,10 +1,10 @@
-"""The controlled experiment, on an accelerator: attention layouts of equal parameters, trained on the same tokens.
+"""A controlled experiment, on an accelerator: attention layouts with equal parameters, trained on the same tokens.
 
     python -m inference_opt.lab.training.compare_layouts corpus.safetensors --device cuda --json control.json
 
-Every layout has the same width, depth, heads and vocabulary; what its attention saves in parameters its feed-forward
-gets. Every seed gives each layout the same rows in the same order. The question is what a layout's held-out loss is for
-the bytes that it keeps of a token; the spread over seeds says which differences mean anything.
+Every layout has the same width, depth, heads and vocabulary. The parameters that a layout saves in its attention go to
+its feed-forward. Each seed gives every layout the same rows in the same order. The question is the held-out loss of a
+layout beside the bytes that it caches for a token. The spread over seeds says which differences are meaningful.
 """
 
 import argparse
@@ -22,24 +22,30 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from inference_opt.files import writable, write_json
+from inference_opt.lab.training.block_diagonal import BlockDiagonalAttention
 from inference_opt.lab.training.loop import ran_on, set_rate
-from inference_opt.lab.training.rows import Rows
 from inference_opt.model.config import LatentShape, ModelConfig
-from inference_opt.model.mla import use_form
 from inference_opt.model.transformer import Transformer
 from inference_opt.model.transformer import count_weights as parameters
 
-DIM, DEPTH, HEADS, HEAD, VOCAB, FFN = 384, 6, 6, 64, 8192, 1024
+DIM = 384
+DEPTH = 6
+HEADS = 6
+HEAD = 64
+VOCAB = 8192
+FFN = 1024
 
 
 def layout(name: str, length: int) -> ModelConfig:
-    """MHA, GQA-2, MQA, or MLA-c-r: latent of width c, rotated key of width r, heads as the others'."""
+    """The model of a layout: MHA, GQA-2, MQA, or MLA-c-r with a latent of width c and a rotated key of width r."""
     kv_heads = {"MHA": HEADS, "MQA": 1}.get(name) or int(name.split("-")[1])
-    latent, head_dim = None, HEAD
+    latent = None
+    head_dim = HEAD
     if name.startswith("MLA"):
         rank, width = map(int, name.split("-")[1:])
         latent = LatentShape(rank, width, qk_nope_head_dim=HEAD, v_head_dim=HEAD)
-        kv_heads, head_dim = HEADS, HEAD + width
+        kv_heads = HEADS
+        head_dim = HEAD + width
 
     def of(ffn: int) -> ModelConfig:
         return ModelConfig(
@@ -58,25 +64,24 @@ def layout(name: str, length: int) -> ModelConfig:
     if name == "MHA":
         return of(FFN)
     spare = parameters(layout("MHA", length)) - parameters(of(FFN))
-    return of(FFN + round(spare / (3 * DIM * DEPTH)))  # a column of the feed-forward is 3 · dim numbers a layer
+    return of(FFN + round(spare / (3 * DIM * DEPTH)))  # a column of the feed-forward has 3 · dim weights in each layer
 
 
 def losses(model: Transformer, ids: Int[Tensor, "rows length"], ended: Int[Tensor, "rows"]) -> Tensor:
-    """−ln p of every token but each row's first, up to where the row has ended."""
+    """−ln p of every token but each row's first, up to the row's end."""
     rows, length = ids.shape
     positions = torch.arange(length, device=ids.device)
     with torch.autocast(ids.device.type, torch.bfloat16):
-        h, _ = model.stream(ids.flatten(), positions.repeat(rows), Rows(rows))
+        h, _ = model.hidden_states(ids.flatten(), positions.repeat(rows), BlockDiagonalAttention(rows))
         asked = (positions < ended[:, None] - 1).flatten().nonzero().squeeze(1)
         logits = model.logits(h[asked])
     return nn.functional.cross_entropy(logits.float(), ids.roll(-1, 1).flatten()[asked], reduction="none")
 
 
 def train(config: ModelConfig, data: dict[str, Tensor], options: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """One model from scratch; its held-out loss."""
+    """Train one model from scratch; its held-out loss, and the run's figures."""
     device = data["tokens"].device
     model = Transformer(config).init_weights(seed).to(device)
-    use_form(model, "training")
     matrices = [p for p in model.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
@@ -104,7 +109,7 @@ def train(config: ModelConfig, data: dict[str, Tensor], options: argparse.Namesp
 
 
 def reduce_vocabulary(tokens: Int[Tensor, "rows length"]) -> tuple[Int[Tensor, "rows length"], float]:
-    """The VOCAB − 1 most frequent tokens numbered anew, all others as one; and the share of text that is kept."""
+    """The VOCAB − 1 most frequent tokens numbered anew, all others as one; and the share of the frequent ones."""
     counts = torch.bincount(tokens.flatten())
     frequent = counts.topk(min(VOCAB - 1, len(counts))).indices
     number = torch.full((len(counts),), VOCAB - 1)
@@ -113,7 +118,7 @@ def reduce_vocabulary(tokens: Int[Tensor, "rows length"]) -> tuple[Int[Tensor, "
 
 
 def job(options: argparse.Namespace, name: str, seed: int, device: str) -> tuple[str, dict[str, Any]]:
-    """One run, in a process of its own: so small a model keeps an accelerator waiting, several share it well."""
+    """One run, in a process of its own: a model this small leaves an accelerator idle, so several share it well."""
     corpus = load_file(options.corpus)
     tokens, _ = reduce_vocabulary(corpus["tokens"].long())
     data = {"tokens": tokens.to(device), "ended": corpus["ended"].to(device)}
@@ -121,28 +126,28 @@ def job(options: argparse.Namespace, name: str, seed: int, device: str) -> tuple
 
 
 def main() -> None:
-    """All layouts and seeds; the record grows run by run, so that nothing is lost if it is cut off."""
+    """Train all layouts with all seeds. The record is written after each run, so that an interruption loses little."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
-    parser.add_argument("--device", nargs="+", default=["cpu"], help="one or several: runs are dealt out among them")
+    parser.add_argument("--device", nargs="+", default=["cpu"], help="one or several, which share the runs")
     parser.add_argument("--layouts", nargs="+", default=["MHA", "GQA-2", "MQA", "MLA-256-32", "MLA-96-32"])
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=8e-4)
     parser.add_argument("--held-out", type=int, default=512)
-    parser.add_argument("--parallel", type=int, default=5, help="runs at a time")
+    parser.add_argument("--parallel", type=int, default=5, help="number of runs at a time")
     parser.add_argument("--json", type=writable, required=True)
     options = parser.parse_args()
     corpus = load_file(options.corpus)
-    tokens, kept = reduce_vocabulary(corpus["tokens"].long())
+    tokens, covered = reduce_vocabulary(corpus["tokens"].long())
     configs = {name: layout(name, tokens.shape[1]) for name in options.layouts}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.layouts}
     record: dict[str, Any] = {
         **ran_on(options.device[0]),
         "tokens_a_run": int(corpus["ended"][options.held_out :].sum()) * options.epochs,
         "vocabulary": VOCAB,
-        "vocabulary_covers": kept,
+        "vocabulary_covers": covered,
     }
     pairs = [(name, seed) for seed in range(options.seeds) for name in options.layouts]
     jobs = [(*pair, options.device[i % len(options.device)]) for i, pair in enumerate(pairs)]

@@ -1,8 +1,8 @@
-"""The text that the draft head is trained on: conversations of which the target writes both sides.
+"""The text that the draft head is trained on: conversations in which the target writes both sides.
 
-After the words that open a user's turn the target says what a user might say (Xu et al. 2406.08464, Magpie), then it
-answers, greedily or at a temperature, as it will be used. No text from elsewhere is needed, and what is learnt is
-how *this* target goes on.
+The target continues the chat format's beginning of a user's turn with what a user might say (Xu et al. 2406.08464,
+Magpie). Then it answers, greedily or at a temperature, as it will be used. No other text is needed, and the head learns
+how *this* target continues a text.
 """
 
 import random
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from inference_opt.loading.checkpoint import save_whole
 from inference_opt.loading.tokenizer import Tokenizer
+from inference_opt.model.attention import KV
 from inference_opt.model.transformer import Transformer
 
-LENGTH = 512  # tokens of a row, one conversation
-KINDS = {"chat": 5, "summary": 1, "code": 4}  # and how often each
-# How a user's turn may begin; "" leaves it to the target altogether.
+LENGTH = 512  # tokens of a row, which holds one conversation
+KINDS = {"chat": 5, "summary": 1, "code": 4}  # kind of conversation: its relative frequency
+# How a user's turn may begin; with "" the target writes all of it.
 OPENINGS = {
     "chat": ["", "", "", "Explain", "What is", "How do I", "Why", "Write a short", "Give me", "Compare", "Plan a"],
     "summary": ["Summarize the following text in three sentences.\n\n", "Rewrite the following paragraph so that"],
@@ -32,14 +33,13 @@ OPENINGS = {
         "Rename a variable in this function and return the whole code.\n\n```python\ndef",
     ],
 }
-USER, ANSWERS = 0.8, (0.4, 0.7, 1.0)  # temperatures; the rest of the answers, GREEDY of them, are greedy
-GREEDY = 0.65
+USER_TEMPERATURE = 0.8
+ANSWER_TEMPERATURES = (0.4, 0.7, 1.0)
+GREEDY = 0.65  # share of the answers that are greedy
 
 
-class Lockstep:
-    """A cache for rows that all grow by one token at a time: [rows, LENGTH, kv_heads, d_h] a layer."""
-
-    in_place = False
+class Lockstep(KV):
+    """A cache for rows that all grow by one token at a time: [rows, LENGTH, kv_heads, d_h] for each layer."""
 
     def __init__(self, model: Transformer, rows: int) -> None:
         c = model.config
@@ -50,7 +50,7 @@ class Lockstep:
         self.at = 0
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """One query a row."""
+        """Attention of one query for each row."""
         self.keys[layer][:, self.at], self.values[layer][:, self.at] = k, v
         keys, values = (x[layer][:, : self.at + 1].transpose(1, 2) for x in (self.keys, self.values))
         out = nn.functional.scaled_dot_product_attention(q.unsqueeze(2), keys, values, scale=scale, enable_gqa=True)
@@ -58,7 +58,7 @@ class Lockstep:
 
 
 def frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """What the chat format puts before a user's words, and, after their end-of-turn token, before the answer."""
+    """The tokens of the chat format before a user's words, and those between their end-of-turn token and the answer."""
     a, b = tokenizer.chat("A"), tokenizer.chat("B")
     at = next(i for i, (x, y) in enumerate(zip(a, b)) if x != y)
     return a[:at], a[at + 2 :]
@@ -66,33 +66,39 @@ def frame(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 @torch.inference_mode()
 def converse(model: Transformer, tokenizer: Tokenizer, rows: int, rng: random.Random) -> dict[str, Tensor]:
-    """A conversation a row.
+    """Sample one conversation for each row.
 
-    `tokens` [rows, LENGTH], where the `answer` begins and where it has `ended` (LENGTH if not), its `kind` (of KINDS),
-    and whether the answer is `greedy`.
+    Returns `tokens` [rows, LENGTH] and, for each row, where the `answer` begins, where it has `ended` (LENGTH if it has
+    not), its `kind` (an index into KINDS), and whether the answer is `greedy`.
     """
+    # Each row's queue of forced tokens: the chat format, and the words that open the user's turn.
     before, after = frame(tokenizer)
     end = model.config.eos_token_ids[-1]
     kinds = rng.choices(list(KINDS), list(KINDS.values()), k=rows)
     forced = [before + tokenizer.encode(rng.choice(OPENINGS[kind])) for kind in kinds]
     greedy = [rng.random() < GREEDY for _ in range(rows)]
-    temperature = torch.full((rows, 1), USER)
-    answer, ended = [LENGTH] * rows, [LENGTH] * rows
+    temperature = torch.full((rows, 1), USER_TEMPERATURE)
+    answer = [LENGTH] * rows
+    ended = [LENGTH] * rows
     tokens = torch.zeros(rows, LENGTH, dtype=torch.long, device=model.device)
     tokens[:, 0] = torch.tensor([queue.pop(0) for queue in forced])
-    cache, positions = Lockstep(model, rows), torch.arange(LENGTH, device=model.device)
+    cache = Lockstep(model, rows)
+    positions = torch.arange(LENGTH, device=model.device)
     for at in range(LENGTH - 1):
         cache.at = at
         logits = model(tokens[:, at], positions[at].expand(rows), cache).float()
         # Gumbel-max: argmax of logits + T · G, G = −log E, E ~ Exp(1); greedy at T = 0.
         noise = torch.empty_like(logits).exponential_().log_()
         drawn = (logits - temperature.to(model.device) * noise).argmax(dim=-1).tolist()
+        # A forced token replaces the drawn one. The first end-of-turn token ends the user's turn: the format up to the
+        # answer is forced next, and the temperature becomes the answer's. The second one ends the answer.
         for row in range(rows):
             if forced[row]:
                 drawn[row] = forced[row].pop(0)
             elif drawn[row] == end and answer[row] == LENGTH:
-                answer[row], forced[row] = min(at + 2 + len(after), LENGTH), list(after)
-                temperature[row] = 0.0 if greedy[row] else rng.choice(ANSWERS)
+                answer[row] = min(at + 2 + len(after), LENGTH)
+                forced[row] = list(after)
+                temperature[row] = 0.0 if greedy[row] else rng.choice(ANSWER_TEMPERATURES)
             elif drawn[row] == end:
                 ended[row] = min(ended[row], at + 2)
         tokens[:, at + 1] = torch.tensor(drawn, device=model.device)
@@ -104,7 +110,7 @@ def converse(model: Transformer, tokenizer: Tokenizer, rows: int, rng: random.Ra
 def write_corpus(
     model: Transformer, tokenizer: Tokenizer, rows: int, batch: int, seed: int, out: Path, say: Callable[[str], None]
 ) -> None:
-    """Sample `rows` conversations, `batch` at a time, into a safetensors file."""
+    """Sample `rows` conversations, `batch` at a time, and write them to a safetensors file."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
     parts: list[dict[str, Tensor]] = []

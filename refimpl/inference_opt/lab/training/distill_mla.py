@@ -1,11 +1,11 @@
-"""Heals a converted model, on an accelerator: its factors learn the original's law on text that the original samples.
+"""Heals a converted model, on an accelerator: its factors learn the original's distributions on text that it sampled.
 
     python -m inference_opt.lab.training.eagle --device cuda corpus --out corpus.safetensors
     python -m inference_opt.lab.training.distill_mla corpus.safetensors --device cuda --out f.safetensors
 
-Only what replaces keys and values is trained (W_DKV, W_KR, W_UK, W_UV of every layer: 3.3 of 135 million numbers at
-rank 96 + 32), by KL(original ‖ converted) over the whole vocabulary at every position. Everything else stays the
-original's, so the factors are all there is to ship.
+Only the factors that replace keys and values are trained (W_DKV, W_KR, W_UK, W_UV of every layer: 3.3 of 135 million
+numbers at rank 96 + 32), by KL(original ‖ converted) over the whole vocabulary at every position. All other weights
+are the original's, so the factors are all that need be shipped.
 """
 
 import argparse
@@ -24,23 +24,18 @@ from inference_opt.conversion.convert import Factors, assemble, factorise
 from inference_opt.conversion.pretrained import load_factors, save_factors, texts_of
 from inference_opt.files import writable, write_json
 from inference_opt.lab.quality import quality
+from inference_opt.lab.training.block_diagonal import BlockDiagonalAttention
 from inference_opt.lab.training.loop import ran_on, set_rate
-from inference_opt.lab.training.rows import Rows
 from inference_opt.loading.load import load_model
 from inference_opt.loading.prompts import load_prompts
 from inference_opt.loading.tokenizer import needed
-from inference_opt.model.mla import use_form
 from inference_opt.model.transformer import Transformer
 
 
-# [loss]
 def divergence(wanted: Float[Tensor, "positions vocab"], logits: Float[Tensor, "positions vocab"]) -> Float[Tensor, ""]:
     """Mean KL(original ‖ converted) = Σ p (log p − log q), in nats."""
     p, q = wanted.float().log_softmax(dim=-1), logits.float().log_softmax(dim=-1)
     return (p.exp() * (p - q)).sum(dim=-1).mean()
-
-
-# [/loss]
 
 
 def heal(
@@ -53,45 +48,107 @@ def heal(
     lr: float = 2e-3,
     every: int = 20,
     seed: int = 0,
+    steps: int | None = None,
 ) -> tuple[Factors, dict[str, Any]]:
-    """Train the factors for so many minutes on rows of text that end at `ended`; the healed ones, and the record."""
+    """Train the factors for `minutes` on rows of text that end at `ended`; the healed factors, and the run's record.
+
+    `steps`: train for as many steps, whatever time they take.
+    """
     torch.manual_seed(seed)
+
+    # All weights are frozen but the factors'.
     model = assemble(original, factors)
     model.unpack().requires_grad_(False)
-    use_form(model, "training")
     names = [f"layers.{i}.attention.{part}.weight" for part in ("kv_down", "kv_up") for i in range(len(model.layers))]
     trained = [model.get_parameter(name) for name in names]
     for p in trained:
-        p.data = p.data.clone()  # the factors that were given stay as they are
+        p.data = p.data.clone()  # the given factors must not change
         p.requires_grad_(True)
     optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.95), weight_decay=0.0)
-    length, curve = tokens.shape[1], []
+
+    length = tokens.shape[1]
     positions = torch.arange(length, device=model.device).repeat(batch)
-    began, step, seen = time.perf_counter(), 0, 0
-    while (share := (time.perf_counter() - began) / (60 * minutes)) < 1:
+    rows = BlockDiagonalAttention(batch)
+    curve = []
+    step = seen = 0
+    began = time.perf_counter()
+    while (share := step / steps if steps else (time.perf_counter() - began) / (60 * minutes)) < 1:
         rate = set_rate([optimizer], lr, (step + 1) / 50, share)
         pick = torch.randint(len(tokens), (batch,))
         ids = tokens[pick].to(model.device).long().flatten()
         keep = (torch.arange(length) < ended[pick][:, None]).flatten().nonzero().squeeze(1).to(model.device)
         with torch.autocast(model.device.type, torch.bfloat16):
             with torch.no_grad():
-                wanted = original.logits(original.stream(ids, positions, Rows(batch))[0][keep])
-            loss = divergence(wanted, model.logits(model.stream(ids, positions, Rows(batch))[0][keep]))
+                wanted = original.logits(original.hidden_states(ids, positions, rows)[0][keep])
+            loss = divergence(wanted, model.logits(model.hidden_states(ids, positions, rows)[0][keep]))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        step, seen = step + 1, seen + len(keep)
+        step += 1
+        seen += len(keep)
         if step % every == 0:
             curve.append({"step": step, "tokens": seen, "loss": loss.item(), "lr": rate})
             print(f"{share:4.0%}  step {step}  {seen / 1e6:.1f} M tokens  KL {loss.item():.4f}", flush=True)
-    down, up = trained[: len(model.layers)], trained[len(model.layers) :]
-    healed = Factors(factors.rotated, factors.mixing, [p.detach() for p in down], [p.detach() for p in up])
+    weights = [p.detach() for p in trained]
+    healed = Factors(factors.rotated, factors.mixing, weights[: len(model.layers)], weights[len(model.layers) :])
     return healed, {"steps": step, "tokens_seen": seen, "minutes": minutes, "curve": curve}
 
 
 def main() -> None:
-    """One rank: factorise, heal, measure, write."""
+    """Factorise a model at one rank, heal the factors, measure, and write factors and record."""
+    options = _options()
+    original, tokenizer = load_model(options.model, dtype="float32", device=options.device)
+    original.unpack().requires_grad_(False)
+    corpus = load_file(options.corpus)
+    held = {name: tensor[: options.held_out] for name, tensor in corpus.items()}
+    train = {name: tensor[options.held_out :] for name, tensor in corpus.items()}
+
+    observed = texts_of(train["tokens"][: options.calibration], train["ended"][: options.calibration])
+    factors = factorise(original, options.rank, options.rope, observed)
+    healed, figures = heal(
+        original,
+        factors,
+        train["tokens"],
+        train["ended"],
+        options.minutes,
+        options.batch,
+        options.lr,
+        seed=options.seed,
+    )
+    run = ran_on(options.device)
+    about = {"model": options.model, "seed": str(options.seed), "date": run["date"]}
+    save_factors(healed, options.out, **about)
+
+    # Measured are the factors as they were written, in bfloat16.
+    models = {
+        "original": original,
+        "converted": assemble(original, factors),
+        "healed": assemble(original, load_factors(options.out)),
+    }
+    texts = {
+        "sampled": texts_of(held["tokens"], held["ended"]),
+        "written": [needed(tokenizer).encode(p.text) for p in load_prompts("speculative")],
+    }
+    measured = {
+        kind: {name: asdict(quality(model, original, chosen)) for name, model in models.items()}
+        for kind, chosen in texts.items()
+    }
+    record = {
+        **run,
+        **about,
+        "kv_lora_rank": options.rank,
+        "qk_rope_head_dim": options.rope,
+        "rotated": list(factors.rotated),
+        "kv_bytes_per_token": {name: 2 * model.config.kv_elements_per_token for name, model in models.items()},
+        "quality": measured,
+        **figures,
+    }
+    write_json(options.json, record)
+    print(json.dumps(measured, indent=1))
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--model", default="smollm2-135m")
@@ -106,46 +163,7 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=128, help="rows that nothing is made from")
     parser.add_argument("--out", type=writable, required=True)
     parser.add_argument("--json", type=writable, required=True)
-    options = parser.parse_args()
-    original, tokenizer = load_model(options.model, dtype="float32", device=options.device)
-    original.unpack().requires_grad_(False)
-    corpus = load_file(options.corpus)
-    held, train = corpus["tokens"][: options.held_out], corpus["tokens"][options.held_out :]
-    bounds, ended = corpus["ended"][: options.held_out], corpus["ended"][options.held_out :]
-    texts = {
-        "sampled": texts_of(held, bounds),
-        "written": [needed(tokenizer).encode(p.text) for p in load_prompts("speculative")],
-    }
-    observed = slice(options.calibration)
-    factors = factorise(original, options.rank, options.rope, texts_of(train[observed], ended[observed]))
-    healed, figures = heal(
-        original, factors, train, ended, options.minutes, options.batch, options.lr, seed=options.seed
-    )
-    run = ran_on(options.device)
-    about = {"model": options.model, "seed": str(options.seed), "date": run["date"]}
-    save_factors(healed, options.out, **about)
-    stages = {
-        "original": original,
-        "converted": assemble(original, factors),
-        "healed": assemble(original, load_factors(options.out)),
-    }
-    measured = {
-        kind: {name: asdict(quality(stage, original, chosen)) for name, stage in stages.items()}
-        for kind, chosen in texts.items()
-    }
-    bytes_ = {name: 2 * stage.config.kv_elements_per_token for name, stage in stages.items()}
-    record = {
-        **run,
-        **about,
-        "kv_lora_rank": options.rank,
-        "qk_rope_head_dim": options.rope,
-        "rotated": list(factors.rotated),
-        "kv_bytes_per_token": bytes_,
-        "quality": measured,
-        **figures,
-    }
-    write_json(options.json, record)
-    print(json.dumps(measured, indent=1))
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every training run shares: the learning rate, and what a record of a run begins with."""
+"""What all training runs share: the schedule of the learning rate, and the head of a run's record."""
 
 import math
 import shlex
@@ -11,7 +11,7 @@ import torch
 
 
 def set_rate(optimizers: Sequence[torch.optim.Optimizer], peak: float, warm: float, share: float) -> float:
-    """Learning rate: up to its peak as `warm` goes to 1, along a cosine to 2% of it as `share` of the run goes to 1."""
+    """Set the learning rate: up to its peak as `warm` goes to 1, then by a cosine to 2% of it as `share` goes to 1."""
     rate = peak * min(1, warm) * (0.02 + 0.98 * (1 + math.cos(math.pi * share)) / 2)
     for group in (group for optimizer in optimizers for group in optimizer.param_groups):
         group["lr"] = rate
@@ -19,7 +19,7 @@ def set_rate(optimizers: Sequence[torch.optim.Optimizer], peak: float, warm: flo
 
 
 def ran_on(device: str) -> dict[str, str]:
-    """What a record of a run begins with."""
+    """The head of a run's record: its command, device, version of torch and date."""
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",

@@ -1,15 +1,13 @@
-"""Attention for training: rows of equal length, all at once."""
+"""Attention for training: rows of equal length, all at once, each token over its own row."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from inference_opt.model.attention import Core, causal_attention
+from inference_opt.model.attention import KV
 
 
-class Rows:
-    """The answer for training: sequences of equal length, all at once. Nothing is kept, so v is never None."""
-
-    in_place = False
+class BlockDiagonalAttention(KV):
+    """The `KV` of training: sequences of equal length, laid end to end. Nothing is kept."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -19,12 +17,10 @@ class Rows:
         layer: int,
         q: Float[Tensor, "tokens heads head_dim"],
         k: Float[Tensor, "tokens kv_heads head_dim"],
-        v: Float[Tensor, "tokens kv_heads value_dim"] | None,
+        v: Float[Tensor, "tokens kv_heads value_dim"],
         scale: float,
-        core: Core = causal_attention,
     ) -> Float[Tensor, "tokens heads value_dim"]:
-        """Each row over itself."""
-        assert v is not None
+        """Causal attention within each row."""
         q, k, v = (x.unflatten(0, (self.rows, -1)).transpose(1, 2) for x in (q, k, v))
         out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
         return out.transpose(1, 2).flatten(0, 1)

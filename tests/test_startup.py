@@ -1,0 +1,101 @@
+"""What starting costs: nothing heavy is imported before it is needed, and Ctrl-C meanwhile is no fault."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import inference_opt
+
+PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+DEPENDENCIES = {re.split("[><=]", each)[0] for each in PROJECT["dependencies"]}
+NAMES = ", ".join(inference_opt.__all__)
+
+
+def fresh(code, *arguments):
+    """Run code in a new interpreter."""
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
+
+
+def imported_by(code):
+    """Names of the modules, top level only, that code leaves imported in a new interpreter."""
+    done = fresh(f"{code}\nimport sys\nprint(*sorted(sys.modules), file=sys.stderr)")
+    assert done.returncode == 0, done.stderr
+    return {name.split(".")[0] for name in done.stderr.split()}
+
+
+def test_the_package_imports_nothing_until_a_name_is_asked_for():
+    assert not imported_by("import inference_opt") & DEPENDENCIES
+    assert "torch" in imported_by("import inference_opt; inference_opt.Engine")
+    assert "numpy" in imported_by("import inference_opt; inference_opt.naive.generate")
+
+
+def test_its_names_import_no_plots_no_widgets_and_no_command_line():
+    needed = imported_by("import torch, numpy, jaxtyping, safetensors.torch, tokenizers")
+    more = imported_by(f"from inference_opt import {NAMES}") - needed - {"inference_opt"}
+    assert not {name for name in more - sys.stdlib_module_names if "cython" not in name}  # NumPy's own
+
+
+def test_a_name_that_is_none_is_said_as_of_any_module():
+    with pytest.raises(AttributeError, match="module 'inference_opt' has no attribute 'nothing'"):
+        inference_opt.nothing  # noqa: B018
+    assert {*inference_opt.__all__, "__version__"} <= set(dir(inference_opt))
+
+
+def test_help_and_version_import_nothing_heavy():
+    every_help = """
+import sys
+from typer.main import get_command
+from typer.testing import CliRunner
+from inference_opt.cli import app
+
+def commands(group, path=()):
+    yield path
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, (*path, name))
+
+asked = [[*path, "--help"] for path in commands(get_command(app))]
+assert len(asked) > 12, asked
+for arguments in [*asked, ["--version"], []]:
+    result = CliRunner().invoke(app, arguments)
+    assert "Usage" in result.output or arguments == ["--version"], arguments
+"""
+    assert imported_by(every_help) & DEPENDENCIES == {"typer", "rich"}
+
+
+def test_the_version_is_the_package_s(run):
+    assert run("--version")[:2] == (0, f"inference-opt {inference_opt.__version__}\n")
+
+
+@pytest.mark.parametrize("module", ["torch", "numpy.linalg", "torch.functional", "inference_opt.engine.engine"])
+def test_ctrl_c_during_the_imports_leaves_no_traceback(module, tmp_path):
+    interrupted_at = """
+import os, signal, sys
+module, file = sys.argv[1:]
+
+class Interrupts:
+    def find_spec(self, name, path, target=None):
+        if name == module:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupts())
+from inference_opt import cli
+sys.argv[1:] = ["step", "naive-decoding", "-o", file]
+cli.main()
+"""
+    done = fresh(interrupted_at, module, str(tmp_path / "page.html"))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is full")  # noqa: PTH110
+@pytest.mark.parametrize("arguments", [["--help"], [], ["--version"], ["step", "--help"], ["step", "--list"]])
+def test_what_cannot_be_printed_is_said_in_a_line(arguments):
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        command = [sys.executable, "-m", "inference_opt.cli", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (2, "error: No space left on device\n")
