@@ -1,7 +1,7 @@
 """Speculation in the engine: drafts before the target runs, acceptance after it, and what the drafter learns of it.
 
     propose   drafts for the requests that have room for some (scheduler.py)
-              … the target reads tokens and drafts at once: runner.py …
+              … the target reads tokens and drafts at once: eager_runner.py …
     accept    the rule decides, request by request, what is emitted: one token where there is no draft
     learn     the drafter reads what the target has kept, before any page changes hands
 
