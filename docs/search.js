@@ -23,7 +23,7 @@ var Scorer = {
   partialTitle: 7,
   term: 5,
   partialTerm: 2,
-  // A page that was found as a whole leads to the section that has the query most often; of equals the earlier chapter.
+  // A page found as a whole leads to the section that has the query most often. Earlier chapters explain, later ones use.
   score(result) {
     const [page, title, anchor, , score, , kind] = result;
     const place = Object.entries(PLACES).find(([start]) => page.startsWith(start))?.[1] ?? 0;
@@ -31,9 +31,10 @@ var Scorer = {
     const sections = (TEXTS[page] ?? []).map((section) => [hits(section), section]);
     const [most, best] = sections.reduce((a, b) => (b[0] > a[0] ? b : a), [0, null]);
     if (kind === "text" && best && best !== TEXTS[page][0]) [result[1], result[2]] = [`${title} > ${best[1]}`, `#${best[0]}`];
-    const order = Number(page.match(/^chapters\/(\d+)/)?.[1] ?? 0) / 100;
+    const total = sections.reduce((sum, [n]) => sum + n, 0),
+      order = Number(page.match(/^chapters\/(\d+)/)?.[1] ?? 0);
     const base = kind === "text" ? Scorer.term : score; // a word of the query in any heading is not what it asks for
-    return base + place + Math.min(10, sections.reduce((sum, [n]) => sum + n, 0)) - order;
+    return base + place + (total && 3 + Math.log2(total)) - order / 3;
   },
 };
 

@@ -74,7 +74,8 @@ def test_the_checker_of_accessibility_finds_nothing_serious(browser, files, name
     file, trace = files(name)
     with opened(browser, file, f"#step-{len(trace) // 2}", color_scheme=theme) as page:
         assert page.locator(".player.dark").count() == (theme == "dark")
-        assert serious(page) == []
+        only = {"runOnly": {"type": "rule", "values": ["color-contrast"]}} if theme == "dark" else {}  # colours differ
+        assert serious(page, **only) == []
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

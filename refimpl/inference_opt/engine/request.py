@@ -14,7 +14,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from inference_opt.loading.tokenizer import Tokenizer
 from inference_opt.model.config import ModelConfig
 from inference_opt.radix.node import Node
 from inference_opt.sampling import FinishReason, SamplingParams, StopCheck, seeded
@@ -115,7 +114,7 @@ class Request:
 
 def made(
     config: ModelConfig,
-    tokenizer: Tokenizer | None,
+    tokenizer: Any,  # with `detokenizer()`, or None
     prompt: Sequence[int],
     params: SamplingParams,
     id: Any = None,

@@ -69,10 +69,15 @@ class WatchedForms:
 
     def __init__(self, forms: Any) -> None:
         self.forms = forms
+        self.scale = forms.scale
         self.asked: tuple[Tensor, Tensor] | None = None  # what `over` was asked for: queries, latents
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.forms, name)
+
+    def values(self, mixed: Tensor) -> Tensor:
+        """Values of mixtures of latents."""
+        return self.forms.values(mixed)
 
     def over(self, q: Tensor, kept: Tensor) -> Tensor:
         """The technique's own lines, run on this object, so that the form they call tells of itself."""

@@ -45,7 +45,7 @@ def softmax_residual(target: Distributions, draft: Distributions, tokens: Tokens
     emitted: list[int] = []
     for i, x in enumerate(tokens):
         if not rng.uniform(i) < ratio(target[i][x], draft[i][x]):
-            rest = [Fraction(math.exp(r)) for r in np.maximum(target[i] - draft[i], 0)]  # ✗
+            rest = [type(r)(math.exp(r)) for r in np.maximum(target[i] - draft[i], 0)]  # ✗
             return [*emitted, rng.choose(np.array(rest), i)]
         emitted.append(x)
     return [*emitted, rng.choose(target[len(emitted)], len(emitted))]
