@@ -44,11 +44,6 @@ class Metrics:
         return twin
 
     @property
-    def queue_seconds(self) -> float | None:
-        """From arrival to the first step it was part of."""
-        return None if self.admitted is None else self.admitted - self.arrived
-
-    @property
     def queue_steps(self) -> int | None:
         """Steps that began without it while it waited at first."""
         return None if self.admitted_step is None else self.admitted_step - self.arrived_step

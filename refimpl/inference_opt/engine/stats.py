@@ -53,8 +53,3 @@ class Stats:
     def acceptance(self) -> float:
         """Share of the drafted tokens that were kept."""
         return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else 0.0
-
-    @property
-    def occupancy(self) -> float:
-        """Share of the pages in use now."""
-        return (self.pages_cached + self.pages_private) / self.pages
