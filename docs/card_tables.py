@@ -9,9 +9,13 @@ WORDS = {"identical": "identical", "tie": "at a tie"}  # a verdict's first word,
 
 
 def steps(run: dict[str, Any]) -> Table:
-    """The lesson's kernels, step by step."""
-    names = {name: name for name in ("step 1: one program a head", "step 2: split", "step 3: page table")}
-    names["inference-opt"] = "step 4: heads as rows (the kernel)"
+    """The versions of the kernel that were timed (`kernels/stepwise.py`); the last is ours."""
+    names = {
+        "step 1: one program a head": "1: one program a head",
+        "step 2: split": "2: split over keys",
+        "step 3: page table": "3: page table",
+        "inference-opt": "5: ours, heads as rows",
+    }
     runs = [each for each in run["results"] if names.keys() <= each["times"].keys()]
     head = [""]
     for each in runs:
@@ -33,7 +37,7 @@ def kernels(run: dict[str, Any]) -> Table:
         label = f"{kind}, {case['batch']} × {case['length']:,}"
         label += f", page {case['page']}" if case["page"] != 64 else ""
         label += f", {case['queries']} queries" if case["queries"] > 1 else ""
-        label += f", stem of {case['stem']:,}" if case["stem"] else ""
+        label += f", shared prefix of {case['stem']:,}" if case["stem"] else ""
         peers = [f"{1e6 * times[p]['seconds']:,.1f}" if p in times else "–" for p in ("FlashInfer", "SGLang")]
         rows.append([label, *_pace(times["inference-opt"]), *peers])
         if each := times.get("inference-opt, no cascade"):

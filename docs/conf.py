@@ -13,7 +13,7 @@ sys.path[:0] = [str(HERE), str(ROOT / "refimpl")]
 
 project = "inference-opt"
 author = "the authors of inference-opt"
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode", "markers"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode", "markers", "excerpts"]
 root_doc = "docs/index"
 include_patterns = ["docs/*.md", "docs/api/*.md", "docs/proofs/README.md", "chapters/*.md", "notebooks/*.ipynb"]
 exclude_patterns = ["build", ".venv", "**/.ipynb_checkpoints"]
@@ -22,7 +22,7 @@ html_theme = "furo"
 html_title = "inference-opt"
 html_show_copyright = False
 html_show_sourcelink = html_copy_source = False
-html_show_search_summary = False  # it would be fetched, which a page opened from disk may not do
+html_search_scorer = str(HERE / "search.js")
 templates_path = ["_templates"]
 html_extra_path = ["first"]  # index.html, which leads to docs/index.html
 html_css_files = ["book.css"]

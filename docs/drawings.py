@@ -14,14 +14,14 @@ CHAPTERS = {
     "00": ("naive oracle", 0, 1, ()),
     "01": ("KV cache", 1, 1, ("00",)),
     "02": ("paging", 2, 1, ("01",)),
-    "03": ("radix attention", 3, 1, ("02",)),
+    "03": ("radix\nattention", 3, 1, ("02",)),
     "04": ("continuous\nbatching", 4, 1, ("03",)),
     "05": ("latent\nattention", 2, 0, ("01",)),
     "06": ("speculative\ndecoding", 5, 2, ("04",)),
     "07": ("exactness", 6, 2, ("06",)),
     "08": ("kernels", 3, 0, ("02", "05")),
     "09": ("all together", 7, 1, ("04", "07", "08")),
-    "10": ("to production", 8, 1, ("09",)),
+    "10": ("to\nproduction", 8, 1, ("09",)),
 }
 # A mechanism each: (what, our file, SGLang 0.5.23's, vLLM 0.33.0's, TensorRT-LLM's), their paths within the package.
 ENGINES = ("here", "SGLang", "vLLM", "TensorRT-LLM")
@@ -70,10 +70,10 @@ def arrow(
 
 def map_figure() -> Figure:
     """The chapters in order; an arrow leads from each to those that need it."""
-    figure = Figure(figsize=(10.5, 3), layout="constrained")
+    figure = Figure(figsize=(9.8, 3.2), layout="constrained")
     axes = figure.subplots()
     for number, (name, x, y, needs) in CHAPTERS.items():
-        box(axes, x, y, f"{number}\n{name}")
+        box(axes, x, y, f"{number}\n{name}", width=0.84, size=9)
         for need in needs:
             _, left, below, _ = CHAPTERS[need]
             arrow(axes, (left + 0.42, below), (x - 0.42, y))

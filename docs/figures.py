@@ -17,7 +17,7 @@ from inference_opt import Engine, SamplingParams, TransformerWithOptimizations
 from inference_opt.experiment import Results
 from inference_opt.explain.figures import draw_pieces, draw_pool, draw_schedule, draw_tree
 from inference_opt.explain.views import exactness
-from inference_opt.kernels import common_stems, plan_batch
+from inference_opt.kernels import plan_batch, shared_prefixes
 from inference_opt.lab.exactness.zoo import ZOO
 from inference_opt.radix.tree import RadixTree
 from inference_opt.speculative import rules
@@ -277,12 +277,12 @@ def pieces_figure() -> Figure:
     tables = [list(range(16)) + t[16:] if i >= 2 else t for i, t in enumerate(tables)]
     width = max(map(len, tables))
     table = torch.tensor([t + [0] * (width - len(t)) for t in tables], dtype=torch.int32)
-    stems = common_stems(tables, [n - 1 for n in lengths], 64)
-    assert stems == [(2, 3, stem)]
+    prefixes = shared_prefixes(tables, [n - 1 for n in lengths], 64)
+    assert prefixes == [(2, 3, stem)]
     for axes, shared, title in zip(
-        figure.subplots(1, 2, sharey=True), ([], stems), ("each by itself", "a stem read once")
+        figure.subplots(1, 2, sharey=True), ([], prefixes), ("each by itself", "a stem read once")
     ):
-        draw_pieces(axes, plan_batch(table, lengths, [1] * 5, pages, 1, stems=shared))
+        draw_pieces(axes, plan_batch(table, lengths, [1] * 5, pages, 1, prefixes=shared))
         axes.set_title(title, fontsize=9)
     return figure
 

@@ -3,13 +3,14 @@
 `<!-- step: SCENARIO -->` puts the player over the scenario's trace, in the place of the picture in the next line, if
 there is one: on other sites the comment is not seen, and the picture is.
 
-`<!-- modules: PART -->` documents every module of a part of the package (`lab/bench` is one within another), or the
-one module that it is.
+`<!-- modules: PART FIRST … -->` documents every module of a part of the package (`lab/bench` is one within another), or
+the one module that it is; those named after it come first, in that order.
 
 Links to folders and to package modules lead to their place in the reference; links to other files copy the file.
 """
 
 import html
+import inspect
 import re
 from functools import cache
 from pathlib import Path
@@ -58,22 +59,34 @@ for (const each of document.querySelectorAll(".stepped"))
 """
 
 
-def modules_of(part: str) -> list[str]:
-    """A part's modules, by their whole names, the package itself first."""
+def modules_of(part: str, first: tuple[str, ...] = ()) -> list[str]:
+    """A part's modules, by their whole names: the package itself, those named `first`, all others."""
     module = f"inference_opt.{part.replace('/', '.')}"
     if (PACKAGE / f"{part}.py").exists():
         return [module]
-    files = sorted((PACKAGE / part).glob("*.py"), key=lambda path: (path.stem != "__init__", path.stem))
+    order = ("__init__", *first)
+    files = sorted(
+        (PACKAGE / part).glob("*.py"),
+        key=lambda path: (order.index(path.stem) if path.stem in order else len(order), path.stem),
+    )
+    if missing := set(first) - {path.stem for path in files}:
+        raise ValueError(f"<!-- modules: {part} -->: it has no {', '.join(sorted(missing))}")
     if not files:
         raise ValueError(f"<!-- modules: {part} -->: inference_opt has no such part; it has parts like cache and naive")
     return [module + ("" if path.stem == "__init__" else f".{path.stem}") for path in files]
 
 
-def _reference(part: str) -> str:
+def _reference(match: re.Match[str]) -> str:
     def one(module: str) -> str:
         return f"## `{module}`\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n"
 
-    return "\n".join(map(one, modules_of(part)))
+    part, *first = match[1].split()
+    return "\n".join(map(one, modules_of(part, tuple(first))))
+
+
+def foreign(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
+    """Whether a member is left out: a built-in's method under a name of ours would show the built-in's docstring."""
+    return True if what == "module" and inspect.isbuiltin(obj) else None
 
 
 def plain(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
@@ -106,7 +119,7 @@ def read(app: Sphinx, name: str, source: list[str]) -> None:
         return
     picture = r"(?:<picture>\n.*?</picture>\n)?"
     text = re.sub(rf"<!-- step: (\S+) -->\n{picture}", r"```{step} \1\n```\n", source[0], flags=re.DOTALL)
-    text = re.sub(r"<!-- modules: (\S+) -->", lambda match: _reference(match[1]), text)
+    text = re.sub(r"<!-- modules: (\S.*?) -->", _reference, text)
     source[0] = re.sub(r"\]\(\.\./refimpl/inference_opt/([\w/]+/)\)", _link, text)
 
 
@@ -132,6 +145,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("step", Step)
     app.connect("source-read", read)
     app.connect("autodoc-process-docstring", plain)
+    app.connect("autodoc-skip-member", foreign)
     app.connect("html-page-context", add_player, priority=900)  # behind the theme
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

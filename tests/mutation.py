@@ -31,7 +31,7 @@ def put_back(monkeypatch, owner, name, right, wrong):
     mutant, scope = source.replace(right, wrong).replace("super()", f"super({owner.__name__}, self)"), {}
     exec(mutant, function.__globals__, scope)
     monkeypatch.setattr(owner, name, scope[name])
-    for module in [each for each in sys.modules.values() if each.__name__.startswith("inference_opt")]:
+    for module in [each for path, each in sys.modules.items() if path.startswith("inference_opt")]:
         if vars(module).get(name) is found:  # imported by name
             monkeypatch.setattr(module, name, scope[name])
 

@@ -36,8 +36,9 @@ def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("inference_opt"):
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if part_of(node.module) == "" else []
-            found |= set(names or [node.module])
+            face = part_of(node.module) == ""
+            found |= {f"{node.module}.{alias.name}" for alias in node.names if face and alias.name != "__version__"}
+            found |= set() if face else {node.module}
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if alias.name.startswith("inference_opt.")}
     return found

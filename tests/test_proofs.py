@@ -20,7 +20,7 @@ import pytest
 from inference_opt.lab.exactness import mutants
 from inference_opt.lab.exactness.enumerate import every_path
 from inference_opt.lab.exactness.exact import output_law, step_law
-from inference_opt.lab.exactness.proposals import chain, from_start, verdicts
+from inference_opt.lab.exactness.proposals import chain, from_start, target_along
 from inference_opt.speculative import rules
 
 PROOFS = Path(__file__).resolve().parent.parent / "docs" / "proofs"
@@ -95,7 +95,7 @@ class Case:
     def found(self, memory):
         def propose(target, draft, prefix, gamma, choose):
             tokens = self.drafts[state(3, (*prefix, memory))]
-            return verdicts(target, prefix, tokens), None, tokens
+            return target_along(target, prefix, tokens), None, tokens
 
         return propose
 
@@ -103,9 +103,9 @@ class Case:
         """The law of a step by what was learned for the next one and what was emitted. 2 was learned before."""
         law, p, q, text = {}, self.model("p"), self.seeing(2), tuple(self.text)
 
-        def step(chance):
-            laws, guesses, tokens = propose(p, q, text, 2, chance.choose)
-            emitted = rule(laws, guesses, tokens, chance)
+        def step(rng):
+            laws, guesses, tokens = propose(p, q, text, 2, rng.choose)
+            emitted = rule(laws, guesses, tokens, rng)
             return ((2 + 2 * len(list(tokens)) + len(emitted)) % 4, *emitted)
 
         for outcome, w in every_path(step):
@@ -120,7 +120,7 @@ class Case:
         if any(behind["q"][i][x] == 0 for i, x in enumerate(tokens)):
             return None  # no draft of q's
         law = {}
-        for emitted, w in every_path(lambda chance: rule(behind["p"], behind["q"], tokens, chance)):
+        for emitted, w in every_path(lambda rng: rule(behind["p"], behind["q"], tokens, rng)):
             law[tuple(emitted)] = law.get(tuple(emitted), 0) + w
         return law
 

@@ -46,7 +46,7 @@ SMALLER = {
     "bench speculative": "--task chat --drafter n-gram --prompts 1 --new-tokens 4 --repeats 1 --no-peer",
     "bench mla": "--shape 'SmolLM2 96+32' --context 16 --repeats 1",
     "bench kernels": "--case gqa-1x32768 --repeats 1 --no-peer",
-    "bench engine": "--shape SmolLM2-135M --batch 1 --new-tokens 4 --ahead 2 --repeats 1 --no-peer",
+    "bench engine": "--shape SmolLM2-135M --batch 1 --new-tokens 4 --decode-steps 2 --repeats 1 --no-peer",
 }
 
 
@@ -110,6 +110,8 @@ def test_links_and_code_markers_exist(page):
         assert len(markers) == options.count(":start-after:") + options.count(":end-before:")
         for marker in markers:
             assert source.count(f"{marker}\n") == 1, f"{target} has no single {marker}"
+        for name in re.findall(r":pyobject: (\w+)", options):
+            assert re.search(rf"^(?:def|class) {name}\b", source, flags=re.MULTILINE), f"{target} has no {name}"
 
 
 def test_the_examples_run(smollm2_path):

@@ -146,7 +146,7 @@ def test_ids_that_are_equal_are_one_id():
     assert engine.requests == {}
 
 
-SIZES = ("page_size", "num_pages", "token_budget", "max_running", "patience", "draft_rows", "gamma", "ahead")
+SIZES = ("page_size", "num_pages", "token_budget", "max_running", "patience", "draft_rows", "gamma", "decode_steps")
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -19,7 +19,7 @@ TEXT = st.lists(st.integers(0, 12), min_size=1, max_size=12)
 
 def short_stems(tables, cached, page_size):
     """Toys' stems are short."""
-    return kernels.common_stems(tables, cached, page_size, least=1)
+    return kernels.shared_prefixes(tables, cached, page_size, min_keys=1)
 
 
 @given(
@@ -47,7 +47,7 @@ def test_logits_are_the_gathering_cache_s(shape, texts, page_size, latent, dtype
             each.fill_(torch.nan)  # what was never written must not be read
     fed = [0] * len(texts)
     patch = pytest.MonkeyPatch()
-    patch.setattr(paged_kernel, "common_stems", short_stems)
+    patch.setattr(paged_kernel, "shared_prefixes", short_stems)
     while any(n < len(t) for n, t in zip(fed, texts)):
         # The stem in the first step whole, so that it is cached for all in the next.
         most = [len(t) - n for n, t in zip(fed, texts)]
@@ -71,7 +71,7 @@ def test_the_engine_on_it_gives_the_oracle_s_tokens(shape, prompts, page_size, l
     prompts = prompts + [prompts[0] + prompt[:4] for prompt in prompts]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("inference_opt.engine.engine.cache_class", lambda device: PagedKernelCache)
-        patch.setattr(paged_kernel, "common_stems", short_stems)
+        patch.setattr(paged_kernel, "shared_prefixes", short_stems)
         engine = Engine(model, drafter=PromptLookup(), page_size=page_size)
         assert isinstance(engine.cache, PagedKernelCache)
         got = engine.generate(prompts, params)

@@ -112,7 +112,10 @@ class Columns:
     def __init__(self, latent_dim):
         self.latent_dim = latent_dim
 
-    expand = absorb = values = None  # kernels and training ask for these
+    def expand(self, kept):  # kernels and training ask for these
+        raise NotImplementedError
+
+    absorb = values = expand
 
     def over(self, q, kept):
         return causal_attention(q, kept, kept[..., : self.latent_dim], self.scale)

@@ -1,13 +1,19 @@
 """The built site, read as files: no link leads nowhere, no picture is without words, nothing comes from elsewhere."""
 
+import sys
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
 
+import inference_opt
 from inference_opt.explain.scenarios import SCENARIOS
 from tests.docs.site import SITE, built
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "docs"))
+import markers
 
 bs4 = pytest.importorskip("bs4", reason="the docs extra is not installed")
 PAGES = built()
@@ -77,3 +83,27 @@ def test_every_module_is_in_the_reference():
         parts = [part for part in path.relative_to(root.parent).with_suffix("").parts if part != "__init__"]
         if ".".join(parts) not in {"inference_opt", "inference_opt.cli"}:
             assert ".".join(parts) in known, f"docs/api/ leaves out {'.'.join(parts)}"
+
+
+def documented(page):
+    """The names that a page of the reference documents, in order."""
+    return [tag["id"] for tag in soup(SITE / "docs" / "api" / page).select("dt.sig[id]")]
+
+
+def test_the_reference_opens_with_what_is_imported():
+    first = soup(SITE / "docs" / "api" / "index.html").select_one(".toctree-wrapper a")
+    assert first["href"] == "import.html"
+    names = [name.removeprefix("inference_opt.") for name in documented("import.html")]
+    assert {name for name in names if "." not in name} == set(inference_opt.__all__)
+
+
+def test_the_engine_comes_before_what_it_is_made_of():
+    assert documented("engine.html")[0] == "inference_opt.engine.engine.Engine"
+    assert documented("radix.html")[0].startswith("inference_opt.radix.tree.")
+
+
+def test_a_built_ins_docstring_is_not_shown():
+    assert markers.foreign(None, "module", "get", ContextVar("depth").get, False, None), "it would be"
+    assert markers.foreign(None, "module", "built", built, False, None) is None
+    for page in (SITE / "docs" / "api").glob("*.html"):
+        assert "for the current context" not in soup(page).text, page.name

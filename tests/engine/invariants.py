@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+from inference_opt.engine.request import Pages
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.transformer import Transformer
 from inference_opt.radix.node import upwards
@@ -63,20 +64,6 @@ def content(tree):
     return table
 
 
-def replay(log, table):
-    """Apply the tree's log to a table like `content`'s."""
-    for entry in log:
-        if hasattr(entry, "tokens"):
-            before, size = entry.after, len(entry.tokens) // len(entry.pages)
-            for i, page in enumerate(entry.pages):
-                assert page not in table
-                table[page] = (entry.namespace, before, entry.tokens[i * size : (i + 1) * size])
-                before = page
-        else:
-            for page in entry.pages:
-                del table[page]
-
-
 def spelled(node):
     """The tokens of the path to a node."""
     return [token for above in list(upwards(node))[::-1] for token in above.tokens]
@@ -87,11 +74,11 @@ def assert_sound(engine):
     pool, tree, scheduler = engine.pool, engine.tree, engine.scheduler
     paths = assert_sound_tree(tree)
     running, waiting = scheduler.running, list(scheduler.waiting.values())
-    users = Counter(request.node for request in running)
+    users = Counter(request.pages.node for request in running)
     assert all(node.users == users[node] for node in paths), "one use a running request"
     assert set(users) <= set(paths), "a running request holds a node of the tree"
 
-    private = [page for request in running for page in request.table[request.shared :]]
+    private = [page for request in running for page in request.table[request.pages.shared :]]
     owned = [page for path in {node: node.pages for node in paths}.values() for page in path]
     assert len(pool._free) == len(set(pool._free)) == sum(pool._is_free)
     assert all(pool.is_free(page) for page in pool._free)
@@ -99,15 +86,15 @@ def assert_sound(engine):
     assert parts == list(range(pool.num_pages)), "free, the tree's and private pages partition the pool"
     for request in running:
         assert not any(pool.is_free(page) for page in request.table), "a live table names a free page"
-        assert request.table[: request.shared] == paths[request.node]
-        known = request.tokens[: request.shared * pool.page_size].tolist()
-        assert spelled(request.node) == known, "the pages hold another text"
+        assert request.table[: request.pages.shared] == paths[request.pages.node]
+        known = request.tokens[: request.pages.shared * pool.page_size].tolist()
+        assert spelled(request.pages.node) == known, "the pages hold another text"
         assert request.computed <= len(request.table) * pool.page_size
-        assert request.computed < len(request.tokens) <= request.most
+        assert request.computed < len(request.tokens) <= request.max_computed
         assert len(request.table) <= pool.pages_for(len(request.tokens)), "drafts that are gone keep their pages"
         assert not request.decoding or request.remaining == 1
     for request in waiting:
-        assert (request.node, request.table, request.shared, request.computed) == (None, [], 0, 0)
+        assert (request.pages, request.computed) == (Pages(), 0)
         assert (request.decoding, request.drafter_state, request.finished) == (False, None, False)
     for queue in (running, waiting):
         arrivals = [request.arrival for request in queue]
@@ -128,7 +115,7 @@ def dump(engine):
     tree, scheduler = engine.tree, engine.scheduler
     nodes = [(id(n), n.edge, tuple(n.pages), id(n.parent), n.locks, n.users, n.used, n.hits) for n in tree.nodes()]
     requests = [
-        (r.id, r.tokens.tolist(), r.computed, list(r.table), r.shared, id(r.node), r.finish_reason)
+        (r.id, r.tokens.tolist(), r.computed, list(r.table), r.pages.shared, id(r.pages.node), r.finish_reason)
         for r in (*scheduler.running, *scheduler.waiting.values())
     ]
     counters = (tree.clock, tree.evictable, tree.inserted, tree.evicted, len(tree.leaves.heap), len(engine.requests))

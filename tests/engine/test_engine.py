@@ -148,7 +148,7 @@ def test_none_is_overtaken_more_often_than_patience_allows(patience):
     stranger = crowd(patience)
     assert stranger.finished
     assert stranger.metrics.overtaken == patience
-    assert stranger.metrics.queue_steps == patience // 2
+    assert stranger.metrics.admitted_step - stranger.metrics.arrived_step == patience // 2
 
 
 def test_without_the_bound_a_stranger_starves():
@@ -168,7 +168,7 @@ def test_what_is_observed_of_two_prompts_that_share_a_stem():
     for request, cached, computed in ((first, 0, 9), (second, 8, 2)):
         m = request.metrics
         assert (m.cached_tokens, m.prefill_tokens, m.prefill_steps) == (cached, computed, 1)
-        assert (m.decode_steps, m.preemptions, m.overtaken, m.queue_steps) == (2, 0, 0, 0)
+        assert (m.decode_steps, m.preemptions, m.overtaken, m.admitted_step) == (2, 0, 0, m.arrived_step)
         assert m.arrived <= m.admitted <= m.first_token <= m.finished
     assert (first.metrics.arrived_step, second.metrics.arrived_step) == (0, 1)
     stats = engine.stats

@@ -15,6 +15,7 @@ from scipy.stats import chisquare
 import inference_opt
 from inference_opt import naive
 from inference_opt.engine.engine import Engine
+from inference_opt.engine.request import Pages
 from inference_opt.lab.eviction.learned import Odds
 from inference_opt.loading.tokenizer import Tokenizer
 from inference_opt.radix.eviction import LRU
@@ -197,7 +198,7 @@ class Letters(Tokenizer):
         return "abcdef"[token]
 
 
-CALLBACKS = ["log", "LRU.touch", "LRU.key", "LRU.cuts", "Odds.touch", "Odds.key", "Odds.cuts", "Odds.worth"]
+CALLBACKS = ["LRU.touch", "LRU.key", "LRU.cuts", "Odds.touch", "Odds.key", "Odds.cuts", "Odds.worth"]
 CALLBACKS += ["tokenizer", "drafter.propose", "drafter.observe"]
 
 
@@ -211,9 +212,7 @@ def test_a_callback_that_fails_at_any_call_loses_nothing(place):
         letters, drafter = Letters(), PromptLookup(2, 1)
         engine = Engine(Echo(64), page_size=2, num_pages=9, token_budget=6, policy=policy, tokenizer=letters,
                         drafter=drafter if owner == "drafter" else None, gamma=2, rule=rules.coupled)  # fmt: skip
-        if place == "log":
-            fails = engine.tree.log = Fails(lambda entry: None, at)
-        elif place == "tokenizer":
+        if place == "tokenizer":
             fails = letters.hook = Fails(lambda: None, at)
         else:
             target = engine.speculation.drafter if owner == "drafter" else policy
@@ -327,7 +326,7 @@ def test_judging_a_draft_as_far_as_its_rows_are_sound_keeps_the_distribution():
     params, rng, counts = SamplingParams(4, temperature=1.0, seed=0), np.random.default_rng(0), Counter()
     p, q = np.array([0.3, 0.7]), np.array([0.6, 0.4])
     for i in range(4_000):
-        request = engine._request([1, 0, 1], replace(params, seed=i), None, None)
+        request = engine.request([1, 0, 1], replace(params, seed=i), None, None)
         draft = Draft([int(rng.random() >= q[0])], [q])
         counts[engine.speculation.accept(request, torch.tensor(np.log(p))[None], draft)[0]] += 1
     # A false alarm in 10,000; dropping the draft's 0 instead gives χ² over 500.
@@ -402,6 +401,5 @@ def test_what_is_finished_holds_no_page_and_no_notes():
     engine = Engine(Echo(64), page_size=2, num_pages=20, drafter=SmallerModel(Echo(64)), gamma=2)
     handles = [engine.add(prompt, GREEDY) for prompt in PROMPTS]
     finish(engine)
-    engine.generate([[1]], GREEDY)  # what was learnt of the last step is told in the next
     for request in handles:
-        assert (request.table, request.node, request.drafter_state) == ([], None, None)
+        assert (request.pages, request.drafter_state) == (Pages(), None)

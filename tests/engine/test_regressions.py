@@ -3,8 +3,9 @@
 Every scenario holds here, and fails when the mistake is put back (`tests/mutation.py`).
 """
 
-from inference_opt.engine.cache_manager import Memory
+from inference_opt.engine.cache_manager import CacheManager
 from inference_opt.engine.engine import Engine
+from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Scheduler
 from inference_opt.radix import tree as radix_tree
 from inference_opt.radix.tree import RadixTree
@@ -38,14 +39,14 @@ def split_child_is_found_again():
 def equal_prompts_in_one_batch_share_pages():
     """Both computed the prompt; the second's pages are freed, so its table must name the first's."""
     engine = Engine(Echo(), page_size=2, num_pages=8)
-    memory, scheduler = engine.scheduler.memory, engine.scheduler
+    cache, scheduler = engine.scheduler.cache, engine.scheduler
     for request in [engine.add([1, 2, 3, 4, 5], GREEDY) for _ in range(2)]:
-        memory.attach(request)
+        cache.attach(request)
         assert request.table == []
-        memory.reserve(request, 5)
+        cache.reserve(request, 5)
         scheduler.running.append(request)
     for request in scheduler.running:
-        memory.publish(request, 4)
+        cache.publish(request, 4)
     scheduler.waiting.clear()
     assert_sound(engine)
 
@@ -122,15 +123,15 @@ BUGS = [
         "head.children[node.edge[:size]]",
         "head.children[head.edge[-size:]]",
     ),
-    (equal_prompts_in_one_batch_share_pages, Memory, "publish", "request.table[:full], ", "[][:full], "),
-    (equal_prompts_in_one_batch_share_one_prefill, Scheduler, "_chunk", "self.memory.publish", "(lambda *_: None)"),
-    (a_prompt_found_whole_is_still_asked_something, Memory, "attach", "request.tokens[:-1]", "request.tokens"),
+    (equal_prompts_in_one_batch_share_pages, CacheManager, "publish", "pages.table[:full], ", "[][:full], "),
+    (equal_prompts_in_one_batch_share_one_prefill, Scheduler, "_chunk", "self.cache.publish", "(lambda *_: None)"),
+    (a_prompt_found_whole_is_still_asked_something, CacheManager, "attach", "request.tokens[:-1]", "request.tokens"),
     (
         chunks_begin_where_the_hit_ends_after_a_preemption,
-        Memory,
+        CacheManager,
         "attach",
-        "len(match.pages), found",
-        "len(match.pages), max(found, request.computed)",
+        "match.node), found",
+        "match.node), max(found, request.computed)",
     ),
     (a_matched_node_is_locked_with_its_path, RadixTree, "lock", "upwards(node)", "upwards(node.parent)"),
     (evictable_pages_are_counted_once, RadixTree, "unlock", "if above.locks == 0", "if above.locks <= 1"),
@@ -161,5 +162,5 @@ def test_it_holds_that(scenario):
 def test_it_is_seen_that(monkeypatch, bug):
     _, _, name, _, wrong = bug
     if name == "attach" and "computed" in wrong:  # the second half of that mistake
-        monkeypatch.setattr(Scheduler, "_release", lambda self, request: self.memory.release(request))
+        monkeypatch.setattr(Request, "forget", lambda request: None)
     assert_seen(monkeypatch, *bug)

@@ -27,7 +27,7 @@ def a_drafter_that_is_the_target_is_always_right():
         engine, _, _ = served(SmallerModel(Echo(CONTEXT)), *PROMPTS, *PROMPTS, **changes)
         assert engine.stats.acceptance == 1 < engine.stats.drafted_tokens
         assert engine.stats.preemptions >= preemptions
-        assert engine.stats.cached_tokens or not engine.scheduler.memory.radix
+        assert engine.stats.cached_tokens or not engine.scheduler.cache.radix
 
 
 def a_rejected_draft_is_forgotten():
@@ -89,7 +89,13 @@ BUGS = [
         "min(text.drafter_state, end)",
         "text.drafter_state",
     ),
-    (a_text_without_drafts_keeps_no_pages_for_them, Engine, "_conclude", "elif chunk.drafts", "elif draft.tokens"),
+    (
+        a_text_without_drafts_keeps_no_pages_for_them,
+        Engine,
+        "_conclude",
+        "else:",
+        "elif change.draft.tokens:",
+    ),
     (
         texts_of_a_batch_do_not_see_each_other,
         models,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference_opt.engine import change, speculation
+from inference_opt.engine import change, eager_runner, observer, speculation
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.scheduler import Scheduler
 from inference_opt.engine.speculation import Speculation
@@ -111,7 +111,7 @@ def no_draft_goes_beyond_the_longest_text():
     """Neither beyond max_new_tokens nor beyond the context (feifeibear/LLMSpeculativeSampling overshoots)."""
     for params in (SamplingParams(max_new_tokens=n, ignore_eos=True) for n in (1, 2, 9, 200)):
         engine, (request,), outputs = served(SmallerModel(Echo(CONTEXT)), [1, 2, 3], params=params, gamma=8)
-        assert all(o.start + o.count + len(o.drafted) <= request.most <= CONTEXT for o in outputs)
+        assert all(o.start + o.count + len(o.drafted) <= request.max_computed <= CONTEXT for o in outputs)
         assert len(request.output) == min(params.max_new_tokens, CONTEXT - 3 + 1)
         assert engine.pool.free + len(engine.tree) == engine.pool.num_pages
 
@@ -206,10 +206,16 @@ BUGS = [
         "self.left -= 1; self.eos = self.eos if self.left else ()",
     ),
     (no_draft_goes_beyond_the_longest_text, Scheduler, "_add_drafts", "request.check.left - 1", "request.check.left"),
-    (what_is_observed_counts_no_rejected_draft, *COMMIT, "+= len(tokens)", "+= len(draft.tokens) + 1"),
+    (
+        what_is_observed_counts_no_rejected_draft,
+        observer,
+        "_count",
+        "+= len(tokens)",
+        "+= len(change.draft.tokens) + 1",
+    ),
     (what_is_observed_counts_no_rejected_draft, *COMMIT, "min(len(emitted) - 1, len(tokens))", "len(draft.tokens)"),
     (what_is_observed_counts_no_rejected_draft, *COMMIT, "within(emitted or [])", "within(draft.tokens or emitted)"),
-    (what_is_observed_counts_no_rejected_draft, change, "logprobs", "[: len(tokens)]", "[-len(tokens) :]"),
+    (what_is_observed_counts_no_rejected_draft, eager_runner, "logprobs", "[: len(tokens)]", "[-len(tokens) :]"),
     (an_end_counts_the_drafts_before_it, *COMMIT, "min(len(emitted) - 1, len(tokens))", "len(emitted) - 1"),
     (no_two_draws_of_a_text_are_one, Noise, "uniform", "(i, 1)", "(0, 1)"),
     (no_two_draws_of_a_text_are_one, Noise, "uniform", "(i, 1)", "(i, 0)"),

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from inference_opt.engine.engine import Engine
-from inference_opt.radix.tree import Removed
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative import rules
 from inference_opt.speculative.eagle import Eagle
@@ -26,7 +25,6 @@ from tests.engine.invariants import (
     dump,
     expected,
     random_head,
-    replay,
     watch_drafter,
 )
 
@@ -82,10 +80,28 @@ class EngineMachine(RuleBasedStateMachine):
         drafts = {"gamma": gamma, "rule": rule, "draft_rows": draft_rows}
         self.engine = Engine(ECHO, radix, DRAFTERS[drafter], page_size, pages, **limits, **drafts)
         watch_drafter(self.engine)
-        self.log, self.replayed = [], {}
-        self.engine.tree.log = self.log.append
+        self.removed, self.batch = set(), None
+        self.watch()
         self.texts = {}  # id: (request, the tokens it must give)
         ECHO.fault = None
+
+    def watch(self):
+        """Remember the pages that the tree gives up, and the last batch of the cache."""
+        tree, cache = self.engine.tree, self.engine.cache
+
+        def batch(*args, whole=cache.batch):
+            self.batch = whole(*args)
+            return self.batch
+
+        def gives_up(whole):
+            def call(*args):
+                pages = whole(*args)
+                self.removed |= set(pages)
+                return pages
+
+            return call
+
+        cache.batch, tree.evict, tree.discard = batch, gives_up(tree.evict), gives_up(tree.discard)
 
     def refused(self, message, call, *args, **kwargs):
         before = dump(self.engine)
@@ -111,11 +127,11 @@ class EngineMachine(RuleBasedStateMachine):
 
     def advance(self):
         busy, cached = bool(self.engine.requests), set(self.engine.tree._owned)
+        self.removed.clear()
         outputs = self.engine.step()
         if outputs:
-            removed = {page for entry in self.log if isinstance(entry, Removed) for page in entry.pages}
-            written = {slot // self.engine.pool.page_size for slot in self.engine.cache.slots.tolist()}
-            assert not written & (cached - removed), "a page that others read is never written again"
+            written = {slot // self.engine.pool.page_size for slot in self.batch.slots.tolist()}
+            assert not written & (cached - self.removed), "a page that others read is never written again"
         assert bool(outputs) == busy, "a step of an engine with requests does something"
         scheduler, rows = self.engine.scheduler, sum(o.count + len(o.drafted) for o in outputs)
         assert rows <= scheduler.token_budget
@@ -233,10 +249,10 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(text=PROMPT, namespace=NAMESPACE)
     def ask(self, text, namespace):
         size, tree = self.engine.tree.page_size, self.engine.tree
-        held = {None: ()}  # each page's whole prefix, from the log alone
-        for page, (_, before, tokens) in self.replayed.items():  # pages were logged after those before them
+        held, pages = {None: ()}, content(tree)  # each page's whole prefix, page by page
+        for page, (_, before, tokens) in pages.items():  # pages stand behind those before them
             held[page] = held[before] + tokens
-        prefixes = {(self.replayed[page][0], prefix) for page, prefix in held.items() if page is not None}
+        prefixes = {(pages[page][0], prefix) for page, prefix in held.items() if page is not None}
         longest = 0
         while longest + size <= len(text) and (namespace, tuple(text[: longest + size])) in prefixes:
             longest += size
@@ -249,9 +265,6 @@ class EngineMachine(RuleBasedStateMachine):
         EngineMachine.steps += 1
         assert_sound(self.engine)
         assert_pages_hold_their_texts(self.engine)
-        replay(self.log, self.replayed)
-        self.log.clear()
-        assert self.replayed == content(self.engine.tree)
         for request in self.engine.requests.values():
             text = self.texts[request.id][1]
             assert request.output == text[: len(request.output)]

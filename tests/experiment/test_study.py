@@ -224,7 +224,7 @@ def test_dask_gives_the_same_results_in_the_same_order_when_a_worker_is_killed(t
     assert without_times(results) == without_times(alone)
 
 
-def test_a_cell_that_keeps_failing_is_given_up_and_the_rest_is_kept(texts, tmp_path, monkeypatch):
+def test_a_trial_that_keeps_failing_is_given_up_and_the_rest_is_kept(texts, tmp_path, monkeypatch):
     from concurrent.futures import ThreadPoolExecutor
 
     real = study.run_trial
@@ -265,7 +265,7 @@ def test_the_call_of_the_readme(texts):
     assert set(results.effects()["prompts"]) >= {"radix", "MLA", "speculation", "radix × MLA"}
 
 
-def test_a_cell_is_known_by_all_that_it_reads(texts, tmp_path):
+def test_a_trial_is_known_by_all_that_it_reads(texts, tmp_path):
     """Other answers: the texts are read again, and nothing is timed again."""
     run_ablation_study(texts, TOY, folder=tmp_path / "trials", **SMALL)
     before = set((tmp_path / "trials").iterdir())

@@ -8,9 +8,10 @@ from pathlib import Path
 from inference_opt.cache.pool import PagePool
 from inference_opt.engine.engine import Engine
 from inference_opt.explain.player.page import page as html_page
+from inference_opt.explain.record import record
 from inference_opt.explain.scenarios.toys import arrivals, toy
 from inference_opt.radix.tree import RadixTree
-from inference_opt.trace import record, step
+from inference_opt.trace import emit
 from tests.explain.browser import launched, opened
 
 PROMPTS = "first come: 12\nsecond: 12\nthird one: 8"
@@ -33,7 +34,7 @@ def unrecorded():
     subject = object()
 
     def call():
-        step("radix.match", subject, "", tokens=1, found=2, pages=3, namespace=4)
+        emit("radix.match", subject, tokens=1, found=2, pages=3, namespace=4)
 
     def nothing():
         pass

@@ -13,21 +13,21 @@ from triton.experimental.gluon._runtime import GluonASTSource
 
 from inference_opt.kernels.attention import attend_piece
 from inference_opt.kernels.hopper import gqa, mla
-from inference_opt.kernels.hopper.tiles import SHARED
-from inference_opt.kernels.plan import PIECE, choose_tile, padded, tile_bytes
+from inference_opt.kernels.hopper.tiles import SMEM
+from inference_opt.kernels.plan import choose_tile, padded, tile_bytes
 
 SIZES = {"bf16": 2, "fp32": 4}
 
 
 def shared_memory(rows: int, group: int, dim: int, value_dim: int, latent: bool, dtype: str) -> int:
-    """Bytes a program, of the tile that is chosen for so many rows."""
+    """Bytes that a program takes with the tile that is chosen for `rows` rows."""
     tile = choose_tile(rows, *tile_bytes(dim, value_dim if latent else None, SIZES[dtype]))
     split, low, high, value = padded(dim, value_dim, latent)
     constants = {
-        "HEADS": group, "KV_HEADS": 1, "D": dim, "V": value_dim, "SPLIT": split, "PAGE": 16, "SHARED": latent,
-        "ROWS": tile.rows, "BLOCK": tile.block, "FIELDS": len(PIECE),
+        "HEADS": group, "KV_HEADS": 1, "D": dim, "V": value_dim, "SPLIT": split, "PAGE": 16, "V_IN_K": latent,
+        "ROWS": tile.rows, "BLOCK": tile.block,
         "LOOK_AHEAD": tile.looks_ahead, "WIDEN": False,
-        "DA": low, "DB": high, "DV": value, "EARLY": True, "BESIDE": False,
+        "DA": low, "DB": high, "DV": value, "PDL": True, "PDL_OVERLAP": False,
     }  # fmt: skip
     names = attend_piece.arg_names
     kinds = dict.fromkeys(("q", "k_pages", "v_pages", "out"), f"*{dtype}")
@@ -40,17 +40,17 @@ def shared_memory(rows: int, group: int, dim: int, value_dim: int, latent: bool,
 
 
 def hopper_memory(kernel: str, dim: int, dtype: str) -> int:
-    """Bytes a program of a Gluon kernel."""
-    tiles = {"latent": {"q_tiles": 128, "wide": 128, "narrow": 64}, "tall": {"k_tiles": dim, "v_tiles": dim}}[kernel]
-    sizes = {"latent": {"HEADS": 128}, "tall": {"HEADS": 9, "KV_HEADS": 3, "D": dim}}[kernel]
-    fn = {"latent": mla.latent_piece, "tall": gqa.tall_piece}[kernel]
-    constants = sizes | {"PAGE": 64, "FIELDS": len(PIECE)}
-    kinds = {name: f"tensordesc<{dtype}[64, {width}],{SHARED.value!r}>" for name, width in tiles.items()}
-    kinds |= dict.fromkeys({"latent": ("q_rows", "out"), "tall": ("q", "out")}[kernel], f"*{dtype}")
+    """Bytes that a program of a Gluon kernel takes."""
+    tiles = {"mla": {"q_tiles": 128, "wide": 128, "narrow": 64}, "gqa": {"k_tiles": dim, "v_tiles": dim}}[kernel]
+    sizes = {"mla": {"HEADS": 128}, "gqa": {"HEADS": 9, "KV_HEADS": 3, "D": dim}}[kernel]
+    fn = {"mla": mla.mla_piece, "gqa": gqa.gqa_piece}[kernel]
+    constants = sizes | {"PAGE": 64}
+    kinds = {name: f"tensordesc<{dtype}[64, {width}],{SMEM.value!r}>" for name, width in tiles.items()}
+    kinds |= dict.fromkeys({"mla": ("q_rows", "out"), "gqa": ("q", "out")}[kernel], f"*{dtype}")
     kinds |= dict.fromkeys(("table", "pieces"), "*i32") | dict.fromkeys(("lse", "partial", "partial_lse"), "*fp32")
     kinds |= {"table_width": "i32", "scale_log2": "fp32"} | dict.fromkeys(constants, "constexpr")
     source = GluonASTSource(fn, kinds, {(fn.arg_names.index(name),): value for name, value in constants.items()}, {})
-    options = {"num_warps": 4} | ({"maxnreg": 128} if kernel == "tall" else {})
+    options = {"num_warps": 4} | ({"maxnreg": 128} if kernel == "gqa" else {})
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
 
 

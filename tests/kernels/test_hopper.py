@@ -1,4 +1,4 @@
-"""The Gluon kernels against plain PyTorch in float64: on a Hopper card only, since no interpreter runs them.
+"""The Gluon kernels against the reference in float64: on a Hopper card only, since no interpreter runs them.
 
 That they compile, and into the shared memory of an H100, is tested everywhere (`test_kernels.py`), and so are plans.
 """
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_opt import kernels
-from inference_opt.kernels.batch import hopper_kernel
-from inference_opt.kernels.plan import choose_tile
+from inference_opt.kernels import batch as planning
+from inference_opt.kernels.hopper import tiles
 from tests.kernels.test_kernels import build, check, oracle, planned, poisoned
 
 __all__ = ["poisoned"]
@@ -28,47 +28,66 @@ def batches(draw, latent):
     lengths = draw(st.lists(st.sampled_from([0, 1, 63, 64, 65, 127, 128, 129, 200, 333]), min_size=1, max_size=4))
     counts = [draw(st.sampled_from([1, 2, 40, length])) if length else 1 for length in lengths]
     lengths = [max(length, count) if length else 0 for length, count in zip(lengths, counts)]
-    stem = draw(st.sampled_from([0, 64, 192])) if all(lengths) else 0
+    prefix = draw(st.sampled_from([0, 64, 192])) if all(lengths) else 0
     return {
         "page": draw(st.sampled_from([64, 128])), "kv_heads": kv_heads, "heads": heads, "dim": dim,
-        "value_dim": value_dim, "latent": latent, "lengths": [n + stem for n in lengths], "counts": counts,
-        "stem": stem, "dtype": draw(st.sampled_from([torch.float16, torch.bfloat16])), "seed": draw(st.integers(0, 99)),
-        "processors": draw(st.sampled_from([1, 8, 132])),
+        "value_dim": value_dim, "latent": latent, "lengths": [n + prefix for n in lengths], "counts": counts,
+        "prefix": prefix, "dtype": draw(st.sampled_from([torch.float16, torch.bfloat16])),
+        "seed": draw(st.integers(0, 99)), "processors": draw(st.sampled_from([1, 8, 132])),
     }  # fmt: skip
 
 
 def compare(s):
     """Returns the kernels that were launched."""
-    s["stem"] = s["stem"] // s["page"] * s["page"]
+    s["prefix"] = s["prefix"] // s["page"] * s["page"]
     q, k, v, table = build(s)
-    stems = [(0, len(s["lengths"]), s["stem"])] if s["stem"] else []
-    batch = planned(s, k, v, table, stems)
+    prefixes = [kernels.SharedPrefix(0, len(s["lengths"]), s["prefix"])] if s["prefix"] else []
+    batch = planned(s, k, v, table, prefixes)
     got = kernels.paged_attention(q, k, v, batch, s["dim"] ** -0.5, s["value_dim"])
     check(s, got, oracle(s, q, k, v, table))
-    return {launch.tile.hopper for launch in batch.work.launches}
+    return {launch.tile.hopper for launch in batch.plan.launches}
 
 
 @on_hopper
 @given(s=batches(latent=True))
-def test_latent_attention_is_the_plain_function_s(s):
+def test_latent_attention_equals_the_reference(s):
     s["counts"][0] = max(s["counts"][0], 16 // s["heads"] + 1)  # more rows than the other kernel takes
-    s["lengths"][0] = max(s["lengths"][0], s["counts"][0] + s["stem"])
+    s["lengths"][0] = max(s["lengths"][0], s["counts"][0] + s["prefix"])
     assert compare(s) == {"mla"}
 
 
 @on_hopper
 @given(s=batches(latent=False))
-def test_many_rows_are_the_plain_function_s(s):
+def test_many_rows_equal_the_reference(s):
     s["counts"][0] = max(s["counts"][0], 70)  # more rows than the other kernel takes
-    s["lengths"][0] = max(s["lengths"][0], s["counts"][0] + s["stem"])
+    s["lengths"][0] = max(s["lengths"][0], s["counts"][0] + s["prefix"])
     assert "gqa" in compare(s)
 
 
-def test_they_are_chosen_where_they_fit_only():
-    pages = torch.empty(2, 64, 1, 576, dtype=torch.bfloat16)
-    assert hopper_kernel(pages, 512) == ""  # not on a processor
-    assert choose_tile(17, 1152, 1152, "mla").hopper == "mla"
-    assert choose_tile(16, 1152, 1152, "mla").hopper == ""  # so few are read as fast by the other kernel
-    assert choose_tile(65, 512, 256, "gqa").hopper == "gqa"
-    assert choose_tile(64, 512, 256, "gqa").hopper == ""
-    assert choose_tile(65, 512, 256).hopper == ""
+@pytest.mark.parametrize("kernel", ["mla", "gqa"])
+@given(
+    page=st.sampled_from([64, 128, 192]),
+    lengths=st.lists(st.integers(1, 2000), min_size=1, max_size=4),
+    queries=st.integers(1, 300),
+    prefix=st.integers(0, 300),
+    processors=st.sampled_from([1, 8, 132]),
+)
+def test_plans_are_for_what_the_gluon_kernels_do(kernel, page, lengths, queries, prefix, processors):
+    """They have a fixed number of rows, and load a block of keys at once, which must not go on in another page."""
+    heads, kv_heads, dim, value_dim = (16, 1, 576, 512) if kernel == "mla" else (8, 2, 64, None)
+    rows = {"mla": tiles.ROWS.value, "gqa": 2 * tiles.ROWS.value}[kernel]
+    counts = [min(queries, length) for length in lengths]
+    lengths = [length + prefix for length in lengths]
+    prefixes = [kernels.SharedPrefix(0, len(lengths), prefix)] if prefix else []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "hopper_kernel", lambda k_pages, value_dim: kernel)
+        patch.setattr(planning, "processors_of", lambda device: processors)
+        pages = torch.empty(1, page, kv_heads, dim, dtype=torch.bfloat16)
+        plan = planning.cut(lengths, counts, prefixes, pages, heads, value_dim)
+    for launch in plan.launches:
+        if launch.tile.hopper:
+            assert launch.tile.rows == rows
+            assert page % tiles.BLOCK.value == 0
+            assert (launch.columns.first % tiles.BLOCK.value == 0).all()
+    if prefix % 64 == 0 and max(counts) * heads // kv_heads > 64:
+        assert plan.launches[-1].tile.hopper == kernel, "they are for many rows"

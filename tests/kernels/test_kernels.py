@@ -1,8 +1,9 @@
-"""The kernels against plain PyTorch in float64: on CUDA where there is one, under Triton's interpreter elsewhere.
+"""The kernels against the reference in float64: on CUDA where there is one, under Triton's interpreter elsewhere.
 
 Pages are shuffled, some are shared, what no sequence reads holds NaN, and so does every output before it is written.
 """
 
+import difflib
 import json
 import os
 import subprocess
@@ -17,10 +18,10 @@ from hypothesis import strategies as st
 from jaxtyping import config
 
 from inference_opt import kernels
+from inference_opt.kernels import SharedPrefix, reference, stepwise
 from inference_opt.kernels import batch as planning
-from inference_opt.kernels import reference, stepwise
-from inference_opt.kernels.plan import PIECE
 
+ROOT = Path(__file__).parents[2]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
 # Of rounding a weight before it meets its value, and the result, to the dtype; in float32 it is the scores that count,
@@ -50,11 +51,11 @@ def batches(draw):
     lengths = draw(st.lists(st.sampled_from([0, 1, 2, 15, 16, 17, 63, 64, 65, 130]), min_size=1, max_size=4))
     counts = [draw(st.integers(0, 5)) if length else 1 for length in lengths]  # a query of an empty sequence, too
     lengths = [max(length, count) if length else 0 for length, count in zip(lengths, counts)]
-    stem = draw(st.sampled_from([0, 1, 40, 64]))  # keys that all have in common
+    prefix = draw(st.sampled_from([0, 1, 40, 64]))  # keys that all sequences share
     return {
         "page": page, "kv_heads": kv_heads, "heads": kv_heads * group, "dim": dim, "value_dim": value_dim,
-        "latent": latent, "lengths": [n + stem for n in lengths] if all(lengths) else lengths, "counts": counts,
-        "stem": stem // page * page if all(lengths) else 0, "dtype": draw(DTYPES), "seed": draw(st.integers(0, 99)),
+        "latent": latent, "lengths": [n + prefix for n in lengths] if all(lengths) else lengths, "counts": counts,
+        "prefix": prefix // page * page if all(lengths) else 0, "dtype": draw(DTYPES), "seed": draw(st.integers(0, 99)),
         "processors": draw(st.sampled_from([1, 8, 100])),  # few make long pieces, many make splits
     }  # fmt: skip
 
@@ -62,7 +63,7 @@ def batches(draw):
 def build(s):
     """q, k_pages, v_pages, page_table."""
     g = torch.Generator().manual_seed(s["seed"])
-    page, whole = s["page"], s["stem"] // s["page"]
+    page, whole = s["page"], s["prefix"] // s["page"]
     used = [-(-length // page) for length in s["lengths"]]
     total = whole + sum(max(n - whole, 0) for n in used) + 3
     free = torch.randperm(total, generator=g).tolist()
@@ -96,38 +97,38 @@ def check(s, got, want):
     torch.testing.assert_close(lse.double(), right_lse, rtol=1e-5, atol=1e-5)  # −∞ included
 
 
-def planned(s, k, v, table, stems=()):
+def planned(s, k, v, table, prefixes=()):
     """For a machine of the drawn size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "processors_of", lambda device: s["processors"])
         inner = s["value_dim"] if v is None else None
-        return kernels.plan_batch(table, s["lengths"], s["counts"], k, s["heads"], inner, stems)
+        return kernels.plan_batch(table, s["lengths"], s["counts"], k, s["heads"], inner, prefixes)
 
 
 # The heads and widths of DeepSeek-V2: their tile has a way of its own to look up pages.
 DEEPSEEK = {
     "page": 16, "kv_heads": 1, "heads": 128, "dim": 576, "value_dim": 512, "latent": True, "lengths": [130, 65],
-    "counts": [1, 2], "stem": 0, "dtype": torch.bfloat16, "seed": 0, "processors": 8,
+    "counts": [1, 2], "prefix": 0, "dtype": torch.bfloat16, "seed": 0, "processors": 8,
 }  # fmt: skip
 
 
 @example(s=DEEPSEEK)
 @given(s=batches())
-def test_attention_is_the_plain_function_s(s):
+def test_attention_equals_the_reference(s):
     q, k, v, table = build(s)
     got = kernels.paged_attention(q, k, v, planned(s, k, v, table), s["dim"] ** -0.5, s["value_dim"])
     check(s, got, oracle(s, q, k, v, table))
 
 
 @given(s=batches())
-def test_a_shared_stem_read_once_changes_nothing(s):
+def test_a_shared_prefix_read_once_changes_nothing(s):
     q, k, v, table = build(s)
     cached = [length - count for length, count in zip(s["lengths"], s["counts"])]
-    stem = min([s["stem"], *cached])
-    stems = [(0, len(cached), stem)] if stem > 0 else []
+    prefix = min([s["prefix"], *cached])
+    prefixes = [SharedPrefix(0, len(cached), prefix)] if prefix > 0 else []
     got = kernels.paged_prefill(
         q, k, v, table, torch.tensor(s["lengths"]), s["counts"], s["dim"] ** -0.5,
-        value_dim=s["value_dim"], return_lse=True, stems=stems,
+        value_dim=s["value_dim"], return_lse=True, prefixes=prefixes,
     )  # fmt: skip
     check(s, got, oracle(s, q, k, v, table))
 
@@ -152,31 +153,29 @@ def test_decode_is_the_last_tokens_of_each(s, queries, one):
 def test_every_key_is_read_once_a_row(s):
     """The plan against counting: the pieces of a token cover the keys that it sees, each once, for every head."""
     _, k, v, table = build(s)
-    stem = min([s["stem"], *np.subtract(s["lengths"], s["counts"]).tolist()])
-    batch = planned(s, k, v, table, [(0, len(s["lengths"]), stem)] if stem > 0 else [])
+    prefix = min([s["prefix"], *np.subtract(s["lengths"], s["counts"]).tolist()])
+    batch = planned(s, k, v, table, [SharedPrefix(0, len(s["lengths"]), prefix)] if prefix > 0 else [])
     group, tokens = s["heads"] // s["kv_heads"], sum(s["counts"])
     seen = np.zeros((tokens, group, max([*s["lengths"], 1])), dtype=int)
     direct, states = np.zeros((tokens, group), dtype=int), {}
-    for launch in batch.work.launches:
-        for row in launch.pieces.tolist():
-            piece = dict(zip(PIECE, row))
-            for r in range(piece["row0"], min(piece["row0"] + launch.tile.rows, piece["queries"] * group)):
+    for launch in batch.plan.launches:
+        for piece in launch.rows:
+            for r in range(piece.row0, min(piece.row0 + launch.tile.rows, piece.queries * group)):
                 query, head = divmod(r, group)
-                seen[
-                    piece["token0"] + query, head, piece["first"] : min(piece["end"], piece["position"] + query + 1)
-                ] += 1
-                if piece["state"] < 0:
-                    direct[piece["token0"] + query, head] += 1
+                token = piece.token0 + query
+                seen[token, head, piece.first : min(piece.end, piece.position + query + 1)] += 1
+                if piece.state < 0:
+                    direct[token, head] += 1
                 else:
-                    states.setdefault((piece["state"] + query, head), []).append(piece["token0"] + query)
+                    states.setdefault((piece.state + query, head), []).append(token)
     token = 0
     for length, count in zip(s["lengths"], s["counts"]):
         for position in range(length - count, length):
             assert (seen[token, :, : position + 1] == 1).all()
             assert (seen[token, :, position + 1 :] == 0).all()
             token += 1
-    offsets, listed = batch.work.offsets.tolist(), batch.work.states.tolist()
-    assert sorted(listed) == list(range(batch.work.num_states))
+    offsets, listed = batch.plan.offsets.tolist(), batch.plan.states.tolist()
+    assert sorted(listed) == list(range(batch.plan.num_states))
     for t in range(tokens):
         mine = listed[offsets[t] : offsets[t + 1]]
         assert (direct[t] == (not mine)).all()  # written where it belongs, or merged
@@ -188,7 +187,7 @@ def test_every_key_is_read_once_a_row(s):
     dtype=DTYPES,
     seed=st.integers(0, 9),
 )
-def test_states_merge_as_the_plain_function_merges_them(shape, dtype, seed):
+def test_states_merge_as_in_the_reference(shape, dtype, seed):
     generator = torch.Generator().manual_seed(seed)
     outs = torch.randn(shape, generator=generator).to(DEVICE, dtype)
     lses = torch.randn(shape[:3], generator=generator).mul(20).to(DEVICE)
@@ -230,14 +229,14 @@ def test_writing_puts_each_token_in_its_slot_and_touches_no_other(tokens, page, 
     page=st.integers(1, 3),
     data=st.data(),
 )
-def test_stems_are_shared_by_all_their_members(tables, page, data):
+def test_prefixes_are_shared_by_all_their_members(tables, page, data):
     cached = [data.draw(st.integers(0, len(table) * page)) for table in tables]
-    least = data.draw(st.integers(1, 4))
+    min_keys = data.draw(st.integers(1, 4))
     after = 0
-    for first, members, keys in kernels.common_stems(tables, cached, page, least):
+    for first, members, keys in kernels.shared_prefixes(tables, cached, page, min_keys):
         assert first >= after
         assert members > 1
-        assert keys >= least
+        assert keys >= min_keys
         assert keys % page == 0
         for i in range(first, first + members):
             assert keys <= cached[i]
@@ -245,10 +244,10 @@ def test_stems_are_shared_by_all_their_members(tables, page, data):
         after = first + members
 
 
-def test_stems_are_found():
+def test_prefixes_are_found():
     tables = [[5, 6, 7], [5, 6, 8], [5, 6], [1, 2], [1, 2], [9]]
-    assert kernels.common_stems(tables, [12, 11, 8, 8, 8, 4], 4, least=4) == [(0, 3, 8), (3, 2, 8)]
-    assert kernels.common_stems(tables, [12, 11, 7, 8, 8, 4], 4, least=8) == [(0, 2, 8), (3, 2, 8)]
+    assert kernels.shared_prefixes(tables, [12, 11, 8, 8, 8, 4], 4, min_keys=4) == [(0, 3, 8), (3, 2, 8)]
+    assert kernels.shared_prefixes(tables, [12, 11, 7, 8, 8, 4], 4, min_keys=8) == [(0, 2, 8), (3, 2, 8)]
 
 
 @pytest.fixture
@@ -285,9 +284,9 @@ def usual(**changes):
         ({"v": None, "value_dim": 65}, r"value_dim must lie in \[1, 64\], got 65"),
         ({"value_dim": 32}, "different pages"),
         ({"k": torch.zeros(5, 4, 64, 2).transpose(2, 3)}, "pages must be contiguous"),
-        ({"stems": [(0, 2, 4)]}, "sequences 0 to 1 do not share 4 cached keys"),
-        ({"stems": [(0, 3, 4)]}, "sequences 0 to 2 do not share"),
-        ({"stems": [(0, 1, 5)]}, "sequences 0 to 0 do not share 5 cached keys"),
+        ({"prefixes": [SharedPrefix(0, 2, 4)]}, "sequences 0 to 1 do not share 4 cached keys"),
+        ({"prefixes": [SharedPrefix(0, 3, 4)]}, "sequences 0 to 2 do not share"),
+        ({"prefixes": [SharedPrefix(0, 1, 5)]}, "sequences 0 to 0 do not share 5 cached keys"),
     ],
 )
 def test_bad_input_is_named_before_anything_is_launched(unchecked, changes, says):
@@ -310,26 +309,50 @@ def test_bad_writes_are_named(unchecked):
         kernels.merge_states(torch.zeros(2, 3, 4, 8), torch.zeros(2, 3, 5))
 
 
+# More sequences than a tile has rows; more parts than blocks of keys, so that some parts have no key.
+@example(batch=17, length=1, heads=(2, 2), splits=1, page=16, prefix=64, dtype=torch.float32, seed=0)
+@example(batch=1, length=65, heads=(2, 2), splits=8, page=16, prefix=64, dtype=torch.float32, seed=0)
 @given(
     batch=st.integers(1, 3),
-    length=st.sampled_from([1, 63, 64, 65, 200]),
-    heads=st.sampled_from([(4, 1), (9, 3), (2, 2)]),
-    splits=st.sampled_from([1, 3, 8]),
+    length=st.sampled_from([1, 63, 64, 65, 130]),
+    heads=st.sampled_from([(4, 1), (6, 3), (2, 2)]),
+    splits=st.sampled_from([1, 3]),
     page=st.sampled_from([1, 16, 64]),
+    prefix=st.sampled_from([0, 64]),
+    dtype=DTYPES,
     seed=st.integers(0, 9),
 )
-def test_every_step_of_the_lesson_is_right(batch, length, heads, splits, page, seed):
-    s = {"page": page, "heads": heads[0], "kv_heads": heads[1], "dim": 64, "value_dim": 64, "latent": False, "stem": 0}
-    s |= {"lengths": [length] * batch, "counts": [1] * batch, "dtype": torch.float32, "seed": seed}
+def test_every_version_equals_the_reference(batch, length, heads, splits, page, prefix, dtype, seed):
+    s = {"page": page, "heads": heads[0], "kv_heads": heads[1], "dim": 64, "value_dim": 64, "latent": False}
+    s |= {"lengths": [length + prefix] * batch, "counts": [1] * batch, "prefix": prefix, "dtype": dtype, "seed": seed}
     q, k, v, table = build(s)
     right, _ = oracle(s, q, k, v, table)
-    apart = [x[table[:, : -(-length // page)].long()].flatten(1, 2)[:, :length].contiguous() for x in (k, v)]
+    whole = -(-(length + prefix) // page)  # pages of a sequence
+    gathered = [x[table[:, :whole].long()].flatten(1, 2)[:, : length + prefix].contiguous() for x in (k, v)]
+    close = rounding(dtype, 64)
+    exact = stepwise.decode_0(q.double(), *(x.double() for x in gathered), 0.125)
+    torch.testing.assert_close(exact, right, rtol=1e-12, atol=1e-12)
+    paged = (k, v, 0.125, splits, table, length + prefix)
     for got in (
-        stepwise.lesson_one(q, *apart, 0.125),
-        stepwise.lesson_split(q, *apart, 0.125, splits),
-        stepwise.lesson_split(q, k, v, 0.125, splits, table, length),
+        stepwise.decode_1(q, *gathered, 0.125),
+        stepwise.decode_2(q, *gathered, 0.125, splits),
+        stepwise.decode_3(q, *paged),
+        stepwise.decode_4(q, *paged, prefix),
+        stepwise.decode_5(q, *paged, prefix),
     ):
-        torch.testing.assert_close(got.double(), right, rtol=2e-6, atol=2e-6)
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.double(), right, rtol=close, atol=close)
+
+
+def test_the_chapter_shows_what_changes_from_version_to_version():
+    """Each line that chapter 08 marks as new or gone is one of the difference of two neighbours."""
+    source = (ROOT / "refimpl/inference_opt/kernels/stepwise.py").read_text(encoding="utf-8")
+    versions = [source.split(f"# [{n}]\n")[1].split(f"# [/{n}]")[0].splitlines() for n in (1, 2, 3, 4)]
+    chapter = (ROOT / "chapters/08_kernels.md").read_text(encoding="utf-8")
+    shown = [block.split("```")[0].splitlines() for block in chapter.split("```diff\n")[1:]]
+    assert len(shown) == 3
+    for lines, older, newer in zip(shown, versions, versions[1:]):
+        assert set(lines) <= set(difflib.unified_diff(older, newer, lineterm=""))
 
 
 def test_every_width_compiles_into_the_shared_memory_of_an_h100():
@@ -338,7 +361,7 @@ def test_every_width_compiles_into_the_shared_memory_of_an_h100():
              for rows, group, dim, value_dim, latent in ((4, 4, 128, 128, False), (128, 128, 576, 512, True),
                                                          (65, 65, 576, 544, True), (20, 20, 576, 576, False))
              for dtype in ("bf16", "fp32")]  # fmt: skip
-    cases += [(kernel, dim, dtype) for kernel, dim in (("latent", 576), ("tall", 64), ("tall", 128))
+    cases += [(kernel, dim, dtype) for kernel, dim in (("mla", 576), ("gqa", 64), ("gqa", 128))
               for dtype in ("bf16", "fp16")]  # fmt: skip
     script = Path(__file__).parent / "compiled.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

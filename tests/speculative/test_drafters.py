@@ -221,9 +221,9 @@ def test_a_drafter_of_some_tokens_gives_the_others_nothing():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: PromptLookup(most=1, least=2), "least 2 and most 1"),
-        (lambda: PromptLookup(least=0), "least 0"),
-        (lambda: PromptLookup(most=3, least=True), "least must be an integer"),
+        (lambda: PromptLookup(max_ngram=1, min_ngram=2), "min_ngram 2, max_ngram 1"),
+        (lambda: PromptLookup(min_ngram=0), "min_ngram 0"),
+        (lambda: PromptLookup(max_ngram=3, min_ngram=True), "min_ngram must be an integer"),
         (lambda: NGram(1), "at least 2 .* got 1"),
         (lambda: NGram(True), "n must be an integer"),
         (lambda: FirstLayers(confidence=1.5), "must be a probability, got 1.5"),

@@ -186,6 +186,23 @@ def test_the_paper_s_first_table(alpha, gamma, operations, speed):
     assert abs(cost.speedup(alpha, gamma, 0) - speed) < 0.006
 
 
+@pytest.mark.parametrize(
+    ("c", "best"),
+    [
+        ("0.01", [5, 7, 9, 14, 24]),
+        ("0.02", [4, 6, 8, 11, 19]),
+        ("0.05", [3, 4, 6, 8, 13]),
+        ("0.1", [2, 3, 4, 6, 10]),
+        ("0.2", [1, 2, 3, 4, 7]),
+    ],
+)
+def test_the_best_length_by_theorem_3_8_in_exact_numbers(c, best):
+    """Of α = 0.5 … 0.9: the γ that maximises (1 − α^(γ+1)) / ((1 − α)(γ c + 1)), found by looking at all up to 40."""
+    for alpha, gamma in zip(("0.5", "0.6", "0.7", "0.8", "0.9"), best):
+        assert cost.best_gamma(float(alpha), float(c), 40) == gamma
+        assert cost.best_gamma(Fraction(alpha), Fraction(c), gamma - 1) == gamma - 1, "the gain grows up to there"
+
+
 @given(st.floats(0, 1), st.floats(0, 2), st.integers(0, 12))
 def test_there_is_a_gain_exactly_if_drafts_are_accepted_more_often_than_they_cost(alpha, c, most):
     best = cost.best_gamma(alpha, c, most)

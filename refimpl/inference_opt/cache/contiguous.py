@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inference_opt.model.attention import KV, LatentForms, causal_attention
+from inference_opt.model.attention import CacheBatch, LatentForms, causal_attention
 from inference_opt.values import integer
 
 
@@ -75,7 +75,7 @@ class ContiguousCache:
         return sum(t[0].numel() * t.element_size() for t in stored)
 
 
-class ContiguousBatch(KV):
+class ContiguousBatch(CacheBatch):
     """New tokens of some sequences of a cache, laid end to end: `counts[i]` of sequence i, from `starts[i]` on."""
 
     def __init__(self, cache: ContiguousCache, starts: list[int], counts: list[int]) -> None:

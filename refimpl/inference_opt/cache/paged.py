@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inference_opt.model.attention import KV, LatentForms, causal_attention
+from inference_opt.model.attention import CacheBatch, LatentForms, causal_attention
 from inference_opt.room import check_room
 from inference_opt.values import integer
 
@@ -81,7 +81,7 @@ class PagedCache:
         self.__dict__.update(keys=grown(self.keys), values=None if self.values is None else grown(self.values))
 
     # [batch]
-    def batch(self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]) -> "PagedBatch":
+    def batch(self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]) -> CacheBatch:
         """The next batch: `counts[i]` new tokens of sequence i, behind its first `starts[i]`.
 
         `tables[i]` lists the sequence's pages, room for the new tokens included. ValueError, and no change, if not.
@@ -123,7 +123,7 @@ class PagedCache:
         return sum(t.shape[2:].numel() * t.element_size() for t in (*self.keys, *(self.values or ())))
 
 
-class PagedBatch(KV):
+class PagedBatch(CacheBatch):
     """New tokens of some sequences, laid end to end: `counts[i]` of sequence i from `starts[i]` on, and their slots."""
 
     # [slots]

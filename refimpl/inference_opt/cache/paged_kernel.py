@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference_opt.cache.paged import PagedCache
-from inference_opt.kernels import Batch, common_stems, paged_attention, plan_batch, write_kv
-from inference_opt.model.attention import KV, LatentForms
+from inference_opt.kernels import Batch, paged_attention, plan_batch, shared_prefixes, write_kv
+from inference_opt.kernels.plan import spread
+from inference_opt.model.attention import CacheBatch, LatentForms
 
 
 class PagedKernelCache(PagedCache):
@@ -25,31 +26,33 @@ class PagedKernelCache(PagedCache):
 
     may_grow = False  # captured graphs know where the pages lie
 
-    def batch(
-        self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]
-    ) -> "PagedKernelBatch":
+    def batch(self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]) -> CacheBatch:
         """The next batch: `counts[i]` new tokens of sequence i, behind its first `starts[i]`."""
         self.check(tables, starts, counts)
         ends = [start + count for start, count in zip(starts, counts)]
         used = [table[: -(-end // self.page_size)] for table, end in zip(tables, ends)]
-        spans = [np.arange(start, end) for start, end in zip(starts, ends)]
-        slots = [
-            np.asarray(table)[span // self.page_size] * self.page_size + span % self.page_size
-            for table, span in zip(used, spans)
-        ]
+        table = padded_table(used)
+        rows, steps = spread(np.array(counts, dtype=np.int64))
+        positions = np.array(starts, dtype=np.int64)[rows] + steps
 
         def plan(heads: int) -> Batch:
-            table, stems = torch.from_numpy(padded_table(used)), common_stems(used, starts, self.page_size)
-            return plan_batch(table, ends, counts, self.keys[0], heads, self.latent_dim, stems)
+            prefixes = shared_prefixes(used, starts, self.page_size)
+            return plan_batch(torch.from_numpy(table), ends, counts, self.keys[0], heads, self.latent_dim, prefixes)
 
-        return PagedKernelBatch(self, self._sent(spans), self._sent(slots), plan)
+        slots = self.slots(table, rows, positions)
+        return PagedKernelBatch(self, self._sent(positions), self._sent(slots), plan)
 
-    def _sent(self, parts: list[np.ndarray]) -> Int[Tensor, "tokens"]:
-        """Numbers laid end to end, on the device."""
-        return torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *parts])).to(self.device)
+    def _sent(self, numbers: np.ndarray) -> Int[Tensor, "tokens"]:
+        """Numbers on the device."""
+        return torch.from_numpy(numbers).to(self.device)
+
+    def slots(self, table: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        """Where keys and values at these positions lie. `table[rows]` lists the pages of their sequences."""
+        size = self.page_size
+        return table[rows, positions // size].astype(np.int64) * size + positions % size
 
 
-class PagedKernelBatch(KV):
+class PagedKernelBatch(CacheBatch):
     """New tokens laid end to end: their positions, the slots of their keys and values, and the plan of who reads what.
 
     `plan`: a function of the number of query heads, which the first layer knows; it is asked once.
@@ -75,8 +78,9 @@ class PagedKernelBatch(KV):
     ) -> Float[Tensor, "tokens heads value_dim"]:
         """Write the new keys and values into their slots, then let each new token attend through its page table."""
         keys, values = self.cache.keys[layer], self.cache.values_of(layer)
-        write_kv(k, v, keys, values, self.slots)
-        return paged_attention(q, keys, values, self.plan(q.shape[1]), scale)[0]
+        plan = self.plan(q.shape[1])
+        write_kv(k, v, keys, values, self.slots)  # an ordinary launch after the plan: attention may start early
+        return paged_attention(q, keys, values, plan, scale, pdl=True)[0]
 
     def attend_latents(
         self,
@@ -87,16 +91,15 @@ class PagedKernelBatch(KV):
     ) -> Float[Tensor, "tokens heads value_dim"]:
         """The same with latents, which the queries meet as they are."""
         latents = self.cache.latents_of(layer)
+        plan = self.plan(q.shape[1])
         write_kv(kept, None, latents, None, self.slots)
-        mixed, _ = paged_attention(
-            forms.absorb(q), latents, None, self.plan(q.shape[1]), forms.scale, self.cache.latent_dim
-        )
+        mixed, _ = paged_attention(forms.absorb(q), latents, None, plan, forms.scale, self.cache.latent_dim, pdl=True)
         return forms.values(mixed)
 
 
 def padded_table(tables: Sequence[Sequence[int]]) -> Int[np.ndarray, "batch width"]:
     """Page tables as rows of the longest's length, filled up with page 0, as kernels read them: int32."""
-    table = np.zeros((len(tables), max(map(len, tables))), dtype=np.int32)
+    table = np.zeros((len(tables), max(map(len, tables), default=0)), dtype=np.int32)
     for row, pages in zip(table, tables):
         row[: len(pages)] = pages
     return table

@@ -90,7 +90,6 @@ def factorise(model: Transformer, kv_lora_rank: int, qk_rope_head_dim: int, text
     return factors
 
 
-# [assemble]
 def assemble(model: Transformer, factors: Factors) -> Transformer:
     """The latent-attention model: its queries are the model's own, followed by the same, mixed, for the rotated key."""
     c = model.config
@@ -125,9 +124,6 @@ def assemble(model: Transformer, factors: Factors) -> Transformer:
         for name, weight in weights.items():
             _put(converted, f"layers.{layer}.attention.{name}.weight", weight.to(model.device, model.dtype))
     return converted.pack().eval()
-
-
-# [/assemble]
 
 
 def _check(c: ModelConfig, rank: int, width: int) -> None:

@@ -19,15 +19,15 @@ class Name(str):
         return hash((Name, str(self)))
 
 
-SIZES = {  # and the least that each can be, where nobody else says so
-    "page_size": None, "num_pages": None, "token_budget": 1, "max_running": 1, "patience": 0, "gamma": None,
-    "draft_rows": 0, "ahead": 1,
+SIZES = {  # and the least that each can be, unless someone else checks it
+    "page_size": None, "num_pages": None, "gamma": None,
+    "token_budget": 1, "max_running": 1, "patience": 0, "draft_rows": 0, "decode_steps": 1,
 }  # fmt: skip
 OPTIONAL = ("num_pages", "gamma")  # None stands for a default
 
 
-def checked(model: Any, radix: Any, tokenizer: Any, **others: Any) -> list[Any]:
-    """Those of SIZES, as Python's integers. ValueError for anything that is not what its name says."""
+def checked(model: Any, radix: Any, tokenizer: Any, **others: Any) -> tuple[Any, Any, Any, dict[str, int]]:
+    """`page_size`, `num_pages`, `gamma` and the scheduler's limits, as integers. ValueError for anything else."""
     if not isinstance(model, Transformer):
         raise ValueError(f"model must be a Transformer, as load_model returns it, got {shown(model)}")
     if hasattr(radix, "detokenizer"):
@@ -35,7 +35,8 @@ def checked(model: Any, radix: Any, tokenizer: Any, **others: Any) -> list[Any]:
     switch("radix", radix)
     if tokenizer is not None and not hasattr(tokenizer, "detokenizer"):
         raise ValueError(f"tokenizer must be a Tokenizer, as load_model returns it, or None, got {shown(tokenizer)}")
-    return [
-        None if name in OPTIONAL and others[name] is None else integer(name, others[name], least)
+    sizes: dict[str, Any] = {
+        name: None if name in OPTIONAL and others[name] is None else integer(name, others[name], least)
         for name, least in SIZES.items()
-    ]
+    }
+    return sizes.pop("page_size"), sizes.pop("num_pages"), sizes.pop("gamma"), sizes

@@ -1,114 +1,84 @@
 """What a step changes of a request, worked out before anything is written.
 
 A step may fail or be interrupted at any line, and nothing may be lost. So its results are worked out first, from what
-stands, and then written. Each write assigns a value that does not depend on what it replaces. If a step fails before
-its list of changes is made, it has not happened. If it fails later, the whole list is written once more, and the step
-has happened, however much of the list was written before.
+is there, and then written. Each write assigns a value that does not depend on the value it replaces. If a step fails
+before its list of changes is made, it has not happened. If it fails later, the whole list is written once more, however
+much of it was written before, and the step has happened.
 """
 
-import time
 from array import array
-from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from inference_opt.engine.request import Metrics, Request
+from inference_opt.engine.request import Request
+from inference_opt.engine.runner import Result
 from inference_opt.engine.scheduler import Chunk
-from inference_opt.engine.stats import Stats
 from inference_opt.sampling import BROKEN, FinishReason, StopCheck
 from inference_opt.speculative.drafter import Draft
+
+Kind = Literal["prompt", "decode", "end"]  # what a step was for a request
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One request after the step, and where in its lists that is written: twice gives the same as once."""
+    """One request after the step, and where this is written in its lists. Written twice, it is the same as once."""
 
-    request: Request
+    chunk: Chunk
+    draft: Draft
     known: int  # its tokens before the step
     tokens: list[int]  # those that the step adds, up to the one that ends the text
     scored: int  # its log-probabilities before the step
     logprobs: list[float]
     computed: int
     check: StopCheck
-    metrics: Metrics
     finish_reason: FinishReason | Literal["error"] | None
     accepted: int  # drafts that are among the tokens
-    kind: Literal["prompt", "decode", "end"]  # what the step was for the request
+    states: list[Tensor]  # of the tokens fed: what the drafter taps
+    kind: Kind
+
+    @property
+    def request(self) -> Request:
+        """Whose it is."""
+        return self.chunk.request
 
     def write(self) -> None:
         """Once or several times."""
         request = self.request
         request.tokens[self.known :] = array("i", self.tokens)
         request.logprobs[self.scored :] = self.logprobs
-        request.computed, request.check, request.metrics = self.computed, self.check, self.metrics
+        request.computed, request.check = self.computed, self.check
         request.decoding = request.decoding or bool(self.tokens)
         request.error = BROKEN if self.finish_reason == "error" else None
         request.finish_reason = self.finish_reason
-        request.heard()
+        request.notify()
 
 
 # [work_out]
-def work_out(
-    chunk: Chunk,
-    draft: Draft,
-    emitted: list[int] | None,
-    logits: Float[Tensor, "rows vocab"],
-    began: float,
-    totals: Stats,
-) -> Change:
-    """A request's change by a step that began at `began`, and its part of `totals`.
-
-    `emitted`: what the step gives, or None where the logits are broken. Of it every token up to the one that ends the
-    text is kept.
-    """
-    request, now = chunk.request, time.perf_counter()
-    check, metrics = copy(request.check), copy(request.metrics)
+def work_out(chunk: Chunk, draft: Draft, result: Result) -> Change:
+    """A request's change by a step. Of what was emitted, every token up to the one that ends the text is kept."""
+    request, emitted = chunk.request, result.tokens
+    check, known = copy(request.check), len(request.tokens)
     tokens, reason = check.within(emitted or [])
-    if metrics.admitted is None:
-        metrics.admitted, metrics.admitted_step = began, totals.steps
-    # Of the drafts, those emitted were read; the last token emitted never is (rejected drafts are overwritten).
-    accepted = min(len(emitted) - 1, len(tokens)) if draft.tokens and emitted else 0
-    for counts in (metrics, totals):
-        counts.cached_tokens += chunk.found
-        counts.drafted_tokens += len(draft.tokens)
-        counts.accepted_tokens += accepted
-    if chunk.start >= len(request.prompt) and chunk.count == 1 and tokens:
-        metrics.decode_steps += 1
-        totals.decode_tokens += len(tokens)
-    else:
-        metrics.prefill_steps += 1
-        for counts in (metrics, totals):
-            counts.prefill_tokens += chunk.count
-    if tokens and metrics.first_token is None:
-        metrics.first_token = now
     ended = "error" if emitted is None else reason
-    if ended:
-        metrics.finished = now
-    known = len(request.tokens)
     return Change(
-        request,
+        chunk,
+        draft,
         known=known,
         tokens=tokens,
         scored=len(request.logprobs),
-        logprobs=logprobs(logits, tokens) if tokens and request.params.logprobs else [],
+        logprobs=result.logprobs[: len(tokens)],
+        # Of the tokens emitted, all but the last were read as drafts. The last never was. (Slots of rejected drafts
+        # are overwritten.)
         computed=known + len(tokens) - 1 if tokens else chunk.start + chunk.count,
         check=check,
-        metrics=metrics,
         finish_reason=ended,
-        accepted=accepted,
+        accepted=min(len(emitted) - 1, len(tokens)) if draft.tokens and emitted else 0,
+        states=result.states,
         kind="prompt" if not request.decoding else "end" if ended else "decode",
     )
 
 
 # [/work_out]
-
-
-def logprobs(logits: Float[Tensor, "rows vocab"], tokens: Sequence[int]) -> list[float]:
-    """The model's own log-probability of each token, before temperature and filters; row i says token i."""
-    rows = torch.log_softmax(logits[: len(tokens)].double(), dim=-1)
-    return [float(row[x]) for row, x in zip(rows, tokens)]

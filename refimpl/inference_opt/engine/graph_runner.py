@@ -1,16 +1,17 @@
-"""Decoding steps that stay on the device: captured once, and several in a row without asking the host.
+"""The runner on CUDA: decode steps captured once, and replayed several in a row without asking the host.
 
-A step of a small model takes the card a millisecond, and Python as long to launch it and longer to decide what comes
+A step of a small model takes the card a millisecond. Python takes as long to launch it, and longer to decide what comes
 next. Two remedies:
 
-    capture   the launches of a step, on buffers that stay where they are, become one CUDA graph for each size of batch;
-              what a step needs to know is written into the buffers, and the graph is replayed
-    ahead     greedy decoding needs no host to go on: the token of one step is the input of the next. So pages are taken
-              for `steps` tokens, the graph is replayed as often, and the host looks once, at all of them
+    capture   the launches of a step become one CUDA graph for each size of batch. It works on buffers that stay where
+              they are: what a step needs to know is written into them, and the graph is replayed
+    repeat    greedy decoding needs no host between steps: the token of one step is the input of the next. So the
+              scheduler reserves pages for several steps, the graph is replayed as often, and the host looks once
 
-What is planned for the last of these steps serves all: a piece may reach further than its query can see, and stops at
-the query's position (`kernels/attention.py`), which each step moves by one. Of a text that ends early the rest is
-dropped; a row that has no room left writes nowhere (slot −1).
+The plan of who reads what (`kernels/plan.py`) is made for the last of these steps and serves all of them. A piece may
+reach further than its query can see; it stops at the query's position (`kernels/attention.py`), which each step moves
+by one. What follows the end of a text is dropped. A row that was granted fewer steps than others writes nowhere after
+its own (slot −1).
 """
 
 from collections.abc import Callable, Sequence
@@ -19,126 +20,133 @@ from functools import partial
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
-from torch import Tensor
 
+from inference_opt.cache.fused_forward import can_fuse, fused_logits
 from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import PagedKernelBatch, PagedKernelCache, padded_table
-from inference_opt.engine.cache_manager import Memory
+from inference_opt.engine.eager_runner import EagerRunner
 from inference_opt.engine.request import Request
+from inference_opt.engine.runner import Result, Runner
 from inference_opt.engine.scheduler import Chunk
-from inference_opt.kernels import Batch, common_stems, paged_attention
+from inference_opt.engine.speculation import Speculation
+from inference_opt.kernels import Batch, shared_prefixes
 from inference_opt.kernels.batch import cut, uses_triton
 from inference_opt.kernels.graph import capture
-from inference_opt.kernels.plan import PIECE, Launch, Work
-from inference_opt.model.experts import SwiGLU
-from inference_opt.model.gqa import GroupedQueryAttention
-from inference_opt.model.transformer import Layer, Transformer
-from inference_opt.speculative.drafter import Drafter
+from inference_opt.kernels.plan import Launch, Piece, TilePlan
+from inference_opt.model.transformer import Transformer
+from inference_opt.speculative.drafter import Draft
 from inference_opt.trace import recording
 
 
-class Ahead:
-    """Up to `steps` greedy tokens at a time for each of up to `most` requests."""
+class GraphRunner:
+    """Replays greedy decode steps, up to `max_steps` in a row for up to `max_rows` requests. Others run eagerly."""
 
-    def __init__(self, model: Transformer, cache: PagedKernelCache, steps: int, most: int) -> None:
-        from inference_opt.kernels.greedy import Greedy  # Triton is there where it is used
+    def __init__(self, eager: EagerRunner, cache: PagedKernelCache, max_steps: int, max_rows: int) -> None:
+        from inference_opt.kernels.greedy import Greedy  # imports Triton, which is there where this runs
 
-        self.model, self.cache, self.steps = model, cache, steps
-        config = model.config
-        extras = config.latent or config.qk_norm or config.qkv_bias or config.out_bias or config.mlp_bias
-        # The plain layers of Llama, stored densely, whole: what a rank makes of its part is summed behind each product.
-        self.fused = not extras and not model.head.weight.is_mkldnn and not model.is_sharded
-        most, pages = _bucket(most), -(-config.max_context // cache.page_size)
-        self.greedy = Greedy(steps, most, cache.device)
-        self.table = torch.zeros(most, pages, dtype=torch.int32, device=cache.device)
-        self.offsets = torch.zeros(most + 1, dtype=torch.int32, device=cache.device)
-        self.graphs: dict[tuple[object, ...], tuple[Work, Callable[[], None]]] = {}
+        self.eager, self.model, self.cache, self.max_steps = eager, eager.model, cache, max_steps
+        config = self.model.config
+        self.fused = can_fuse(self.model)
+
+        # The buffers of all graphs: what a step reads and chooses, page tables, and where each row's states begin.
+        rows, pages = _bucket(max_rows), -(-config.max_context // cache.page_size)
+        self.greedy = Greedy(max_steps, rows, cache.device)
+        self.table = torch.zeros(rows, pages, dtype=torch.int32, device=cache.device)
+        self.offsets = torch.zeros(rows + 1, dtype=torch.int32, device=cache.device)
+        self.graphs: dict[tuple[object, ...], tuple[TilePlan, Callable[[], None]]] = {}  # by size: plan and replay
         self.pool = torch.cuda.graph_pool_handle() if cache.device.type == "cuda" else None
 
-    def takes(self, chunks: Sequence[Chunk]) -> bool:
-        """Whether a step is all plain greedy decoding: nobody wants to see the logits, or every step (a recording)."""
-        plain = all(chunk.count == 1 and chunk.samples and _greedy(chunk.request) for chunk in chunks)
-        return plain and not recording()
+    def repeats(self, request: Request) -> bool:
+        """If it is greedy, nobody wants to see the logits, and nobody every step (a recording)."""
+        return request.params.temperature == 0 and not request.params.logprobs and not recording()
+
+    def forget(self) -> None:
+        """Captured graphs know where the weights lay."""
+        self.graphs.clear()
 
     # [run]
-    def run(self, chunks: Sequence[Chunk], memory: Memory) -> list[list[int] | None]:
-        """What each request emits next: as many tokens as it has room for, at most `steps`.
+    def run(self, chunks: Sequence[Chunk], drafts: Sequence[Draft]) -> list[Result]:
+        """What each request emits in the steps that it was granted.
 
         Where logits hold NaN or infinity, the tokens before them; None where there are none.
         """
-        rooms = []
-        for chunk in chunks:
-            room = min(self.steps, chunk.request.check.left)
-            while room > 1 and not memory.reserve(chunk.request, chunk.start + room):
-                room -= 1
-            rooms.append(room)
-        tables, starts = [chunk.request.table for chunk in chunks], [chunk.start for chunk in chunks]
-        self.cache.check(tables, starts, rooms)
-        work = self._plan(tables, starts, rooms)
-        lists, replay = self._graph(len(chunks), work)
-        self._fill(chunks, rooms, lists, work)
-        for _ in range(max(rooms)):
+        if not all(each.count == 1 and each.samples and self.repeats(each.request) for each in chunks):
+            return self.eager.run(chunks, drafts)
+        tables = [chunk.request.table for chunk in chunks]
+        starts, steps = [chunk.start for chunk in chunks], [chunk.steps for chunk in chunks]
+        self.cache.check(tables, starts, steps)
+        # Write the batch into the buffers of a graph that is large enough, and replay it.
+        plan = self._plan(tables, starts, steps)
+        lists, replay = self._graph(len(chunks), plan)
+        self._fill([chunk.request.tokens[-1] for chunk in chunks], tables, starts, steps)
+        self._copy(plan, lists)
+        for _ in range(max(steps)):
             replay()
+        # Look once, at all steps. A request keeps the tokens before its first broken step.
         tokens, tops = (each[:, : len(chunks)].T.cpu() for each in (self.greedy.chosen, self.greedy.tops))
-        sound = tops.isfinite().long().cumprod(dim=1).sum(dim=1).tolist()  # steps before the first broken one
-        return [row[: min(room, good)] or None for row, room, good in zip(tokens.tolist(), rooms, sound)]
+        sound = tops.isfinite().long().cumprod(dim=1).sum(dim=1).tolist()
+        return [Result(row[: min(*each)] or None) for row, *each in zip(tokens.tolist(), steps, sound)]
 
     # [/run]
 
-    def _plan(self, tables: list[list[int]], starts: list[int], rooms: list[int]) -> Work:
+    def _plan(self, tables: list[list[int]], starts: list[int], steps: list[int]) -> TilePlan:
         """The pieces of the last step, with the positions of the first."""
-        stems = common_stems(tables, starts, self.cache.page_size)
-        ends = [start + room for start, room in zip(starts, rooms)]
+        prefixes = shared_prefixes(tables, starts, self.cache.page_size)
+        ends = [start + count for start, count in zip(starts, steps)]
         k_pages, heads = self.cache.keys[0], self.model.config.heads
-        work = cut(ends, [1] * len(ends), stems, k_pages, heads, self.cache.latent_dim)
-        own, position = work.launches[-1].pieces, PIECE.index("position")  # those of stems, in front, stand still
-        own[:, position] -= torch.tensor(rooms, dtype=torch.int32)[own[:, PIECE.index("sequence")]] - 1
-        return work
+        plan = cut(ends, [1] * len(ends), prefixes, k_pages, heads, self.cache.latent_dim)
+        # Each request's own pieces come last. (Those of shared prefixes, before them, see the same keys in every step.)
+        own = plan.launches[-1].columns
+        own.position.sub_(torch.tensor(steps, dtype=torch.int32)[own.sequence] - 1)
+        return plan
 
     # [fill]
-    def _fill(self, chunks: Sequence[Chunk], rooms: list[int], lists: Work, work: Work) -> None:
-        """Write down for the graph what the next steps are about."""
-        page, batch = self.cache.page_size, len(chunks)
-        table = padded_table([chunk.request.table for chunk in chunks])
-        start, last, step = np.array([chunk.start for chunk in chunks]), np.array(rooms) - 1, np.arange(self.steps)
-        position = start + np.minimum(step[:, None], last)  # [steps, batch]
-        slot = table[np.arange(batch), position // page].astype(np.int64) * page + position % page
-        places = np.stack((position, np.where(step[:, None] <= last, slot, -1)), axis=1)
-        offsets = np.full(len(self.offsets), work.num_states, dtype=np.int32)  # a row of none has no states
-        offsets[: len(work.offsets)] = work.offsets
-        self.greedy.begin(torch.tensor([chunk.request.tokens[-1] for chunk in chunks]), torch.from_numpy(places))
+    def _fill(self, tokens: list[int], tables: list[list[int]], starts: list[int], steps: list[int]) -> None:
+        """Write into the buffers what the first step reads, and where each step writes its keys and values."""
+        table, rows, step = padded_table(tables), np.arange(len(tables)), np.arange(self.max_steps)[:, None]
+        last = np.array(steps) - 1
+        positions = np.array(starts) + np.minimum(step, last)  # [max_steps, rows]
+        slots = np.where(step <= last, self.cache.slots(table, rows, positions), -1)
+        self.greedy.begin(torch.tensor(tokens), torch.from_numpy(np.stack((positions, slots), axis=1)))
+        self.table[: len(table), : table.shape[1]] = torch.from_numpy(table).to(self.table.device)
+
+    def _copy(self, plan: TilePlan, lists: TilePlan) -> None:
+        """Write a plan into the lists of a graph, which may be longer."""
+        offsets = np.full(len(self.offsets), plan.num_states, dtype=np.int32)  # rows without a request have no states
+        offsets[: len(plan.offsets)] = plan.offsets
         self.offsets.copy_(torch.from_numpy(offsets))
-        self.table[:batch, : table.shape[1]] = torch.from_numpy(table).to(self.table.device)
-        lists.states[: len(work.states)] = work.states.to(lists.states.device)
-        for mine, its in zip(lists.launches, work.launches):
+        lists.states[: len(plan.states)] = plan.states.to(lists.states.device)
+        for mine, its in zip(lists.launches, plan.launches):
             mine.pieces.zero_()  # pieces of no query
             mine.pieces[: len(its.pieces)] = its.pieces.to(mine.pieces.device)
 
     # [/fill]
 
     # [graph]
-    def _graph(self, batch: int, work: Work) -> tuple[Work, Callable[[], None]]:
-        """A step for so many rows, pieces and states, rounded up to powers of two; captured when first asked for.
+    def _graph(self, batch: int, plan: TilePlan) -> tuple[TilePlan, Callable[[], None]]:
+        """The lists and the replay of a step for so many rows, pieces and states, rounded up to powers of two.
 
-        Without CUDA the run itself.
+        It is captured when it is first asked for. Without CUDA, the replay is the step itself.
         """
-        rows, num_states = _bucket(batch), _bucket(work.num_states)
-        sizes = tuple((_bucket(len(launch.pieces)), launch.tile) for launch in work.launches)
+        rows, num_states = _bucket(batch), _bucket(plan.num_states)
+        sizes = tuple((_bucket(len(launch.pieces)), launch.tile) for launch in plan.launches)
         key = (rows, num_states, sizes)
         if key not in self.graphs:
+            # Lists of the graph's own: the pieces of each launch, and the states to merge.
             device = self.cache.device
-            launches = [Launch(torch.zeros(n, len(PIECE), dtype=torch.int32, device=device), tile) for n, tile in sizes]
+            fields = len(Piece._fields)
+            launches = [Launch(torch.zeros(n, fields, dtype=torch.int32, device=device), tile) for n, tile in sizes]
             states = torch.zeros(num_states, dtype=torch.int32, device=device)
-            lists = Work(tuple(launches), self.offsets[: rows + 1], states, num_states)
+            lists = TilePlan(tuple(launches), self.offsets[: rows + 1], states, num_states)
+            # Capturing runs the step. With no row begun, it writes nowhere.
             none = torch.zeros(0, dtype=torch.int64)
-            self.greedy.begin(none, none.expand(self.steps, 2, 0))  # capturing runs: it may write nowhere
+            self.greedy.begin(none, none.expand(self.max_steps, 2, 0))
             run = partial(self._step, rows, lists)
             self.graphs[key] = lists, run if self.pool is None else capture(run, self.pool).replay
         return self.graphs[key]
 
     @torch.inference_mode()
-    def _step(self, rows: int, lists: Work) -> None:
+    def _step(self, rows: int, lists: TilePlan) -> None:
         """One step of `rows` rows, from the buffers to the buffers."""
         batch, tokens = Batch(self.table, [0] * rows, [1] * rows, lists), self.greedy.tokens[:rows]
         positions, slots = self.greedy.place[:, :rows]
@@ -147,9 +155,10 @@ class Ahead:
         else:
             kv = PagedKernelBatch(self.cache, positions, slots, lambda heads: batch)
             logits = self.model(tokens, positions, kv)
+        # Note each row's token, make it the next one read, and move every query by one.
         self.greedy.end(logits)
         for launch in lists.launches:
-            launch.pieces[:, PIECE.index("position")] += 1
+            launch.columns.position.add_(1)
 
     # [/graph]
 
@@ -159,53 +168,17 @@ def _bucket(n: int) -> int:
     return 1 << (n - 1).bit_length() if n else 0
 
 
-def _greedy(request: Request) -> bool:
-    return request.params.temperature == 0 and not request.params.logprobs
+def runner_for(model: Transformer, cache: PagedCache, speculation: Speculation, max_steps: int, rows: int) -> Runner:
+    """A `GraphRunner` where kernels run and no drafter takes part, else an `EagerRunner`.
 
-
-def run_ahead(model: Transformer, cache: PagedCache, drafter: Drafter | None, steps: int, most: int) -> Ahead | None:
-    """For what kernels answer for, where no drafter takes part, and no router, whose launches depend on the data. Ranks
-    (`model/parallel.py`), which plan the same steps, do so together if they speak through NCCL: its sums are launches.
-
-    ValueError for fewer steps than one.
+    A router's launches depend on the data, so a model of experts is not captured. Ranks (`model/parallel.py`), which
+    plan the same steps, replay them together if they speak through NCCL, whose sums are launches.
     """
-    if steps < 1:
-        raise ValueError(f"ahead must be at least 1, got {steps}")
+    eager = EagerRunner(model, cache, speculation)
     if not isinstance(cache, PagedKernelCache) or not uses_triton(cache.keys[0]):
-        return None
-    if drafter is not None or model.config.experts:
-        return None
+        return eager
+    if speculation.drafter is not None or model.config.experts:
+        return eager
     if model.is_sharded and not (dist.is_initialized() and dist.get_backend() == "nccl"):
-        return None
-    return Ahead(model, cache, steps, most)
-
-
-# [fused]
-def fused_logits(
-    model: Transformer,
-    tokens: Int[Tensor, "tokens"],
-    positions: Int[Tensor, "tokens"],
-    slots: Int[Tensor, "tokens"],
-    cache: PagedKernelCache,
-    batch: Batch,
-) -> Float[Tensor, "tokens vocab"]:
-    """`model(tokens, positions, cache)`, in fewer launches."""
-    from inference_opt.kernels.fused import project, rotate_write  # Triton is there where it is used
-
-    assert cache.values is not None
-    h, rope = model.embed(tokens), model.rope
-    for layer, k_pages, v_pages in zip(model.layers, cache.keys, cache.values):
-        assert isinstance(layer, Layer)
-        attention, mlp = layer.attention, layer.mlp
-        assert isinstance(attention, GroupedQueryAttention)
-        assert isinstance(mlp, SwiGLU)
-        qkv = project(h, attention.qkv.weight, norm=layer.attention_norm)
-        q = rotate_write(qkv, rope.cos, rope.sin, positions, slots, k_pages, v_pages)
-        mixed, _ = paged_attention(q, k_pages, v_pages, batch, attention.scale)
-        h = project(mixed.flatten(1), attention.out.weight, residual=h)
-        through = project(h, mlp.gate_up.weight, norm=layer.mlp_norm, gated=True)
-        h = project(through, mlp.down.weight, residual=h)
-    return project(h, model.head.weight, norm=model.norm)
-
-
-# [/fused]
+        return eager
+    return GraphRunner(eager, cache, max_steps, rows)

@@ -1,21 +1,22 @@
 """A request: one prompt on its way through the engine, and what was observed of it.
 
-    tokens      p p p p p p p p p g g g        prompt, then what was generated
-    computed    └─────────────────┘            keys and values of these lie in pages; the rest is the next steps' work
-    table       [ 7 ][ 3 ][ 4 ][ 9 ]           pages, in order; the first `shared` of them are the tree's, the others
-    shared      └────────┘                     this request's alone
+    tokens      p p p p p p p p p g g g        the prompt, then what was generated
+    computed    └─────────────────┘            keys and values of these lie in pages; the next steps compute the rest
+    pages       [ 7 ][ 3 ][ 4 ][ 9 ]           in order; the first `shared` belong to the radix tree, the others to
+    shared      └────────┘                     this request alone
 
-Between steps a running request has one token that is not computed, the one sampled last (decode), or more (prefill).
-Drafts are not tokens of the request: they join `tokens` when they are accepted.
+Between two steps a running request has one token that is not computed, the one sampled last (decode), or several
+(prefill). Drafts are not tokens of the request: they join `tokens` when they are accepted.
 """
 
 from array import array
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from inference_opt.model.config import ModelConfig
 from inference_opt.radix.node import Node
-from inference_opt.sampling import FinishReason, SamplingParams, StopCheck
+from inference_opt.sampling import FinishReason, SamplingParams, StopCheck, seeded
 from inference_opt.speculative.adaptive import Adaptive
 
 
@@ -30,23 +31,27 @@ class Metrics:
     first_token: float | None = None
     finished: float | None = None
     cached_tokens: int = 0  # found in the tree instead of computed
-    prefill_tokens: int = 0  # computed as known tokens, those recomputed after a preemption included
+    prefill_tokens: int = 0  # computed as known tokens, including those recomputed after a preemption
     prefill_steps: int = 0
     decode_steps: int = 0
     drafted_tokens: int = 0  # guessed by a drafter and shown to the target
     accepted_tokens: int = 0  # of these, kept
     preemptions: int = 0
-    overtaken: int = 0  # times a later arrival was admitted while this one waited
+    overtaken: int = 0  # how often a later arrival was admitted while this one waited
 
     def __copy__(self) -> "Metrics":
-        twin = object.__new__(Metrics)  # several times faster than the general way, at each step of each request
+        twin = object.__new__(Metrics)  # several times faster than the general way; every step copies every request's
         twin.__dict__.update(self.__dict__)
         return twin
 
-    @property
-    def queue_steps(self) -> int | None:
-        """Steps that began without it while it waited at first."""
-        return None if self.admitted_step is None else self.admitted_step - self.arrived_step
+
+@dataclass
+class Pages:
+    """The pages of a running request. Only the cache manager changes them."""
+
+    table: list[int] = field(default_factory=list)
+    shared: int = 0  # how many of them, from the first, belong to the tree
+    node: Node | None = None  # the tree's node where these end, which is locked; None while the request does not run
 
 
 def _nobody() -> None:
@@ -63,23 +68,23 @@ class Request:
     check: StopCheck
     namespace: Hashable = None
     arrival: int = -1  # 0, 1, 2, …: the order in which requests came; −1 before it has
-    metrics: Metrics = field(default_factory=Metrics)
+    notify: Callable[[], Any] = _nobody  # called when it has new tokens or has ended (streams.py)
+
     tokens: array = field(init=False)  # four bytes each, as the radix tree takes them
-    computed: int = 0
-    table: list[int] = field(default_factory=list)
-    shared: int = 0
-    node: Node | None = None  # the tree's node that it has locked; None while it is not running
-    decoding: bool = False  # whether a token was sampled since it was admitted
-    adaptive: Adaptive | None = None  # how long its drafts should be, where that is left to the engine
-    drafter_state: Any = None  # what the drafter keeps with the text
     logprobs: list[float] = field(default_factory=list)  # of the new tokens, if asked for
     finish_reason: FinishReason | Literal["abort", "error"] | None = None
-    error: str | None = None  # what was wrong, where that is "error"
-    heard: Callable[[], Any] = _nobody  # called when it has new tokens or has ended (streams.py)
+    error: str | None = None  # what was wrong, if finish_reason is "error"
+    metrics: Metrics = field(default_factory=Metrics)
+
+    computed: int = 0
+    pages: Pages = field(default_factory=Pages)
+    decoding: bool = False  # whether a token was sampled since it was admitted
+    adaptive: Adaptive | None = None  # chooses how many tokens to draft, if that is left to the engine
+    drafter_state: Any = None  # what the drafter keeps with the text
 
     def __post_init__(self) -> None:
         self.tokens = array("i", self.prompt)
-        self.most = len(self.prompt) + self.check.left - 1  # tokens to compute: the last one sampled is never fed
+        self.max_computed = len(self.prompt) + self.check.left - 1  # the last token sampled is never computed
 
     @property
     def output(self) -> list[int]:
@@ -93,13 +98,35 @@ class Request:
 
     @property
     def remaining(self) -> int:
-        """Known tokens that are not computed: 1 in decode, more in prefill."""
+        """How many known tokens are not computed: 1 in decode, more in prefill."""
         return len(self.tokens) - self.computed
 
+    @property
+    def table(self) -> list[int]:
+        """Its page table, for those who read pages: the runner and the drafter."""
+        return self.pages.table
+
     def forget(self) -> None:
-        """It has stopped running: nothing of what was computed for it is its own any more."""
-        self.node, self.table, self.shared, self.computed = None, [], 0, 0
+        """It has stopped running: nothing that was computed for it is its own any more."""
+        self.pages, self.computed = Pages(), 0
         self.decoding, self.drafter_state = False, None
+
+
+def made(
+    config: ModelConfig,
+    tokenizer: Any,  # with `detokenizer()`, or None
+    prompt: Sequence[int],
+    params: SamplingParams,
+    id: Any = None,
+    namespace: Any = None,
+) -> Request:
+    """A request that has not arrived, with a seed. ValueError for a prompt or names that no request can have."""
+    ids, params = config.check_prompt(prompt), seeded(params)
+    check_hashable("id", id)
+    check_hashable("namespace", namespace)
+    left = config.max_context - len(ids) + 1
+    stream = tokenizer.detokenizer() if tokenizer else None
+    return Request(id, ids, params, StopCheck(params, config.eos_token_ids, left, stream), namespace)
 
 
 def check_hashable(name: str, value: Any) -> None:

@@ -1,22 +1,23 @@
-"""Speculation in the engine: drafts before the target runs, acceptance after it, and what the drafter is told of it.
+"""Speculation in the engine: drafts before the target runs, acceptance after it, and what the drafter learns of it.
 
-    observe    the drafter reads what the target kept in the last step (before any page changes hands)
-    propose    drafts for the requests that have room for some (scheduler.py)
-               … the target reads tokens and drafts at once: engine.py …
-    accept     the rule decides, request by request, what is emitted: one token where there is no draft
+    propose   drafts for the requests that have room for some (scheduler.py)
+              … the target reads tokens and drafts at once: eager_runner.py …
+    accept    the rule decides, request by request, what is emitted: one token where there is no draft
+    learn     the drafter reads what the target has kept, before any page changes hands
 
-Every request has a draft length, a verdict and noise of its own: what the batch holds besides changes no law. (It may
-leave less room for drafts; with a rule other than `coupled`, a seed then gives another text of the same law.)
+Every request has a draft length, a rule's decision and noise of its own, so the other requests of a batch do not change
+its distribution. (They may leave less room for drafts: with a rule other than `coupled`, a seed then gives another text
+of the same distribution.)
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from inference_opt.cache.paged import PagedCache
+from inference_opt.engine.change import Change, Kind
 from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.model.transformer import Transformer
@@ -29,7 +30,7 @@ from inference_opt.values import shown
 
 Rule = Callable[[Any, Any, Any, Any], list[int]]
 CHAIN_RULES = (rules.token_wise, rules.block, rules.coupled, rules.point_mass)
-LONGEST = 12  # drafts a step at the most, where the engine decides
+MAX_GAMMA = 12  # drafts a step, if the engine decides
 
 
 class Speculation:
@@ -55,7 +56,6 @@ class Speculation:
         self.drafter = None if drafter is None else drafter.bind(model, cache)
         self.rule, self.fixed, self.vocab_size = rule, gamma, model.config.vocab_size
         self.taps: Sequence[int] = self.drafter.taps if self.drafter else ()
-        self.pending: list[Observation] = []
 
     def gamma(self, request: Request) -> int:
         """How many drafts a request would have: its own wish, the engine's, or what its past suggests."""
@@ -65,19 +65,10 @@ class Speculation:
         if fixed is not None:
             return fixed
         if request.adaptive is None:
-            request.adaptive = Adaptive(self.drafter.cost, LONGEST)
+            request.adaptive = Adaptive(self.drafter.cost, MAX_GAMMA)
         return request.adaptive.gamma()
 
     # [propose]
-    def observe(self) -> None:
-        """Tell the drafter what the last step kept. No page has changed hands since."""
-        if self.drafter is not None and self.pending:
-            observations, self.pending = self.pending, []
-            self.drafter.observe(observations)
-            for each in observations:
-                if each.kind == "end":
-                    each.text.drafter_state = None  # nobody needs it any more
-
     def propose(self, chunks: Sequence[Chunk]) -> list[Draft]:
         """A draft for each chunk, empty where there is no room. ValueError for one that no rule can judge."""
         requests = [
@@ -106,36 +97,6 @@ class Speculation:
         return CommonNoise(seed, start) if self.rule is rules.coupled else Noise(seed, start, lane=int(drafting))
 
     # [accept]
-    def decide(
-        self,
-        chunks: Sequence[Chunk],
-        drafts: Sequence[Draft],
-        logits: Float[Tensor, "rows vocab"],
-        split: Sequence[Tensor],
-    ) -> list[list[int] | None]:
-        """What each chunk emits: nothing while there is prompt left, None where its logits are broken.
-
-        `split`: each chunk's rows of the logits. All rows are looked at together: the device is waited for once. Of a
-        draft as much is judged as there are sound rows for. The row behind the last draft judged is then missing, and
-        what the rule draws from it is left out: the next step draws it, or finds that it cannot.
-        """
-        tops, best = logits.max(dim=-1)  # of equals the first; NaN if any is
-        sound, tokens = torch.stack((tops.isfinite().long(), best)).tolist()
-        emitted: list[list[int] | None] = []
-        end = 0
-        for chunk, draft, rows in zip(chunks, drafts, split):
-            start, end = end, end + len(rows)
-            if not chunk.samples:
-                emitted.append([])
-            elif not sound[start]:
-                emitted.append(None)
-            elif not draft.tokens and chunk.request.params.temperature == 0:
-                emitted.append([tokens[start]])
-            else:
-                good = next((i for i in range(len(rows)) if not sound[start + i]), len(rows))
-                emitted.append(self.accept(chunk.request, rows[:good], draft))
-        return emitted
-
     def accept(self, request: Request, logits: Float[Tensor, "rows vocab"], draft: Draft) -> list[int]:
         """What the step emits: `logits` are the target's behind the last known token and behind each draft, or some."""
         params = request.params
@@ -152,15 +113,33 @@ class Speculation:
 
     # [/accept]
 
-    def learn(
-        self,
-        request: Request,
-        start: int,
-        states: list[Tensor],
-        kind: Literal["prompt", "decode", "end"],
-    ) -> None:
-        """Note for `observe` that the target has read a request's tokens from `start` on, as far as it has computed."""
-        if self.drafter is not None:
-            tokens = list(request.tokens[start : request.computed + 1])
-            rows = [state[: len(tokens) - 1] for state in states]
-            self.pending.append(Observation(request, request.table, start, tokens, rows, kind))
+    # [learn]
+    def learn(self, changes: Sequence[Change]) -> None:
+        """What became of a step's drafts, and what the target has read and kept. Every page is still its request's."""
+        if self.drafter is None:
+            return
+        for change in changes:
+            request = change.request
+            if request.adaptive is not None and request.decoding:
+                request.adaptive.learn(len(change.draft.tokens), change.accepted)
+        self._observe([_observation(each.request, each.chunk.start, each.states, each.kind) for each in changes])
+
+    def end(self, request: Request) -> None:
+        """The same for a request that is aborted: others may read its pages from now on."""
+        if self.drafter is not None and request.table:
+            self._observe([_observation(request, request.computed, [], "end")])
+
+    def _observe(self, observations: list[Observation]) -> None:
+        assert self.drafter is not None
+        self.drafter.observe(observations)
+        for each in observations:
+            if each.kind == "end":
+                each.text.drafter_state = None  # nobody needs it any more
+
+    # [/learn]
+
+
+def _observation(request: Request, start: int, states: list[Tensor], kind: Kind) -> Observation:
+    """The tokens from `start` on that are computed, and the one that follows them."""
+    tokens = list(request.tokens[start : request.computed + 1])
+    return Observation(request, request.table, start, tokens, [state[: len(tokens) - 1] for state in states], kind)

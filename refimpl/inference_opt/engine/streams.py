@@ -1,15 +1,16 @@
 """Several requests as one stream of tokens, while others use the same engine.
 
-A stream is told by its requests' handles that there is something new, and makes a step only where there is nothing. So
-every token is yielded once, whoever made the step that brought it: this stream, another, or a caller. And however many
+The requests' handles tell a stream that there is something new, and it makes a step only if there is nothing. So every
+token is yielded once, whoever made the step that brought it: this stream, another, or a caller. And however many
 requests wait, a step costs what its own requests cost.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 from inference_opt.engine.request import Request
+from inference_opt.sampling import requests_of
 
 
 # [stream]
@@ -19,13 +20,19 @@ class Stream(Iterator[dict[int, int]]):
     ValueError at the end, when all others have all their tokens, if one could not be continued (`Request.error`).
     """
 
-    def __init__(self, engine: Any, requests: Sequence[Request]) -> None:
-        self.engine, self.requests = engine, requests
+    def __init__(self, engine: Any, prompts: Any, params: Any, n: int) -> None:
+        """ValueError if the engine cannot take one of the prompts."""
+        self.engine, self.open = engine, set[int]()
+        self.requests: list[Request] = []
         self.news: dict[int, None] = {}  # indices of those with tokens that were not yielded, or that have ended
-        self.told = [len(request.prompt) for request in requests]  # tokens that were yielded, and the prompt's
-        self.entered, self.open = 0, set(range(len(requests)))
-        for i, request in enumerate(requests):
-            request.heard = partial(self.news.setdefault, i)
+        for i, (prompt, own) in enumerate(requests_of(prompts, params, n)):
+            try:
+                self.requests.append(engine.request(prompt, own, None, None))
+            except ValueError as error:
+                raise ValueError(f"prompt {i // n}: {error}") from error
+            self.requests[i].notify = partial(self.news.setdefault, i)
+        self.yielded = [len(request.prompt) for request in self.requests]  # with the prompt's
+        self.entered, self.open = 0, set(range(len(self.requests)))
 
     def __next__(self) -> dict[int, int]:
         """The next token of each request that has one."""
@@ -34,10 +41,10 @@ class Stream(Iterator[dict[int, int]]):
                 self.engine.enter(self.requests[self.entered])
             self.entered += 1
         while self.open:
-            new = {i: self.requests[i].tokens[self.told[i]] for i in self.news if self.told[i] < self._known(i)}
+            new = {i: self.requests[i].tokens[self.yielded[i]] for i in self.news if self.yielded[i] < self._known(i)}
             for i in new:
-                self.told[i] += 1
-            for i in [i for i in self.news if self.told[i] == self._known(i)]:
+                self.yielded[i] += 1
+            for i in [i for i in self.news if self.yielded[i] == self._known(i)]:
                 del self.news[i]
                 if self.requests[i].finished:
                     self.open.discard(i)
@@ -47,7 +54,7 @@ class Stream(Iterator[dict[int, int]]):
                 self.engine.step()
         for i, request in enumerate(self.requests):
             if request.error:
-                self.requests = ()  # said once
+                self.requests = []  # said once
                 after = f"ended after {len(request.output)} tokens"
                 raise ValueError(f"request {i} ({request.id!r}) {after}: {request.error}")
         raise StopIteration
@@ -57,9 +64,9 @@ class Stream(Iterator[dict[int, int]]):
 
     def close(self) -> None:
         """Nothing more is wanted."""
-        left, self.open = self.requests[: self.entered + 1], set()
+        arrived, self.open = self.requests[: self.entered + 1], set()
         self.entered = len(self.requests)
-        self.engine.abandon([request for request in left if not request.finished])
+        self.engine.abandon([request for request in arrived if not request.finished])
 
     def __del__(self) -> None:
         if self.open:

@@ -76,16 +76,16 @@ def draw_pool(axes: Axes, pool: PagePool, tree: RadixTree, requests: Mapping[str
         for page in node.pages:
             axes.add_patch(Rectangle((page, 0), 0.9, 0.9, facecolor=CACHED, edgecolor="#999"))
     for row, ((name, request), colour) in enumerate(zip(requests.items(), COLOURS)):
-        for page in request.table[request.shared :]:
+        for page in request.table[request.pages.shared :]:
             axes.add_patch(Rectangle((page, 0), 0.9, 0.9, facecolor=colour, edgecolor="#999", alpha=0.7))
         y = -1.2 * (row + 1)
         axes.text(-0.2, y + 0.4, name, ha="right", va="center", fontsize=9, color=colour, weight="bold")
         for i, page in enumerate(request.table):
-            own = i >= request.shared
+            own = i >= request.pages.shared
             face = colour if own else CACHED
             axes.add_patch(Rectangle((i, y), 0.9, 0.8, facecolor=face, edgecolor=colour, alpha=0.7 if own else 1))
             axes.text(i + 0.45, y + 0.4, str(page), ha="center", va="center", fontsize=8)
-        state = f"{request.computed} tokens computed, {request.shared} of {len(request.table)} pages shared"
+        state = f"{request.computed} tokens computed, {request.pages.shared} of {len(request.table)} pages shared"
         if request.finished:
             state = f"finished after {len(request.output)} new tokens, pages given back"
         axes.text(len(request.table) + 0.2, y + 0.4, state, va="center", fontsize=8)
@@ -115,16 +115,17 @@ def draw_schedule(axes: Axes, steps: Sequence[Sequence[Output]], names: Mapping[
 
 
 def draw_pieces(axes: Axes, batch: Batch) -> None:
-    """Who reads what: a row for each sequence's queries, its keys along it, every piece a box; stems span their rows.
+    """Who reads what: a row for each sequence's queries, its keys along it, every piece a box.
 
-    One tile of rows a sequence, as in decoding. ValueError for a batch that was not planned for kernels.
+    Shared prefixes span the rows of their sequences. One tile of rows a sequence, as in decoding. ValueError for a
+    batch that was not planned for kernels.
     """
-    if batch.work is None:
+    if batch.plan is None:
         raise ValueError("this batch has no plan: pages on the CPU are planned under Triton's interpreter only")
     token0 = list(itertools.accumulate(batch.counts, initial=0))
     number = 0
-    for launch in batch.work.launches:
-        for sequence, start, queries, _, _, first, end, state in launch.pieces.tolist():
+    for launch in batch.plan.launches:
+        for sequence, start, queries, _, _, first, end, state in launch.rows:
             rows = sum(start <= t < start + queries for t in token0[:-1])
             box = Rectangle((first, sequence + 0.1), end - first, rows - 0.2, facecolor=COLOURS[number % 8], alpha=0.6)
             axes.add_patch(box)

@@ -1,21 +1,21 @@
-"""The attention kernel: a tile of query rows against a run of paged keys; and the merge of its partial results.
+"""The attention kernel: a tile of query rows against a range of paged keys; and the merge of its partial results.
 
-One program does one piece (`plan.py`) for one key head. It owns ROWS rows of queries: the heads that share this key
-head, of one or several query tokens. It reads each of its keys and values once, and keeps of the softmax only what is
-needed to go on (Milakov and Gimelshein 2018, 1805.02867; FlashAttention, 2205.14135): for each row the largest score m,
-the sum l of exp(s − m), and the weighted sum of values.
+One program does one piece (`plan.py`) for one key head. It holds ROWS rows of queries: those of all heads that share
+this key head, of one or several tokens. It reads each of its keys and values once. Of the softmax it keeps for each row
+only what it needs to go on (Milakov and Gimelshein 2018, 1805.02867; FlashAttention, 2205.14135): the largest score m,
+the sum l of exp(s − m), and the sum of exp(s − m) · v.
 
     page table of the sequence   3 1 6 …     key n lies in page table[n // PAGE] at n % PAGE
     keys first … end             BLOCK at a time, gathered: [BLOCK, D]
-    scores                       rows · keysᵀ, [ROWS, BLOCK]; a query sees no key behind its own position
-    values                       [BLOCK, V]: pages of their own, or the first V columns of the keys (latent attention),
-                                 which are then read once for both products
+    scores                       rows · keysᵀ, [ROWS, BLOCK]; a query sees no key after its own position
+    values                       [BLOCK, V]: from pages of their own, or the first V columns of the keys (latent
+                                 attention), which are then read once for both products
 
-The width D is split at SPLIT into two tiles of powers of two, as 576 = 512 + 64: Triton's tiles know no other sizes.
+Triton's tiles have widths that are powers of two. So a key of width D is split at SPLIT into two tiles, as 576 =
+512 + 64.
 """
 
 import importlib
-import os
 
 import torch
 import triton
@@ -23,24 +23,17 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inference_opt.kernels.plan import PIECE, Work, padded
+from inference_opt.kernels.pdl import INTERPRETED, launch_options
+from inference_opt.kernels.plan import Piece, TilePlan, padded
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+FIELDS = tl.constexpr(len(Piece._fields))
 LN2 = tl.constexpr(0.6931471805599453)
-
-
-def early() -> dict[str, bool]:
-    """Options of a launch that may begin before the one before it has ended (programmatic dependent launch).
-
-    The kernel waits (`gdc_wait`) before it reads what others wrote, and says at its start that the next may begin.
-    """
-    allowed = not INTERPRETED and torch.cuda.get_device_capability() >= (9, 0)
-    return {"EARLY": allowed} | ({"launch_pdl": True} if allowed else {})
+LOG2E = 1.4426950408889634
 
 
 @triton.jit
 def dot(a, b, acc, WIDEN: tl.constexpr):
-    """acc + a · b in float32; the interpreter has no products in bfloat16, so there operands are widened first."""
+    """acc + a · b in float32. WIDEN: the interpreter has no products in bfloat16, so there operands are widened."""
     if WIDEN:
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision="ieee")
@@ -49,48 +42,57 @@ def dot(a, b, acc, WIDEN: tl.constexpr):
 # [kernel]
 @triton.jit
 def attend_piece(
+    # What is read.
     q,  # [tokens, HEADS, D]
     k_pages,  # [pages, PAGE, KV_HEADS, D]
-    v_pages,  # [pages, PAGE, KV_HEADS, V], unused where SHARED
+    v_pages,  # [pages, PAGE, KV_HEADS, V]; unused with V_IN_K
     table,  # [sequences, table_width]
     pieces,  # [pieces, FIELDS]
+    # What is written: final results, and partial ones, which are merged.
     out,  # [tokens, HEADS, V]
     lse,  # [tokens, HEADS]
     partial,  # [states, HEADS, V] float32
     partial_lse,  # [states, HEADS] float32
     table_width,
-    scale_log2,  # scale · log2(e): exponentials in base 2 are what the hardware has
+    scale_log2,  # scale · log2(e): the hardware has exponentials in base 2
+    # The shapes of the model and of its pages.
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
     V: tl.constexpr,
-    SPLIT: tl.constexpr,
     PAGE: tl.constexpr,
-    SHARED: tl.constexpr,
+    V_IN_K: tl.constexpr,  # the values are the keys' first V columns
+    # The tile. SPLIT: where a key is split; DA, DB, DV: widths of its parts and of the value, as powers of two.
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    FIELDS: tl.constexpr,
-    LOOK_AHEAD: tl.constexpr,  # which takes registers
-    WIDEN: tl.constexpr,
-    DA: tl.constexpr,  # SPLIT, D − SPLIT and V, as powers of two
+    SPLIT: tl.constexpr,
+    DA: tl.constexpr,
     DB: tl.constexpr,
     DV: tl.constexpr,
-    EARLY: tl.constexpr,
-    BESIDE: tl.constexpr,
+    LOOK_AHEAD: tl.constexpr,  # look up the pages of the next block; it takes registers
+    WIDEN: tl.constexpr,
+    # Programmatic dependent launch (pdl.py). PDL_OVERLAP: it needs nothing from the kernel in front, only its end.
+    PDL: tl.constexpr,
+    PDL_OVERLAP: tl.constexpr,
 ):
-    """One piece for one key head. BESIDE: it may run beside the launch in front, which reads what this one reads."""
+    """One piece for one key head."""
+    # Which piece, which key head. Programs that run together read the heads of one token: neighbouring bytes.
     GROUP: tl.constexpr = HEADS // KV_HEADS
-    kv_head = tl.program_id(0) % KV_HEADS  # programs of neighbouring heads read neighbouring bytes: run them together
+    kv_head = tl.program_id(0) % KV_HEADS
     piece = pieces + (tl.program_id(0) // KV_HEADS) * FIELDS
     sequence, token0, queries, position0 = tl.load(piece), tl.load(piece + 1), tl.load(piece + 2), tl.load(piece + 3)
     row0, first, end, state = tl.load(piece + 4), tl.load(piece + 5), tl.load(piece + 6), tl.load(piece + 7)
 
-    if EARLY:
+    # The plan was there before the kernel in front. Queries, keys and values may come from it.
+    if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        if not BESIDE:
-            tl.extra.cuda.gdc_wait()  # plans were there before; queries, keys and values may be a moment old
-    end = tl.minimum(end, position0 + queries)  # a plan may reach further, for steps to come (engine/graph_runner.py)
+        if not PDL_OVERLAP:
+            tl.extra.cuda.gdc_wait()
 
+    # A plan may reach further than the queries see, for steps to come (engine/graph_runner.py).
+    end = tl.minimum(end, position0 + queries)
+
+    # The queries: row r is head r % GROUP of query r // GROUP.
     rows = row0 + tl.arange(0, ROWS)
     query = rows // GROUP
     head = kv_head * GROUP + rows % GROUP
@@ -101,21 +103,26 @@ def attend_piece(
     qa = tl.load(q_row + ca[None, :], mask=real[:, None] & (ca < SPLIT)[None, :], other=0.0)
     qb = tl.load(q_row + SPLIT + cb[None, :], mask=real[:, None] & (cb < D - SPLIT)[None, :], other=0.0)
 
+    # The softmax so far, of no key.
     m = tl.full([ROWS], float("-inf"), tl.float32)
     l = tl.zeros([ROWS], tl.float32)  # noqa: E741 (the papers' name)
     acc = tl.zeros([ROWS, DV], tl.float32)
+
     listed = table + sequence.to(tl.int64) * table_width
     key = first + tl.arange(0, BLOCK)
     found = tl.load(listed + key // PAGE, mask=key < end, other=0)
     for n in range(first, end, BLOCK):
+        # Where the keys of this block lie. A look-up takes as long as a block, so it is best made a block ahead.
         key = n + tl.arange(0, BLOCK)
         inside = key < end
-        if LOOK_AHEAD:  # for the next block's pages: a look-up takes as long as a block
+        if LOOK_AHEAD:
             page = found
             found = tl.load(listed + (key + BLOCK) // PAGE, mask=key + BLOCK < end, other=0)
         else:
             page = tl.load(listed + key // PAGE, mask=inside, other=0)
         row = (page.to(tl.int64) * PAGE + key % PAGE) * KV_HEADS + kv_head
+
+        # Scores: s = q · kᵀ, the two parts of the width added; −∞ where a query must not look.
         k_row = k_pages + row[:, None] * D
         ka = tl.load(k_row + ca[None, :], mask=inside[:, None] & (ca < SPLIT)[None, :], other=0.0)
         s = dot(qa, tl.trans(ka), tl.zeros([ROWS, BLOCK], tl.float32), WIDEN)
@@ -124,20 +131,24 @@ def attend_piece(
             s = dot(qb, tl.trans(kb), s, WIDEN)
         seen = inside[None, :] & (key[None, :] <= position[:, None])
         s = tl.where(seen, s * scale_log2, float("-inf"))
+
+        # The softmax so far: when the largest score grows, the older sums shrink by exp(old − new). A row that has seen
+        # no key subtracts 0 instead of −∞, because −∞ − (−∞) is not a number.
         m_new = tl.maximum(m, tl.max(s, 1))
-        m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)  # a row that has seen no key: exp2(−∞ − 0), not −∞ + ∞
+        m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
         p = tl.exp2(s - m_safe[:, None])
-        shrink = tl.exp2(m - m_safe)  # what was summed against the old maximum, against the new one
+        shrink = tl.exp2(m - m_safe)
         l = l * shrink + tl.sum(p, 1)  # noqa: E741
-        if SHARED:
+        if V_IN_K:
             v = ka
         else:
             v = tl.load(v_pages + row[:, None] * V + cv[None, :], mask=inside[:, None] & (cv < V)[None, :], other=0.0)
         acc = dot(p.to(v.dtype), v, acc * shrink[:, None], WIDEN)
         m = m_new
 
+    # The result, and the log-sum-exp of the scores: −∞ where no key was seen. Final, or a state to be merged.
     acc = acc / tl.where(l > 0, l, 1.0)[:, None]
-    log = (m + tl.log2(tl.where(l > 0, l, 1.0))) * LN2  # −∞ where no key was seen
+    log = (m + tl.log2(tl.where(l > 0, l, 1.0))) * LN2
     if state < 0:
         where = (token0 + query).to(tl.int64) * HEADS + head
         tl.store(out + where[:, None] * V + cv[None, :], acc, mask=real[:, None] & (cv < V)[None, :])
@@ -146,14 +157,15 @@ def attend_piece(
         where = (state + query).to(tl.int64) * HEADS + head
         tl.store(partial + where[:, None] * V + cv[None, :], acc, mask=real[:, None] & (cv < V)[None, :])
         tl.store(partial_lse + where, log, mask=real)
-    if EARLY and BESIDE:  # whoever waits for this launch waits for the one in front, too
+
+    # Whoever waits for this kernel waits for the one in front, too.
+    if PDL and PDL_OVERLAP:
         tl.extra.cuda.gdc_wait()
 
 
 # [/kernel]
 
 
-# [merge]
 @triton.jit
 def merge_token(
     partial,  # [states, HEADS, V]
@@ -164,18 +176,22 @@ def merge_token(
     lse,  # [tokens, HEADS]
     HEADS: tl.constexpr,
     V: tl.constexpr,
-    DV: tl.constexpr,
-    BLOCK: tl.constexpr,
-    EARLY: tl.constexpr,
+    DV: tl.constexpr,  # V, as a power of two
+    BLOCK: tl.constexpr,  # states at a time
+    PDL: tl.constexpr,
 ):
-    """Join one head's states of one token: a softmax over states, BLOCK of them at a time."""
+    """Join one head's states of one token: a softmax over states."""
+    # The lists are part of the plan, which was there before the kernel in front. The states come from it.
     token, head = tl.program_id(0), tl.program_id(1)
     first, end = tl.load(offsets + token), tl.load(offsets + token + 1)
     i, cv = first + tl.arange(0, BLOCK), tl.arange(0, DV)
     state = tl.load(states + i, mask=i < end, other=0)
-    if EARLY:
+    if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()  # the plan was there before; what the pieces write may still be on its way
+        tl.extra.cuda.gdc_wait()
+
+    # As over keys: m the largest log-sum-exp so far, l the sum of exp(lse − m), acc the sum of exp(lse − m) · o. The
+    # difference is taken before the exponential: it is nearly exact.
     m = tl.full([], float("-inf"), tl.float32)
     l = tl.zeros([], tl.float32)  # noqa: E741
     acc = tl.zeros([DV], tl.float32)
@@ -185,20 +201,19 @@ def merge_token(
         o = tl.load(partial + row[:, None] * V + cv[None, :], mask=(i < end)[:, None] & (cv < V)[None, :], other=0.0)
         m_new = tl.maximum(m, tl.max(log, 0))
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
-        weight, shrink = tl.exp(log - m_safe), tl.exp(m - m_safe)  # the difference first: it is nearly exact
+        weight, shrink = tl.exp(log - m_safe), tl.exp(m - m_safe)
         l = l * shrink + tl.sum(weight, 0)  # noqa: E741
         acc = acc * shrink + tl.sum(o * weight[:, None], 0)
         m = m_new
         i += BLOCK
         state = tl.load(states + i, mask=i < end, other=0)
+
+    # A token without states has its result already.
     where = token.to(tl.int64) * HEADS + head
-    if first < end:  # a token without states was written where it belongs
+    if first < end:
         total = tl.where(l > 0, l, 1.0)
         tl.store(out + where * V + cv, acc / total, mask=cv < V)
         tl.store(lse + where, m + tl.log(total))
-
-
-# [/merge]
 
 
 def attend(
@@ -206,35 +221,43 @@ def attend(
     k_pages: Float[Tensor, "pages page_size kv_heads dim"],
     v_pages: Float[Tensor, "pages page_size kv_heads value_dim"] | None,
     page_table: Int[Tensor, "sequences width"],
-    work: Work,
+    plan: TilePlan,
     scale: float,
     value_dim: int,
+    pdl: bool = False,
 ) -> tuple[Float[Tensor, "tokens heads value_dim"], Float[Tensor, "tokens heads"]]:
-    """All pieces, then the merge. Where there are no values, they are the first `value_dim` columns of the keys."""
-    (tokens, heads, dim), (_, page, kv_heads, _) = q.shape, k_pages.shape
-    shared = v_pages is None
-    split, *sizes = padded(dim, value_dim, shared)
-    out, lse = q.new_empty(tokens, heads, value_dim), q.new_empty(tokens, heads, dtype=torch.float32)
-    partial = q.new_empty(work.num_states, heads, value_dim, dtype=torch.float32)
-    partial_lse = q.new_empty(work.num_states, heads, dtype=torch.float32)
-    scale_log2 = scale * 1.4426950408889634
-    front = ""  # the kernel in front
-    for launch in work.launches:
+    """All pieces of a plan, then the merge. Without values, they are the first `value_dim` columns of the keys.
+
+    `pdl`: the plan was on the device before the last ordinary launch in front of this call (`pdl.py`).
+    """
+    tokens, heads, dim = q.shape
+    _, page, kv_heads, _ = k_pages.shape
+    v_in_k = v_pages is None
+    split, *widths = padded(dim, value_dim, v_in_k)
+    out = q.new_empty(tokens, heads, value_dim)
+    lse = q.new_empty(tokens, heads, dtype=torch.float32)
+    partial = q.new_empty(plan.num_states, heads, value_dim, dtype=torch.float32)
+    partial_lse = q.new_empty(plan.num_states, heads, dtype=torch.float32)
+
+    in_front = ""  # the Gluon kernel launched before this one
+    for launch in plan.launches:
         tile = launch.tile
         if tile.hopper == "mla" or (tile.hopper == "gqa" and value_dim == dim):
-            front = tile.hopper
-            ours = importlib.import_module(f"inference_opt.kernels.hopper.{front}")  # Gluon: where there is such a card
-            ours.attend_pieces(q, k_pages, v_pages, page_table, launch, scale_log2, out, lse, partial, partial_lse)
+            in_front = tile.hopper
+            gluon = importlib.import_module(f"inference_opt.kernels.hopper.{tile.hopper}")  # only such cards have it
+            gluon.attend_pieces(q, k_pages, v_pages, page_table, launch, scale * LOG2E, out, lse, partial, partial_lse)
             continue
+        # Behind the kernel for many rows, which leaves registers and shared memory to spare, this one runs beside it:
+        # that one was launched in the ordinary way, so all that both of them read is there.
         attend_piece[(len(launch.pieces) * kv_heads,)](
-            q, k_pages, k_pages if shared else v_pages, page_table, launch.pieces, out, lse, partial, partial_lse,
-            page_table.stride(0), scale_log2,
-            heads, kv_heads, dim, value_dim, split, page, shared, tile.rows, tile.block, len(PIECE), tile.looks_ahead,
-            INTERPRETED and q.dtype == torch.bfloat16, *sizes, BESIDE=front == "gqa",
-            num_warps=tile.warps, num_stages=tile.stages, **early(),
+            q, k_pages, k_pages if v_in_k else v_pages, page_table, launch.pieces, out, lse, partial, partial_lse,
+            page_table.stride(0), scale * LOG2E,
+            heads, kv_heads, dim, value_dim, page, v_in_k,
+            tile.rows, tile.block, split, *widths, tile.looks_ahead, INTERPRETED and q.dtype == torch.bfloat16,
+            PDL_OVERLAP=pdl and in_front == "gqa", num_warps=tile.warps, num_stages=tile.stages, **launch_options(pdl),
         )  # fmt: skip
-    if work.num_states:
-        merge(partial, partial_lse, work.offsets, work.states, out, lse)
+    if plan.num_states:
+        merge(partial, partial_lse, plan.offsets, plan.states, out, lse, pdl)
     return out, lse
 
 
@@ -245,14 +268,14 @@ def merge(
     states: Int[Tensor, "listed"],
     out: Float[Tensor, "tokens heads value_dim"],
     lse: Float[Tensor, "tokens heads"],
-    planned: bool = True,
+    pdl: bool = False,
 ) -> None:
     """Join states[offsets[t] : offsets[t + 1]] into out[t] and lse[t], for the tokens that have any.
 
-    `planned`: offsets and states were there before the last launch, so this one may begin early and read them.
+    `pdl`: offsets and states were on the device before the last ordinary launch in front of this call (`pdl.py`).
     """
     tokens, heads, value_dim = out.shape
     merge_token[(tokens, heads)](
         partial, partial_lse, offsets, states, out, lse,
-        heads, value_dim, triton.next_power_of_2(value_dim), 16, **(early() if planned else {"EARLY": False}),
+        heads, value_dim, triton.next_power_of_2(value_dim), BLOCK=16, **launch_options(pdl),
     )  # fmt: skip

@@ -1,37 +1,44 @@
-"""What is planned once a step: the batch, checked and cut into pieces, and the stems that its sequences share."""
+"""What is planned once a step: the batch is checked, its shared prefixes are found, and it is cut into pieces."""
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inference_opt.kernels.plan import Runs, Work, choose_tile, plan, tile_bytes
+from inference_opt.kernels.plan import Segments, TilePlan, choose_tile, plan, tile_bytes
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-Stem = tuple[int, int, int]  # first sequence, how many from there on, keys that all of them share
+
+
+class SharedPrefix(NamedTuple):
+    """Neighbours in a batch whose first `keys` keys lie in the same pages: sequences first … first + members − 1."""
+
+    first: int
+    members: int
+    keys: int
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences whose last counts[i] of lengths[i] tokens attend; `work` where kernels do it."""
+    """Sequences of lengths[i] tokens, whose last counts[i] tokens are queries. The kernels have a plan for it."""
 
     page_table: Int[Tensor, "batch width"]
     lengths: list[int]
     counts: list[int]
-    work: Work | None
+    plan: TilePlan | None  # none where the reference does it
 
 
 def uses_triton(tensor: Tensor) -> bool:
-    """On CUDA in the precisions that the kernels know; on the CPU under Triton's interpreter only."""
+    """Whether kernels do it: on CUDA, or under Triton's interpreter, in the precisions that they know."""
     placed = tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
     return placed and tensor.dtype in KERNEL_DTYPES
 
 
-# [batch]
 def plan_batch(
     page_table: Int[Tensor, "batch width"],
     lengths: Sequence[int],
@@ -39,15 +46,17 @@ def plan_batch(
     k_pages: Float[Tensor, "pages page_size kv_heads dim"],
     heads: int,
     value_dim: int | None = None,
-    stems: Sequence[Stem] = (),
+    prefixes: Sequence[SharedPrefix] = (),
 ) -> Batch:
     """Check a batch and cut it into pieces, for any number of layers with pages like `k_pages`.
 
-    `value_dim`: where the values lie in the keys. `stems`: neighbours whose first keys lie in the same pages: those
-    are read once for all of them. A page table on the host spares a wait for the device. ValueError for lengths beyond
-    the table, pages outside the pool and stems that are none.
+    `value_dim` is given where the values are the keys' first columns. `prefixes`, in the order of the batch, are read
+    once for all of their members. A page table on the host spares a wait for the device.
+
+    ValueError for lengths beyond the table, pages outside the pool and prefixes that are not shared.
     """
-    (num_pages, page_size, kv_heads, _), width = k_pages.shape, page_table.shape[1]
+    num_pages, page_size, kv_heads, _ = k_pages.shape
+    width = page_table.shape[1]
     lengths, counts = list(lengths), list(counts)
     if not len(lengths) == len(counts) == len(page_table):
         raise ValueError(f"{len(page_table)} page tables for {len(lengths)} lengths and {len(counts)} counts")
@@ -55,6 +64,8 @@ def plan_batch(
         raise ValueError(f"page tables are int32, got {page_table.dtype}")
     if heads % kv_heads:
         raise ValueError(f"{heads} query heads cannot share {kv_heads} key heads evenly")
+
+    # A kernel reads whatever the page table says: each page in use must be one of the pool.
     table = page_table.cpu().numpy()
     for i, (length, count) in enumerate(zip(lengths, counts)):
         if not 0 <= length <= width * page_size or count < 0:
@@ -64,48 +75,61 @@ def plan_batch(
         used = table[i, : -(-length // page_size)]
         if len(used) and not 0 <= used.min() <= used.max() < num_pages:
             raise ValueError(f"sequence {i}: pages {used.tolist()} are not all in [0, {num_pages})")
+
+    # A shared prefix is attended without a mask: its keys stand before every query, and in the same pages for all.
     cached = np.array(lengths, dtype=np.int64) - np.array(counts, dtype=np.int64)
-    taken = 0
-    for first, members, keys in stems:
+    free = 0  # the first sequence that no prefix has claimed yet
+    for first, members, keys in prefixes:
         group = slice(first, first + members)
-        inside = taken <= first and members > 0 and first + members <= len(table) and 0 < keys <= cached[group].min()
+        inside = free <= first and members > 0 and first + members <= len(table) and 0 < keys <= cached[group].min()
         if not inside or (table[group, : -(-keys // page_size)] != table[first, : -(-keys // page_size)]).any():
             raise ValueError(f"sequences {first} to {first + members - 1} do not share {keys} cached keys")
-        taken = first + members
+        free = first + members
+
     page_table = page_table.to(k_pages.device)
     if not uses_triton(k_pages):
         return Batch(page_table, lengths, counts, None)
-    work = cut(lengths, counts, stems, k_pages, heads, value_dim)
-    return Batch(page_table, lengths, counts, work.to(k_pages.device))
+    tiles = cut(lengths, counts, prefixes, k_pages, heads, value_dim)
+    return Batch(page_table, lengths, counts, tiles.to(k_pages.device))
 
 
 def cut(
     lengths: Sequence[int],
     counts: Sequence[int],
-    stems: Sequence[Stem],
+    prefixes: Sequence[SharedPrefix],
     k_pages: Float[Tensor, "pages page_size kv_heads dim"],
     heads: int,
     value_dim: int | None = None,
-) -> Work:
-    """The pieces of a batch: every sequence's own keys; and each stem's, against the rows of all that share it.
+) -> TilePlan:
+    """The plan of a batch, on the host; the arguments are those that `plan_batch` takes and has checked.
 
-    The lists are on the host: arguments as `plan_batch` takes and has checked them.
+    Shared prefixes, if any, are the first launch; every sequence's own keys are the last.
     """
     kv_heads, dim = k_pages.shape[2:]
-    group, sizes = heads // kv_heads, tile_bytes(dim, value_dim, k_pages.element_size())
+    group_size = heads // kv_heads
+    sizes = tile_bytes(dim, value_dim, k_pages.element_size())
+
+    # The Gluon kernels load 64 keys at once, from one page: so each run of keys must begin at a multiple of 64.
+    aligned = all(keys % 64 == 0 for _, _, keys in prefixes)
+    hopper = hopper_kernel(k_pages, value_dim) if aligned else ""
+
+    # Each sequence's queries against its own keys: those after its shared prefix.
     length, count = np.array(lengths, dtype=np.int64), np.array(counts, dtype=np.int64)
-    sequence, token0, first = np.arange(len(length)), np.cumsum(count) - count, np.zeros_like(length)
-    for who, members, keys in stems:
-        first[who : who + members] = keys
-    own = Runs(sequence, token0, count, length - count, first, length)
-    hopper = hopper_kernel(k_pages, value_dim)
-    groups = [(own, choose_tile(int(count.max(initial=1)) * group, *sizes, hopper))]
-    if stems:
-        who, members, keys = np.array(stems, dtype=np.int64).T
-        rows = np.array([count[w : w + m].sum() for w, m in zip(who, members)])
-        shared = Runs(who, token0[who], rows, keys, 0 * keys, keys)  # each row stands behind every key of the stem
-        groups.insert(0, (shared, choose_tile(int(rows.max()) * group, *sizes, hopper)))
-    return plan(groups, group, kv_heads, int(count.sum()), processors_of(k_pages.device))
+    sequence, token0 = np.arange(len(length)), np.cumsum(count) - count
+    first = np.zeros_like(length)
+    for start, members, keys in prefixes:
+        first[start : start + members] = keys
+    own = Segments(sequence, token0, count, length - count, first, length)
+    groups = [(own, choose_tile(int(count.max(initial=1)) * group_size, *sizes, hopper))]
+
+    # Each prefix's keys against the queries of all its members, as if they were one sequence's: they are neighbours in
+    # the flat batch, and all of them stand after the prefix, so no key is masked.
+    if prefixes:
+        start, members, keys = np.array(prefixes, dtype=np.int64).T
+        queries = np.array([count[s : s + m].sum() for s, m in zip(start, members)])
+        shared = Segments(start, token0[start], queries, keys, np.zeros_like(keys), keys)
+        groups.insert(0, (shared, choose_tile(int(queries.max()) * group_size, *sizes, hopper)))
+    return plan(groups, group_size, kv_heads, int(count.sum()), processors_of(k_pages.device))
 
 
 def hopper_kernel(k_pages: Tensor, value_dim: int | None) -> str:
@@ -119,31 +143,29 @@ def hopper_kernel(k_pages: Tensor, value_dim: int | None) -> str:
 
 
 def processors_of(device: torch.device) -> int:
-    """Multiprocessors to fill; under the interpreter any number serves."""
+    """The number of multiprocessors to keep busy. Under the interpreter any number serves."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
 
 
-def common_stems(
-    tables: Sequence[Sequence[int]], cached: Sequence[int], page_size: int, least: int = 256
-) -> list[Stem]:
-    """Neighbours whose page tables begin alike, as the radix tree makes them: stems of at least `least` keys.
+def shared_prefixes(
+    tables: Sequence[Sequence[int]], cached: Sequence[int], page_size: int, min_keys: int = 256
+) -> list[SharedPrefix]:
+    """Neighbours whose page tables begin alike, as the radix tree makes them, for `min_keys` keys or more.
 
-    `cached`: keys of each sequence that are computed already. Only whole pages are shared.
+    `cached`: the number of keys of each sequence that are computed already. Only whole pages are shared.
     """
-    stems: list[Stem] = []
+    prefixes: list[SharedPrefix] = []
     first = 0
     while first < len(tables):
+        # Take in one neighbour after the other, as long as what all of them share stays long enough.
         members, pages = 1, cached[first] // page_size
         for table, keys in zip(tables[first + 1 :], cached[first + 1 :]):
-            most = min(pages, keys // page_size)
-            alike = next((i for i in range(most) if table[i] != tables[first][i]), most)
-            if alike * page_size < least:
+            limit = min(pages, keys // page_size)
+            alike = next((i for i in range(limit) if table[i] != tables[first][i]), limit)
+            if alike * page_size < min_keys:
                 break
             members, pages = members + 1, alike
         if members > 1:
-            stems.append((first, members, pages * page_size))
+            prefixes.append(SharedPrefix(first, members, pages * page_size))
         first += members
-    return stems
-
-
-# [/batch]
+    return prefixes

@@ -1,14 +1,15 @@
-"""A decoding step's small work, joined to the large: fewer launches between one weight matrix and the next.
+"""The small operations of a decoding step, joined to the large ones: fewer launches between two weight matrices.
 
 A model of a billion weights decodes a token on an H100 in under a millisecond if it does nothing but read its weights.
-Run operation by operation, a layer is some sixteen launches, and the card idles between any two. Here it is seven:
+Operation by operation a layer takes some sixteen launches, and the card idles between any two. Here it takes seven:
 
-    project       norm → product → (silu(gate) · up) → + residual, of one row: each of these is one pass over the row or
-                  the result, so it costs nothing beside reading the weight. The next weights are asked for while the
-                  last launch still runs (programmatic dependent launch): they depend on nobody.
-    rotate_write  RoPE of queries and keys, and keys and values into their pages: q, k and v are read once
+    project       norm → product → (silu(gate) · up) → + residual, of one row. Each of these is one pass over the row or
+                  the result, and costs nothing beside reading the weight. The first weights are loaded while the kernel
+                  in front still runs (`pdl.py`): they are nobody's result.
+    rotate_write  RoPE of queries and keys, and writing keys and values into their pages: q, k and v are read once.
 
-Many rows are matrix products proper, best left to the library; there only what surrounds them is joined.
+The product of many rows with a matrix is best left to the library; there only what surrounds it is joined.
+`cache/fused_forward.py` makes a whole forward pass of these.
 """
 
 import triton
@@ -16,37 +17,40 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from inference_opt.kernels.attention import early
+from inference_opt.kernels.pdl import launch_options
 
 
 # [project]
 @triton.jit
 def project_row(
     x,  # [K]
-    weight,  # [N, K], or [2 N, K] where GATED: gates, then what they let through
-    norm,  # [K], where NORM
-    out,  # [N], added to where RESIDUAL
+    weight,  # [N, K]; with GATED [2 N, K]: the gates, then what they are multiplied with
+    norm,  # [K], with NORM
+    out,  # [N]; with RESIDUAL the result is added to it
     eps,
     N: tl.constexpr,
     K: tl.constexpr,
     NORM: tl.constexpr,
     RESIDUAL: tl.constexpr,
     GATED: tl.constexpr,
-    ROWS: tl.constexpr,  # of the weight, a program
-    BLOCK: tl.constexpr,  # of K, at a time
-    EARLY: tl.constexpr,
+    ROWS: tl.constexpr,  # rows of the weight, a program
+    BLOCK: tl.constexpr,  # columns of the weight, at a time
+    PDL: tl.constexpr,
 ):
-    """ROWS numbers of weight · (x / rms(x) · norm): the root mean square is summed along the way."""
+    """ROWS numbers of weight · (x / rms(x) · norm). The squares are summed along the way, and divided by at the end."""
+    # The first block of the weight does not depend on the kernel in front; x does.
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, BLOCK)
     row = weight + n.to(tl.int64)[:, None] * K + k[None, :]
     first = (n < N)[:, None] & (k < K)[None, :]
     w = tl.load(row, mask=first, other=0.0)
     gate = tl.load(row + N * K, mask=first, other=0.0) if GATED else w
-    if EARLY:
+    if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()  # weights are nobody's result; x is
+        tl.extra.cuda.gdc_wait()
     added = tl.load(out + n, mask=n < N).to(tl.float32) if RESIDUAL else 0.0
+
+    # Products and squares, block by block; the sums over a block's columns are left for the end.
     acc = tl.zeros([ROWS, BLOCK], tl.float32)
     through = tl.zeros([ROWS, BLOCK], tl.float32)
     squares = tl.zeros([BLOCK], tl.float32)
@@ -62,6 +66,8 @@ def project_row(
         acc += w.to(tl.float32) * part[None, :]
         if GATED:
             through += gate.to(tl.float32) * part[None, :]
+
+    # Norm, gate and residual of the result.
     y = tl.sum(acc, 1)
     scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / K + eps) if NORM else 1.0
     y *= scale
@@ -79,10 +85,12 @@ def project(
     norm: nn.RMSNorm | None = None,
     residual: Float[Tensor, "tokens rows"] | None = None,
     gated: bool = False,
+    pdl: bool = False,
 ) -> Float[Tensor, "tokens out_features"]:
-    """norm(x) · weightᵀ; with `gated` silu of its first half times the second; added to `residual` in place, if given.
+    """norm(x) · weightᵀ. With `gated`, silu of its first half times the second half. Added to `residual`, in place.
 
-    One row's norm and gate are not rounded on the way.
+    The norm and the gate of a single row are not rounded on the way. `pdl`: the weight was there before the last
+    ordinary launch in front of this call (`pdl.py`).
     """
     if len(x) > 1:
         x = x if norm is None else norm(x)
@@ -90,24 +98,27 @@ def project(
             return residual.addmm_(x, weight.T)
         y = nn.functional.linear(x, weight)
         return swiglu(y) if gated else y
+
+    # One row: our own kernel. The sizes were found by trying, on an H100.
     n, k = len(weight) // (1 + gated), x.shape[1]
     out = x.new_empty(1, n) if residual is None else residual
-    if gated:  # found by trying, on an H100
+    if gated:
         rows, block = (2, 1024) if k <= 1024 else (4, 512)
     else:
         rows, block = 8, 1024 if residual is None or k < 2048 else 2048
     project_row[(triton.cdiv(n, rows),)](
         x, weight, x if norm is None else norm.weight, out, 0.0 if norm is None else norm.eps, n, k,
-        norm is not None, residual is not None, gated, rows, block, num_warps=block // 256, **early(),
+        norm is not None, residual is not None, gated, rows, block, num_warps=block // 256, **launch_options(pdl),
     )  # fmt: skip
     return out
 
 
 @triton.jit
-def gate_token(y, out, N: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+def gate_token(y, out, N: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
     """BLOCK numbers of one token: silu(y[:N]) · y[N:]."""
-    token, n = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    if EARLY:
+    token = tl.program_id(0).to(tl.int64)
+    n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     gate = tl.load(y + token * 2 * N + n, mask=n < N).to(tl.float32)
@@ -117,13 +128,13 @@ def gate_token(y, out, N: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
 
 
 def swiglu(y: Float[Tensor, "tokens both"]) -> Float[Tensor, "tokens half"]:
-    """silu of each token's first half times its second."""
-    out = y.new_empty(len(y), y.shape[1] // 2)
-    gate_token[(len(y), triton.cdiv(out.shape[1], 1024))](y, out, out.shape[1], 1024, **early())
+    """silu of each token's first half times its second half. It waits before it reads, so it may always start early."""
+    n = y.shape[1] // 2
+    out = y.new_empty(len(y), n)
+    gate_token[(len(y), triton.cdiv(n, 1024))](y, out, n, 1024, **launch_options(pdl=True))
     return out
 
 
-# [rotate]
 @triton.jit
 def rotate_token(
     qkv,  # [tokens, HEADS + 2 KV_HEADS, D]
@@ -137,32 +148,35 @@ def rotate_token(
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
-    ROWS: tl.constexpr,  # powers of two: at least HEADS + 2 KV_HEADS, and D
-    WIDE: tl.constexpr,
-    EARLY: tl.constexpr,
+    ROWS: tl.constexpr,  # HEADS + 2 KV_HEADS, as a power of two
+    WIDE: tl.constexpr,  # D, as a power of two
+    PDL: tl.constexpr,
 ):
-    """One token: its queries turned, its keys turned and kept, its values kept. A slot below 0: nowhere."""
+    """Rotate one token's queries and keys; write its keys and values into its slot. A slot below 0: write nowhere."""
+    # Positions and slots, as part of the plan, were there before the kernel in front, and so were the angles.
     token = tl.program_id(0).to(tl.int64)
     h, d = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDE)[None, :]
     position, slot = tl.load(positions + token), tl.load(slots + token).to(tl.int64)
     c = tl.load(cos + position * D + d, mask=d < D).to(tl.float32)
     s = tl.load(sin + position * D + d, mask=d < D).to(tl.float32)
-    if EARLY:
+    if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()  # the step's positions were there before; queries, keys and values were not
+        tl.extra.cuda.gdc_wait()
+
+    # RoPE: x · cos + (x with its halves exchanged) · (∓ sin), rounded where `model.rope.rotate` rounds. Values are
+    # rotated too, which costs nothing, and the result is not used.
     inside = (h < HEADS + 2 * KV_HEADS) & (d < D)
     row = qkv + token * (HEADS + 2 * KV_HEADS) * D + h * D
     x = tl.load(row + d, mask=inside)
     other = tl.load(row + (d + D // 2) % D, mask=inside).to(tl.float32)
-    turned = (x.to(tl.float32) * c).to(x.dtype).to(tl.float32) + other * s  # rounded as `model.rope.rotate` rounds
-    tl.store(q + (token * HEADS + h) * D + d, turned, mask=inside & (h < HEADS))
+    rotated = (x.to(tl.float32) * c).to(x.dtype).to(tl.float32) + other * s
+
+    # Heads 0 … HEADS − 1 are queries, then come the key heads, then the value heads.
+    tl.store(q + (token * HEADS + h) * D + d, rotated, mask=inside & (h < HEADS))
     if slot >= 0:
         k, v = h - HEADS, h - HEADS - KV_HEADS
-        tl.store(k_pages + (slot * KV_HEADS + k) * D + d, turned, mask=inside & (k >= 0) & (v < 0))
+        tl.store(k_pages + (slot * KV_HEADS + k) * D + d, rotated, mask=inside & (k >= 0) & (v < 0))
         tl.store(v_pages + (slot * KV_HEADS + v) * D + d, x, mask=inside & (v >= 0))
-
-
-# [/rotate]
 
 
 def rotate_write(
@@ -173,17 +187,19 @@ def rotate_write(
     slots: Int[Tensor, "tokens"],
     k_pages: Float[Tensor, "pages page_size kv_heads dim"],
     v_pages: Float[Tensor, "pages page_size kv_heads dim"],
+    pdl: bool = False,
 ) -> Float[Tensor, "tokens heads dim"]:
-    """The rotated queries; keys, rotated, and values go to their slots. The caller has checked positions and slots.
+    """The rotated queries. The rotated keys and the values are written into their slots.
 
-    They, and the angles, must have been there before the launch in front of this one: they are read while it runs.
+    The caller has checked positions and slots. `pdl`: they and the angles were there before the last ordinary launch in
+    front of this call (`pdl.py`).
     """
     kv_heads, dim = k_pages.shape[2:]
-    rows = qkv.shape[1] // dim
+    rows = qkv.shape[1] // dim  # queries, keys and values
     heads = rows - 2 * kv_heads
     q = qkv.new_empty(len(qkv), heads, dim)
     rotate_token[(len(qkv),)](
         qkv, cos, sin, positions, slots, q, k_pages, v_pages, heads, kv_heads, dim,
-        triton.next_power_of_2(rows), triton.next_power_of_2(dim), **early(),
+        triton.next_power_of_2(rows), triton.next_power_of_2(dim), **launch_options(pdl),
     )  # fmt: skip
     return q

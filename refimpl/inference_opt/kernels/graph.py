@@ -7,10 +7,10 @@ import torch
 
 
 def capture(run: Callable[[], object], pool: Any = None, warmups: int = 1) -> torch.cuda.CUDAGraph:
-    """What `run` launches, as a CUDA graph; it is run `warmups` times before, and not when it is captured.
+    """Capture what `run` launches as a CUDA graph. The capture itself computes nothing.
 
-    Those runs compile kernels, and let libraries make their work spaces. `pool`: memory that several graphs share,
-    which then must not be replayed side by side.
+    `run` is called `warmups` times before, to compile kernels and to let libraries allocate their work spaces. `pool`:
+    memory that several graphs share; such graphs must not be replayed at the same time.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())

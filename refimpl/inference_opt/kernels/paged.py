@@ -1,11 +1,11 @@
-"""The kernels' front: checks, the choice between Triton and plain PyTorch, and the plan that a step shares.
+"""The functions that callers use: they check, then choose between the Triton kernels and the reference in PyTorch.
 
-    batch = plan_batch(page_table, lengths, counts, ...)    once a step: checked, and who reads what (plan.py)
-    write_kv(k, v, k_pages, v_pages, slots)                 a layer: new keys and values into their pages
-    paged_attention(q, k_pages, v_pages, batch, scale)      a layer: each new token over its own sequence's past
+    batch = plan_batch(page_table, lengths, counts, ...)    once a step: check, and plan who reads what (plan.py)
+    write_kv(k, v, k_pages, v_pages, slots)                 once a layer: new keys and values into their pages
+    paged_attention(q, k_pages, v_pages, batch, scale)      once a layer: each new token over its own sequence's past
 
-`paged_decode` and `paged_prefill` are the same in one call. A bad index would be a fault on the card that takes the
-whole process with it, so lengths and page tables are checked where the lists are still at hand, before any launch.
+`paged_decode` and `paged_prefill` do it all in one call. On the card a bad index is a fault that ends the whole
+process. So lengths and page tables are checked where the lists are still on the host, before any launch.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference_opt.kernels import reference
-from inference_opt.kernels.batch import Batch, Stem, plan_batch, uses_triton
+from inference_opt.kernels.batch import Batch, SharedPrefix, plan_batch, uses_triton
 
 
-# [attention]
 def paged_attention(
     q: Float[Tensor, "tokens heads dim"],
     k_pages: Float[Tensor, "pages page_size kv_heads dim"],
@@ -26,18 +25,20 @@ def paged_attention(
     batch: Batch,
     scale: float,
     value_dim: int | None = None,
+    pdl: bool = False,
 ) -> tuple[Float[Tensor, "tokens heads value_dim"], Float[Tensor, "tokens heads"]]:
-    """Outputs and log-sum-exps of a planned batch; without values they are the keys' first `value_dim` columns."""
+    """Outputs and log-sum-exps of a planned batch. Without `v_pages` values are the keys' first `value_dim` columns.
+
+    `pdl`: the batch was planned before the last ordinary launch in front of this call, so that the kernels may start
+    early and read the plan (`pdl.py`).
+    """
     value_dim = _check(q, k_pages, v_pages, sum(batch.counts), value_dim)
-    if batch.work is None:
+    if batch.plan is None:
         values = k_pages[..., :value_dim] if v_pages is None else v_pages
         return reference.attend(q, k_pages, values, batch.page_table, batch.lengths, batch.counts, scale)
-    from inference_opt.kernels import attention  # Triton is there where it is used
+    from inference_opt.kernels import attention  # needs Triton
 
-    return attention.attend(q.contiguous(), k_pages, v_pages, batch.page_table, batch.work, scale, value_dim)
-
-
-# [/attention]
+    return attention.attend(q.contiguous(), k_pages, v_pages, batch.page_table, batch.plan, scale, value_dim, pdl)
 
 
 def _check(q: Tensor, k_pages: Tensor, v_pages: Tensor | None, tokens: int, value_dim: int | None) -> int:
@@ -68,18 +69,18 @@ def paged_prefill(
     *,
     value_dim: int | None = None,
     return_lse: bool = False,
-    stems: Sequence[Stem] = (),
+    prefixes: Sequence[SharedPrefix] = (),
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Causal attention of ragged new tokens over what is cached before them and themselves: [tokens, heads, value_dim].
+    """Causal attention of new tokens over themselves and all that is cached before them: [tokens, heads, value_dim].
 
-    Sequence i's last counts[i] tokens are the queries, laid end to end; their keys are in the pages already. With
-    v_pages=None the first `value_dim` columns of a key are its value (latent attention). `return_lse`: also the
+    The last counts[i] tokens of sequence i are queries, laid end to end; their keys are in the pages already. With
+    v_pages=None the first `value_dim` columns of a key are its value (latent attention). `return_lse`: also return the
     log-sum-exp of each query's scores, [tokens, heads] in float32. A query that sees no key gives 0 and −∞.
 
-    ValueError, before anything is launched, for shapes, dtypes or devices that do not fit, and as of `plan_batch`.
+    ValueError, before anything is launched, for shapes, dtypes or devices that do not fit, and those of `plan_batch`.
     """
     inner = value_dim if v_pages is None else None
-    batch = plan_batch(page_table, seq_lens.tolist(), counts, k_pages, q.shape[-2], inner, stems)
+    batch = plan_batch(page_table, seq_lens.tolist(), counts, k_pages, q.shape[-2], inner, prefixes)
     out, lse = paged_attention(q, k_pages, v_pages, batch, scale, value_dim)
     return (out, lse) if return_lse else out
 
@@ -94,17 +95,17 @@ def paged_decode(
     *,
     value_dim: int | None = None,
     return_lse: bool = False,
-    stems: Sequence[Stem] = (),
+    prefixes: Sequence[SharedPrefix] = (),
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """`paged_prefill` of each sequence's last token, or, with drafts to verify, of its last `queries` tokens.
+    """`paged_prefill` for the last token of each sequence, or, with drafts to verify, for its last `queries` tokens.
 
-    Shapes as q has them: [batch, *queries, heads, value_dim].
+    The result has the shape of q: [batch, *queries, heads, value_dim].
     """
     if q.ndim not in (3, 4):
         raise ValueError(f"q must be [batch, heads, dim] or [batch, queries, heads, dim], got {list(q.shape)}")
     counts = [1 if q.ndim == 3 else q.shape[1]] * len(q)
     inner = value_dim if v_pages is None else None
-    batch = plan_batch(page_table, seq_lens.tolist(), counts, k_pages, q.shape[-2], inner, stems)
+    batch = plan_batch(page_table, seq_lens.tolist(), counts, k_pages, q.shape[-2], inner, prefixes)
     out, lse = paged_attention(q.flatten(0, -3), k_pages, v_pages, batch, scale, value_dim)
     out, lse = out.view(*q.shape[:-1], out.shape[-1]), lse.view(q.shape[:-1])
     return (out, lse) if return_lse else out
@@ -117,10 +118,10 @@ def write_kv(
     v_pages: Float[Tensor, "pages page_size kv_heads value_dim"] | None,
     slots: Int[Tensor, "tokens"],
 ) -> None:
-    """Each token's key and value into its slot, page · page_size + offset; a slot below 0: nowhere.
+    """Write each token's key and value into its slot, page · page_size + offset. A slot below 0: write nowhere.
 
-    ValueError for shapes, dtypes or devices that do not fit, and for values where the pages hold none. The slots are
-    the caller's to check: looking at them here would wait for the device in every layer.
+    ValueError for shapes, dtypes or devices that do not fit, and for values where there are no pages for them. The
+    caller checks the slots: to look at them here would wait for the device in every layer.
     """
     for name, new, pages in (("keys", k, k_pages), ("values", v, v_pages)):
         if (new is None) != (pages is None):
@@ -133,15 +134,26 @@ def write_kv(
             raise ValueError(f"{name} {new.dtype} on {new.device} cannot go to pages {pages.dtype} on {pages.device}")
     if not uses_triton(k):
         return reference.write_kv(k, v, k_pages, v_pages, slots)
-    from inference_opt.kernels import write
+    from inference_opt.kernels.write import write_token  # needs Triton
 
-    return write.write_kv(k, v, k_pages, v_pages, slots)
+    # The tokens of k and v may lie apart, as views of one projection do; the numbers of one token must lie together.
+    given = [x if x[:1].is_contiguous() else x.contiguous() for x in (k, v) if x is not None]
+    pools = [x for x in (k_pages, v_pages) if x is not None]
+    k_width, v_width = k.shape[1:].numel(), 0 if v is None else v.shape[1:].numel()
+    power_of_two = 1 << (max(k_width, v_width) - 1).bit_length()
+    write_token[(len(k),)](
+        given[0], given[-1], pools[0], pools[-1], slots, given[0].stride(0), given[-1].stride(0),
+        k_width, v_width, power_of_two,
+    )  # fmt: skip
 
 
 def merge_states(
     outs: Float[Tensor, "states tokens heads value_dim"], lses: Float[Tensor, "states tokens heads"]
 ) -> tuple[Float[Tensor, "tokens heads value_dim"], Float[Tensor, "tokens heads"]]:
-    """The state (output, log-sum-exp) over all keys, of states over disjoint sets. ValueError for other shapes."""
+    """Join states (output, log-sum-exp) over disjoint sets of keys into the state over all of them.
+
+    ValueError for shapes that do not fit.
+    """
     if outs.ndim != 4 or outs.shape[:3] != lses.shape:
         raise ValueError(
             f"expected outputs [states, tokens, heads, dim] and sums [...], got {list(outs.shape)}, {list(lses.shape)}"
@@ -155,5 +167,5 @@ def merge_states(
     listed = (each[:, None] + tokens * torch.arange(states, dtype=torch.int32, device=outs.device)).flatten()
     offsets = torch.arange(tokens + 1, dtype=torch.int32, device=outs.device) * states
     out, lse = torch.empty_like(outs[0]), torch.empty_like(lses[0])
-    attention.merge(outs.flatten(0, 1).float(), lses.flatten(0, 1), offsets, listed, out, lse, planned=False)
+    attention.merge(outs.flatten(0, 1).float(), lses.flatten(0, 1), offsets, listed, out, lse)
     return out, lse

@@ -1,20 +1,23 @@
-"""Who reads what: the work of one step's attention, cut into pieces, once for all layers.
+"""The plan of one step's attention: which program reads which keys for which queries. Made once for all layers.
 
-A *piece* is what one program does for one key head: some rows (queries × the heads that share the key) of one sequence,
-against a run of its keys. Three reasons to cut:
+A *piece* is what one program does for one key head: some rows (queries × the heads that share the key head) of one
+sequence, against a range of its keys. There are three reasons to cut attention into pieces:
 
-    rows    a prompt has more queries than one program holds: tiles of `rows`, each over the keys that its last row sees
-    keys    a few long sequences would leave most of the machine idle: each is split over several programs, and the
-            states are merged (FlashDecoding)
-    shared  requests on one stem read the same pages: the stem's keys meet the rows of all of them at once (Hydragen
-            2402.05099, cascade), and each request's own keys follow as pieces of their own
+    rows      A prompt has more queries than one program holds: it is cut into tiles of `rows`, each over the keys that
+              its last row sees.
+    keys      A few long sequences would leave most of the machine idle: the keys of each are split over several
+              programs, and their states are merged (Flash-Decoding).
+    prefixes  Requests with a shared prefix read the same pages: the prefix's keys meet the rows of all requests at once
+              (Hydragen, 2402.05099; cascade attention), and each request's own keys follow in pieces of their own.
 
-All three leave lists of states to merge a token, so that one kernel and one merge serve decode, verification, prefill
-and shared prefixes. The lists depend on lengths only, which the scheduler knows: no look at the device is needed.
+All three leave lists of states that are merged for each token. So one kernel and one merge serve decoding,
+verification, prefill and shared prefixes. A plan depends on lengths only, which the scheduler knows: making it needs no
+look at the device.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,18 +26,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Array = NDArray[np.int64]
+Field = Any  # an int32 of one piece, or a column of them: a tensor, or an array
 
-# What a piece says, one int32 each. Its query i stands at position + i and sees the keys up to there. Its output goes
-# to token token0 + i, or, where state >= 0, as a partial result to state + i.
-PIECE = ("sequence", "token0", "queries", "position", "row0", "first", "end", "state")
-OVERHEAD = 64  # what beginning a piece costs, in keys read
-SHARED_MEMORY = 220 * 1024  # bytes a program may have: 227 KiB on an H100, less what the kernel keeps besides
+PIECE_OVERHEAD = 64  # what starting a piece costs, in keys read
+SHARED_MEMORY = 220 * 1024  # bytes a program may use: 227 KiB on an H100, less what the kernel keeps besides
+
+
+class Piece(NamedTuple):
+    """What the kernel is told of a piece, in this order; or a column of each, for all pieces of a launch.
+
+    Query i of the piece is token token0 + i. It stands at position + i and sees the keys up to there.
+    """
+
+    sequence: Field  # row of the page table
+    token0: Field  # first token, in the flat batch
+    queries: Field  # number of tokens
+    position: Field  # of the first token in its sequence
+    row0: Field  # first row, of the queries · heads that share a key head
+    first: Field  # first key
+    end: Field  # the key after the last
+    state: Field  # query i's result is partial and goes to state + i; below 0: it is final and goes to its token
 
 
 @dataclass(frozen=True)
-class Runs:
-    """Queries against keys, entry by entry: `queries` tokens from `token0` on, against keys [first, end) of the pages
-    that row `sequence` of the page table lists. `position` is the first query's; a query sees no key behind its own."""
+class Segments:
+    """Queries against keys, one entry a segment, before it is cut into pieces. The fields mean what `Piece` says."""
 
     sequence: Array
     token0: Array
@@ -43,76 +59,96 @@ class Runs:
     first: Array
     end: Array
 
+    def __getitem__(self, index: Array) -> "Segments":
+        return Segments(*(getattr(self, field.name)[index] for field in fields(self)))
+
 
 @dataclass(frozen=True)
 class Tile:
-    """What one program holds at a time: query rows, against `block` keys; and how many run on a multiprocessor."""
+    """What one program holds at a time: query rows, against `block` keys."""
 
     rows: int
     block: int
     warps: int
     stages: int  # depth of the pipeline that loads the next blocks while one is computed
-    resident: int
-    hopper: str = ""  # by a kernel of that card's own: "mla" or "gqa" (hopper/mla.py, hopper/gqa.py)
+    resident: int  # programs that run on one multiprocessor at a time
+    hopper: str = ""  # the Gluon kernel that does it, "mla" or "gqa" (hopper/), or none of them
 
     @property
     def looks_ahead(self) -> bool:
-        """Whether pages are looked up a block ahead: worth their registers where blocks of keys are under way, too."""
+        """Whether pages are looked up a block ahead. It takes registers, and pays where blocks are in flight."""
         return self.stages > 2
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Pieces that one launch does."""
+    """The pieces of one launch, a row each, and their tile."""
 
     pieces: Int[Tensor, "pieces 8"]
     tile: Tile
 
+    @property
+    def columns(self) -> Piece:
+        """The columns, by name: views, so writing into one changes the pieces."""
+        return Piece(*(self.pieces[:, i] for i in range(len(Piece._fields))))
+
+    @property
+    def rows(self) -> list[Piece]:
+        """The pieces, one by one."""
+        return [Piece(*row) for row in self.pieces.tolist()]
+
 
 @dataclass(frozen=True)
-class Work:
-    """Launches, then a merge: token t joins states[offsets[t] : offsets[t + 1]], and none where it has none."""
+class TilePlan:
+    """Launches, then one merge: token t joins the states[offsets[t] : offsets[t + 1]], if it has any."""
 
     launches: tuple[Launch, ...]
     offsets: Int[Tensor, "tokens_and_1"]
     states: Int[Tensor, "listed"]
     num_states: int
 
-    def to(self, device: torch.device) -> "Work":
-        """The lists where the kernels read them."""
-        launches = tuple(Launch(each.pieces.to(device), each.tile) for each in self.launches)
-        return Work(launches, self.offsets.to(device), self.states.to(device), self.num_states)
+    def to(self, device: torch.device) -> "TilePlan":
+        """The plan with its lists on `device`."""
+        launches = tuple(Launch(launch.pieces.to(device), launch.tile) for launch in self.launches)
+        return TilePlan(launches, self.offsets.to(device), self.states.to(device), self.num_states)
 
 
-def padded(dim: int, value_dim: int, shared: bool) -> tuple[int, int, int, int]:
-    """Where a key is split, and the widths of the tiles for its two parts and for the value: powers of two, from 16."""
-    split = value_dim if shared else 1 << (dim.bit_length() - 1)
+def padded(dim: int, value_dim: int, values_in_keys: bool) -> tuple[int, int, int, int]:
+    """Where a key is split in two, and the widths of the tiles for both parts and for the value.
+
+    Widths of tiles are powers of two, 16 at least: 576 = 512 + 64.
+    """
+    split = value_dim if values_in_keys else 1 << (dim.bit_length() - 1)
     low, high, value = (max(1 << max(n - 1, 0).bit_length(), 16) for n in (split, dim - split, value_dim))
     return split, low, high, value
 
 
-def tile_bytes(dim: int, value_dim: int | None, size: int) -> tuple[int, int]:
-    """Of a key with its value, and of a query, as a program holds them; `value_dim`: where values lie in the keys."""
-    split, low, high, value = padded(dim, value_dim or dim, shared=value_dim is not None)
-    query = (low + (high if split < dim else 0)) * size
-    return query + (0 if value_dim else value * size), query
+def tile_bytes(dim: int, value_dim: int | None, element_size: int) -> tuple[int, int]:
+    """Bytes of one key with its value, and of one query, as a program holds them.
 
-
-# [tile]
-def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -> Tile:
-    """A tile for so many rows of `query_bytes`, of keys that take `key_bytes` with their values.
-
-    Tensor cores take 16 rows at the least; more than 64 leave too few registers for what is summed. The blocks are as
-    long as shared memory lets two programs share a multiprocessor, one of them loading while the other computes;
-    latents have one to themselves. Found by trying, on an H100 (chapter 08). Widths that no model has may need a
-    smaller one: the queries and the blocks in the pipeline must fit. `hopper`: the Gluon kernel that knows the pages;
-    it is for many rows.
+    `value_dim` is given where the values are the keys' first columns.
     """
+    split, low, high, value = padded(dim, value_dim or dim, values_in_keys=value_dim is not None)
+    query_bytes = (low + (high if split < dim else 0)) * element_size
+    value_bytes = 0 if value_dim else value * element_size
+    return query_bytes + value_bytes, query_bytes
+
+
+def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -> Tile:
+    """The tile for `rows` rows, where a key and its value take `key_bytes` and a query takes `query_bytes`.
+
+    `hopper`: the Gluon kernel that knows these pages. It is for many rows. All sizes were found by trying, on an H100
+    (chapter 08).
+    """
+    # Tensor cores multiply 16 rows at least. More than 64 leave too few registers for the sums.
     height = min(max(16, 1 << (rows - 1).bit_length()), 64)
     if hopper == "mla" and rows > 16:
         return Tile(64, 128, 8, 1, 1, hopper)
     if hopper == "gqa" and rows > 64:
         return Tile(128, 64, 8, 2, 1, hopper)
+
+    # Blocks are as long as shared memory allows with two programs on a multiprocessor, so that one loads while the
+    # other computes. Latents are wide: a program has the multiprocessor to itself.
     if key_bytes <= 512:  # keys and values of 128 numbers in half precision
         tile = Tile(height, 32 if height == 16 else 64, 4, 3, 2)
     elif 1024 < key_bytes <= 1280:  # latents in half precision
@@ -120,8 +156,10 @@ def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -
     else:
         block, stages = {16: (16, 2), 32: (32, 2), 64: (16, 3)}[height]
         tile = Tile(height, block, 4, stages, 2)
+
+    # The queries and the blocks in flight must fit into shared memory. Widths that no model has may need less.
     while tile.stages > 1:
-        blocks = tile.stages - (tile.rows < 64)  # products of 64 rows read theirs where it is, while the next arrive
+        blocks = tile.stages - (tile.rows < 64)  # with 64 rows the tensor cores read a block where it was loaded
         if tile.rows * query_bytes + blocks * tile.block * key_bytes <= SHARED_MEMORY:
             break
         smaller = tile.rows > 16
@@ -129,82 +167,106 @@ def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -
     return tile
 
 
-# [/tile]
-
-
 # [chunk]
 def chunk_size(keys: Array, heads: int, programs: int, block: int) -> int:
-    """Keys a piece so that `programs` at a time are done soonest: rounds · (keys + OVERHEAD) is least.
+    """The number of keys a piece that finishes soonest: it minimises rounds · (keys + PIECE_OVERHEAD).
 
-    `keys`: of every tile of rows, each cut for each of `heads`.
+    `keys`: of each tile of rows, to be cut for each of `heads`. The machine runs `programs` at a time, one round.
     """
+    # Candidates: the longest divided by 1, 2, … 128, rounded up to whole blocks.
     longest = max(int(keys.max(initial=1)), 1)
-    sizes = np.unique(-(-longest // np.arange(1, 129)) + block - 1) // block * block  # an n-th of the longest
+    sizes = np.unique(-(-longest // np.arange(1, 129)) + block - 1) // block * block
+
+    # A last round that is nearly empty takes as long as a full one. Among many rounds it does not matter.
     rounds = np.maximum(1.0, (-(-keys[:, None] // sizes)).sum(0) * heads / programs)
-    rounds = np.where(rounds < 8, np.ceil(rounds), rounds)  # of many rounds the last one's gaps are filled
-    return int(sizes[(rounds * (sizes + OVERHEAD)).argmin()])
+    rounds = np.where(rounds < 8, np.ceil(rounds), rounds)
+    return int(sizes[(rounds * (sizes + PIECE_OVERHEAD)).argmin()])
 
 
 # [/chunk]
 
 
 def spread(counts: Array) -> tuple[Array, Array]:
-    """counts [2, 0, 3] → owners [0, 0, 2, 2, 2] and their indices [0, 1, 0, 1, 2]."""
+    """For counts [2, 0, 3]: the owners [0, 0, 2, 2, 2], and the index within each owner, [0, 1, 0, 1, 2]."""
     owner = np.repeat(np.arange(len(counts)), counts)
     return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 # [plan]
 def plan(
-    groups: Sequence[tuple[Runs, Tile]],
-    group: int,
+    groups: Sequence[tuple[Segments, Tile]],
+    group_size: int,
     kv_heads: int,
     tokens: int,
     processors: int,
-) -> Work:
-    """Cut runs into pieces, each group of runs with a tile of its own; `group` query heads share a key head.
+) -> TilePlan:
+    """Cut groups of segments into pieces, one launch a group, each with its own tile. The plan is on the host.
 
-    A token whose keys all lie in one piece is written where it belongs; any other gets a list of states. The lists are
-    on the host.
+    `group_size` query heads share a key head. A token whose keys all lie in one piece gets its result from there; any
+    other token gets a list of states.
     """
-    reads = np.zeros(tokens, dtype=int)  # of how many runs each token is part
-    for runs, _ in groups:
-        owner, i = spread(runs.queries)
-        np.add.at(reads, runs.token0[owner] + i, 1)
-    launches, listed, num_states = [], [np.zeros((0, 2), dtype=int)], 0
-    for runs, tile in groups:
-        height = tile.rows
-        # Rows: blocks of whole queries, or, where a query has more heads than a tile has rows, several tiles a query.
-        each, tiles = max(height // group, 1), -(-group // height)
-        owner, i = spread(-(-runs.queries // each))
-        token0, position = runs.token0[owner] + i * each, runs.position[owner] + i * each
-        queries = np.minimum(each, runs.queries[owner] - i * each)
-        first, end = runs.first[owner], np.minimum(runs.end[owner], position + queries)
-        # Keys: pieces of one size.
-        keys = np.maximum(end - first, 0)
+    # A token in several segments (a shared prefix and its own keys) must be merged even if no segment is split.
+    segments_of = np.zeros(tokens, dtype=int)
+    for segments, _ in groups:
+        owner, i = spread(segments.queries)
+        np.add.at(segments_of, segments.token0[owner] + i, 1)
+
+    launches: list[Launch] = []
+    pairs = [np.zeros((0, 2), dtype=int)]  # (token, state)
+    num_states = 0
+    for segments, tile in groups:
+        # Cut the rows into blocks of whole queries. Causality: no block needs keys after its last query.
+        queries_each = max(tile.rows // group_size, 1)
+        owner, i = spread(-(-segments.queries // queries_each))
+        blocks = segments[owner]
+        token0 = blocks.token0 + i * queries_each
+        position = blocks.position + i * queries_each
+        queries = np.minimum(queries_each, blocks.queries - i * queries_each)
+        end = np.minimum(blocks.end, position + queries)
+
+        # Where a query has more heads than a tile has rows, it takes several tiles.
+        tiles = -(-group_size // tile.rows)
+
+        # Cut the keys of each block into chunks of one size.
+        keys = np.maximum(end - blocks.first, 0)
         size = chunk_size(keys, kv_heads * tiles, processors * tile.resident, tile.block)
-        cuts = np.maximum(-(-keys // size), 1)
-        cut, c = spread(cuts)
-        partial = np.where((cuts > 1) | (reads[token0] > 1), queries, 0)[cut]  # states that a piece writes
+        chunks = np.maximum(-(-keys // size), 1)
+        block, c = spread(chunks)
+        first = blocks.first[block] + c * size
+
+        # Number the states: a piece writes one for each query, unless it alone has all keys of its tokens.
+        partial = np.where((chunks > 1) | (segments_of[token0] > 1), queries, 0)[block]
         state = np.where(partial > 0, num_states + np.cumsum(partial) - partial, -1)
-        begin = first[cut] + c * size
-        stop = np.minimum(begin + size, end[cut])
-        fields = [runs.sequence[owner][cut], token0[cut], queries[cut], position[cut], begin, stop, state]
-        pieces = np.stack(fields, axis=1).repeat(tiles, axis=0)
-        row0 = np.tile(np.arange(tiles) * height, len(cut))
-        launches.append(Launch(int32(np.insert(pieces, 4, row0, axis=1)), tile))
-        piece, j = spread(partial)
-        listed.append(np.stack((token0[cut][piece] + j, state[piece] + j), axis=1))
         num_states += int(partial.sum())
-    pairs = np.concatenate(listed)
-    pairs = pairs[pairs[:, 0].argsort(kind="stable")]
-    offsets = np.concatenate(([0], np.cumsum(np.bincount(pairs[:, 0], minlength=tokens))))
-    return Work(tuple(launches), int32(offsets), int32(pairs[:, 1]), num_states)
+
+        # One row of the table for each chunk and tile: all that the kernel is told.
+        chunk, t = spread(np.full(len(block), tiles))
+        columns = Piece(
+            sequence=blocks.sequence[block][chunk],
+            token0=token0[block][chunk],
+            queries=queries[block][chunk],
+            position=position[block][chunk],
+            row0=t * tile.rows,
+            first=first[chunk],
+            end=np.minimum(first + size, end[block])[chunk],
+            state=state[chunk],
+        )
+        launches.append(Launch(int32(np.stack(columns, axis=1)), tile))
+
+        # Note which token each state belongs to.
+        chunk, i = spread(partial)
+        pairs.append(np.stack((token0[block][chunk] + i, state[chunk] + i), axis=1))
+
+    # Sort the states by token: token t's are states[offsets[t] : offsets[t + 1]].
+    listed = np.concatenate(pairs)
+    listed = listed[listed[:, 0].argsort(kind="stable")]
+    offsets = np.concatenate(([0], np.cumsum(np.bincount(listed[:, 0], minlength=tokens))))
+    return TilePlan(tuple(launches), int32(offsets), int32(listed[:, 1]), num_states)
 
 
 # [/plan]
 
 
 def int32(values: Array) -> Tensor:
-    """As kernels read it."""
+    """A tensor of 32-bit integers, on the host."""
     return torch.from_numpy(values.astype(np.int32))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 QUERY_BLOCK = 128  # queries scored at once: bounds the mask at QUERY_BLOCK · group · keys elements
@@ -106,6 +106,13 @@ class KV(Protocol):
     ) -> Float[Tensor, "tokens heads value_dim"]:
         """The same where one latent a token is all that is kept. An answer that keeps nothing makes keys and values."""
         return self.attend(layer, q, *forms.expand(kept), forms.scale)
+
+
+@runtime_checkable
+class CacheBatch(KV, Protocol):
+    """What a cache's `batch(…)` returns: it knows the positions of the batch's new tokens, too."""
+
+    positions: Int[Tensor, "tokens"]
 
 
 class NoCache(KV):

@@ -44,7 +44,6 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape.n_routed_experts, dim))  # E: one row, a centroid, for each expert
         self.correction = nn.Parameter(torch.zeros(shape.n_routed_experts)) if shape.corrected else None
 
-    # [router]
     def forward(
         self, u: Float[Tensor, "tokens dim"]
     ) -> tuple[Float[Tensor, "tokens chosen"], Int[Tensor, "tokens chosen"]]:
@@ -71,8 +70,6 @@ class Router(nn.Module):
         if shape.norm_topk_prob:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
         return weights * shape.routed_scaling_factor, chosen
-
-    # [/router]
 
 
 class MixtureOfExperts(nn.Module):

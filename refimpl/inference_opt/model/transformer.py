@@ -83,7 +83,6 @@ class Transformer(nn.Module):
             self._rope = RopeTable(self.config, self.dtype, self.device)
         return self._rope
 
-    # [forward]
     def forward(
         self,
         tokens: Int[Tensor, "tokens"],
@@ -119,8 +118,6 @@ class Transformer(nn.Module):
     def logits(self, h: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows vocab"]:
         """Logits of the next token, from the residual stream after the last layer."""
         return self.head(self.norm(h))
-
-    # [/forward]
 
     def init_weights(self, seed: int = 0) -> "Transformer":
         """Random weights: normal with standard deviation 0.02, norms 1, biases 0."""

@@ -1,13 +1,13 @@
-"""From logits to the next token: one probability function for all who sample, and draws that can be repeated.
+"""From logits to the next token: one function for the distribution, one for the draw, which can be repeated.
 
-Whoever samples, target or drafter, naive or batched, uses the same two:
+Target or drafter, naive or batched, all sample by the same two functions:
 
-    p = probabilities(logits, params)              the law, after temperature, top-k, top-p and min-p
-    token = Noise(seed, position).choose(p, 0)     the token, from noise that depends on nothing else
+    p = probabilities(logits, params)              the distribution, after temperature, top-k, top-p and min-p
+    token = Noise(seed, position).choose(p, 0)     the token, by noise that depends on seed and position only
 
 Greedy decoding is the limit of temperature 0: all of p on the largest logit. The noise is a function of the request's
 seed and the token's position in its text (a counter-based generator: Salmon et al. 2011, "Parallel random numbers: as
-easy as 1, 2, 3"), so a request's text does not depend on what else is in its batch or on how often it was interrupted.
+easy as 1, 2, 3"). So a request's text does not depend on the rest of its batch, nor on how often it was interrupted.
 """
 
 import secrets
@@ -19,14 +19,14 @@ from torch import Tensor
 from inference_opt.sampling.noise import Noise
 from inference_opt.sampling.params import SamplingParams
 
-BROKEN = "the logits hold NaN or infinity: the model's output is broken, there is no law to sample"
+BROKEN = "the logits hold NaN or infinity: the model's output is broken, there is nothing to sample from"
 
 
 # [probabilities]
 def probabilities(logits: Float[Tensor, "*rows vocab"], params: SamplingParams) -> Float[Tensor, "*rows vocab"]:
-    """The law that the next token is drawn from, in float64, row by row; each row sums to one.
+    """The distribution that the next token is drawn from, in float64, row by row; each row sums to one.
 
-    Raises ValueError where a row holds NaN or +∞, or nothing above −∞: a broken model is not sampled from.
+    ValueError where a row holds NaN or +∞, or nothing above −∞: the model's output is broken.
     """
     x = logits.double()
     top = x.amax(dim=-1, keepdim=True)
@@ -38,10 +38,10 @@ def probabilities(logits: Float[Tensor, "*rows vocab"], params: SamplingParams) 
     p = torch.softmax((x - top) / params.temperature, dim=-1)
     if 0 < params.top_k < p.shape[-1]:
         kth = p.topk(params.top_k, dim=-1).values[..., -1:]
-        p = _keep(p, p >= kth)  # ties with the k-th stay
+        p = _keep(p, p >= kth)  # ties with the k-th are kept
     if params.top_p < 1:
-        # Nucleus (Holtzman et al. 2019): the fewest most probable tokens that hold at least top_p of the mass,
-        # that is each token for which the mass of those before it is still below top_p.
+        # Nucleus (Holtzman et al. 2019): the fewest most probable tokens that hold at least top_p of the mass. A token
+        # belongs to them if the mass of those before it is still below top_p.
         ordered, order = p.sort(dim=-1, descending=True, stable=True)
         before = ordered.cumsum(dim=-1) - ordered
         p = _keep(p, torch.zeros_like(p, dtype=torch.bool).scatter(-1, order, before < params.top_p))
@@ -51,13 +51,13 @@ def probabilities(logits: Float[Tensor, "*rows vocab"], params: SamplingParams) 
 
 
 def check_top(top: Float[Tensor, "*rows"]) -> None:
-    """ValueError unless all are finite: a row's largest logit is NaN if any is, +∞ if any is, and −∞ if all are."""
+    """ValueError unless every row's largest logit is finite: it is NaN or +∞ if any logit is, and −∞ if all are."""
     if not torch.isfinite(top).all():
         raise ValueError(BROKEN)
 
 
 def _keep(p: Float[Tensor, "*rows vocab"], mask: Tensor) -> Float[Tensor, "*rows vocab"]:
-    """The law given that the token is one of the mask's."""
+    """The distribution, given that the token is one of the mask's."""
     p = p * mask
     return p / p.sum(dim=-1, keepdim=True)
 
@@ -67,14 +67,14 @@ def _keep(p: Float[Tensor, "*rows vocab"], mask: Tensor) -> Float[Tensor, "*rows
 
 # [draw]
 def greedy(logits: Float[Tensor, "rows vocab"]) -> list[int]:
-    """Each row's token at temperature 0: the whole law is on the largest logit, no need to write it down."""
-    tops, tokens = logits.max(dim=-1)  # of equals the first
+    """Each row's token at temperature 0, which is the largest logit's: no need to compute the distribution."""
+    tops, tokens = logits.max(dim=-1)  # ties go to the lowest id
     check_top(tops)
     return tokens.tolist()
 
 
 def sample(logits: Float[Tensor, "vocab"], params: SamplingParams, position: int) -> int:
-    """The token at `position` (counted from the start of prompt and text) of a request with these parameters."""
+    """The token at `position` (counted from the start of the prompt) of a request with these parameters."""
     if params.temperature == 0:
         return greedy(logits[None])[0]
     seed = secrets.randbits(63) if params.seed is None else params.seed

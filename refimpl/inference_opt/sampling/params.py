@@ -15,13 +15,13 @@ from inference_opt.values import integer, listed, number, shown, switch
 class SamplingParams:
     """How one request samples and when it stops. ValueError for values outside their range.
 
-    The filters apply in this order, each to what the one before left: temperature, `top_k` (0: off), `top_p` (1: off),
-    `min_p` (0: off). Without a `seed` every request draws its own, and its handle's `params.seed` repeats the text.
-    Params that are given for several requests of one call give each a seed of its own (`split`). Requests that come
-    with equal seeds otherwise draw with the same noise, and are not independent of each other.
+    The filters apply in this order, each to the result of the one before: temperature, `top_k` (0: off), `top_p` (1:
+    off), `min_p` (0: off). Without a `seed` every request draws its own; the request's `params.seed` repeats its text.
+    Params that are given for several requests of one call give each a seed of its own (`split`). Otherwise, requests
+    with equal seeds draw with the same noise and are not independent of each other.
     Text stops at an end-of-sequence token (unless `ignore_eos`), at the first of the `stop` strings, after
     `max_new_tokens`, or at the end of the model's context. An engine with a drafter drafts `gamma` tokens a step (None:
-    as the engine thinks best; 0: none). With `logprobs` it keeps each token's log-probability under the model itself.
+    the engine decides; 0: none). With `logprobs` it keeps each token's log-probability under the model itself.
     """
 
     max_new_tokens: int = 128
@@ -60,10 +60,10 @@ class SamplingParams:
 
     # [split]
     def split(self, n: int) -> "list[SamplingParams]":
-        """The same for `n` requests, with a seed each: the first keeps this one, if there is one, the others derive.
+        """The same for `n` requests, with a seed each: the first keeps this one, if there is one; the others derive.
 
         Seed i > 0 is NumPy's SeedSequence(seed, spawn_key=(i,)), whose numbers are fixed: a seed repeats all texts, and
-        more requests change none of those before. Split once for all requests, not what was split: both give seed i.
+        more requests change none of those before. Split once for all requests: splitting a split repeats seeds.
         """
         return [self._sample(i) for i in range(integer("n", n, 1))]
 
@@ -77,7 +77,7 @@ class SamplingParams:
 
 
 def seeded(params: SamplingParams) -> SamplingParams:
-    """For one request: with its seed, or one that is drawn now. ValueError for what are no parameters."""
+    """For one request: with its own seed, or one drawn now. ValueError for anything but SamplingParams."""
     return _checked(params).split(1)[0]
 
 
@@ -86,10 +86,11 @@ def requests_of(
 ) -> list[tuple[Any, SamplingParams]]:
     """A batch, request by request: every prompt `n` times, one copy after another, with parameters and a seed each.
 
-    `params`: one for all prompts, or one a prompt. Requests of one and the same params share its seed out, in their
-    order, as `split` does. ValueError where prompts and params do not match, or are none.
+    `params`: one for all prompts, or one a prompt. Requests with the same params object get their seeds from it, in
+    their order, as `split` gives them. ValueError where prompts and params do not match, or there are none.
     """
-    prompts, n = listed("prompts", prompts, "prompts"), integer("n", n, 1)
+    prompts = listed("prompts", prompts, "prompts")
+    n = integer("n", n, 1)
     if not prompts:
         raise ValueError("there are no prompts: expected one or more")
     each = [params] * len(prompts) if isinstance(params, SamplingParams) else params

@@ -7,8 +7,8 @@ Where each draft is accepted with the same probability α, whatever came before:
     operations       (1 − α)(γ ĉ + γ + 1) / (1 − α^(γ+1))                             Theorem 3.11
 
 c is the time of one draft in steps of the target, ĉ its arithmetic. Some γ gains exactly if α > c (Corollary 3.9), and
-then γ = 1 does. On a real text α changes from place to place, and the formulas are off; they also take a step to cost
-the same for γ + 1 tokens as for one.
+then γ = 1 does. On a real text α changes from place to place, so the formulas are approximate; they also assume that a
+step costs the same for γ + 1 tokens as for one.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 
 # [cost]
 def expected_tokens(alpha: Any, gamma: int) -> Any:
-    """Tokens a step, the accepted drafts and one more. ValueError for α outside [0, 1] or γ < 0."""
+    """Tokens a step: the accepted drafts and one more (Eq. 1). ValueError for α outside [0, 1] or γ < 0."""
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is a probability, got {alpha}")
     if gamma < 0:
@@ -25,24 +25,24 @@ def expected_tokens(alpha: Any, gamma: int) -> Any:
 
 
 def speedup(alpha: Any, gamma: int, c: Any) -> Any:
-    """How many times faster than without drafts. ValueError for a cost below 0."""
+    """How many times faster than without drafts (Theorem 3.8). ValueError for a cost below 0."""
     if c < 0:
-        raise ValueError(f"a draft cannot cost less than nothing, got {c}")
+        raise ValueError(f"the cost of a draft must be at least 0, got {c}")
     return expected_tokens(alpha, gamma) / (gamma * c + 1)
 
 
 def operations(alpha: Any, gamma: int, c_ops: Any) -> Any:
-    """How many times the arithmetic: rejected drafts were computed for nothing. ValueError for a cost below 0."""
+    """How many times the arithmetic of decoding without drafts (Theorem 3.11). ValueError for a cost below 0."""
     if c_ops < 0:
-        raise ValueError(f"a draft cannot cost less than nothing, got {c_ops}")
+        raise ValueError(f"the cost of a draft must be at least 0, got {c_ops}")
     return (gamma * c_ops + gamma + 1) / expected_tokens(alpha, gamma)
 
 
-def best_gamma(alpha: float, c: float, most: int) -> int:
-    """The draft length up to `most` that gains most; 0 where every draft loses. ValueError for `most` < 0."""
-    if most < 0:
-        raise ValueError(f"most must be at least 0, got {most}")
-    return max(range(most + 1), key=lambda gamma: speedup(alpha, gamma, c))
+def best_gamma(alpha: Any, c: Any, max_gamma: int) -> int:
+    """The draft length with the largest speed-up; 0 where every draft loses. ValueError for `max_gamma` < 0."""
+    if max_gamma < 0:
+        raise ValueError(f"max_gamma must be at least 0, got {max_gamma}")
+    return max(range(max_gamma + 1), key=lambda gamma: speedup(alpha, gamma, c))
 
 
 # [/cost]

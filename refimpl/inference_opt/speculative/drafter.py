@@ -30,9 +30,12 @@ class RequestView(Protocol):
 
     tokens: array  # all that are known
     computed: int  # of these, how many the target has read: in decode, all but the last
-    table: list[int]  # pages, with room for the tokens and the drafts
     params: SamplingParams
     drafter_state: Any  # whatever the drafter keeps with the text; None when it begins, and again after a preemption
+
+    @property
+    def table(self) -> list[int]:
+        """Its pages, with room for the tokens and the drafts."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,8 @@ class Drafter:
 
 def check_draft(draft: Draft, gamma: int, vocab_size: int) -> None:
     """ValueError for a draft that no rule could judge: too long, or with tokens or distributions that are not valid."""
-    tokens, probs = draft.tokens, draft.probs
+    tokens = draft.tokens
+    probs = draft.probs
     if len(tokens) > gamma or (probs is not None and len(probs) != len(tokens)):
         count = "no" if probs is None else len(probs)
         raise ValueError(

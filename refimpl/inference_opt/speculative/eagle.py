@@ -62,7 +62,8 @@ class Eagle(Autoregressive):
     def bind(self, target: Transformer, cache: PagedCache) -> "Eagle":
         """With one layer of cache, page by page beside the target's. ValueError where the head was not made for it."""
         head = self.given or DraftHead.load(target)
-        c, t = head.config, target.config
+        c = head.config
+        t = target.config
         last = int(head.token_ids.max())
         if (c.dim, c.max_context) != (t.dim, t.max_context) or max(head.taps) >= t.depth or last >= t.vocab_size:
             raise ValueError(
@@ -115,8 +116,8 @@ class Eagle(Autoregressive):
                 state.features.append(self.head.fuse(each.states))
                 state.following += each.tokens[1:]
         # One entry a text, its last observation: a text may come twice, and is read once.
-        due = {id(each.text): each for each in observations if each.kind != "decode"}.values()
-        due = [each for each in due if each.text.drafter_state.features]
+        last = {id(each.text): each for each in observations if each.kind != "decode"}.values()
+        due = [each for each in last if each.text.drafter_state.features]
         self._digest([each.text for each in due], [each.table for each in due])
 
     def _digest(self, texts: Sequence[RequestView], tables: Sequence[list[int]]) -> None:

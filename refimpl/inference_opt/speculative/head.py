@@ -37,7 +37,8 @@ class DraftHead(nn.Module):
 
     def __init__(self, config: ModelConfig, taps: Sequence[int], reduced: int) -> None:
         super().__init__()
-        self.config, self.taps = config, tuple(taps)
+        self.config = config
+        self.taps = tuple(taps)
         self.register_buffer("token_ids", torch.zeros(reduced, dtype=torch.long))
         self.fuse_taps = Linear(len(self.taps) * config.dim, config.dim)
         self.embed_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
@@ -105,7 +106,8 @@ class DraftHead(nn.Module):
         path = path or Path(str(resources.files("inference_opt") / "data" / PACKAGED))
         try:
             with safe_open(path, "pt") as file:
-                notes, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                notes = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             taps, ids = json.loads(notes["taps"]), tensors.pop("token_ids").long()
         except (SafetensorError, KeyError, OSError, json.JSONDecodeError) as error:
             raise ValueError(f"{path.name} is not a draft head: {type(error).__name__}: {error}") from error

@@ -23,18 +23,19 @@ TOKEN_BYTES = 4  # of a token in an array of int32
 
 # [prompt_lookup]
 class PromptLookup(Drafter):
-    """Copy what followed the latest earlier occurrence of the text's last `most` tokens, or of fewer, down to `least`.
+    """Copy what followed the latest earlier occurrence of the text's last `max_ngram` tokens, or of its last
+    `max_ngram` − 1, …, `min_ngram`, where no longer end of the text occurred before.
 
     Nothing is drawn, so q is a point mass and the rule is `point_mass`.
     """
 
     found = True
 
-    def __init__(self, most: int = 4, least: int = 2) -> None:
-        most, least = integer("most", most), integer("least", least)
-        if not 1 <= least <= most:
-            raise ValueError(f"expected 1 ≤ least ≤ most tokens to look for, got least {least} and most {most}")
-        self.most, self.least = most, least
+    def __init__(self, max_ngram: int = 4, min_ngram: int = 2) -> None:
+        self.max_ngram = integer("max_ngram", max_ngram)
+        self.min_ngram = integer("min_ngram", min_ngram)
+        if not 1 <= min_ngram <= max_ngram:
+            raise ValueError(f"expected 1 ≤ min_ngram ≤ max_ngram, got min_ngram {min_ngram}, max_ngram {max_ngram}")
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         """A draft as long as asked wherever there is a match."""
@@ -51,7 +52,7 @@ class PromptLookup(Drafter):
 
     def _find(self, text: bytes) -> int | None:
         """The position behind the latest earlier occurrence of the text's end."""
-        for n in range(min(self.most, len(text) // TOKEN_BYTES - 1), self.least - 1, -1):
+        for n in range(min(self.max_ngram, len(text) // TOKEN_BYTES - 1), self.min_ngram - 1, -1):
             end = text[-n * TOKEN_BYTES :]
             at = text.rfind(end, 0, len(text) - TOKEN_BYTES)
             while at > 0 and at % TOKEN_BYTES:  # found across two tokens' bytes: search on, further left

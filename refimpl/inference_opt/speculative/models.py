@@ -71,7 +71,8 @@ class Autoregressive(Drafter):
             sound = scores.amax(dim=-1).isfinite().tolist()
             on = []
             for row, (i, scored) in enumerate(zip(active, scores)):
-                request, draft = requests[i], drafts[i]
+                request = requests[i]
+                draft = drafts[i]
                 if not sound[row]:
                     continue  # nothing can be drawn from broken scores: the draft ends with what was drawn before
                 q = self.distribution(scored, request.text)
@@ -124,7 +125,8 @@ class SmallerModel(Autoregressive):
 
         ValueError for another vocabulary, or less context.
         """
-        c, t = self.model.config, target.config
+        c = self.model.config
+        t = target.config
         if c.vocab_size != t.vocab_size:
             raise ValueError(f"the drafter's vocabulary has {c.vocab_size} tokens, the target's {t.vocab_size}")
         if c.max_context < t.max_context:
@@ -162,7 +164,8 @@ class SmallerModel(Autoregressive):
         """Read at once what other texts may find in these pages. A text in decode is read when it next drafts."""
         parts = []
         for each in observations:
-            text, end = each.text, each.end
+            text = each.text
+            end = each.end
             # What was read behind the end was a draft, and rejected.
             start = each.start if each.kind == "prompt" else min(text.drafter_state, end)
             text.drafter_state = start if each.kind == "decode" else end
@@ -199,7 +202,8 @@ class FirstLayers(Autoregressive):
                 f"a draft by the first {depth} of {layers} layers: expected at least 1, and fewer than all"
             )
         bound = FirstLayers(depth, self.confidence)
-        bound.model, bound.cache = target, cache
+        bound.model = target
+        bound.cache = cache
         skipped = sum(p.numel() * p.element_size() for p in target.layers[depth:].parameters())
         bound.cost = 1 - skipped / target.weight_bytes()
         return bound

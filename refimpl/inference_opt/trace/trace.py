@@ -1,7 +1,7 @@
 """A trace: the steps of one recording, as plain JSON with a version, and how it is saved, read, checked and shown.
 
     {"format": "inference-opt trace", "version": 1, "title": …, "about": …, "labels": {token: text}, "cut": "",
-     "sources": [{"file", "step", "line", "lines"}],
+     "sources": [{"file", "line", "lines"}],
      "steps": [{"event", "text", "facts", "state": {kind: snapshot}, "invariants", "counters", "source", "question"?}]}
 
 `trace.schema.json` says the same as a JSON Schema. A trace feeds the notebook, the page and the tests alike.

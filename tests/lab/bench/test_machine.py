@@ -4,6 +4,7 @@ from importlib import metadata
 
 from rich.progress import Progress
 
+import inference_opt
 from inference_opt import environment
 from inference_opt.lab.bench import cuda, decode, engine_peers, prefix
 from tests.toys import toy
@@ -14,7 +15,9 @@ def test_a_checkout_that_is_not_installed_is_described_too(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(environment.metadata, "version", missing)
-    assert environment.describe()["inference_opt"] == "not installed"
+    described = environment.describe()
+    assert described["inference_opt"] == inference_opt.__version__
+    assert described["transformers"] == "not installed"
 
 
 def test_no_time_is_nothing_and_no_rate_infinite_or_negative():

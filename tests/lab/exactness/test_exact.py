@@ -1,4 +1,4 @@
-"""The enumeration itself, and laws at its edges: large steps, honest drafters, steps that share chance."""
+"""The enumeration itself, and laws at its edges: large steps, honest drafters, steps that share noise."""
 
 from array import array
 from collections import defaultdict
@@ -198,9 +198,9 @@ def test_a_wrong_rule_is_caught_where_the_draft_depends_on_where_the_step_began(
     assert total_variation(law, truth) > 0
 
 
-def sample_and_match(target, draft, tokens, chance):
+def sample_and_match(target, draft, tokens, rng):
     """`coupled` with noise of its own: what engines do that compare the draft with what they would have sampled."""
-    return rules.coupled(target, draft, tokens, chance)
+    return rules.coupled(target, draft, tokens, rng)
 
 
 SOURCES = ["independent", "argmax", "raw q", "dropped", "beam"]
@@ -233,11 +233,11 @@ def test_races_that_are_shared_match_more_often_than_draws_that_are_not(case):
 
 
 def test_every_path_is_taken_once():
-    def program(chance):
-        u = chance.uniform(0)
+    def program(rng):
+        u = rng.uniform(0)
         low = u < Fraction(1, 4)
         lower = u < Fraction(1, 8) if low else u < Fraction(1, 2)  # the same number: it is known where it lies
-        return low, lower, chance.choose(np.array([Fraction(1, 3), Fraction(0), Fraction(2, 3)]), 0)
+        return low, lower, rng.choose(np.array([Fraction(1, 3), Fraction(0), Fraction(2, 3)]), 0)
 
     law = dict(every_path(program))
     assert law == {
@@ -289,7 +289,7 @@ def test_no_number_is_asked_for_twice(monkeypatch, name):
         target, draft, tokens = [p] * 4, [q] * 3, [1, 2, 1]
     monkeypatch.setattr(enumeration, "Branching", Noted)
     longest = 0
-    for asked, _ in every_path(lambda chance: (rule(target, draft, tokens, chance), chance.asked)[1]):
+    for asked, _ in every_path(lambda rng: (rule(target, draft, tokens, rng), rng.asked)[1]):
         assert len(asked) == len(set(asked))
         longest = max(longest, len(asked))
     assert longest >= 4

@@ -1,5 +1,6 @@
 // What stands beside the pictures: source, invariants, counters, the help.
 
+const TOUCH = matchMedia("(hover: none) and (pointer: coarse)");
 const SPEEDS = {
   0.5: "half a step a second",
   1: "1 step a second",
@@ -13,8 +14,9 @@ const HELP = [
   ["Space", "play, pause"],
   ["+ −", "faster, slower"],
   ["e E", "next, previous step of the same event"],
+  ["c C", "next, previous part of the story"],
   ["g", "go to a step: choose with ← →"],
-  ["Enter", "show the answer"],
+  ["→ Enter", "show the answer"],
   ["1 2 3", "choose an answer"],
   ["l", "copy a link to this step"],
   ["t", "light or dark"],
@@ -39,12 +41,25 @@ const icon = (name) => {
 const button = (name, label, keys) =>
   `<button type="button" data-do="${name}" aria-label="${label}" title="${label} (${keys})">${ICONS[name] ? icon(name) : name === "help" ? "?" : name}</button>`;
 
-function frame(trace) {
+const options = (label, all) =>
+  all.length
+    ? `<optgroup label="${label}">${all.map(([at, words]) => `<option value="${esc(at)}">${esc(words)}</option>`).join("")}</optgroup>`
+    : "";
+
+// What keys do, or, where they are not the player's yet, how they come to be; on a screen that is touched, gestures.
+function hint(keys) {
+  if (TOUCH.matches) return "Swipe left or right for a step, or tap the right or left half of a picture.";
+  const words = "<kbd>←</kbd> <kbd>→</kbd> a step, <kbd>Space</kbd> plays, <kbd>?</kbd> shows all keys.";
+  if (keys) return words;
+  return `<span class="afar">Click here, then use the arrow keys.</span><span class="near">${words}</span>`;
+}
+
+function frame(trace, parts, keys) {
   const counts = new Map();
   for (const { event } of trace.steps) counts.set(event, (counts.get(event) ?? 0) + 1);
-  const events = [...counts]
-    .map(([event, n]) => `<option value="${esc(event)}">${esc(event)} · ${n}</option>`)
-    .join("");
+  const jumps =
+    options("parts", parts.map(({ at, name }) => [`@${at}`, name])) +
+    options("next step of an event", [...counts].map(([event, n]) => [event, `${event} · ${n}`]));
   const speeds = Object.entries(SPEEDS)
     .map(([n, words]) => `<option value="${n}"${n === "1" ? " selected" : ""}>${words}</option>`)
     .join("");
@@ -54,13 +69,14 @@ function frame(trace) {
       ${button("forward", "a step forward", "→")}${button("last", "last step", "End")}
       <input type="range" min="0" max="${trace.steps.length - 1}" step="1" value="0" aria-label="step">
       <span class="where"></span><span class="space"></span>
-      <select data-do="jump" aria-label="jump to the next step of an event"><option value="">jump to …</option>${events}</select>
+      <select data-do="jump" aria-label="jump to"><option value="">jump to …</option>${jumps}</select>
       <select data-do="speed" aria-label="speed">${speeds}</select>
       ${button("link", "copy a link to this step", "l")}${button("theme", "light or dark", "t")}${button("help", "keys", "?")}
     </div>
+    <p class="hint">${hint(keys)}</p>
     ${trace.cut ? `<p class="cut">${esc(trace.cut)}</p>` : ""}
     <div class="told"><span class="event"></span><p class="sentence" aria-live="polite"></p></div>
-    <div class="question" role="group" aria-label="question" hidden></div>
+    <div class="question" role="group" aria-label="question" aria-live="polite" hidden></div>
     <div class="main"><div class="scenes"></div><aside aria-label="source, invariants, counters">
       <section><h3>source <span class="file"></span></h3><pre tabindex="0" aria-label="source lines"></pre></section>
       <section class="heldBox"><h3>invariants</h3><ul class="held"></ul></section>

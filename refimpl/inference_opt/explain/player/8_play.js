@@ -1,11 +1,16 @@
-// A trace at a step, and the ways to another: keys, buttons, scrubbing, links, questions.
+// A trace at a step, and the ways to another: keys, gestures, buttons, scrubbing, links, questions.
 
-function play(player, trace, alone, el) {
+const SWIPE = 40; // pixels
+
+// `was`: where the reader stood in the trace that this one replaces. What it returns ends it, and says that.
+function play(player, trace, alone, was) {
   const steps = trace.steps,
     last = steps.length - 1;
   const invariants = [...new Set(steps.flatMap((step) => Object.keys(step.invariants)))];
   const kinds = Object.keys(SCENES).filter((kind) => steps.some((step) => step.state[kind]));
-  player.innerHTML = frame(trace);
+  const linkable = alone && location.protocol !== "about:", // a frame has no address of its own
+    parts = story(trace);
+  player.innerHTML = frame(trace, parts, linkable);
   player.setAttribute("aria-label", `step through: ${trace.title}`);
   const find = (selector) => player.querySelector(selector);
   const range = find("input"),
@@ -18,15 +23,15 @@ function play(player, trace, alone, el) {
         `<figure class="scene" tabindex="0" data-kind="${kind}" aria-label="${SCENES[kind][0]}"><h3>${SCENES[kind][0]}</h3><div></div></figure>`,
     )
     .join("");
-  const answered = new Set(),
-    linkable = alone && location.protocol !== "about:"; // a frame has no address of its own
+  const answered = new Set();
   find("[data-do=link]").hidden = !linkable;
   let index = 0,
     asked = null,
     timer = 0,
-    wanted = "",
+    wanted = was?.wanted ?? "",
     room = 0,
-    zoom = 1;
+    zoom = 1,
+    touch = null;
 
   const linked = () => Number(location.hash.match(/^#step-(\d+)$/)?.[1] ?? 1) - 1;
   const clamp = (i) => Math.min(last, Math.max(0, Number.isFinite(i) ? i : 0));
@@ -39,6 +44,13 @@ function play(player, trace, alone, el) {
     return room !== before;
   }
 
+  // A button that is pressed and disabled loses the focus; the player keeps it.
+  function disable(name, off) {
+    const it = find(`[data-do=${name}]`);
+    if (off && it.matches(":focus")) player.focus({ preventScroll: true });
+    it.disabled = off;
+  }
+
   function draw() {
     const step = steps[index],
       before = steps[index - 1];
@@ -47,8 +59,8 @@ function play(player, trace, alone, el) {
     find(".where").textContent = `${index + 1} / ${steps.length}`;
     find(".event").textContent = step.event;
     find(".sentence").textContent = step.text;
-    for (const name of ["first", "back"]) find(`[data-do=${name}]`).disabled = index === 0;
-    for (const name of ["last", "forward"]) find(`[data-do=${name}]`).disabled = index === last;
+    for (const name of ["first", "back"]) disable(name, index === 0);
+    for (const name of ["last", "forward"]) disable(name, index === last);
     const source = trace.sources[step.source];
     find(".file").textContent = `${source.file}, line ${source.line}`;
     find("pre").innerHTML = drawSource(source);
@@ -87,26 +99,29 @@ function play(player, trace, alone, el) {
   function go(to) {
     asked = null;
     box.hidden = true;
+    disable("play", false);
     index = clamp(to);
     draw();
   }
 
   function forward() {
+    if (asked !== null) return answer();
     const next = steps[index + 1];
     if (!next) return pause();
     if (!next.question || answered.has(index + 1)) return go(index + 1);
     pause();
-    if (asked === null) ask(index + 1);
+    ask(index + 1);
   }
 
   function ask(at) {
     const { ask: words, choices } = steps[(asked = at)].question;
-    const options = choices.length ? choices : ["Show me"];
+    const pass = TOUCH.matches ? "A swipe to the left shows the answer." : "<kbd>→</kbd> or <kbd>Enter</kbd> shows the answer.";
     box.innerHTML =
       `<p>${esc(words)}</p>` +
-      options.map((choice, i) => `<button type="button" data-answer="${i}">${esc(choice)}</button>`).join("");
-    box.hidden = false;
-    box.querySelector("button").focus();
+      choices.map((choice, i) => `<button type="button" data-answer="${i}">${esc(choice)}</button>`).join("") +
+      `<p class="pass">${pass}</p>`;
+    box.hidden = false; // the focus stays where it is: on a choice, Space would choose it
+    disable("play", true);
   }
 
   function answer(chosen) {
@@ -130,6 +145,7 @@ function play(player, trace, alone, el) {
 
   function run() {
     if (timer) return pause();
+    if (asked !== null) return;
     if (index === last) go(0);
     timer = setInterval(forward, 1000 / Number(find("[data-do=speed]").value));
     const it = find("[data-do=play]");
@@ -148,6 +164,17 @@ function play(player, trace, alone, el) {
       const i = (index + direction * n + n * steps.length) % steps.length; // round the end
       if (steps[i].event === event) return go(i);
     }
+  }
+
+  function part(direction) {
+    const at = direction > 0 ? parts.find((each) => each.at > index) : parts.findLast((each) => each.at < index);
+    if (at) go(at.at);
+  }
+
+  // The step of this trace that is nearest to one of another: the same occurrence of the same event.
+  function nearest({ event, nth, index: at }) {
+    const alike = steps.flatMap((step, i) => (step.event === event ? [i] : []));
+    return alike[Math.min(nth, alike.length - 1)] ?? at;
   }
 
   async function link() {
@@ -179,7 +206,12 @@ function play(player, trace, alone, el) {
     link,
     theme,
     help,
-    jump: (event) => ((find("[data-do=jump]").value = ""), event && same(1, event)),
+    jump: (to) => {
+      find("[data-do=jump]").value = "";
+      if (to.startsWith("@")) go(Number(to.slice(1)));
+      else if (to) same(1, to);
+      player.focus({ preventScroll: true });
+    },
     speed: () => speed(0),
   };
   const keys = {
@@ -195,6 +227,8 @@ function play(player, trace, alone, el) {
     "-": () => speed(-1),
     e: () => same(1),
     E: () => same(-1),
+    c: () => part(1),
+    C: () => part(-1),
     g: () => range.focus(),
     l: link,
     t: theme,
@@ -214,18 +248,50 @@ function play(player, trace, alone, el) {
         ? () => answer(digit)
         : keys[event.key];
     if (typing || pushes || !action) return;
+    if (event.repeat && asked !== null) return event.preventDefault(); // a key held down does not pass a question
     if (timer && action !== run && event.key !== "+" && event.key !== "-") pause();
     event.preventDefault();
     event.stopPropagation(); // or the notebook would take it for a command
     action();
   }
 
+  // The arrows are those of the player under the pointer, while nothing else on the page has the keys.
+  const hovered = (event) => {
+    const idle = document.activeElement === document.body && player.matches(":hover");
+    if (idle && (event.key === "ArrowLeft" || event.key === "ArrowRight")) pressed(event);
+  };
+
+  const manual = (action) => (timer && pause(), action());
+  // What is wider than its place is moved by the finger itself.
+  const scrolls = (target) => {
+    const it = target.closest(".scene, pre");
+    return it && it.scrollWidth > it.clientWidth;
+  };
+  const touched = (event) => {
+    const { clientX: x, clientY: y } = event.touches[0],
+      free = event.touches.length === 1 && event.target !== range && !scrolls(event.target);
+    touch = free ? { x, y } : null;
+  };
+  const lifted = (event) => {
+    if (!touch) return;
+    const dx = event.changedTouches[0].clientX - touch.x,
+      dy = event.changedTouches[0].clientY - touch.y;
+    touch = null;
+    if (Math.abs(dx) >= SWIPE && Math.abs(dx) > 2 * Math.abs(dy)) manual(dx < 0 ? forward : actions.back);
+  };
+
   const clicked = (event) => {
+    const scene = event.pointerType === "touch" && event.target.closest(".scene");
+    if (scene) {
+      const { left, width } = scene.getBoundingClientRect();
+      return manual(event.clientX < left + width / 2 ? actions.back : forward);
+    }
     const it = event.target.closest("[data-do], [data-answer]");
     if (it?.dataset.answer) return answer(Number(it.dataset.answer));
     if (it?.tagName === "BUTTON") {
       if (timer && it.dataset.do !== "play") pause();
       actions[it.dataset.do]();
+      if (event.detail && !dialog.open) player.focus({ preventScroll: true }); // by a pointer: the keys stay the player's
     }
   };
   const changed = (event) =>
@@ -239,18 +305,26 @@ function play(player, trace, alone, el) {
     [keysOn, "keydown", pressed],
     [player, "click", clicked],
     [player, "change", changed],
+    [player, "touchstart", touched, { passive: true }],
+    [player, "touchend", lifted],
     [night, "change", dark],
   ];
+  if (!alone) listeners.push([document, "keydown", hovered]);
   if (linkable) listeners.push([window, "hashchange", hashed]);
   range.addEventListener("input", changed);
-  for (const [on, kind, what] of listeners) on.addEventListener(kind, what);
+  for (const [on, kind, what, how] of listeners) on.addEventListener(kind, what, how);
+  if (was) find("[data-do=speed]").value = was.speed;
   dark();
   measure();
-  go(linkable ? linked() : 0);
+  go(was ? nearest(was) : linkable ? linked() : 0);
+  if (was) for (let i = 0; i <= index; i++) answered.add(i); // what lies behind the reader is not asked
   watcher.observe(player);
   return () => {
     pause();
     watcher.disconnect();
     for (const [on, kind, what] of listeners) on.removeEventListener(kind, what);
+    const { event } = steps[index],
+      nth = steps.slice(0, index).filter((step) => step.event === event).length;
+    return { event, nth, index, wanted, speed: find("[data-do=speed]").value };
   };
 }

@@ -35,14 +35,14 @@ export function render({ model, el }) {
   root.innerHTML = `<style>${CSS}</style><section class="player" tabindex="0" role="group"></section>`;
   const player = root.querySelector(".player");
   const alone = model.get("alone") === true; // it has the page to itself: the address names the step
-  let stop = () => {};
+  let stop = () => null;
   const start = () => {
-    stop();
+    const was = stop();
     try {
-      stop = play(player, readTrace(model.get("trace")), alone, el);
+      stop = play(player, readTrace(model.get("trace")), alone, was);
     } catch (error) {
       player.innerHTML = `<p class="trouble" role="alert">${esc(error.message)}</p>`;
-      stop = () => {};
+      stop = () => was;
     }
   };
   start();

@@ -19,7 +19,7 @@ class Player(anywidget.AnyWidget):
         super().__init__(trace=trace.as_json(), **more)
 
     def show(self, trace: Trace) -> None:
-        """Another trace, from its first step."""
+        """Another trace, at the step nearest to the one that is shown: the same occurrence of the same event."""
         self.trace = trace.as_json()
 
     def __repr__(self) -> str:

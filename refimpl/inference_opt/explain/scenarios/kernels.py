@@ -3,7 +3,7 @@
 import torch
 
 from inference_opt.explain.record import record
-from inference_opt.kernels import common_stems, reference
+from inference_opt.kernels import reference, shared_prefixes
 from inference_opt.kernels.batch import cut
 from inference_opt.trace import Trace
 
@@ -32,11 +32,11 @@ def pieces_of_attention(
         each[:most] = sharers[0][:most]
     keys, values = torch.randn(2, sum(used), page, kv_heads, dim, dtype=torch.float64, generator=generator)
     q = 2 * torch.randn(len(counts), heads, dim, dtype=torch.float64, generator=generator)
-    stems = common_stems(tables, [n - 1 for n in counts], page, least=64)
-    work = cut(counts, [1] * len(counts), stems, keys, heads)
+    prefixes = shared_prefixes(tables, [n - 1 for n in counts], page, min_keys=64)
+    plan = cut(counts, [1] * len(counts), prefixes, keys, heads)
     table = torch.tensor([t + [0] * (max(used) - len(t)) for t in tables], dtype=torch.int32)
     with record(only="kernel.") as trace:
-        reference.attend_pieces(q, keys, values, table, work, dim**-0.5)
+        reference.attend_pieces(q, keys, values, table, plan, dim**-0.5)
     if "kernel.merge" in trace.events():
         trace.ask(
             "kernel.merge",

@@ -1,4 +1,4 @@
-"""Scenarios of exactness: the law of a rule, summed up path by path in rational numbers."""
+"""Scenarios of exactness: the law of what a rule emits, summed up path by path in rational numbers."""
 
 from inference_opt.explain.record import record
 from inference_opt.lab.exactness import mutants
@@ -19,17 +19,17 @@ def _grow(rule: Rule, gamma: int, length: int) -> Trace:
 
 
 def exact_law(gamma: int = 2, length: int = 2) -> Trace:
-    """Every way that chance can turn is taken, and their sum is the target's law, exactly.
+    """Every path of random outcomes is taken, and their sum is the target's law, exactly.
 
-    A path is a row of turns: the drafter draws, the number u falls below p/q or not, a token is drawn.
+    A path is a row of outcomes: the drafter draws, the number u falls below p/q or not, a token is drawn.
     """
     return _grow(rules.token_wise, gamma, length)
 
 
 def biased_rule(gamma: int = 2, length: int = 2) -> Trace:
-    """A rule that looks right and is not: after a rejection it draws from p in place of the residual.
+    """A rule that looks right and is not: after a rejection it draws from p instead of the residual.
 
-    Texts come out fluent, and no single run shows it. The sum over all paths does.
+    The texts look fluent, and no single run shows the mistake. The sum over all paths does.
     """
     trace = _grow(mutants.no_residual, gamma, length)
     trace.ask(

@@ -1,4 +1,4 @@
-"""Scenarios of speculation: a step of the engine with drafts, and verdicts on laws that are written down."""
+"""Scenarios of speculation: a step of the engine with drafts, and rules at work on distributions written down."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from inference_opt.sampling import Noise
 from inference_opt.speculative import rules
 from inference_opt.speculative.models import FirstLayers
 from inference_opt.speculative.rules import Probs
-from inference_opt.trace import Trace
+from inference_opt.trace import Trace, watched
 
 RULES = {rule.__name__: rule for rule in (rules.token_wise, rules.block, rules.coupled)}
 MOST_NODES = 40  # of a tree that is shown
@@ -45,30 +45,31 @@ def speculative_step(
 
 
 class Floats(Noise):
-    """Noise for laws of fractions."""
+    """Noise that draws from fractions, too."""
 
     def choose(self, weights: Probs, i: int) -> int:
-        """As of `Noise`."""
+        """A token, drawn as `Noise` draws from floats."""
         return super().choose(np.array(weights, dtype=float), i)
 
 
 def _judge(rule: Rule, draft: Model, gamma: int, seed: int, propose: Propose = chain) -> Trace:
-    """One verdict of a rule on drafts drawn from laws that are written down, by seeded chance."""
-    noise, drafting = Floats(seed, 0), Floats(seed, 0, lane=1)
-    target, laws, tokens = propose(TARGET, draft, (), gamma, drafting.choose)
+    """Record one run of a rule, on drafts drawn from distributions that are written down, by seeded noise."""
+    noise = Floats(seed, 0)
+    drafting = Floats(seed, 0, lane=1)
+    target, probs, tokens = propose(TARGET, draft, (), gamma, drafting.choose)
     if isinstance(tokens, dict):  # a tree whose nodes are drawn as they are asked for: ask for all
         paths: list[tuple[int, ...]] = [()]
         for path in paths:
             paths += [(*path, x) for x in tokens[path]]
     with record(label="abc".__getitem__, only="speculation.") as trace:
-        rule(target, laws, tokens if isinstance(tokens, dict) else list(tokens), noise)
+        watched(rule)(target, probs, tokens if isinstance(tokens, dict) else list(tokens), noise)
     return trace
 
 
 def full_acceptance(gamma: int = 4, seed: int = 0) -> Trace:
-    """A draft that is drawn from the target's own law is kept whole, and one token more comes for free.
+    """A draft that is drawn from the target's own distribution is kept whole, and one token more comes for free.
 
-    Both laws are alike, so p/q is 1 and every u lies below it.
+    p and q are equal, so p/q is 1 and every u lies below it.
     """
     trace = _judge(rules.token_wise, TARGET, gamma, seed)
     trace.ask(
@@ -89,7 +90,7 @@ def rejection(gamma: int = 4, seed: int = 10) -> Trace:
     if "speculation.replace" in trace.events():
         trace.ask(
             "speculation.replace",
-            "From which law must the replacement be drawn, so that the whole comes out as p?",
+            "From which distribution must the replacement be drawn, so that the whole comes out as p?",
             "from (p − q)⁺, what the target has in excess",
             ("from p", "from (p − q)⁺, what the target has in excess", "from p without the rejected token"),
         )
@@ -99,7 +100,7 @@ def rejection(gamma: int = 4, seed: int = 10) -> Trace:
 def block_verification(gamma: int = 3, seed: int = 12) -> Trace:
     """The draft is judged as a whole: where one beginning fails, a longer one may still be kept.
 
-    w carries over what earlier tokens had in excess; h is the chance that a beginning stays, u the number drawn for it.
+    w carries over what earlier tokens had in excess; a beginning stays with probability h, decided by the number u.
     """
     trace = _judge(rules.block, DRAFT, gamma, seed)
     if gamma > 1:
@@ -116,15 +117,15 @@ def block_verification(gamma: int = 3, seed: int = 12) -> Trace:
 def several_candidates(candidates: int = 3, seed: int = 10) -> Trace:
     """Several candidates for one position are tried in turn, each against what those before it left of p.
 
-    They were drawn without replacement: the law q of each is the drafter's, less the candidates before it.
+    They were drawn without replacement: q of each is the drafter's distribution, less the candidates before it.
     """
     trace = _judge(rules.multi_draft, DRAFT, candidates, seed, siblings())
     if "speculation.reject" in trace.events():
         trace.ask(
             "speculation.reject",
-            "The first candidate is rejected. Against which law is the second one judged?",
-            "(p − q)⁺, made a law",
-            ("p again", "(p − q)⁺, made a law"),
+            "The first candidate is rejected. Against which distribution is the second one judged?",
+            "(p − q)⁺, normalised",
+            ("p again", "(p − q)⁺, normalised"),
         )
     return trace
 
@@ -142,8 +143,8 @@ def draft_tree(depth: int = 2, width: int = 2, seed: int = 10) -> Trace:
     if "speculation.accept" in trace.events():
         trace.ask(
             "speculation.accept",
-            "This candidate will be kept. Against which law are those below it judged?",
-            "the target's law behind it, which was read with all others",
-            ("what is left of p", "the target's law behind it, which was read with all others"),
+            "This candidate will be kept. Against which distribution are those below it judged?",
+            "the target's distribution behind it, which was read with all others",
+            ("what is left of p", "the target's distribution behind it, which was read with all others"),
         )
     return trace

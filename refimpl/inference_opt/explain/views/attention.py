@@ -2,8 +2,9 @@
 
 import sys
 from collections.abc import Sequence
+from inspect import unwrap
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from torch import Tensor
@@ -37,15 +38,16 @@ class WatchedBatch(KV):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """What the batch answers, told at the line where it answers."""
         out = self.batch.attend(layer, q, k, v, scale)
-        self._tell(type(self.batch).attend.__code__, layer, q, out, scale)
+        self._tell(unwrap(type(self.batch).attend).__code__, layer, q, out, scale)
         return out
 
+    @no_type_check  # a checker put round it would be its caller
     def attend_latents(self, layer: int, q: Tensor, kept: Tensor, forms: LatentForms) -> Tensor:
         """The same of latents; what is kept is told where the model hands it over."""
         frame = sys._getframe(1)
         emit_at(frame.f_code, frame.f_lineno, "mla.keep", of=forms, layer=layer, kept=kept)
         out = self.batch.attend_latents(layer, q, kept, WatchedForms(forms))
-        self._tell(type(self.batch).attend_latents.__code__, layer, q, out, forms.scale)
+        self._tell(unwrap(type(self.batch).attend_latents).__code__, layer, q, out, forms.scale)
         return out
 
     def _tell(self, code: CodeType, layer: int, q: Tensor, out: Tensor, scale: float) -> None:
@@ -67,21 +69,28 @@ class WatchedForms:
 
     def __init__(self, forms: Any) -> None:
         self.forms = forms
+        self.scale = forms.scale
         self.asked: tuple[Tensor, Tensor] | None = None  # what `over` was asked for: queries, latents
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.forms, name)
+
+    def values(self, mixed: Tensor) -> Tensor:
+        """Values of mixtures of latents."""
+        return self.forms.values(mixed)
 
     def over(self, q: Tensor, kept: Tensor) -> Tensor:
         """The technique's own lines, run on this object, so that the form they call tells of itself."""
         self.asked = q, kept
         return type(self.forms).over(self, q, kept)
 
+    @no_type_check
     def absorb(self, q: Tensor) -> Tensor:
         """The absorbed form."""
         self._tell("mla.absorb", "absorbed", sys._getframe(1))
         return self.forms.absorb(q)
 
+    @no_type_check
     def expand(self, kept: Tensor) -> tuple[Tensor, Tensor]:
         """The explicit form."""
         self._tell("mla.expand", "explicit", sys._getframe(1))

@@ -1,4 +1,4 @@
-"""Pictures of acceptance: where a draft falls, every way a step can go, law against law. All is read off live runs."""
+"""Figures of acceptance: where a draft falls, every path of a step, law against law. All are drawn from live runs."""
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 
 from inference_opt.lab.exactness.enumerate import Branching, every_path
 from inference_opt.lab.exactness.proposals import Prefix
-from inference_opt.lab.exactness.zoo import Wrong
+from inference_opt.lab.exactness.zoo import Mutant
 from inference_opt.speculative.rules import Probs
 
 SHARED, OWED, TOO_MUCH = "#b5d9bf", "#4c72b0", "#f0c4c0"  # min(p, q), (p − q)⁺, (q − p)⁺
@@ -21,11 +21,11 @@ NAMES = {"p, the target": TARGET, "q, the draft": DRAFT}
 def draw_split(axes: Axes, p: Probs, q: Probs, draws: Sequence[tuple[int, float]] = (), title: str = "") -> None:
     """p and q as bars, cut into what they share, what is owed and what is too much; each draw (x, u) is a dot.
 
-    A dot stands at height u · q(x) in the bar of its token: anywhere under q, evenly. It is accepted if it lies under p
-    as well.
+    A dot is at height u · q(x) in the bar of its token, so it is uniform under q. It is accepted if it is below p, too.
     """
     p, q = np.array(p, dtype=float), np.array(q, dtype=float)
-    both, places = np.minimum(p, q), np.arange(len(p))
+    both = np.minimum(p, q)
+    places = np.arange(len(p))
     axes.bar(places, both, color=SHARED, width=0.8)
     axes.bar(places, p - both, bottom=both, color=OWED, width=0.8)
     axes.bar(places, q - both, bottom=both, color=TOO_MUCH, width=0.8)
@@ -52,19 +52,21 @@ Turn = tuple[str, Fraction]  # what happened, and how likely that was
 
 
 class Told:
-    """Randomness that tells what is made of it, turn by turn."""
+    """`Branching` that writes down its outcomes, turn by turn."""
 
-    def __init__(self, chance: Branching, turns: list[Turn], name: str) -> None:
-        self.chance, self.turns, self.name = chance, turns, name
+    def __init__(self, rng: Branching, turns: list[Turn], name: str) -> None:
+        self.rng = rng
+        self.turns = turns
+        self.name = name
 
     def choose(self, weights: Probs, i: int) -> int:
-        """As `Branching` does, told."""
-        token = self.chance.choose(weights, i)
+        """A token, as `Branching` draws it."""
+        token = self.rng.choose(weights, i)
         self.turns.append((f"{self.name} {token}", Fraction(weights[token]) / sum(weights)))
         return token
 
     def uniform(self, i: int) -> "ToldUniform":
-        """As `Branching` does, told."""
+        """A number, as `Branching` gives it."""
         return ToldUniform(self)
 
 
@@ -75,7 +77,7 @@ class ToldUniform:
         self.told = told
 
     def __lt__(self, threshold: Any) -> bool:
-        below = self.told.chance.uniform(0) < threshold
+        below = self.told.rng.uniform(0) < threshold
         share = min(Fraction(threshold), Fraction(1))
         if share < 1:
             self.told.turns.append(("accept" if below else "reject", share if below else 1 - share))
@@ -85,12 +87,12 @@ class ToldUniform:
 
 
 def told_paths(step: Callable[[Told, Told], Prefix]) -> list[tuple[list[Turn], Prefix, Fraction]]:
-    """Every way that a step can go: `step` gets the drafter's chance and the rule's, and returns what is emitted."""
+    """Every path of a step: `step` gets the drafter's randomness and the rule's, and returns what is emitted."""
     paths = []
 
-    def run(chance: Branching) -> tuple[list[Turn], Prefix]:
+    def run(rng: Branching) -> tuple[list[Turn], Prefix]:
         turns: list[Turn] = []
-        emitted = step(Told(chance, turns, "draft"), Told(chance, turns, "draw"))
+        emitted = step(Told(rng, turns, "draft"), Told(rng, turns, "draw"))
         return turns, emitted
 
     for (turns, emitted), probability in every_path(run):
@@ -111,7 +113,8 @@ def draw_paths(axes: Axes, paths: Sequence[tuple[list[Turn], Prefix, Fraction]],
     for row, (turns, emitted, probability) in enumerate(paths):
         names = tuple(name for name, _ in turns)
         for depth, (name, share) in enumerate(turns):
-            start, end = height[names[:depth]], height[names[: depth + 1]]
+            start = height[names[:depth]]
+            end = height[names[: depth + 1]]
             if names[: depth + 1] in done:
                 continue
             done.add(names[: depth + 1])
@@ -129,7 +132,7 @@ def draw_paths(axes: Axes, paths: Sequence[tuple[list[Turn], Prefix, Fraction]],
     axes.set_axis_off()
 
 
-def draw_law(axes: Axes, each: Wrong) -> None:
+def draw_law(axes: Axes, each: Mutant) -> None:
     """One of the zoo: the target's law over texts as bars, likeliest first, and what comes out as dots."""
     right, wrong = (np.array(law) for law in each.compared())
     order = np.argsort(-right, kind="stable")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from inference_opt.explain.views.registry import PICTURES, SENTENCES
 from inference_opt.kernels import reference
+from inference_opt.kernels.plan import Piece, Tile
 
 ROWS = 8  # of a piece, whose running state is shown
 
@@ -19,10 +20,11 @@ SENTENCES |= {
 
 
 def pieces_state(
-    pieces: Sequence[tuple[list[int], Any]], group: int, piece: int, read: int, **more: Any
+    pieces: Sequence[tuple[Piece, Tile]], group: int, piece: int, read: int, **more: Any
 ) -> dict[str, Any]:
-    """All pieces (`plan.PIECE`, tile), those before number `piece` done, itself done up to key `read`."""
-    spans = [{"token0": p[1], "queries": p[2], "first": p[5], "end": p[6], "state": p[7]} for p, _ in pieces]
+    """All pieces with their tiles: those before number `piece` are done, itself is done up to key `read`."""
+    fields = ("token0", "queries", "first", "end", "state")
+    spans = [{name: getattr(p, name) for name in fields} for p, _ in pieces]
     keys = [each["end"] - each["first"] for each in spans[:piece]] + [
         read - each["first"] for each in spans[piece:][:1]
     ]
@@ -38,7 +40,7 @@ def number(x: Tensor) -> float | None:
 
 
 def block_state(
-    pieces: Sequence[tuple[list[int], Any]],
+    pieces: Sequence[tuple[Piece, Tile]],
     group: int,
     piece: int,
     key: Tensor,
@@ -52,7 +54,7 @@ def block_state(
     stop, seen = int(key[-1]) + 1, m > float("-inf")
     invariants = {
         "1 ≤ l ≤ keys read: the largest score counts 1": bool(
-            ((l >= 1) & (l <= stop - pieces[piece][0][5]))[seen].all()
+            ((l >= 1) & (l <= stop - pieces[piece][0].first))[seen].all()
         ),
         "older sums shrink or stay": bool((shrink <= 1).all()),
     }
@@ -61,15 +63,16 @@ def block_state(
     return pieces_state(pieces, group, piece, stop, rows=rows) | {"said": said, "invariants": invariants}
 
 
-def piece_state(pieces: Sequence[tuple[list[int], Any]], group: int, piece: int) -> dict[str, Any]:
+def piece_state(pieces: Sequence[tuple[Piece, Tile]], group: int, piece: int) -> dict[str, Any]:
     """A piece is done: its result is written where it belongs, or as states to be merged."""
-    end, state = pieces[piece][0][6:]
-    where = "where it belongs: no other piece has keys of its queries" if state < 0 else f"as states, from {state} on"
-    return pieces_state(pieces, group, piece, end) | {"said": {"piece": piece, "where": where}}
+    done, _ = pieces[piece]
+    final = "where it belongs: no other piece has keys of its queries"
+    where = final if done.state < 0 else f"as states, from {done.state} on"
+    return pieces_state(pieces, group, piece, done.end) | {"said": {"piece": piece, "where": where}}
 
 
 def joined_state(
-    pieces: Sequence[tuple[list[int], Any]],
+    pieces: Sequence[tuple[Piece, Tile]],
     group: int,
     token: int,
     states: Tensor,
@@ -85,9 +88,9 @@ def joined_state(
     weights = (lses - lse).exp()  # [states, group, kv_heads]
     joined = [[int(s), number(lses[i, 0, 0]), float(weights[i, 0, 0])] for i, s in enumerate(states)]
     # The piece that reaches furthest is of its own keys: it tells whose they are, and where the token stands.
-    own = max((p for p, _ in pieces if p[1] <= token < p[1] + p[2]), key=lambda p: p[6])
+    own = max((p for p, _ in pieces if 0 <= token - p.token0 < p.queries), key=lambda p: p.end)
     q, k_pages, v_pages, page_table, scale = asked
-    table, length = page_table[own[0], None], own[3] + token - own[1] + 1
+    table, length = page_table[own.sequence, None], own.position + token - own.token0 + 1
     want, want_lse = reference.attend(q[token, None], k_pages, v_pages, table, [length], [1], scale)
     mine = out.transpose(0, 1).flatten(0, 1), lse.T.flatten()
     invariants = {

@@ -1,13 +1,12 @@
-"""The distribution of what a rule emits, while its paths are summed up (`lab/exactness/exact.py`)."""
+"""The law of what a rule emits, while its paths are summed up (`lab/exactness/exact.py`)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from inference_opt.explain.views.registry import PICTURES, SENTENCES
-from inference_opt.lab.exactness.exact import joint_law
-
-Path = tuple[int, ...]
+from inference_opt.lab.exactness.exact import joint_law, total_variation
+from inference_opt.lab.exactness.proposals import Model, Prefix
 
 SENTENCES |= {
     "law.path": "{emitted:text} comes out of this path, which has probability {probability}; "
@@ -17,10 +16,8 @@ SENTENCES |= {
 }
 
 
-def path_state(
-    target: Callable[[Path], Any], prefix: Path, law: Mapping[Path, Any], path: dict[str, Any]
-) -> dict[str, Any]:
-    """The law of one speculative step while its paths are summed up, by the first token that comes out."""
+def path_state(target: Model, prefix: Prefix, law: Mapping[Prefix, Any], path: dict[str, Any]) -> dict[str, Any]:
+    """One speculative step while its paths are summed up: the law so far, by the first token that comes out."""
     truth = [Fraction(weight) for weight in target(prefix)]
     first = [sum((weight for text, weight in law.items() if text[0] == x), Fraction(0)) for x in range(len(truth))]
     total = sum(first, Fraction(0))
@@ -35,19 +32,21 @@ def path_state(
 
 
 def text_state(
-    target: Callable[[Path], Any],
-    text: Path,
+    target: Model,
+    text: Prefix,
     weight: Fraction,
-    laws: Sequence[Mapping[Path, Fraction]],
+    laws: Sequence[Mapping[Prefix, Fraction]],
 ) -> dict[str, Any]:
-    """The law of texts while the shorter ones go on, beside the target's own."""
+    """The law of texts, while the shorter ones go on, beside the target's own."""
     length = len(laws) - 1
-    right, found = joint_law(target, length), laws[length]
+    right = joint_law(target, length)
+    found = dict(laws[length])
     done = sum(found.values(), Fraction(0))
     texts: list[Any] = [[t, found.get(t, Fraction(0)), right.get(t, Fraction(0))] for t in sorted({*right, *found})]
-    invariants, counters = {"the sum is at most 1": done <= 1}, {"texts complete": round(float(done), 6)}
+    invariants = {"the sum is at most 1": done <= 1}
+    counters = {"texts complete": round(float(done), 6)}
     if done == 1:
-        apart = sum((abs(mine - its) for _, mine, its in texts), Fraction(0)) / 2
+        apart = total_variation(found, right)
         invariants["the texts have the target's law"] = apart == 0
         counters["total variation from the target"] = round(float(apart), 6)
     state = {

@@ -47,9 +47,9 @@ def pages_in_use(pool: PagePool) -> dict[str, int]:
 @snapshot.register
 def request_state(request: Request) -> dict[str, Any]:
     """What there is of a request."""
-    names = ("id", "arrival", "table", "shared", "computed", "decoding", "finish_reason")
+    names = ("id", "arrival", "table", "computed", "decoding", "finish_reason")
     known = {"prompt": len(request.prompt), "tokens": len(request.tokens), "cached": request.metrics.cached_tokens}
-    return {name: getattr(request, name) for name in names} | known
+    return {name: getattr(request, name) for name in names} | {"shared": request.pages.shared} | known
 
 
 @snapshot.register
@@ -71,8 +71,8 @@ def queues(scheduler: Scheduler) -> dict[str, Any]:
 @invariants.register
 def sound_ownership(scheduler: Scheduler) -> dict[str, bool]:
     """What holds whenever the scheduler tells of something."""
-    running, pool, tree = scheduler.running, scheduler.memory.pool, scheduler.memory.tree
-    owned = [page for request in running for page in request.table[request.shared :]]
+    running, pool, tree = scheduler.running, scheduler.cache.pool, scheduler.cache.tree
+    owned = [page for request in running for page in request.table[request.pages.shared :]]
     owned += [page for node in tree.nodes() for page in node.pages]
     owned += pool.free_pages
     return {

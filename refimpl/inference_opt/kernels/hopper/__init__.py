@@ -1,1 +1,1 @@
-"""Gluon kernels for Hopper cards: latent attention, and many rows of grouped queries."""
+"""Gluon kernels for Hopper cards: latent attention, and many query rows of grouped-query attention."""

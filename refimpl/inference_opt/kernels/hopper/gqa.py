@@ -1,14 +1,14 @@
-"""Many rows of queries on the same keys, on Hopper: prompts, and stems that many requests share. In Gluon.
+"""Many query rows on the same keys, on Hopper: prompts, and prefixes that many requests share. In Gluon.
 
-Under many rows attention multiplies more than it reads, and what counts is that the tensor cores never wait. So the
-warps of a program have parts (warp specialisation, FlashAttention-3, 2407.08608): one warp loads blocks of keys and
-values through the tensor memory engine into STAGES buffers, and two groups of four warps have 64 rows of queries each.
-While one group does its softmax, the other multiplies; neither waits for loads, nor spends registers on addresses.
+With many rows attention multiplies more than it reads, so the tensor cores must never wait. The warps of a program
+have different tasks (warp specialisation, FlashAttention-3, 2407.08608). One warp loads blocks of keys and values
+through the tensor memory accelerator into STAGES buffers. Two groups of four warps have 64 query rows each: while one
+group does its softmax, the other multiplies. Neither waits for loads or spends registers on addresses.
 
-    loader   K₀ V₀ K₁ V₁ K₂ V₂ …      a buffer is filled again when both groups have given it back
+    loader   K₀ V₀ K₁ V₁ K₂ V₂ …      a buffer is filled again when both groups have released it
     groups   rows 0 … 63 and 64 … 127: scores of a block, softmax, sums; queries and sums stay in registers
 
-Pieces, masks and states are those of `attention.py`; pages hold a multiple of BLOCK tokens.
+Pieces, masks and states are those of `attention.py`. Pages hold a multiple of BLOCK tokens.
 """
 
 from jaxtyping import Float, Int
@@ -23,12 +23,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from inference_opt.kernels.attention import FIELDS
 from inference_opt.kernels.hopper.tiles import (
     BLOCK,
     LN2,
     ROWS,
     S_ROW,
-    SHARED,
+    SMEM,
     S,
     fields_of,
     finite,
@@ -37,15 +38,18 @@ from inference_opt.kernels.hopper.tiles import (
     row_of,
     zeroed,
 )
-from inference_opt.kernels.plan import PIECE, Launch
+from inference_opt.kernels.plan import Launch
 
 STAGES = gl.constexpr(4)
 
 
 @gluon.jit
-def load_blocks(k_tiles, v_tiles, table, first, blocks, last_page, column, PAGE: gl.constexpr, D: gl.constexpr,
-                k, v, k_full, v_full, k_empty, v_empty):  # fmt: skip
-    """The loader."""
+def load_blocks(
+    k_tiles, v_tiles, table, first, blocks, last_page, column, buffers, barriers, PAGE: gl.constexpr, D: gl.constexpr
+):
+    """The loader: keys and values of every block, each into the next buffer as soon as both groups have released it."""
+    k, v = buffers
+    k_full, v_full, k_empty, v_empty, _ = barriers
     row = row_of(table, first, last_page, PAGE)
     for i in range(blocks):
         stage, phase = i % STAGES, (i // STAGES & 1) ^ 1
@@ -61,35 +65,44 @@ def load_blocks(k_tiles, v_tiles, table, first, blocks, last_page, column, PAGE:
 
 @gluon.jit
 def attend_rows(
-    q, k, v, k_full, v_full, k_empty, v_empty, first, end, blocks, token0, queries, position0, row0, kv_head, state,
-    out, lse, partial, partial_lse, scale_log2, cut, HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr,
-    FIRST: gl.constexpr,
+    q, piece, row0, kv_head, blocks, scale_log2, buffers, barriers, outputs,
+    HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, FIRST: gl.constexpr,
 ):  # fmt: skip
-    """A group: ROWS rows from row0 on. The first makes what lies behind the end 0, for both."""
+    """One group: ROWS rows from row0 on. The FIRST group zeroes the values after the end, for both."""
+    _, token0, queries, position0, _, first, end, state = piece
+    k, v = buffers
+    k_full, v_full, k_empty, v_empty, cut = barriers
+    out, lse, partial, partial_lse = outputs
     O: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])  # noqa: E741
     O_ROW: gl.constexpr = gl.SliceLayout(1, O)
     operand: gl.constexpr = gl.DotOperandLayout(0, S, 2)
 
+    # The queries, as the left operand of a product, in registers.
     rows = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, operand))
     where = (token0 + rows // GROUP).to(gl.int64) * HEADS + kv_head * GROUP + rows % GROUP
     column = gl.arange(0, D, gl.SliceLayout(0, operand))
     queried = gl.load(q + where[:, None] * D + column[None, :], mask=(rows // GROUP < queries)[:, None], other=0.0)
 
+    # Every row sees all keys before `unmasked`: blocks before it need no mask.
     position = position0 + (row0 + gl.arange(0, ROWS, S_ROW)) // GROUP
-    whole = gl.minimum(end, position0 + row0 // GROUP + 1)  # every row sees all keys before it
+    unmasked = gl.minimum(end, position0 + row0 // GROUP + 1)
     acc = gl.zeros([ROWS, D], gl.float32, O)
     m = gl.full([ROWS], float("-inf"), gl.float32, S_ROW)
     l = gl.zeros([ROWS], gl.float32, S_ROW)  # noqa: E741
     for i in range(blocks):
         stage, phase = i % STAGES, i // STAGES & 1
         n = first + i * BLOCK
+
+        # Scores; the keys' buffer is free then.
         mbarrier.wait(k_full.index(stage), phase)
         s = gl.zeros([ROWS, BLOCK], gl.float32, S)
         s = warpgroup_mma(queried, k.index(stage).permute((1, 0)), s, is_async=True)
         s = warpgroup_mma_wait(0, [s]) * scale_log2
         mbarrier.arrive(k_empty.index(stage), count=1)
-        if n + BLOCK > whole:
+        if n + BLOCK > unmasked:
             s = masked(s, n, end, position)
+
+        # The softmax so far, as in attention.py.
         m_new = gl.maximum(m, gl.max(s, 1))
         p = gl.exp2(s - finite(m_new)[:, None])
         shrink = gl.exp2(m - finite(m_new))
@@ -97,8 +110,10 @@ def attend_rows(
         l = l * shrink + gl.sum(p, 1)  # noqa: E741
         acc = acc * gl.convert_layout(shrink, O_ROW)[:, None]
         weights = gl.convert_layout(p.to(k.dtype), gl.DotOperandLayout(0, O, 2))
+
+        # The sums. In the last block, values after the end are zeroed first.
         mbarrier.wait(v_full.index(stage), phase)
-        if n + BLOCK > end:  # the last block only
+        if n + BLOCK > end:
             if FIRST:
                 zeroed(v.index(stage), end - n, gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0]))
                 fence_async_shared()
@@ -109,6 +124,7 @@ def attend_rows(
         acc = warpgroup_mma_wait(0, [acc])
         mbarrier.arrive(v_empty.index(stage), count=1)
 
+    # The result: final, or a state to be merged.
     l_safe = gl.where(l > 0, l, 1.0)
     total = (m + gl.log2(l_safe)) * LN2
     acc = acc / gl.convert_layout(l_safe, O_ROW)[:, None]
@@ -127,30 +143,32 @@ def attend_rows(
 
 
 @gluon.jit
-def next_may_begin(anything):
-    """The launch behind this one may begin beside it (programmatic dependent launch)."""
+def launch_dependents(anything):
+    """The next kernel may start beside this one (`pdl.py`)."""
     gl.inline_asm_elementwise(
         "griddepcontrol.launch_dependents; mov.u32 $0, $1;", "=r,r", [anything], gl.int32, is_pure=False, pack=1
     )
 
 
 @gluon.jit
-def tall_piece(
+def gqa_piece(
     k_tiles, v_tiles, q, table, pieces, out, lse, partial, partial_lse, table_width, scale_log2,
-    HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, PAGE: gl.constexpr, FIELDS: gl.constexpr,
+    HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, PAGE: gl.constexpr,
 ):  # fmt: skip
     """One piece for one key head."""
-    next_may_begin(table_width)
+    launch_dependents(table_width)
     GROUP: gl.constexpr = HEADS // KV_HEADS
     kv_head = gl.program_id(0) % KV_HEADS
     piece = pieces + gl.program_id(0) // KV_HEADS * FIELDS
-    sequence, token0, queries, position0, row0, first, end, state = fields_of(piece)
+    fields = fields_of(piece)
+    sequence, _, _, _, row0, first, end, _ = fields
     blocks = gl.maximum(gl.cdiv(end - first, BLOCK), 0)
     last_page = gl.maximum(gl.cdiv(end, PAGE) - 1, 0)
     table += sequence.to(gl.int64) * table_width
 
-    k = gl.allocate_shared_memory(k_tiles.dtype, [STAGES, BLOCK, D], SHARED)
-    v = gl.allocate_shared_memory(k_tiles.dtype, [STAGES, BLOCK, D], SHARED)
+    # Buffers for keys and values, each with two barriers: it is full, it is empty.
+    k = gl.allocate_shared_memory(k_tiles.dtype, [STAGES, BLOCK, D], SMEM)
+    v = gl.allocate_shared_memory(k_tiles.dtype, [STAGES, BLOCK, D], SMEM)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -163,19 +181,21 @@ def tall_piece(
         mbarrier.init(k_empty.index(i), count=2)  # both groups
         mbarrier.init(v_empty.index(i), count=2)
     fence_async_shared()
+
+    # Two groups of four warps, and the loader.
+    buffers = (k, v)
+    barriers = (k_full, v_full, k_empty, v_empty, cut)
+    outputs = (out, lse, partial, partial_lse)
     gl.warp_specialize(
         [
             (attend_rows, (
-                q, k, v, k_full, v_full, k_empty, v_empty, first, end, blocks, token0, queries, position0, row0,
-                kv_head, state, out, lse, partial, partial_lse, scale_log2, cut, HEADS, GROUP, D, True,
+                q, fields, row0, kv_head, blocks, scale_log2, buffers, barriers, outputs, HEADS, GROUP, D, True,
             )),
             (attend_rows, (
-                q, k, v, k_full, v_full, k_empty, v_empty, first, end, blocks, token0, queries, position0, row0 + ROWS,
-                kv_head, state, out, lse, partial, partial_lse, scale_log2, cut, HEADS, GROUP, D, False,
+                q, fields, row0 + ROWS, kv_head, blocks, scale_log2, buffers, barriers, outputs, HEADS, GROUP, D, False,
             )),
             (load_blocks, (
-                k_tiles, v_tiles, table, first, blocks, last_page, kv_head * D, PAGE, D,
-                k, v, k_full, v_full, k_empty, v_empty,
+                k_tiles, v_tiles, table, first, blocks, last_page, kv_head * D, buffers, barriers, PAGE, D,
             )),
         ],
         [4, 1],
@@ -199,9 +219,9 @@ def attend_pieces(
     (_, page, kv_heads, dim), heads = k_pages.shape, q.shape[1]
 
     def tiles(pages: Tensor) -> TensorDescriptor:
-        return TensorDescriptor.from_tensor(pages.flatten(0, 1).flatten(1), [64, dim], SHARED.value)
+        return TensorDescriptor.from_tensor(pages.flatten(0, 1).flatten(1), [64, dim], SMEM.value)
 
-    tall_piece[(len(launch.pieces) * kv_heads,)](
+    gqa_piece[(len(launch.pieces) * kv_heads,)](
         tiles(k_pages), tiles(v_pages), q, page_table, launch.pieces, out, lse, partial, partial_lse,
-        page_table.stride(0), scale_log2, heads, kv_heads, dim, page, len(PIECE), num_warps=4, maxnreg=128,
+        page_table.stride(0), scale_log2, heads, kv_heads, dim, page, num_warps=4, maxnreg=128,
     )  # fmt: skip

@@ -44,7 +44,7 @@ def decode(
     with Progress(console=console(stderr=True)) as progress:
         figures = bench_decode(model, dtypes, batch or [1, 8], new_tokens, repeats, peer, progress)
     write_json(json_file, figures)
-    table = Table(title="tokens a second in decode (median, least to most)", title_style="bold")
+    table = Table(title="tokens a second in decode (median, lowest to highest)", title_style="bold")
     for heading in ("dtype", "batch", "inference-opt", "transformers", "ratio", "limit", "of limit"):
         table.add_column(heading, justify="left" if heading == "dtype" else "right")
     for row in figures["results"]:
@@ -210,7 +210,7 @@ def speculative(
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy, and compared token by token.")] = 0.0,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="Seed of the first prompt; the next ones count up from it.", show_default="0"),
+        typer.Option(min=0, help="Seed of the first prompt; the next count up.", show_default="0"),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 3,
     peer: Annotated[bool, typer.Option(help="Run transformers as well, plain and with its prompt lookup.")] = True,

@@ -49,7 +49,7 @@ def engine(
         list[int] | None, typer.Option(min=1, help="May be given several times.", show_default="1, 8, 64, 256")
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens for each request; the first is the prefill's.")] = 128,
-    ahead: Annotated[int, typer.Option(min=1, help="Tokens decoded in a row before the host looks.")] = 64,
+    decode_steps: Annotated[int, typer.Option(min=1, help="Tokens decoded in a row before the host looks.")] = 64,
     peer: Annotated[bool, typer.Option(help="Beside transformers, its generate and its continuous batching.")] = True,
     gpt_fast: Annotated[
         Path | None, typer.Option(help="A checkout of gpt-fast, to run beside for one request.", exists=True)
@@ -62,9 +62,8 @@ def engine(
 
     out = console()
     with Progress(console=console(stderr=True)) as progress:
-        figures = bench_engine(
-            shape or list(SHAPES), batch or [1, 8, 64, 256], new_tokens, ahead, repeats, peer, gpt_fast, progress
-        )
+        shapes, batches = shape or list(SHAPES), batch or [1, 8, 64, 256]
+        figures = bench_engine(shapes, batches, new_tokens, decode_steps, repeats, peer, gpt_fast, progress)
     write_json(json_file, figures)
     title = (
         f"{figures['machine']['device']}: reads {figures['read_bandwidth'] / 1e9:,.0f} GB/s; tokens a second in decode"

@@ -34,11 +34,13 @@ PAGE = 16  # tokens
 PATIENCE = 10  # seconds
 
 
-def _ours(config: ModelConfig, batch: int, longest: int, ahead: int) -> Decoder:
+def _ours(config: ModelConfig, batch: int, longest: int, decode_steps: int) -> Decoder:
     """Our engine on one model of this shape, with pages for one request more than the batch."""
     model = random_model(config, torch.bfloat16, torch.device("cuda"))
     num_pages = (batch + 1) * -(-longest // PAGE)
-    engine = Engine(model, False, None, PAGE, num_pages, token_budget=8_192, max_running=batch, ahead=ahead)
+    engine = Engine(
+        model, False, None, PAGE, num_pages, token_budget=8_192, max_running=batch, decode_steps=decode_steps
+    )
 
     def decode(prompts: list[list[int]], new: int) -> tuple[float, float]:
         began = time.perf_counter()
@@ -59,7 +61,7 @@ def bench_engine(
     shapes: Iterable[str],
     batches: list[int],
     new: int,
-    ahead: int,
+    decode_steps: int,
     repeats: int,
     peer: bool,
     gpt_fast_folder: Path | None,
@@ -78,7 +80,7 @@ def bench_engine(
     def decoders(config: ModelConfig, batch: int) -> dict[str, Callable[[], Decoder]]:
         """How to make each decoder. One is made at a time, so that each has the card's memory to itself."""
         longest = PROMPT + new
-        make: dict[str, Callable[[], Decoder]] = {"inference-opt": partial(_ours, config, batch, longest, ahead)}
+        make: dict[str, Callable[[], Decoder]] = {"inference-opt": partial(_ours, config, batch, longest, decode_steps)}
         if peer:
             make["transformers"] = partial(transformers, config)
             make["continuous batching"] = partial(continuous_batching, config)
@@ -110,7 +112,7 @@ def bench_engine(
     sizes = {
         "prompt": PROMPT,
         "new_tokens": new,
-        "ahead": ahead,
+        "decode_steps": decode_steps,
         "repeats": repeats,
         "page_size": PAGE,
         "dtype": "bfloat16",

@@ -41,7 +41,7 @@ def _llama(config: ModelConfig) -> Any:
 
 
 def transformers(config: ModelConfig) -> Decoder:
-    """`transformers`' `generate`."""
+    """The decoder `generate` of `transformers`."""
     model = _llama(config)
 
     def seconds(prompts: list[list[int]], new: int) -> float:

@@ -81,7 +81,7 @@ CASES = {
 }
 
 
-STEPS = ("gqa-1x32768", "gqa-128x1024")  # the cases on which the steps of `kernels/stepwise.py` are timed
+STEPS = ("gqa-1x32768", "gqa-128x1024")  # the cases on which versions 1 to 3 of `kernels/stepwise.py` are timed
 
 
 @dataclass(frozen=True)
@@ -118,27 +118,34 @@ def ours(case: Case, inputs: Inputs, cascade: bool = True) -> Callable[[], Tenso
     lengths = [case.length] * case.batch
     counts = [case.queries] * case.batch
     inner = case.value_dim if case.shared else None
-    stems = [(0, case.batch, case.stem)] if case.stem and cascade else []
-    batch = kernels.plan_batch(inputs.table, lengths, counts, inputs.k_pages, case.heads, inner, stems)
+    prefixes = [kernels.SharedPrefix(0, case.batch, case.stem)] if case.stem and cascade else []
+    batch = kernels.plan_batch(inputs.table, lengths, counts, inputs.k_pages, case.heads, inner, prefixes)
     return lambda: kernels.paged_attention(
-        inputs.q, inputs.k_pages, inputs.v_pages, batch, inputs.scale, case.value_dim
+        inputs.q, inputs.k_pages, inputs.v_pages, batch, inputs.scale, case.value_dim, pdl=True
     )[0]
 
 
 def steps(case: Case, inputs: Inputs) -> dict[str, Callable[[], Tensor]]:
-    """The stepwise kernels that lead to ours, on the same keys and values, each in its own layout."""
+    """The versions that lead to our kernel, on the same keys and values, each in its own layout."""
     from inference_opt.kernels import stepwise  # needs Triton
 
-    splits = max(1, 8 * 132 // (case.batch * case.heads))
     assert inputs.v_pages is not None
     q = inputs.q
     pages = (inputs.k_pages, inputs.v_pages)
     scale = inputs.scale
+    if case.stem:
+        splits = max(1, 8 * 132 // (-(-case.batch // stepwise.ROWS) * case.heads))
+        return {
+            "step 4: shared prefix": lambda: stepwise.decode_4(
+                q, *pages, scale, splits, inputs.table, case.length, case.stem
+            )
+        }
+    splits = max(1, 8 * 132 // (case.batch * case.heads))
     k, v = (x[inputs.table.long()].flatten(1, 2) for x in pages)
     return {
-        "step 1: one program a head": lambda: stepwise.lesson_one(q, k, v, scale),
-        "step 2: split": lambda: stepwise.lesson_split(q, k, v, scale, splits),
-        "step 3: page table": lambda: stepwise.lesson_split(q, *pages, scale, splits, inputs.table, case.length),
+        "step 1: one program a head": lambda: stepwise.decode_1(q, k, v, scale),
+        "step 2: split": lambda: stepwise.decode_2(q, k, v, scale, splits),
+        "step 3: page table": lambda: stepwise.decode_3(q, *pages, scale, splits, inputs.table, case.length),
     }
 
 
@@ -157,7 +164,7 @@ def bench_kernels(names: list[str], repeats: int, peers: bool, progress: Progres
         case = CASES[name]
         inputs = make(case)
         runs: dict[str, Callable[[], Tensor] | str] = {"inference-opt": ours(case, inputs)}
-        if name in STEPS:
+        if name in STEPS or case.stem:
             runs |= steps(case, inputs)
         if case.stem:
             runs["inference-opt, no cascade"] = ours(case, inputs, cascade=False)

@@ -98,7 +98,9 @@ def by_kernel(layer: LatentAttention, q: Tensor, kept: Tensor, page: int = 64) -
     pages = nn.functional.pad(kept, (0, 0, 0, 0, 0, -n % page)).unflatten(0, (-1, page))
     table = torch.arange(len(pages), dtype=torch.int32)[None]
     batch = kernels.plan_batch(table, [n], [len(q)], pages, layer.heads, d_c)
-    return lambda: layer.values(kernels.paged_attention(layer.absorb(q), pages, None, batch, layer.scale, d_c)[0])
+    return lambda: layer.values(
+        kernels.paged_attention(layer.absorb(q), pages, None, batch, layer.scale, d_c, pdl=True)[0]
+    )
 
 
 @torch.inference_mode()

@@ -23,6 +23,7 @@ from rich.console import Console
 from torch.distributed.device_mesh import init_device_mesh
 
 from inference_opt.engine.engine import Engine
+from inference_opt.engine.graph_runner import GraphRunner
 from inference_opt.environment import describe, elapsed
 from inference_opt.files import writable, write_json
 from inference_opt.lab.agreement import compare
@@ -54,8 +55,10 @@ def model_bytes(model: Transformer) -> int:
 def ways(model: Transformer, pages: int) -> dict[str, Engine]:
     """An engine that runs step by step and, if steps can be captured, one that captures them."""
     plain, captured = (Engine(model, radix=False, num_pages=pages) for _ in range(2))
-    plain.ahead = None
-    return {"step by step": plain} | ({"captured": captured} if captured.ahead else {})
+    if not isinstance(plain.runner, GraphRunner):
+        return {"step by step": plain}
+    plain.runner = plain.runner.eager
+    return {"step by step": plain, "captured": captured}
 
 
 def bench_parallel(options: argparse.Namespace) -> dict[str, Any]:
@@ -120,8 +123,8 @@ def bench_parallel(options: argparse.Namespace) -> dict[str, Any]:
             figures["greedy"][name] = [str(compare(whole, *each)) for each in pairs]
             figures["seeded_identical"][name] = sum(a == b for a, b in zip(one["seeded"], texts["seeded"]))
         figures["weight_bytes"] = {"one": model_bytes(whole), "ranks": [n for _, n, _ in everyones]}
-        kept = whole.config.kv_elements_per_token
-        figures["kv_bytes_per_token"] = {"one": kept * size_of, "ranks": [n * size_of for _, _, n in everyones]}
+        elements = whole.config.kv_elements_per_token
+        figures["kv_bytes_per_token"] = {"one": elements * size_of, "ranks": [n * size_of for _, _, n in everyones]}
         figures["tokens_per_second"] = {
             name: {"median": median(r[1:]), "spread": [min(r[1:]), max(r[1:])]} for name, r in rates.items()
         }

@@ -21,7 +21,7 @@ import torch
 from rich.progress import Progress
 
 from inference_opt.engine.engine import Engine
-from inference_opt.engine.speculation import LONGEST
+from inference_opt.engine.speculation import MAX_GAMMA
 from inference_opt.environment import command_line, describe, elapsed
 from inference_opt.lab.agreement import compare
 from inference_opt.lab.bench.machine import read_bandwidth
@@ -62,7 +62,7 @@ def engine_decoder(model: Transformer, drafter: Drafter | None, gamma: int | Non
     """Our engine, with one request at a time."""
 
     def decode(prompt: list[int], new: int, seed: int) -> Timed:
-        pages = -(-(len(prompt) + new + max(gamma or 0, LONGEST)) // 16)
+        pages = -(-(len(prompt) + new + max(gamma or 0, MAX_GAMMA)) // 16)
         engine = Engine(model, drafter=drafter, num_pages=pages, gamma=gamma)
         params = SamplingParams(max_new_tokens=new, temperature=temperature, seed=seed, ignore_eos=True)
         request = engine.add(prompt, params)

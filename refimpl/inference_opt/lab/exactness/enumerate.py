@@ -33,11 +33,11 @@ class Branching:
         return value
 
     def choose(self, weights: Probs, i: int) -> int:
-        """Every token that has a weight."""
+        """Every token that has a weight, in turn."""
         return self._turn(list(enumerate(weights)))
 
     def race(self, weights: Probs, i: int) -> int:
-        """The same by the noise of place i, which a second law that races there shares with the first."""
+        """The same, by the noise of place i: a second race there shares it with the first."""
         if i in self.won:
             return self.choose(second_winner(*self.won[i], weights), i)
         self.won[i] = weights, self.choose(weights, i)
@@ -51,12 +51,14 @@ class Branching:
 class Uniform:
     """A uniform number in [low, high), which every comparison narrows."""
 
-    def __init__(self, chance: Branching) -> None:
-        self.chance, self.low, self.high = chance, Fraction(0), Fraction(1)
+    def __init__(self, rng: Branching) -> None:
+        self.rng = rng
+        self.low = Fraction(0)
+        self.high = Fraction(1)
 
     def __lt__(self, threshold: Any) -> bool:
         middle = min(max(Fraction(threshold), self.low), self.high)
-        below = self.chance._turn([(True, middle - self.low), (False, self.high - middle)])
+        below = self.rng._turn([(True, middle - self.low), (False, self.high - middle)])
         self.low, self.high = (self.low, middle) if below else (middle, self.high)
         return below
 
@@ -64,15 +66,15 @@ class Uniform:
 
 
 def every_path(program: Callable[[Branching], Any]) -> Iterator[tuple[Any, Fraction]]:
-    """Run a program once for each way that chance can turn: (its result, the probability of that way)."""
+    """Run a program once for each path of random outcomes: (its result, the probability of that path)."""
     scripts: list[list[int]] = [[]]
     while scripts:
         start = scripts.pop()
-        chance = Branching(start)
-        yield program(chance), chance.probability
+        rng = Branching(start)
+        yield program(rng), rng.probability
         # The turns beyond the script took their first outcome: the others are still to do.
-        for depth in range(len(start), len(chance.script)):
-            scripts.extend([*chance.script[:depth], outcome] for outcome in range(1, chance.widths[depth]))
+        for depth in range(len(start), len(rng.script)):
+            scripts.extend([*rng.script[:depth], outcome] for outcome in range(1, rng.widths[depth]))
 
 
 # [/branching]
@@ -81,8 +83,9 @@ def every_path(program: Callable[[Branching], Any]) -> Iterator[tuple[Any, Fract
 class Racing:
     """Randomness as the coupled rule gets it: its draws are races."""
 
-    def __init__(self, chance: Branching) -> None:
-        self.uniform, self.choose = chance.uniform, chance.race
+    def __init__(self, rng: Branching) -> None:
+        self.uniform = rng.uniform
+        self.choose = rng.race
 
 
 # [second_winner]
@@ -99,7 +102,8 @@ def second_winner(q: Probs, i: int, p: Probs) -> Probs:
         if j == i:
             weights[j] = 1 / sum(max(q[k] / q[i], p[k] / p[i]) for k in range(len(p)))
             continue
-        low, high = q[j] / q[i], p[j] / p[i] if p[i] > 0 else None
+        low = q[j] / q[i]
+        high = p[j] / p[i] if p[i] > 0 else None
 
         def total(r: Any, j: Any = j) -> Any:
             return sum((max(q[k] / q[i], r * p[k] / p[j]) for k in range(len(p))), Fraction(0))

@@ -1,9 +1,9 @@
-"""The exact law of speculative decoding, by taking every turn that chance can take, in rational numbers.
+"""The exact law of what speculative decoding emits: every path of random outcomes, summed up in rational numbers.
 
-A rule (`rules.py`, or a wrong one of `zoo.py`) is run as it is, on `Fraction`s. Where it asks for a draw, `Branching`
-gives one outcome after the other and keeps the probability of each; where it compares a uniform number with a
-threshold, the comparison comes out both ways, and the number is known, from then on, to lie on that side. So the law
-of a step comes out as a sum over all its paths, with no sampling, no tolerance and no second version of the rule.
+A rule (of `rules.py`, or a wrong one of `mutants.py`) is run as it is, on `Fraction`s. Where it asks for a draw,
+`Branching` gives one outcome after the other and keeps the probability of each. Where it compares a uniform number with
+a threshold, the comparison comes out both ways, and from then on the number is known to lie on that side. So the law of
+a step is a sum over all its paths, with no sampling, no tolerance and no second version of the rule.
 """
 
 from collections import defaultdict
@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from inference_opt.lab.exactness.enumerate import Branching, Racing, every_path
-from inference_opt.lab.exactness.proposals import PROPOSALS, ByStart, Model, Prefix, Propose, Rule, chain, law_behind
+from inference_opt.lab.exactness.proposals import PROPOSALS, ByStart, Model, Prefix, Propose, Rule, chain, probs_behind
 from inference_opt.speculative import rules
 from inference_opt.trace import emit
 
@@ -24,11 +24,11 @@ def step_law(
     _check(gamma, "gamma")
     proposal = propose or PROPOSALS.get(rule, chain)
 
-    def once(chance: Branching) -> tuple[Prefix, Any]:
+    def once(rng: Branching) -> tuple[Prefix, Any]:
         # The coupled rule races with the drafter's own noise; for the others the drafter's is its own.
         common = rule is rules.coupled
-        laws, guesses, tokens = proposal(target, draft, prefix, gamma, chance.race if common else chance.choose)
-        return tuple(rule(laws, guesses, tokens, Racing(chance) if common else chance)), chance.turns
+        ps, qs, tokens = proposal(target, draft, prefix, gamma, rng.race if common else rng.choose)
+        return tuple(rule(ps, qs, tokens, Racing(rng) if common else rng)), rng.turns
 
     law: dict[Prefix, Fraction] = defaultdict(Fraction)
     for (emitted, turns), probability in every_path(once):
@@ -43,10 +43,11 @@ def output_law(
 ) -> dict[Prefix, Fraction]:
     """The law of the first `length` tokens of a text that is decoded by speculative steps, exactly.
 
-    `target` and `draft` give the law behind a prefix as Fractions. `gamma`: drafts a step; for `multi_draft` the number
-    of candidates, for `tree` its depth. `propose` says how drafts are drawn (`chain`, `siblings()`, `branching()`; by
-    default as fits the rule). If the draft's law depends on where the step began as well, `draft` is a `ByStart` and
-    `propose` is `from_start(chain)`, for example. ValueError for a gamma or length below 0 and for laws that are none.
+    `target` and `draft` give the distribution behind a prefix as Fractions. `gamma`: drafts a step; for `multi_draft`
+    the number of candidates, for `tree` its depth. `propose` says how drafts are drawn (`chain`, `siblings()`,
+    `branching()`; by default as fits the rule). If the draft's distribution also depends on where the step began,
+    `draft` is a `ByStart` and `propose` is `from_start(chain)`, for example. ValueError for a gamma or length below 0
+    and for what is not a distribution.
     """
     _check(length, "length")
     open_: list[dict[Prefix, Fraction]] = [defaultdict(Fraction) for _ in range(length + 1)]  # texts by their length
@@ -61,10 +62,10 @@ def output_law(
 
 
 def joint_law(target: Model, length: int) -> dict[Prefix, Fraction]:
-    """The target's own law over texts of a length: the product of its laws along each text. What must come out."""
+    """The target's own law over texts of a length, the product along each text. It is what must come out."""
     texts: dict[Prefix, Fraction] = {(): Fraction(1)}
     for _ in range(length):
-        texts = {(*t, x): w * p for t, w in texts.items() for x, p in enumerate(law_behind(target, t)) if p > 0}
+        texts = {(*t, x): w * p for t, w in texts.items() for x, p in enumerate(probs_behind(target, t)) if p > 0}
     return texts
 
 

@@ -1,6 +1,6 @@
 """Acceptance rules and drafters with one thing wrong each. `zoo.py` says where each was met.
 
-The line that differs from `rules.py` is marked with ✗. They run on Fractions and on floats, as the right ones do.
+The line that differs from `rules.py` is marked with ✗. Like the right ones, they run on Fractions and on floats.
 """
 
 import math
@@ -10,120 +10,120 @@ from itertools import product
 
 import numpy as np
 
-from inference_opt.lab.exactness.lazy import Lazy
-from inference_opt.lab.exactness.proposals import Model, Prefix, Propose, siblings, verdicts
-from inference_opt.speculative.rules import Probs, Randomness, residual
+from inference_opt.lab.exactness.proposals import Lazy, Model, Prefix, Propose, siblings, target_along
+from inference_opt.speculative.rules import Probs, Randomness, ratio, residual
 
-Laws = Sequence[Probs]
+Distributions = Sequence[Probs]
 Tokens = Sequence[int]
 
 
 # [rules]
-def no_residual(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
+def no_residual(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
     """A rejected token is replaced by a draw from p: what acceptance let through already comes twice."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
-        if not chance.uniform(i) < target[i][x] / draft[i][x]:
-            return [*emitted, chance.choose(target[i], i)]  # ✗
+        if not rng.uniform(i) < ratio(target[i][x], draft[i][x]):
+            return [*emitted, rng.choose(target[i], i)]  # ✗
         emitted.append(x)
-    return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
+    return [*emitted, rng.choose(target[len(emitted)], len(emitted))]
 
 
-def residual_at_the_token(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
+def residual_at_the_token(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
     """q is subtracted from p at the rejected token only."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
-        if not chance.uniform(i) < target[i][x] / draft[i][x]:
+        if not rng.uniform(i) < ratio(target[i][x], draft[i][x]):
             rest = target[i].copy()
             rest[x] = max(rest[x] - draft[i][x], 0)  # ✗
-            return [*emitted, chance.choose(rest, i)]
+            return [*emitted, rng.choose(rest, i)]
         emitted.append(x)
-    return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
+    return [*emitted, rng.choose(target[len(emitted)], len(emitted))]
 
 
-def softmax_residual(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
+def softmax_residual(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
     """The residual goes through a softmax in place of a division by its sum: nearly uniform, and nowhere zero."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
-        if not chance.uniform(i) < target[i][x] / draft[i][x]:
-            rest = [Fraction(math.exp(r)) for r in np.maximum(target[i] - draft[i], 0)]  # ✗
-            return [*emitted, chance.choose(np.array(rest), i)]
+        if not rng.uniform(i) < ratio(target[i][x], draft[i][x]):
+            rest = [type(r)(math.exp(r)) for r in np.maximum(target[i] - draft[i], 0)]  # ✗
+            return [*emitted, rng.choose(np.array(rest), i)]
         emitted.append(x)
-    return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
+    return [*emitted, rng.choose(target[len(emitted)], len(emitted))]
 
 
-def lenient(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
+def lenient(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
     """A token is accepted with probability p / (q / 2): lenience ½ (2211.17192, A.5), which says that it is lossy."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
-        if not chance.uniform(i) < 2 * target[i][x] / draft[i][x]:  # ✗
-            return [*emitted, chance.choose(residual(target[i], draft[i]), i)]
+        if not rng.uniform(i) < ratio(2 * target[i][x], draft[i][x]):  # ✗
+            return [*emitted, rng.choose(residual(target[i], draft[i]), i)]
         emitted.append(x)
-    return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
+    return [*emitted, rng.choose(target[len(emitted)], len(emitted))]
 
 
-def typical(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
-    """Whatever the target finds likely enough is accepted, here p ≥ ¼; else its favourite token is taken."""
+def typical(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
+    """What the target finds likely enough is accepted, here p ≥ ¼; otherwise its likeliest token is taken."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
         if not target[i][x] >= Fraction(1, 4):  # ✗
             return [*emitted, int(np.argmax(target[i]))]  # ✗
         emitted.append(x)
-    return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
+    return [*emitted, rng.choose(target[len(emitted)], len(emitted))]
 
 
-def one_uniform(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
+def one_uniform(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
     """One number decides at every position: that the first draft passed says that it was small."""
     emitted: list[int] = []
-    u = chance.uniform(0)  # ✗
+    u = rng.uniform(0)  # ✗
     for i, x in enumerate(tokens):
-        if not u < target[i][x] / draft[i][x]:
-            return [*emitted, chance.choose(residual(target[i], draft[i]), i)]
+        if not u < ratio(target[i][x], draft[i][x]):
+            return [*emitted, rng.choose(residual(target[i], draft[i]), i)]
         emitted.append(x)
-    return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
+    return [*emitted, rng.choose(target[len(emitted)], len(emitted))]
 
 
-def accept_all(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
-    """The drafts come through, all of them: only the bonus token is the target's."""
-    return [*tokens, chance.choose(target[len(tokens)], len(tokens))]  # ✗
+def accept_all(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
+    """All drafts are accepted: only the bonus token is the target's."""
+    return [*tokens, rng.choose(target[len(tokens)], len(tokens))]  # ✗
 
 
-def stale_bonus(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
+def stale_bonus(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
     """After full acceptance the bonus token is drawn from what was left at the last draft's position."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
-        if not chance.uniform(i) < target[i][x] / draft[i][x]:
-            return [*emitted, chance.choose(residual(target[i], draft[i]), i)]
+        if not rng.uniform(i) < ratio(target[i][x], draft[i][x]):
+            return [*emitted, rng.choose(residual(target[i], draft[i]), i)]
         emitted.append(x)
     last = len(emitted) - 1
-    return [*emitted, chance.choose(residual(target[last], draft[last]), last + 1)]  # ✗
+    return [*emitted, rng.choose(residual(target[last], draft[last]), last + 1)]  # ✗
 
 
-def at_most(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
+def at_most(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
     """u ≤ p / q: a number that can be 0 lets a token pass that the target never says."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
-        if not chance.uniform(i) <= target[i][x] / draft[i][x]:  # ✗
-            return [*emitted, chance.choose(residual(target[i], draft[i]), i)]
+        if not rng.uniform(i) <= ratio(target[i][x], draft[i][x]):  # ✗
+            return [*emitted, rng.choose(residual(target[i], draft[i]), i)]
         emitted.append(x)
-    return [*emitted, chance.choose(target[len(emitted)], len(emitted))]
+    return [*emitted, rng.choose(target[len(emitted)], len(emitted))]
 
 
-def block_unscaled(target: Laws, draft: Laws, tokens: Tokens, chance: Randomness) -> list[int]:
+def block_unscaled(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
     """Block verification that then draws from (p − q)⁺, as token-wise does."""
     tokens = list(tokens)
-    accepted, w = 0, 1
+    accepted = 0
+    w = 1
     for i, x in enumerate(tokens, start=1):
-        w = min(w * target[i - 1][x] / draft[i - 1][x], 1)
+        w = ratio(w * target[i - 1][x], draft[i - 1][x])
         h = w
         if i < len(tokens):
             excess = np.maximum(w * target[i] - draft[i], 0).sum()
             h = excess / (excess + 1 - w) if excess + 1 - w > 0 else 0
-        if chance.uniform(i) < h:
+        if rng.uniform(i) < h:
             accepted = i
     if accepted == len(tokens):
-        return [*tokens, chance.choose(target[accepted], accepted)]
-    return [*tokens[:accepted], chance.choose(residual(target[accepted], draft[accepted]), accepted)]  # ✗
+        return [*tokens, rng.choose(target[accepted], accepted)]
+    return [*tokens[:accepted], rng.choose(residual(target[accepted], draft[accepted]), accepted)]  # ✗
 
 
 # [/rules]
@@ -144,26 +144,27 @@ def chain_of(drawn: Callable[[Probs], Probs], scored: Callable[[Probs], Probs]) 
                 yield text[-1], scored(q)
 
         guesses = Lazy(guess())
-        return verdicts(target, prefix, tokens := Lazy(x for x, _ in guesses)), Lazy(q for _, q in guesses), tokens
+        tokens = Lazy(x for x, _ in guesses)
+        return target_along(target, prefix, tokens), Lazy(q for _, q in guesses), tokens
 
     return propose
 
 
 def as_is(q: Probs) -> Probs:
-    """q."""
+    """q, unchanged."""
     return q
 
 
 def top(k: int) -> Callable[[Probs], Probs]:
-    """q, given that the token is one of the k likeliest (of equals the first). k = 1 is greedy."""
+    """q, given that the token is one of the k likeliest (ties go to the lowest id). k = 1 is greedy."""
 
-    def law(q: Probs) -> Probs:
+    def filtered(q: Probs) -> Probs:
         kept = np.array([Fraction(0)] * len(q), dtype=object)
         for x in sorted(range(len(q)), key=lambda x: -q[x])[:k]:
             kept[x] = q[x]
         return kept / kept.sum()
 
-    return law
+    return filtered
 
 
 def cold(q: Probs) -> Probs:
@@ -172,7 +173,7 @@ def cold(q: Probs) -> Probs:
 
 
 def coarse(q: Probs) -> Probs:
-    """q with four significant bits: as far off, 6 %, as a softmax is whose logits between 16 and 32 are bfloat16."""
+    """q with four significant bits: up to 6 % off, like the softmax of bfloat16 logits between 16 and 32."""
     rounded = []
     for weight in q:
         unit = Fraction(2) ** (math.floor(math.log2(weight)) - 3) if weight else Fraction(1)
@@ -187,17 +188,17 @@ def stop_early(keep: bool) -> Propose:
         target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Probs, int], int]
     ) -> tuple[Sequence[Probs], Sequence[Probs], Sequence[int]]:
         tokens: list[int] = []
-        laws: list[Probs] = []
+        probs: list[Probs] = []
         while len(tokens) < gamma:
             q = np.array(draft(prefix + tuple(tokens)), dtype=object)
             x = choose(q, len(tokens))
             unsure = q[x] < Fraction(1, 3)
             if keep or not unsure:  # ✗ if not keep: those that remain were drawn from q given q ≥ ⅓
                 tokens.append(x)
-                laws.append(q)
+                probs.append(q)
             if unsure:
                 break
-        return verdicts(target, prefix, tokens), laws, tokens
+        return target_along(target, prefix, tokens), probs, tokens
 
     return propose
 
@@ -207,20 +208,20 @@ def beam(
 ) -> tuple[Sequence[Probs], Sequence[Probs], Sequence[int]]:
     """The likeliest text of gamma tokens, searched for, not drawn, and reported with q."""
 
-    def laws(tokens: Sequence[int]) -> list[Probs]:
+    def along(tokens: Sequence[int]) -> list[Probs]:
         return [np.array(draft(prefix + tuple(tokens[:i])), dtype=object) for i in range(gamma)]
 
     texts = product(range(len(draft(prefix))), repeat=gamma)
-    best = max(texts, key=lambda tokens: math.prod(q[x] for q, x in zip(laws(tokens), tokens)))
-    return verdicts(target, prefix, best), laws(best), best  # ✗ with `point_mass`, which looks at no law, it is exact
+    best = max(texts, key=lambda tokens: math.prod(q[x] for q, x in zip(along(tokens), tokens)))
+    return target_along(target, prefix, best), along(best), best  # ✗ exact with `point_mass`, which does not look at q
 
 
 def original_q(
     target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Probs, int], int]
 ) -> tuple[Sequence[Probs], Sequence[Probs], Sequence[int]]:
-    """Candidates drawn without replacement, each reported with the law before any was taken away."""
-    behind, laws, tokens = siblings()(target, draft, prefix, gamma, choose)
-    return behind, [laws[0]] * len(tokens), tokens  # ✗
+    """Candidates drawn without replacement, each reported with the distribution before any was taken away."""
+    behind, probs, tokens = siblings()(target, draft, prefix, gamma, choose)
+    return behind, [probs[0]] * len(tokens), tokens  # ✗
 
 
 # [/drafters]

@@ -1,7 +1,7 @@
-"""Who shares chance with whom, wrongly: a rule and a drafter that are right can be made wrong by their noise alone.
+"""Noise that is shared, wrongly: a right rule and a right drafter can be made wrong by their noise alone.
 
-`Branching` gives every draw of a step its own chance, and the drafter its own. Here that is withheld: the drafter's
-noise is used again by the rule, or by the next step; or uniform numbers are not a continuum, as in every machine.
+In `Branching` every draw of a step is independent of all others, the drafter's too. Here it is not: the rule, or the
+next step, uses the drafter's noise again; or uniform numbers are no continuum, as on every machine.
 """
 
 import math
@@ -12,75 +12,76 @@ from fractions import Fraction
 from inference_opt.lab.exactness.enumerate import Branching, Uniform
 from inference_opt.speculative.rules import Probs, Randomness
 
-Stage = Callable[[int], tuple[Randomness, Randomness]]  # where a step starts → the drafter's chance and the rule's
+StepNoise = Callable[[int], tuple[Randomness, Randomness]]  # where a step begins → the drafter's noise, the rule's
+Sharing = Callable[[Branching], StepNoise]  # who shares noise with whom
 
 
-def independent(chance: Branching) -> Stage:
-    """As it should be: every draw apart from all others."""
-    return lambda start: (chance, chance)
+def independent(rng: Branching) -> StepNoise:
+    """As it should be: every draw is independent of all others."""
+    return lambda start: (rng, rng)
 
 
-# [stages]
+# [sharing]
 @dataclass
 class Raced:
-    """Draws are races by the noise of a place, which all that race there share."""
+    """Draws are races by the noise of a place: all draws at that place share it."""
 
-    chance: Branching
+    rng: Branching
     origin: int
 
     def choose(self, weights: Probs, i: int) -> int:
         """By the noise of place origin + i."""
-        return self.chance.race(weights, self.origin + i)
+        return self.rng.race(weights, self.origin + i)
 
     def uniform(self, i: int) -> Uniform:
-        """A fresh one."""
-        return self.chance.uniform(i)
+        """A new number."""
+        return self.rng.uniform(i)
 
 
-def same_stream(chance: Branching) -> Stage:
+def same_stream(rng: Branching) -> StepNoise:
     """The race that replaces a rejected draft is run with the noise that drew the draft."""
-    return lambda start: (Raced(chance, 1000 * start), Raced(chance, 1000 * start))  # ✗ one of them should be apart
+    return lambda start: (Raced(rng, 1000 * start), Raced(rng, 1000 * start))  # ✗ one of them should be apart
 
 
 @dataclass
 class Kept:
     """Uniform numbers that stay what they are, position by position."""
 
-    chance: Branching
+    rng: Branching
     start: int
     numbers: dict[int, Uniform]
 
     def choose(self, weights: Probs, i: int) -> int:
         """A fresh draw: it ends the step, so that no later step draws at its position."""
-        return self.chance.choose(weights, i)
+        return self.rng.choose(weights, i)
 
     def uniform(self, i: int) -> Uniform:
         """The number of position start + i."""
-        return self.numbers.setdefault(self.start + i, self.chance.uniform(i))
+        return self.numbers.setdefault(self.start + i, self.rng.uniform(i))
 
 
-def by_position(chance: Branching) -> Stage:
+def by_position(rng: Branching) -> StepNoise:
     """Noise is a function of the position alone: after a rejection the next step draws with the rest of it again.
 
     With two drafts a step no position's noise is raced for more than twice, which is as far as `race` goes.
     """
     numbers: dict[int, Uniform] = {}
-    return lambda start: (Raced(chance, start), Kept(chance, start, numbers))  # ✗ start should be part of the key
+    return lambda start: (Raced(rng, start), Kept(rng, start, numbers))  # ✗ start should be part of the key
 
 
-# [/stages]
+# [/sharing]
 BITS = 24  # of a uniform number in float32
 
 
 class Grid:
     """A uniform number as machines have it: one of 0, 2⁻²⁴, …, 1 − 2⁻²⁴. It is compared once."""
 
-    def __init__(self, chance: Branching) -> None:
-        self.chance = chance
+    def __init__(self, rng: Branching) -> None:
+        self.rng = rng
 
     def _below(self, count: int) -> bool:
         count = min(max(count, 0), 2**BITS)
-        return self.chance._turn([(True, Fraction(count)), (False, Fraction(2**BITS - count))])
+        return self.rng._turn([(True, Fraction(count)), (False, Fraction(2**BITS - count))])
 
     def __lt__(self, threshold: Fraction | int) -> bool:
         return self._below(math.ceil(threshold * 2**BITS))
@@ -93,17 +94,17 @@ class Grid:
 class OnAGrid:
     """Randomness whose uniform numbers have 24 bits."""
 
-    chance: Branching
+    rng: Branching
 
     def choose(self, weights: Probs, i: int) -> int:
-        """As ever."""
-        return self.chance.choose(weights, i)
+        """A token, drawn as `Branching` draws."""
+        return self.rng.choose(weights, i)
 
     def uniform(self, i: int) -> Grid:
-        """On the grid."""
-        return Grid(self.chance)
+        """One of the 2²⁴ numbers."""
+        return Grid(self.rng)
 
 
-def on_a_grid(chance: Branching) -> Stage:
-    """Right or wrong as the rule compares."""
-    return lambda start: (chance, OnAGrid(chance))
+def on_a_grid(rng: Branching) -> StepNoise:
+    """Uniform numbers have 24 bits: right with rules that compare u < t, wrong with those that compare u ≤ t."""
+    return lambda start: (rng, OnAGrid(rng))

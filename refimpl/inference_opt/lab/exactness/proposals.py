@@ -6,56 +6,76 @@ from typing import Any
 
 import numpy as np
 
-from inference_opt.lab.exactness.lazy import Lazy
 from inference_opt.speculative import rules
 from inference_opt.speculative.rules import Probs, Randomness
 
 Prefix = tuple[int, ...]
-Model = Callable[[Prefix], Sequence[Fraction]]  # the law of the token behind a prefix
+Model = Callable[[Prefix], Sequence[Fraction]]  # the distribution of the token behind a prefix
 ByStart = Callable[[Prefix], Model]  # a drafter's model, by the text that a step begins behind
 Rule = Callable[[Any, Any, Any, Randomness], list[int]]
-# (target, draft, prefix, gamma, choose) → what a rule takes: target's laws, draft's laws, tokens
+# (target, draft, prefix, gamma, choose) → what a rule takes: the target's distributions, the draft's, the tokens
 Propose = Callable[[Model, Any, Prefix, int, Callable[[Probs, int], int]], tuple[Any, Any, Any]]
+
+
+class Lazy(Sequence[Any]):
+    """A sequence that is drawn as it is read: what a rule never looks at need not be enumerated."""
+
+    def __init__(self, items: Iterator[Any]) -> None:
+        self._items = items
+        self.so_far: list[Any] = []  # what has been read
+
+    def __getitem__(self, i: Any) -> Any:
+        while i >= len(self.so_far):
+            try:
+                self.so_far.append(next(self._items))
+            except StopIteration:
+                raise IndexError(i) from None
+        return self.so_far[i]
+
+    def __len__(self) -> int:
+        self.so_far.extend(self._items)
+        return len(self.so_far)
 
 
 # [proposals]
 def chain(
     target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Probs, int], int]
 ) -> tuple[Sequence[Any], Sequence[Any], Sequence[int]]:
-    """One draft of gamma tokens, each from the draft's law behind the one before."""
+    """One draft of gamma tokens, each drawn from the draft model's distribution behind the one before."""
 
     def guess() -> Iterator[tuple[int, Probs]]:
         text = prefix
         for i in range(gamma):
-            law = law_behind(draft, text)
-            text = (*text, choose(law, i))
-            yield text[-1], law
+            q = probs_behind(draft, text)
+            text = (*text, choose(q, i))
+            yield text[-1], q
 
     guesses = Lazy(guess())
-    return verdicts(target, prefix, tokens := Lazy(x for x, _ in guesses)), Lazy(q for _, q in guesses), tokens
+    tokens = Lazy(x for x, _ in guesses)
+    return target_along(target, prefix, tokens), Lazy(q for _, q in guesses), tokens
 
 
-def verdicts(target: Model, prefix: Prefix, tokens: Sequence[int]) -> Sequence[Any]:
-    """The target's laws behind a prefix and behind each token of a draft."""
+def target_along(target: Model, prefix: Prefix, tokens: Sequence[int]) -> Sequence[Any]:
+    """The target's distributions behind a prefix and behind each token of a draft."""
 
     def read() -> Iterator[Probs]:
         text = prefix
-        yield law_behind(target, text)
+        yield probs_behind(target, text)
         for x in tokens:
             text = (*text, x)
-            yield law_behind(target, text)
+            yield probs_behind(target, text)
 
     return Lazy(read())
 
 
 def siblings(replacement: bool = False) -> Propose:
-    """gamma candidates for one position (fewer, where the draft's law has no more to give)."""
+    """gamma candidates for one position (fewer, where the draft's distribution has fewer tokens)."""
 
     def propose(
         target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Probs, int], int]
     ) -> tuple[Sequence[Probs], Sequence[Probs], Sequence[int]]:
-        laws, tokens = _candidates(law_behind(draft, prefix), gamma, choose, replacement)
-        return [law_behind(target, prefix), *(law_behind(target, (*prefix, x)) for x in tokens)], laws, tokens
+        probs, tokens = _candidates(probs_behind(draft, prefix), gamma, choose, replacement)
+        return [probs_behind(target, prefix), *(probs_behind(target, (*prefix, x)) for x in tokens)], probs, tokens
 
     return propose
 
@@ -68,11 +88,12 @@ def branching(width: int = 2, replacement: bool = False) -> Propose:
     ) -> tuple[Any, Any, Any]:
         drawn = _OnDemand(
             lambda path: _candidates(
-                law_behind(draft, prefix + path), width if len(path) < gamma else 0, choose, replacement
+                probs_behind(draft, prefix + path), width if len(path) < gamma else 0, choose, replacement
             )
         )
-        laws, tokens = _OnDemand(lambda path: drawn[path][0]), _OnDemand(lambda path: drawn[path][1])
-        return _OnDemand(lambda path: law_behind(target, prefix + path)), laws, tokens
+        probs = _OnDemand(lambda path: drawn[path][0])
+        tokens = _OnDemand(lambda path: drawn[path][1])
+        return _OnDemand(lambda path: probs_behind(target, prefix + path)), probs, tokens
 
     return propose
 
@@ -80,8 +101,8 @@ def branching(width: int = 2, replacement: bool = False) -> Propose:
 def from_start(propose: Propose) -> Propose:
     """The same drafts, by a drafter that sees where the step began: `draft(start)` is its model for that step.
 
-    So `NGram` drafts: it counts the text and not the drafts, hence its law behind a prefix is one thing where the end
-    of the prefix was drafted in this step, and another where it was committed before.
+    `NGram` drafts like this: it counts the text but not the drafts, so its distribution behind a prefix differs between
+    a step that drafted the end of the prefix and one that found it committed.
     """
     return lambda target, draft, start, gamma, choose: propose(target, draft(start), start, gamma, choose)
 
@@ -91,17 +112,17 @@ PROPOSALS: dict[Rule, Propose] = {rules.multi_draft: siblings(), rules.tree: bra
 
 
 def _candidates(
-    law: Probs, count: int, choose: Callable[[Probs, int], int], replacement: bool
+    q: Probs, count: int, choose: Callable[[Probs, int], int], replacement: bool
 ) -> tuple[list[Probs], list[int]]:
-    laws: list[Probs] = []
+    probs: list[Probs] = []
     tokens: list[int] = []
-    while len(tokens) < count and law.any():
-        laws.append(law / law.sum())
-        tokens.append(choose(laws[-1], len(tokens)))
+    while len(tokens) < count and q.any():
+        probs.append(q / q.sum())
+        tokens.append(choose(probs[-1], len(tokens)))
         if not replacement:
-            law = law.copy()
-            law[tokens[-1]] = Fraction(0)
-    return laws, tokens
+            q = q.copy()
+            q[tokens[-1]] = Fraction(0)
+    return probs, tokens
 
 
 class _OnDemand(dict[Prefix, Any]):
@@ -112,9 +133,10 @@ class _OnDemand(dict[Prefix, Any]):
         return self.setdefault(path, self.make(path))
 
 
-def law_behind(model: Model, text: Prefix) -> Probs:
-    """A model's law behind a text, as exact numbers. ValueError where it is none."""
-    law = np.array([Fraction(weight) for weight in model(text)], dtype=object)
-    if (law < 0).any() or law.sum() != 1:
-        raise ValueError(f"behind {text} the model gives {[str(w) for w in law]}, which is no law: it must sum to one")
-    return law
+def probs_behind(model: Model, text: Prefix) -> Probs:
+    """A model's distribution behind a text, as exact numbers. ValueError where it is not a distribution."""
+    probs = np.array([Fraction(weight) for weight in model(text)], dtype=object)
+    if (probs < 0).any() or probs.sum() != 1:
+        given = [str(w) for w in probs]
+        raise ValueError(f"behind {text} the model gives {given}: expected probabilities ≥ 0 that sum to one")
+    return probs

@@ -1,13 +1,13 @@
 """A rule's own code, run on symbols: the solver z3 says whether it is exact for all real p and q there are.
 
-Enumeration (`enumerate.py`) takes every turn of chance for one pair of laws. Here laws are unknowns p_0 … p_{V−1} and
-q_0 … q_{V−1}, and where the code compares two of them, both answers are followed, each on its condition. What comes out
-is a formula a region,
+Enumeration (`enumerate.py`) takes every path for one pair of distributions. Here they are unknowns p_0 … p_{V−1} and
+q_0 … q_{V−1}. Where the code compares two of them, both answers are followed, each on its condition. What comes out is
+a formula for each region,
 
     P(first token = x) = Σ over the region's paths of their probability,
 
 and the solver looks for p and q in the region where it is not p_x. If there are none, the rule is exact, for this V,
-for every pair of laws; else it shows one. (De Moura & Bjørner 2008. z3 comes with the `test` extra.)
+for every pair of distributions; otherwise it shows one. (De Moura & Bjørner 2008. z3 comes with the `test` extra.)
 """
 
 from collections import defaultdict
@@ -25,10 +25,11 @@ from inference_opt.speculative.rules import Probs
 
 # [symbols]
 class Number:
-    """A real number that is known by its name only. Asked how it compares, it takes both answers in turn."""
+    """A real number known only by its name. Asked how it compares, it takes both answers in turn."""
 
     def __init__(self, world: "World", formula: Any) -> None:
-        self.world, self.formula = world, formula
+        self.world = world
+        self.formula = formula
 
     def _with(self, other: Any, make: Callable[[Any, Any], Any]) -> Any:
         if isinstance(other, np.ndarray):
@@ -53,7 +54,8 @@ class Number:
     def __rtruediv__(self, other: Any) -> Any:
         return self._with(other, lambda a, b: b / a)
 
-    __radd__, __rmul__ = __add__, __mul__
+    __radd__ = __add__
+    __rmul__ = __mul__
 
     def __lt__(self, other: Any) -> bool:
         return self.world.decide(self.formula < value(other))
@@ -72,7 +74,7 @@ class Number:
 
 
 def value(x: Any) -> Any:
-    """What z3 reckons with."""
+    """The formula of a number, for z3."""
     return x.formula if isinstance(x, Number) else z3.RealVal(str(Fraction(x)))
 
 
@@ -80,12 +82,14 @@ class World:
     """One path: the answers given so far, and the probability of the turns taken, both as formulas."""
 
     def __init__(self, turns: Branching, known: list[Any], asked: dict[tuple[int, ...], list[bool]]) -> None:
-        self.turns, self.known, self.asked = turns, known, asked
+        self.turns = turns
+        self.known = known
+        self.asked = asked
         self.conditions: list[Any] = []
         self.probability: Any = z3.RealVal(1)
 
     def decide(self, condition: Any) -> bool:
-        """Both answers, if both can be; what follows from the answers before is no question any more."""
+        """Both answers, in turn, where both are possible: earlier answers may leave only one."""
         so_far = tuple(self.turns.script[: len(self.turns.widths)])
         if so_far not in self.asked:  # paths that began alike ask alike
             sides = ((True, condition), (False, z3.Not(condition)))
@@ -145,19 +149,19 @@ def solve(*formulas: Any, seconds: float = 60) -> z3.ModelRef | None:
 def counterexample(
     rule: Rule, vocab: int, draft: Callable[[Probs, World], tuple[list[Probs], list[int]]] | None = None
 ) -> tuple[list[Fraction], list[Fraction]] | None:
-    """Laws (p, q) over `vocab` tokens for which the first token that a step emits is not drawn from p, or None.
+    """A pair (p, q) over `vocab` tokens for which the first token that a step emits is not drawn from p, or None.
 
     `draft` says what is drawn from q and how it is reported: by default one token, with q. RuntimeError where the
     solver gives up.
     """
     names = [[z3.Real(f"{letter}_{x}") for x in range(vocab)] for letter in "pq"]
-    laws = [condition for law in names for condition in [z3.Sum(law) == 1, *(w >= 0 for w in law)]]
+    valid = [condition for probs in names for condition in [z3.Sum(probs) == 1, *(w >= 0 for w in probs)]]
     regions: dict[str, list[tuple[World, int]]] = defaultdict(list)
     asked: dict[tuple[int, ...], list[bool]] = {}
 
     def step(turns: Branching) -> tuple[World, int]:
-        world = World(turns, laws, asked)
-        p, q = (np.array([Number(world, w) for w in law], dtype=object) for law in names)
+        world = World(turns, valid, asked)
+        p, q = (np.array([Number(world, w) for w in probs], dtype=object) for probs in names)
         for x in range(vocab):  # the questions that every path would ask, before any turn: then all paths share them
             _ = q[x] > 0, p[x] > 0, p[x] < q[x], p[x] > q[x]
         guesses, tokens = draft(q, world) if draft else ([q], [world.choose(q, 0)])
@@ -169,9 +173,9 @@ def counterexample(
     for paths in regions.values():
         for x in range(vocab):
             out = z3.Sum([world.probability for world, token in paths if token == x] or [z3.RealVal(0)])
-            found = solve(*laws, *paths[0][0].conditions, out != names[0][x])
+            found = solve(*valid, *paths[0][0].conditions, out != names[0][x])
             if found is not None:
-                p, q = ([found.eval(w, model_completion=True).as_fraction() for w in law] for law in names)
+                p, q = ([found.eval(w, model_completion=True).as_fraction() for w in probs] for probs in names)
                 return p, q
     return None
 

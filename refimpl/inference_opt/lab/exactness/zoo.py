@@ -1,6 +1,6 @@
-"""The zoo: acceptance rules, drafters and chances that look right and are not, each beside the right one.
+"""The zoo: acceptance rules, drafters and noise that look right and are not, each beside the right one.
 
-Every entry names what is wrong, where it was met, and a pair of models on which its law is worked out exactly:
+Every entry names what is wrong, where it was met, and a pair of models on which its law is computed exactly:
 
     for each in ZOO: print(each.name, float(each.bias()), each.samples())
 
@@ -8,7 +8,6 @@ Every entry names what is wrong, where it was met, and a pair of models on which
 test (`gtest.py`) takes to notice.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, partial
@@ -18,14 +17,14 @@ from inference_opt.lab.exactness.enumerate import Branching, every_path
 from inference_opt.lab.exactness.exact import joint_law, total_variation
 from inference_opt.lab.exactness.gtest import samples_needed
 from inference_opt.lab.exactness.mutants import chain_of
-from inference_opt.lab.exactness.noise_sharing import Stage, by_position, independent, on_a_grid, same_stream
+from inference_opt.lab.exactness.noise_sharing import Sharing, by_position, independent, on_a_grid, same_stream
 from inference_opt.lab.exactness.proposals import Model, Prefix, Propose, Rule, chain, siblings
 from inference_opt.speculative import rules
 
 
-def table(**laws: str) -> Model:
-    """A model whose law depends on the last token: start="5 3 2" is (1/2, 3/10, 1/5), after_0=… what follows a 0."""
-    weights = {name: [int(w) for w in text.split()] for name, text in laws.items()}
+def table(**rows: str) -> Model:
+    """A model that looks at the last token: start="5 3 2" is (1/2, 3/10, 1/5), after_0=… what follows a 0."""
+    weights = {name: [int(w) for w in text.split()] for name, text in rows.items()}
 
     def model(prefix: Prefix) -> tuple[Fraction, ...]:
         row = weights["start"] if not prefix else weights.get(f"after_{prefix[-1]}", weights["start"])
@@ -34,16 +33,16 @@ def table(**laws: str) -> Model:
     return model
 
 
-# The pair that all are compared on, if not said otherwise.
+# The pair that all are compared on, unless an entry names another.
 TARGET = table(start="5 3 2", after_0="2 5 3", after_1="3 2 5", after_2="5 3 2")
 DRAFT = table(start="8 7 5", after_0="4 3 3", after_1="6 1 3", after_2="3 2 5")
 # And one where the target never says what the draft says half of the time, all of p / q on the grid of floats.
 NEVER_0, OFTEN_0 = table(start="0 1 1"), table(start="2 1 1")
 
 
-# [wrong]
+# [mutant]
 @dataclass(frozen=True)
-class Wrong:
+class Mutant:
     """One entry: how it drafts, judges and draws, and how it should."""
 
     name: str
@@ -51,10 +50,10 @@ class Wrong:
     sources: tuple[str, ...]  # where it was met, or asked about
     rule: Rule
     propose: Propose = chain
-    chance: Callable[[Branching], Stage] = independent
+    sharing: Sharing = independent
     right_rule: Rule = rules.token_wise
     right_propose: Propose = chain
-    right_chance: Callable[[Branching], Stage] = independent
+    right_sharing: Sharing = independent
     target: Model = TARGET
     draft: Model = DRAFT
     gamma: int = 2
@@ -64,11 +63,11 @@ class Wrong:
     @cache  # noqa: B019 (entries live as long as the module)
     def law(self) -> dict[Prefix, Fraction]:
         """Of the first `length` tokens, exactly."""
-        return self._law(self.rule, self.propose, self.chance)
+        return self._law(self.rule, self.propose, self.sharing)
 
     def right_law(self) -> dict[Prefix, Fraction]:
         """The same, with what is wrong put right."""
-        return self._law(self.right_rule, self.right_propose, self.right_chance)
+        return self._law(self.right_rule, self.right_propose, self.right_sharing)
 
     def true_law(self) -> dict[Prefix, Fraction]:
         """The target's own."""
@@ -88,17 +87,17 @@ class Wrong:
         texts = sorted({*right, *wrong})
         return [float(right.get(t, 0)) for t in texts], [float(wrong.get(t, 0)) for t in texts]
 
-    def _law(self, rule: Rule, propose: Propose, chance: Callable[[Branching], Stage]) -> dict[Prefix, Fraction]:
+    def _law(self, rule: Rule, propose: Propose, sharing: Sharing) -> dict[Prefix, Fraction]:
         def decode(branching: Branching, text: Prefix, steps: int) -> Prefix:
-            stage = chance(branching)
+            noise = sharing(branching)
             while len(text) < self.length and steps > 0:
-                drafter, judge = stage(len(text))
+                drafter, judge = noise(len(text))
                 text = (*text, *rule(*propose(self.target, self.draft, text, self.gamma, drafter.choose), judge))
                 steps -= 1
             return text[: self.length]
 
         # Steps that share nothing can be summed up text by text between them; those that do are run as a whole.
-        steps = self.length if chance is by_position else 1
+        steps = self.length if sharing is by_position else 1
         done: dict[Prefix, Fraction] = {}
         texts: dict[Prefix, Fraction] = {(): Fraction(1)}
         while texts:
@@ -110,7 +109,7 @@ class Wrong:
         return done
 
 
-# [/wrong]
+# [/mutant]
 
 GITHUB = "https://github.com/"
 ARXIV = "https://arxiv.org/abs/"
@@ -122,7 +121,7 @@ def _thread(*paths: str) -> tuple[str, ...]:
 
 # [zoo]
 ZOO = [
-    Wrong(
+    Mutant(
         "argmax draft, softmax q",
         "the draft is the likeliest token, always, and is judged as if it had been drawn",
         _thread("jaymody/speculative-sampling/issues/3", "huggingface/transformers/issues/32867"),
@@ -130,23 +129,23 @@ ZOO = [
         propose=chain_of(mutants.top(1), mutants.as_is),
         right_propose=chain_of(mutants.top(1), mutants.top(1)),
     ),
-    Wrong(
+    Mutant(
         "top-k draft, raw q",
-        "drafts are drawn after a top-k filter, here the best two, and judged by the law before it",
+        "drafts are drawn after a top-k filter, here the best two, and judged by the distribution before it",
         _thread("huggingface/transformers/issues/47932"),
         rules.token_wise,
         propose=chain_of(mutants.top(2), mutants.as_is),
         right_propose=chain_of(mutants.top(2), mutants.top(2)),
     ),
-    Wrong(
+    Mutant(
         "cold draft, raw q",
-        "drafts are drawn at temperature ½ and judged by the law at 1",
+        "drafts are drawn at temperature ½ and judged by the distribution at 1",
         _thread("huggingface/transformers/issues/47932"),
         rules.token_wise,
         propose=chain_of(mutants.cold, mutants.as_is),
         right_propose=chain_of(mutants.cold, mutants.cold),
     ),
-    Wrong(
+    Mutant(
         "draft in low precision",
         "drafts are drawn from rounded logits and judged by exact ones",
         _thread("deepseek-ai/DeepSpec/issues/31"),
@@ -154,7 +153,7 @@ ZOO = [
         propose=chain_of(mutants.coarse, mutants.as_is),
         right_propose=chain_of(mutants.coarse, mutants.coarse),
     ),
-    Wrong(
+    Mutant(
         "beam search, q",
         "the draft is the likeliest continuation, found by search, and is judged as if it had been drawn",
         _thread("apple/ml-recurrent-drafter/issues/6"),
@@ -163,53 +162,53 @@ ZOO = [
         right_rule=rules.point_mass,
         right_propose=mutants.beam,
     ),
-    Wrong(
+    Mutant(
         "unsure token dropped",
-        "a token of low q ends the draft and is thrown away: what is left was drawn from another law",
+        "a token of low q ends the draft and is thrown away: what is left was drawn from another distribution",
         _thread("ikawrakow/ik_llama.cpp/pull/1820"),  # harmless there: drafts are compared, not judged by p / q
         rules.token_wise,
         propose=mutants.stop_early(keep=False),
         right_propose=mutants.stop_early(keep=True),
         asked=True,
     ),
-    Wrong(
+    Mutant(
         "no residual",
         "a rejected token is replaced by a draw from p",
         _thread("eth-sri/language-model-arithmetic/issues/14", "NJUNLP/MCSD/issues/5"),
         mutants.no_residual,
         asked=True,
     ),
-    Wrong(
+    Mutant(
         "residual at the token only",
         "q is subtracted where the draft was, not everywhere",
         _thread("SafeAILab/EAGLE/issues/20"),
         mutants.residual_at_the_token,
     ),
-    Wrong(
+    Mutant(
         "softmax of the residual",
         "(p − q)⁺ is normalised by a softmax",
         _thread("huggingface/transformers/pull/28508"),
         mutants.softmax_residual,
     ),
-    Wrong(
+    Mutant(
         "lenience ½",
         "drafts are accepted twice as gladly; the paper offers it as lossy",
         _thread(ARXIV + "2211.17192"),
         mutants.lenient,
     ),
-    Wrong(
+    Mutant(
         "typical acceptance",
         "what the target finds likely enough is accepted; offered as lossy",
         _thread(ARXIV + "2401.10774", "vllm-project/vllm/pull/5131"),
         mutants.typical,
     ),
-    Wrong(
+    Mutant(
         "one uniform number",
         "the generator is seeded anew before every draw, so that one number judges all positions",
         _thread("feifeibear/LLMSpeculativeSampling"),
         mutants.one_uniform,
     ),
-    Wrong(
+    Mutant(
         "everything accepted",
         "the count of accepted tokens is always full, or the number compared with p / q always 0",
         _thread(
@@ -219,22 +218,22 @@ ZOO = [
         ),
         mutants.accept_all,
     ),
-    Wrong(
+    Mutant(
         "stale bonus",
         "after full acceptance the last token comes from what was left at the position before",
         _thread("SafeAILab/EAGLE/pull/47", "SafeAILab/EAGLE/issues/50"),
         mutants.stale_bonus,
     ),
-    Wrong(
+    Mutant(
         "block, unscaled residual",
         "block verification that replaces by (p − q)⁺ in place of (w p − q)⁺",
         _thread("vllm-project/vllm-ascend/pull/7808"),
         mutants.block_unscaled,
         right_rule=rules.block,
     ),
-    Wrong(
+    Mutant(
         "siblings, original q",
-        "candidates are drawn without replacement, and each is judged by the law before any was taken",
+        "candidates are drawn without replacement, and each is judged by the distribution before any was taken",
         _thread("SafeAILab/EAGLE/issues/74"),
         rules.multi_draft,
         propose=mutants.original_q,
@@ -242,30 +241,30 @@ ZOO = [
         right_propose=siblings(),
         asked=True,
     ),
-    Wrong(
+    Mutant(
         "draft and target share noise",
         "a rejected draft is replaced with the very noise that drew it",
         _thread("vllm-project/vllm/pull/47386", "vllm-project/vllm/pull/54282"),
         rules.token_wise,
-        chance=same_stream,
+        sharing=same_stream,
     ),
-    Wrong(
+    Mutant(
         "block, noise by position",
         "block verification has looked at drafts that it rejects, and their noise decides the same positions again",
         (),  # found here, by enumeration: token_wise has not looked, and bears it
         rules.block,
-        chance=by_position,
+        sharing=by_position,
         right_rule=rules.token_wise,
-        right_chance=by_position,
+        right_sharing=by_position,
         length=2,
     ),
-    Wrong(
+    Mutant(
         "u ≤ p / q, and u = 0",
         "one number in 2²⁴ is 0, and lets a token pass that the target never says",
         (),  # read in older kernels of vLLM and SGLang
         mutants.at_most,
-        chance=on_a_grid,
-        right_chance=on_a_grid,
+        sharing=on_a_grid,
+        right_sharing=on_a_grid,
         target=NEVER_0,
         draft=OFTEN_0,
     ),

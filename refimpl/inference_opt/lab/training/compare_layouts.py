@@ -140,14 +140,14 @@ def main() -> None:
     parser.add_argument("--json", type=writable, required=True)
     options = parser.parse_args()
     corpus = load_file(options.corpus)
-    tokens, kept = reduce_vocabulary(corpus["tokens"].long())
+    tokens, covered = reduce_vocabulary(corpus["tokens"].long())
     configs = {name: layout(name, tokens.shape[1]) for name in options.layouts}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.layouts}
     record: dict[str, Any] = {
         **ran_on(options.device[0]),
         "tokens_a_run": int(corpus["ended"][options.held_out :].sum()) * options.epochs,
         "vocabulary": VOCAB,
-        "vocabulary_covers": kept,
+        "vocabulary_covers": covered,
     }
     pairs = [(name, seed) for seed in range(options.seeds) for name in options.layouts]
     jobs = [(*pair, options.device[i % len(options.device)]) for i, pair in enumerate(pairs)]

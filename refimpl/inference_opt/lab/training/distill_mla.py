@@ -32,14 +32,10 @@ from inference_opt.loading.tokenizer import needed
 from inference_opt.model.transformer import Transformer
 
 
-# [loss]
 def divergence(wanted: Float[Tensor, "positions vocab"], logits: Float[Tensor, "positions vocab"]) -> Float[Tensor, ""]:
     """Mean KL(original ‖ converted) = Σ p (log p − log q), in nats."""
     p, q = wanted.float().log_softmax(dim=-1), logits.float().log_softmax(dim=-1)
     return (p.exp() * (p - q)).sum(dim=-1).mean()
-
-
-# [/loss]
 
 
 def heal(

@@ -32,7 +32,6 @@ from inference_opt.model.transformer import Transformer
 from inference_opt.speculative.head import DraftHead
 
 
-# [unrolled]
 class Unrolled(KV):
     """Attention in the passes of the unrolling. In pass j, slot t sees what it sees as the j-th draft from t − j + 1.
 
@@ -70,9 +69,6 @@ class Unrolled(KV):
         return out.flatten(0, 1)
 
 
-# [/unrolled]
-
-
 def unroll(
     target: Transformer, head: DraftHead, rows: dict[str, Tensor], passes: int
 ) -> tuple[Float[Tensor, "slots vocab"], list[Float[Tensor, "slots reduced"]]]:
@@ -102,7 +98,6 @@ def judged(rows: dict[str, Tensor], passes: int) -> Bool[Tensor, "slots"]:
     return ((slot >= begin) & (slot + 2 < rows["ended"][:, None])).flatten()
 
 
-# [loss]
 def loss_of(head: DraftHead, logits: Tensor, guesses: list[Tensor]) -> Tensor:
     """The mean of two cross-entropies: with the target's distribution, and with its favourite token (for greedy use).
 
@@ -116,9 +111,6 @@ def loss_of(head: DraftHead, logits: Tensor, guesses: list[Tensor]) -> Tensor:
     wanted = (p + favourite * inside) / 2
     losses = [-(wanted * guess.float().log_softmax(dim=-1)).sum(dim=-1).mean() for guess in guesses]
     return torch.stack(losses).mean()
-
-
-# [/loss]
 
 
 @torch.no_grad()

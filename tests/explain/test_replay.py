@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,19 +12,23 @@ from inference_opt.cache import generate as static
 from inference_opt.cache.contiguous import ContiguousCache
 from inference_opt.cache.pool import PagePool
 from inference_opt.engine.engine import Engine
+from inference_opt.explain import views
+from inference_opt.explain.record import record
 from inference_opt.explain.scenarios.law import DRAFT, TARGET
 from inference_opt.explain.scenarios.speculation import Floats
 from inference_opt.explain.scenarios.toys import arrivals, toy
 from inference_opt.lab.exactness.exact import output_law
 from inference_opt.lab.exactness.proposals import PROPOSALS, chain
-from inference_opt.lab.exactness.zoo import table
+from inference_opt.lab.exactness.zoo import DRAFT as ZOO_DRAFT
+from inference_opt.lab.exactness.zoo import NEVER_0, OFTEN_0, table
+from inference_opt.lab.exactness.zoo import TARGET as ZOO_TARGET
 from inference_opt.model.attention import NoCache
 from inference_opt.radix.node import as_bytes
 from inference_opt.radix.tree import RadixTree
 from inference_opt.sampling import probabilities, sample
 from inference_opt.speculative import rules
 from inference_opt.speculative.models import FirstLayers
-from inference_opt.trace import record
+from inference_opt.trace import watched
 from tests.toys import SHAPES
 from tests.toys import toy as toy_model
 
@@ -110,7 +115,7 @@ def test_recording_changes_nothing(operations, page_size):
                 run(tree, pool, operations)
         else:
             run(tree, pool, operations)
-        states.append((tree.snapshot(), pool.snapshot(), tree.clock, tree.inserted, tree.evicted))
+        states.append((views.snapshot(tree), views.snapshot(pool), tree.clock, tree.inserted, tree.evicted))
     assert states[0] == states[1]
 
 
@@ -130,18 +135,18 @@ class Told:
 
 
 @given(st.sampled_from(RULES), st.integers(0, 4), st.integers(0, 99), st.data())
-def test_a_verdict_told_its_own_numbers_is_given_again(rule, gamma, seed, data):
+def test_a_rule_given_the_numbers_of_its_trace_does_the_same_again(rule, gamma, seed, data):
     """And what it shows is what it did: the kept path is what comes out, and every invariant holds."""
-    laws = st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(any)
+    weights = st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(any)
     target, draft = (
-        table(**{name: " ".join(map(str, data.draw(laws))) for name in ("start", "after_0", "after_1", "after_2")})
+        table(**{name: " ".join(map(str, data.draw(weights))) for name in ("start", "after_0", "after_1", "after_2")})
         for _ in range(2)
     )
 
-    def run(chance):
+    def run(rng):
         drafting = Floats(seed, 0, 0 if rule is rules.coupled else 1)
         with record() as trace:
-            return rule(*PROPOSALS.get(rule, chain)(target, draft, (), gamma, drafting.choose), chance), trace
+            return watched(rule)(*PROPOSALS.get(rule, chain)(target, draft, (), gamma, drafting.choose), rng), trace
 
     emitted, trace = run(Floats(seed, 0))
     again, second = run(Told(trace))
@@ -153,8 +158,65 @@ def test_a_verdict_told_its_own_numbers_is_given_again(rule, gamma, seed, data):
     assert emitted == (kept if last["drawn"] is None else [*kept, last["drawn"]])
 
 
+@given(st.sampled_from(RULES), st.integers(0, 4), st.integers(0, 99))
+def test_a_recording_draws_no_more_of_a_draft_than_its_rule(rule, gamma, seed):
+    drawn = []
+    for recorded in (False, True):
+        drafting = Floats(seed, 0, 0 if rule is rules.coupled else 1)
+        drawn.append([])
+
+        def choose(weights, i, drafting=drafting, to=drawn[-1]):
+            to.append(drafting.choose(weights, i))
+            return to[-1]
+
+        with record() if recorded else nullcontext():
+            given = PROPOSALS.get(rule, chain)(ZOO_TARGET, ZOO_DRAFT, (), gamma, choose)
+            drawn[-1].append(watched(rule)(*given, Floats(seed, 0)))
+    assert drawn[0] == drawn[1]
+
+
+class Small(float):
+    """A number that claims to lie below any other."""
+
+    def __lt__(self, other):
+        return True
+
+
+@pytest.mark.parametrize("rule", [rules.token_wise, rules.block, rules.point_mass, rules.multi_draft, rules.tree])
+def test_a_comparison_that_came_out_wrong_is_told(rule):
+    """A draft that the target never says, kept."""
+
+    class Broken(Floats):
+        def uniform(self, i):
+            return Small(0.5)
+
+    given = PROPOSALS.get(rule, chain)(NEVER_0, OFTEN_0, (), 1, lambda weights, i: 0)
+    with record() as trace:
+        assert watched(rule)(*given, Broken(0, 0))[0] == 0
+    assert not trace.cut
+    assert not all(trace.steps[0]["invariants"].values())
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_picture_that_fails_harms_no_rule(monkeypatch, rule):
+    def fails(**data):
+        raise ZeroDivisionError
+
+    def emitted():
+        return watched(rule)(
+            *PROPOSALS.get(rule, chain)(ZOO_TARGET, ZOO_DRAFT, (), 2, Floats(3, 0, 1).choose), Floats(3, 0)
+        )
+
+    for event in [event for event in views.PICTURES if event.startswith("speculation.")]:
+        monkeypatch.setitem(views.PICTURES, event, fails)
+    with record() as trace:
+        told = emitted()
+    assert told == emitted()
+    assert "could not be shown: ZeroDivisionError" in trace.cut
+
+
 @given(SHAPES, st.lists(st.integers(0, 12), min_size=1, max_size=6), st.integers(0, 9))
-def test_feeding_the_tokens_that_a_trace_names_gives_its_laws(shape, prompt, seed):
+def test_feeding_the_tokens_that_a_trace_names_gives_its_distributions(shape, prompt, seed):
     model, params = toy_model(**shape), SamplingParams(max_new_tokens=5, temperature=0.7, seed=seed)
     with record() as trace:
         text = naive.generate(model, prompt, params)
@@ -165,10 +227,10 @@ def test_feeding_the_tokens_that_a_trace_names_gives_its_laws(shape, prompt, see
     for one in trace.steps:
         state = one["state"]["decode"]
         read, new = torch.tensor(state["read"]), state["new"]
-        kv = NoCache([new]) if state["way"] == "naive" else cache
-        positions = torch.arange(new) if state["way"] == "naive" else cache.extend([new])
+        batch = NoCache([new]) if state["way"] == "naive" else cache.batch([new])
+        positions = torch.arange(new) if state["way"] == "naive" else batch.positions
         with torch.inference_mode():
-            logits = model(read[-new:], positions, kv, rows=torch.tensor([new - 1]))[0]
+            logits = model(read[-new:], positions, batch, rows=torch.tensor([new - 1]))[0]
         assert probabilities(logits, params)[state["vocab"]].tolist() == state["law"]
         assert sample(logits, params, position=len(read)) == state["token"]
         assert all(one["invariants"].values())

@@ -1,4 +1,4 @@
-"""Decoding ahead is decoding: the same tokens, whatever the number of steps, the pages and who else is there.
+"""Replayed steps are steps: the same tokens, however many in a row, whatever the pages and who else is there.
 
 Under Triton's interpreter the steps are run; on CUDA the same tests capture and replay them.
 """
@@ -9,10 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_opt import Engine, SamplingParams, naive
-from inference_opt.cache.paged_kernel import InPlaceCache
+from inference_opt.cache.fused_forward import fused_logits
+from inference_opt.cache.paged_kernel import PagedKernelCache
 from inference_opt.engine import graph_runner
-from inference_opt.engine.graph_runner import fused_logits
-from inference_opt.kernels import common_stems, fused, paged, plan_batch
+from inference_opt.engine.eager_runner import EagerRunner
+from inference_opt.engine.graph_runner import GraphRunner
+from inference_opt.explain.views.schedule import sound_ownership
+from inference_opt.kernels import fused, paged, shared_prefixes
 from inference_opt.kernels.greedy import Greedy
 from inference_opt.model.rope import rotate
 from inference_opt.speculative.lookup import PromptLookup
@@ -25,10 +28,10 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 @pytest.fixture(autouse=True)
 def in_place(monkeypatch):
-    """Kernels answer on every machine, and toys' stems are short."""
-    monkeypatch.setattr("inference_opt.engine.engine.cache_class", lambda device: InPlaceCache)
+    """Kernels answer on every machine, and toys' prefixes are short."""
+    monkeypatch.setattr("inference_opt.engine.engine.cache_class", lambda device: PagedKernelCache)
     monkeypatch.setattr(
-        graph_runner, "common_stems", lambda tables, cached, page: common_stems(tables, cached, page, least=1)
+        graph_runner, "shared_prefixes", lambda tables, cached, page: shared_prefixes(tables, cached, page, min_keys=1)
     )
 
 
@@ -57,14 +60,14 @@ def test_the_engine_gives_the_oracle_s_tokens(shape, prompts, page_size, steps, 
     prompts = prompts + [prompts[0] + prompt[:4] for prompt in prompts]
     params = [SamplingParams(max_new_tokens=new) for new, _ in zip(news * 2, prompts)]
     num_pages = 2 * max(-(-(len(p) + each.max_new_tokens) // page_size) for p, each in zip(prompts, params)) + 2
-    engine = Engine(model, page_size=page_size, num_pages=num_pages, ahead=steps)
-    assert engine.ahead is not None
+    engine = Engine(model, page_size=page_size, num_pages=num_pages, decode_steps=steps)
+    assert isinstance(engine.runner, GraphRunner)
     for pages in (*engine.cache.keys, *(engine.cache.values or ())):
         pages.fill_(torch.nan)  # what was never written must not be read
     requests = [engine.add(prompt, each) for prompt, each in zip(prompts, params)]
     while not all(request.finished for request in requests):
         engine.step()
-        assert all(engine.scheduler.invariants().values())
+        assert all(sound_ownership(engine.scheduler).values())
     exact = model.double()
     for request, prompt, each in zip(requests, prompts, params):
         assert request.output == naive.generate(exact, prompt, each)
@@ -72,7 +75,7 @@ def test_the_engine_gives_the_oracle_s_tokens(shape, prompts, page_size, steps, 
 
 def test_many_tokens_a_step_and_fewer_where_a_text_ends(monkeypatch):
     model = toy(dtype=torch.float32).to(DEVICE)
-    engine = Engine(model, page_size=4, ahead=4)
+    engine = Engine(model, page_size=4, decode_steps=4)
     long, short = (engine.add([1, 2, 3], SamplingParams(max_new_tokens=n, ignore_eos=True)) for n in (8, 3))
     engine.step()  # the prompts: two chunks, and a token each
     outputs = {output.request: output.tokens for output in engine.step()}
@@ -88,12 +91,12 @@ def test_who_wants_more_than_greedy_tokens_is_decoded_step_by_step():
         engine.add([1, 2], params)
         engine.step()
         assert len(engine.step()[0].tokens) == 1
-    assert Engine(model, drafter=PromptLookup()).ahead is None
+    assert isinstance(Engine(model, drafter=PromptLookup()).runner, EagerRunner)
     model.is_sharded = True  # as `parallelize` leaves it: its hooks sum what fused products would not
-    assert Engine(model).ahead is None
+    assert isinstance(Engine(model).runner, EagerRunner)
 
 
-def test_a_part_that_sums_by_launches_is_decoded_ahead_and_its_hooks_are_asked(monkeypatch):
+def test_a_part_that_sums_by_launches_is_captured_and_its_hooks_are_asked(monkeypatch):
     model, params = toy(dtype=torch.float32).to(DEVICE), SamplingParams(max_new_tokens=6, ignore_eos=True)
     asked = []
     model.is_sharded = True
@@ -102,8 +105,8 @@ def test_a_part_that_sums_by_launches_is_decoded_ahead_and_its_hooks_are_asked(m
     monkeypatch.setattr(graph_runner.dist, "is_initialized", lambda: True)
     for backend in ("gloo", "nccl"):
         monkeypatch.setattr(graph_runner.dist, "get_backend", lambda backend=backend: backend)
-        engine = Engine(model, page_size=4, ahead=5)
-        assert (engine.ahead is not None) == (backend == "nccl")
+        engine = Engine(model, page_size=4, decode_steps=5)
+        assert isinstance(engine.runner, GraphRunner) == (backend == "nccl")
         request = engine.add([1, 2], params)
         engine.step()
         asked.clear()
@@ -115,7 +118,7 @@ def test_a_part_that_sums_by_launches_is_decoded_ahead_and_its_hooks_are_asked(m
 
 def test_a_request_of_broken_logits_ends_with_an_error():
     model = toy(dtype=torch.float32).to(DEVICE)
-    engine = Engine(model, page_size=4, ahead=3)
+    engine = Engine(model, page_size=4, decode_steps=3)
     params = SamplingParams(max_new_tokens=9, ignore_eos=True)
     whole = model.embed.weight.detach().clone()
     right = naive.generate(model, [1, 2], params)
@@ -134,8 +137,8 @@ def test_a_request_of_broken_logits_ends_with_an_error():
     assert second.output == naive.generate(model, [1, bad], params)[: len(second.output)]
     if second.output[0] not in right:
         assert first.output == naive.generate(model.double(), [1, 2], params)
-    with pytest.raises(ValueError, match="ahead must be at least 1"):
-        Engine(model, ahead=0)
+    with pytest.raises(ValueError, match="decode_steps must be at least 1"):
+        Engine(model, decode_steps=0)
 
 
 @given(
@@ -207,21 +210,19 @@ def test_rotating_and_writing_is_rotate_and_write_kv(tokens, shape, page):
 def test_fused_layers_give_the_model_s_logits():
     model = toy(dtype=torch.float32).to(DEVICE)
     caches = [
-        InPlaceCache(**model.config.kv_shape, num_pages=8, page_size=4, dtype=model.dtype, device=model.device)
+        PagedKernelCache(**model.config.kv_shape, num_pages=8, page_size=4, dtype=model.dtype, device=model.device)
         for _ in range(2)
     ]
     prompt = torch.tensor([1, 2, 3, 4, 5], device=DEVICE)
     tables = [[3, 1], [5, 2]]
     with torch.inference_mode():
         for cache in caches:
-            positions = cache.extend(tables, [0, 0], [5, 5])
-            model(prompt.repeat(2), positions, cache)
+            batch = cache.batch(tables, [0, 0], [5, 5])
+            model(prompt.repeat(2), batch.positions, batch)
         tokens = torch.tensor([6, 7], device=DEVICE)
         for rows in (2, 1):  # matrix products, and one row's own kernel
-            positions, _ = (cache.extend(tables[:rows], [5] * rows, [1] * rows) for cache in caches)
-            expected = model(tokens[:rows], positions, caches[0])
-            mine = caches[1]
-            table = torch.tensor(tables[:rows], dtype=torch.int32)
-            mine.batch = plan_batch(table, [6] * rows, [1] * rows, mine.keys[0], model.config.heads)
-            got = fused_logits(model, tokens[:rows], positions, mine.slots, mine, mine.batch)
+            theirs, mine = (cache.batch(tables[:rows], [5] * rows, [1] * rows) for cache in caches)
+            expected = model(tokens[:rows], theirs.positions, theirs)
+            plan = mine.plan(model.config.heads)
+            got = fused_logits(model, tokens[:rows], mine.positions, mine.slots, caches[1], plan)
             torch.testing.assert_close(got, expected, **CLOSE)

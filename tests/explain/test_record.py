@@ -11,21 +11,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from inference_opt.model.pictures import flops
-from inference_opt.trace.record import ROOT, Recorder
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from inference_opt.cache.contiguous import ContiguousCache
 from inference_opt.cache.pool import PagePool
+from inference_opt.explain import views
 from inference_opt.explain.player.page import frame, page
+from inference_opt.explain.record import ROOT, Recorder, record
 from inference_opt.explain.scenarios import SCENARIOS, play
 from inference_opt.explain.scenarios.explore import explore
+from inference_opt.explain.views.decoding import flops
 from inference_opt.lab.eviction.learned import Odds
 from inference_opt.radix.tree import RadixTree
-from inference_opt.trace import Trace, record, recording, step
+from inference_opt.speculative import rules
+from inference_opt.trace import Trace, emit, recording, watched
 from tests.engine.invariants import assert_sound_tree
-from tests.toys import SHAPES, toy
+from tests.toys import SHAPES, run, toy
 
 SCHEMA = json.loads((ROOT / "trace" / "trace.schema.json").read_text(encoding="utf-8"))
 
@@ -38,7 +40,10 @@ class Loud:
 
 
 def test_unrecorded_nothing_is_formatted_copied_or_checked():
-    step("a.b", Loud(), "{nothing.there}", fact=Loud())
+    subject = Loud()
+    emit("a.b", subject, fact=Loud())
+    assert watched(subject) is subject
+    assert watched(rules.token_wise) is rules.token_wise
 
 
 def test_a_step_holds_a_whole_state_that_no_later_step_changes():
@@ -63,30 +68,30 @@ def test_the_source_of_a_step_is_the_line_that_it_tells_of():
     source = trace.sources[trace.steps[0]["source"]]
     lines = (ROOT / "cache" / "pool.py").read_text(encoding="utf-8").splitlines()
     assert source["file"] == "cache/pool.py"
-    assert lines[source["line"] - 1].strip() == "for page in pages:", "what is in the loop need not have run"
+    assert lines[source["line"] - 1].strip() == 'emit("pool.allocate", self, count=count, pages=pages)'
     for number, text in source["lines"]:
         assert lines[number - 1] == text
-    assert not any("step(" in text for _, text in source["lines"])
 
 
 @pytest.mark.parametrize("name", sorted(SCENARIOS.keys() - {"continuous-batching", "equal-prompts", "biased-rule"}))
 def test_the_line_that_is_shown_is_one_that_ran(monkeypatch, name):
-    """Python's own word for it: each frame's lines are noted as they run."""
-    ran, told, source = {}, [], Recorder._source
+    """Python's own word for it: of each function, the lines of the call that began last are noted as they run."""
+    ran, told, hear = {}, [], Recorder.hear
 
     def note(frame, event, arg):
-        if "inference_opt" not in frame.f_code.co_filename or "steps" in frame.f_code.co_filename:
+        if "inference_opt" not in (file := frame.f_code.co_filename) or "explain/views" in file:
             return None
-        ran.setdefault(frame, set()).add(frame.f_lineno)
+        if event == "call":
+            ran[frame.f_code] = set()
+        elif event == "line":
+            ran[frame.f_code].add(frame.f_lineno)
         return note
 
-    def watched(self, frame):
-        number = source(self, frame)
-        at = self.trace.sources[number]
-        told.append((at["file"], at["line"], at["line"] in ran[frame]))
-        return number
+    def heard(self, event, subject, data, code, line):
+        told.append((event, code.co_filename, line, line in ran.get(code, ())))
+        hear(self, event, subject, data, code, line)
 
-    monkeypatch.setattr(Recorder, "_source", watched)
+    monkeypatch.setattr(Recorder, "hear", heard)
     before = sys.gettrace()
     sys.settrace(note)
     try:
@@ -94,7 +99,7 @@ def test_the_line_that_is_shown_is_one_that_ran(monkeypatch, name):
     finally:
         sys.settrace(before)
     assert told
-    assert [(file, line) for file, line, true in told if not true] == []
+    assert [each for each in told if not each[-1]] == []
 
 
 def test_a_broken_invariant_is_told_not_hidden():
@@ -102,23 +107,16 @@ def test_a_broken_invariant_is_told_not_hidden():
     with record() as trace:
         pool.allocate(1)
         pool._free.append(pool._free[0])
-        step("test.broken", pool, "someone meddled")
+        emit("test.broken", pool)
     assert [s["invariants"]["every free page is on the stack once"] for s in trace.steps] == [True, False]
 
 
-def test_sentences_count_spell_and_list():
+def test_sentences_count_spell_and_list(monkeypatch):
+    monkeypatch.setitem(views.SENTENCES, "a.b", "{n:page}, {m:page}, {x:text}, {pages}, {f}")
+    monkeypatch.setitem(views.SENTENCES, "a.c", "{x:text}; {pages}")
     with record(label=chr) as trace:
-        step(
-            "a.b",
-            None,
-            "{n:page}, {m:page}, {x:text}, {pages}, {f}",
-            n=1,
-            m=2,
-            x=[99, 97],
-            pages=[3, 4],
-            f=Fraction(1, 3),
-        )
-        step("a.b", None, "{x:text}; {pages}", x=[], pages=[])
+        emit("a.b", n=1, m=2, x=[99, 97], pages=[3, 4], f=Fraction(1, 3))
+        emit("a.c", x=[], pages=[])
     assert [s["text"] for s in trace.steps] == ["1 page, 2 pages, “ca”, 3, 4, 1/3", "nothing; none"]
     assert trace.steps[0]["facts"]["f"] == "1/3"
 
@@ -137,17 +135,21 @@ def test_a_recording_is_cut_at_its_size_and_says_so():
 
 
 class Breaking:
-    """A subject that cannot show itself."""
+    """A subject that cannot be shown."""
 
     def __init__(self, error):
         self.error = error
 
-    def snapshot(self):
-        raise self.error
+
+@views.snapshot.register
+def broken(subject: Breaking):
+    raise subject.error
 
 
 @pytest.mark.parametrize("what", ["a sentence", "a snapshot", "a label", "a fact", "text that is no Unicode"])
-def test_what_cannot_be_shown_cuts_the_recording_and_nothing_else(what):
+def test_what_cannot_be_shown_cuts_the_recording_and_nothing_else(monkeypatch, what):
+    monkeypatch.setitem(views.SENTENCES, "a.b", "{nothing}" if what == "a sentence" else "all is well")
+
     def label(token):
         if what == "a label":
             raise KeyError(token)
@@ -156,19 +158,19 @@ def test_what_cannot_be_shown_cuts_the_recording_and_nothing_else(what):
     tree = RadixTree(1)
     with record(label=label) as trace:
         if what == "a sentence":
-            step("a.b", None, "{nothing}")
+            emit("a.b")
         elif what == "a snapshot":
-            step("a.b", Breaking(ZeroDivisionError("no")), "all is well")
+            emit("a.b", Breaking(ZeroDivisionError("no")))
         elif what == "a fact":
             nested = []
             nested.append(nested)
-            step("a.b", None, "all is well", nested=nested)
+            emit("a.b", nested=nested)
         node = tree.insert([1, 2], [0, 1]).node
         tree.lock(node)
     assert len(trace) == 0
     assert "recording was cut after 0 steps: the next, " in trace.cut
     assert "could not be shown" in trace.cut
-    assert (tree.cached([1, 2]), node.locks, recording()) == (2, 1, None)
+    assert (tree.cached([1, 2]), node.locks, recording()) == (2, 1, False)
 
 
 def test_an_interrupted_recording_is_over_and_the_tree_is_sound():
@@ -176,7 +178,7 @@ def test_an_interrupted_recording_is_over_and_the_tree_is_sound():
     tree.insert([1, 2, 3], [0, 1, 2])
     with pytest.raises(KeyboardInterrupt), record(watch=[Breaking(KeyboardInterrupt())]) as trace:
         tree.insert([1, 2, 4], [0, 1, 3])  # it splits an edge, and tells of that first
-    assert (recording(), trace.cut) == (None, "")
+    assert (recording(), trace.cut) == (False, "")
     assert_sound_tree(tree)
     assert tree.insert([1, 2, 4], [0, 1, 3]).pages == [0, 1, 3]
     with record() as trace:
@@ -190,7 +192,7 @@ def test_recording_ends_wherever_it_is_interrupted(at):
 
     def interrupt(frame, event, arg):
         nonlocal left
-        if not frame.f_code.co_filename.endswith("trace/record.py"):
+        if not frame.f_code.co_filename.endswith(("explain/record.py", "trace/emit.py")):
             return None
         if event == "line":
             left -= 1
@@ -209,14 +211,13 @@ def test_recording_ends_wherever_it_is_interrupted(at):
     finally:
         sys.settrace(None)
     gc.collect()
-    if at > 6:  # within the block; before, it may not have begun
-        assert recording() is None
-    assert all(pool.invariants().values())
+    assert not recording()
+    assert all(views.invariants(pool).values())
 
 
 def test_numbers_that_json_does_not_have_are_text():
     with record() as trace:
-        step("a.b", None, "{x}", x=float("inf"), y=[float("nan"), 1.5], z=torch.tensor([-torch.inf]))
+        emit("a.b", x=float("inf"), y=[float("nan"), 1.5], z=torch.tensor([-torch.inf]))
     assert trace.steps[0]["facts"] == {"x": "inf", "y": ["nan", 1.5], "z": ["-inf"]}
 
 
@@ -239,7 +240,7 @@ def test_a_policy_s_own_books_are_not_the_tree_s_steps():
         tree.insert([1, 2], pool.allocate(2))
         pool.allocate(1)
     assert trace.events() == ["radix.match", "pool.allocate", "radix.insert", "pool.allocate"]
-    assert trace.steps[-1]["state"]["tree"]["nodes"] == tree.snapshot()["nodes"]
+    assert trace.steps[-1]["state"]["tree"]["nodes"] == views.snapshot(tree)["nodes"]
 
 
 def test_only_some_events_are_kept():
@@ -282,9 +283,9 @@ def test_operations_are_those_that_torch_counts(shape, new, kept):
     ids = torch.arange(kept + new) % model.config.vocab_size
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
         if kept:
-            model(ids[:kept], cache.extend([kept]), cache)
+            run(model, ids[:kept], cache.batch([kept]))
         with FlopCounterMode(display=False) as counted:
-            model(ids[kept:], cache.extend([new]), cache, rows=torch.tensor([new - 1]))
+            run(model, ids[kept:], cache.batch([new]), rows=torch.tensor([new - 1]))
     assert flops(model, new, kept + new) == counted.get_total_flops()
 
 
@@ -401,10 +402,11 @@ def test_a_tree_too_large_to_show_is_refused():
         play("draft-tree", depth=300)
 
 
-def test_the_page_holds_no_way_out_and_no_way_in():
+def test_the_page_holds_no_way_out_and_no_way_in(monkeypatch):
+    monkeypatch.setitem(views.SENTENCES, "a.b", "{x:text} </script><!--")
     with record("</script><script>alert(1)</script>", label=lambda token: "</script>") as trace:
         PagePool(1, 1).allocate(1)
-        step("a.b", None, "{x:text} </script><!--", x=[1])
+        emit("a.b", x=[1])
     whole = page(trace)
     assert whole.count("</script>") == 3, "the table's, the trace's, the player's"
     assert 'srcdoc="' in frame(trace) == trace._repr_html_()
