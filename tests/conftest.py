@@ -1,5 +1,7 @@
 """Shapes in signatures are checked while testing; hypothesis draws the same examples every time."""
 
+import ctypes
+import gc
 import os
 import re
 import sys
@@ -30,10 +32,38 @@ def smollm2_path():
 
 
 @pytest.fixture(scope="session")
-def smollm2(smollm2_path):
+def load_smollm2(smollm2_path):
+    """The model and its tokenizer in a precision. Only the last one asked for is kept: a worker needs no 2 GB."""
     from inference_opt import load_model
 
-    return load_model(smollm2_path)
+    kept = {}
+
+    def load(dtype):
+        if dtype not in kept:
+            kept.clear()
+            give_back_memory()
+            kept[dtype] = load_model(smollm2_path, dtype=dtype)
+        return kept[dtype]
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def smollm2(load_smollm2):
+    return load_smollm2("float32")
+
+
+def give_back_memory():
+    """What was freed goes back to the system: glibc would keep it, and a worker would grow with every file."""
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory_is_given_back():
+    yield
+    give_back_memory()
 
 
 @pytest.fixture

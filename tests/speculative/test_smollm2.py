@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from inference_opt import Engine, SamplingParams, load_model, naive
+from inference_opt import Engine, SamplingParams, naive
 from inference_opt.lab.agreement import teacher_forced_greedy
 from inference_opt.loading.prompts import load_prompts
 from inference_opt.speculative import DRAFTERS
@@ -17,8 +17,8 @@ COUNT, NEW = (20, 32) if LONG else (3, 12)
 
 
 @pytest.fixture(scope="module")
-def exact(smollm2_path):
-    return load_model(smollm2_path, dtype="float64")
+def exact(load_smollm2):
+    return load_smollm2("float64")
 
 
 @pytest.mark.parametrize("task", ["humaneval", "chat"])
