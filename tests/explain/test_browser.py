@@ -128,7 +128,7 @@ def test_it_is_paused_at_first_and_plays_at_the_chosen_speed_up_to_a_question(br
         assert where(page) == 1
         page.get_by_label("speed").select_option("20")
         page.get_by_role("button", name="play").click()
-        page.locator(".question button").first.wait_for(timeout=5000)
+        page.locator(".question button").first.wait_for()
         assert where(page) == question, "what is asked for is not shown yet"
         right = trace.steps[question]["question"]
         wrong = next(choice for choice in right["choices"] if choice != right["answer"])
