@@ -153,7 +153,7 @@ def test_a_number_answers(browser, files):
 def test_a_question_says_how_to_pass_it_and_space_does_not_answer_it(browser, files, key):
     file, trace = files("rejection")
     with opened(browser, file) as page:
-        page.get_by_role("button", name="a step forward").click()
+        page.keyboard.press("ArrowRight")
         question = page.locator(".question")
         assert where(page) == 1
         assert question.locator(".pass").inner_text() == "→ or Enter shows the answer."
