@@ -167,15 +167,19 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.engine.requests)
     @rule()
     def step_of_broken_logits(self):
-        """Whoever would have sampled ends with an error; the others go on."""
+        """Whoever would have sampled ends with an error; the others go on.
+
+        So does who had drafts: his rows are read again without them, and by then the fault has passed.
+        """
         ECHO.fault = "nan"
         known = {request: len(request.tokens) for request in self.engine.requests.values()}
         for output in self.engine.step():
             request, text = self.texts[output.request.id]
             sampled = output.start + output.count == known[request]
             if not isinstance(self.engine.speculation.drafter, FirstLayers):  # these meet the fault before the target
-                assert request.finish_reason == ("error" if sampled else None)
-                assert output.tokens == []
+                broken = sampled and not output.drafted
+                assert (request.finish_reason == "error") == broken
+                assert bool(output.tokens) == (sampled and not broken)
             assert request.output == text[: len(request.output)]
         ECHO.fault = None
 

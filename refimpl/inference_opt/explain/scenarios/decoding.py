@@ -38,9 +38,9 @@ def evaluated(evaluations: Evaluations) -> dict[str, Any]:
 
 
 def naive_decoding(prompt: str = "again, and", new_tokens: int = 6, temperature: float = 1.0, seed: int = 0) -> Trace:
-    """For every new token the whole text goes through the model, and a law for the next token comes out.
+    """For every new token the whole text goes through the model, and a distribution of the next token comes out.
 
-    Every row is a step, filled cells are tokens that it computed. The bars are the law that the token was drawn from.
+    Every row is a step, filled cells are tokens that it computed. The token was drawn from the bars.
     """
     model = toy(depth=2)
     counts = Evaluations(model)

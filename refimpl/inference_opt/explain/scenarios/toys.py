@@ -25,7 +25,7 @@ def toy(
         max_context=64, latent=latent,
     )  # fmt: skip
     model = Transformer(config).init_weights(seed).to(torch.float64).eval()
-    with torch.no_grad():  # sharper laws than an untrained model's
+    with torch.no_grad():  # sharper distributions than an untrained model's
         for weight in (model.head.weight, *(p for n, p in model.named_parameters() if "qkv" in n)):
             weight.mul_(12)
     return model

@@ -1,4 +1,4 @@
-"""Figures of acceptance: where a draft falls, every path of a step, law against law. All are drawn from live runs."""
+"""Figures of acceptance: where a draft falls, every path of a step, one distribution against another. All are drawn from live runs."""
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -133,7 +133,7 @@ def draw_paths(axes: Axes, paths: Sequence[tuple[list[Turn], Prefix, Fraction]],
 
 
 def draw_law(axes: Axes, each: Mutant) -> None:
-    """One of the zoo: the target's law over texts as bars, likeliest first, and what comes out as dots."""
+    """One of the zoo: the target's distribution over texts as bars, likeliest first, and what comes out as dots."""
     right, wrong = (np.array(law) for law in each.compared())
     order = np.argsort(-right, kind="stable")
     axes.bar(range(len(right)), right[order], color="#c9d3e6", width=1.0)
