@@ -299,7 +299,7 @@ class Sevens(Drafter):
 
 @pytest.mark.parametrize("rule", [rules.token_wise, rules.coupled, rules.point_mass])
 def test_a_draft_into_broken_logits_harms_its_text_only_if_it_is_accepted(rule):
-    model, drafted, ended = toy(3, max_context=24), 0, set()
+    model, drafted, ended, accepted = toy(3, max_context=24), 0, set(), 0
     with torch.no_grad():
         model.embed.weight[7] = float("nan")
     for seed in range(12):
@@ -311,11 +311,13 @@ def test_a_draft_into_broken_logits_harms_its_text_only_if_it_is_accepted(rule):
             drafted += request.metrics.drafted_tokens
             ended.add(request.finish_reason)
             assert 7 not in request.output[:-1]
+            accepted += request.metrics.accepted_tokens
             assert (request.finish_reason == "error") == (7 in request.output and len(request.output) < 6)
             if rule is rules.coupled or temperature == 0:
                 oracle = naive.stream(model, [1, 2, 1], params)
                 assert request.output == [next(oracle) for _ in request.output]
     assert drafted > 0
+    assert accepted > 0, "a draft that is kept counts as accepted, though the row behind it is broken"
     assert ended == {"error", "length"}
 
 
@@ -403,3 +405,11 @@ def test_what_is_finished_holds_no_page_and_no_notes():
     finish(engine)
     for request in handles:
         assert (request.pages, request.drafter_state) == (Pages(), None)
+
+
+def test_a_request_that_ends_in_its_first_step_keeps_nothing_of_the_drafter():
+    engine = Engine(toy(3, max_context=24), page_size=2, drafter=SmallerModel(toy(5, max_context=24)), gamma=2)
+    request = engine.add([1, 2, 1], SamplingParams(1, ignore_eos=True))
+    finish(engine)
+    assert request.finish_reason == "length"
+    assert request.drafter_state is None

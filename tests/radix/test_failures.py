@@ -126,7 +126,7 @@ def test_whatever_was_interrupted_clear_restores(policy):
             assert scene.tree._life is not old
             scene.check()
             for stale in scene.seen:
-                with pytest.raises(ValueError, match="none of this tree's"):
+                with pytest.raises(ValueError, match="another tree"):
                     scene.tree.lock(stale)
             for _ in range(12):
                 scene.call(rng)
@@ -230,3 +230,17 @@ def test_a_policy_that_was_cut_off_learns_on(kind, monkeypatch):
     assert tree.match([1, 2]).pages == [0, 1]
     assert sorted(tree.evict(5)) == [0, 1, 2, 3, 4]
     assert_sound_tree(policy.history)
+
+
+def test_a_handle_of_another_life_or_tree_discards_nothing():
+    tree, other = RadixTree(2), RadixTree(2)
+    old = tree.insert([1, 2, 3, 4], [5, 6]).node
+    other.insert([1, 2], [5])
+    with pytest.raises(ValueError, match="another tree"):
+        other.discard(old)
+    tree.clear()
+    with pytest.raises(ValueError, match="was evicted"):
+        tree.discard(old)
+    assert (len(tree), tree.evictable, len(other), other.evictable) == (0, 0, 1, 1)
+    assert_sound_tree(tree)
+    assert_sound_tree(other)

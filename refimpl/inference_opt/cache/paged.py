@@ -4,7 +4,7 @@
         gather   pages 3, 1, 6     →       [3 · page_size, kv_heads, d_h]
         cut      to the length     →       [10, kv_heads, d_h], in the order of the text
 
-The tensors know nothing of who owns a page: `pool.py` and `radix.py` keep that. This file is the plain PyTorch answer
+The tensors know nothing of who owns a page: `pool.py` and `radix/` know. This file is the plain PyTorch answer
 to `attend`; `paged_kernel.py` is the same by kernels, which read the pages where they lie, without the gather.
 
 Several sequences of one batch may list the same page. Each layer writes all new keys and values before any sequence
@@ -28,8 +28,8 @@ from inference_opt.values import integer
 class PagedCache:
     """Keys and values of `num_pages` pages of `page_size` tokens, for every layer.
 
-    `grows`: memory is taken when pages are first used, twice as much each time, and not at once. (Kernels' pages are
-    taken at once: captured graphs know where they lie.) ValueError where the pages taken at once do not fit in memory.
+    `grows`: memory is not taken at once but as pages come to be used, at least twice as much each time. (Kernels' pages
+    are taken at once: captured graphs know where they lie.) ValueError where pages taken at once do not fit in memory.
     """
 
     may_grow = True
@@ -77,7 +77,7 @@ class PagedCache:
                 more[: len(old)] = old
             return new
 
-        # One assignment: whoever interrupts finds the old pages, whole, or the new ones.
+        # One assignment: an interrupt leaves either all old pages or all new ones.
         self.__dict__.update(keys=grown(self.keys), values=None if self.values is None else grown(self.values))
 
     # [batch]

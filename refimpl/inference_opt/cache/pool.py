@@ -11,7 +11,7 @@ anywhere, and a request's *page table* lists them in the order of its tokens (Kw
 Token t of a request lies in page page_table[t // page_size] at offset t % page_size, its *slot* being
 page · page_size + offset. At most page_size − 1 slots a request are wasted.
 
-Invariant: a page is free, or has exactly one owner: a request, whose alone it is, or the radix tree, which lends it to
+Invariant: a page is free, or has exactly one owner: a single request, or the radix tree, which lends it to
 any number of requests (the tree's locks count them: one count a node stands for all the pages on its edge).
 """
 
@@ -32,7 +32,7 @@ class PagePool:
                 f"got {num_pages!r} pages of {page_size!r}"
             )
         self.num_pages, self.page_size = num_pages, page_size
-        self.peak = 0  # pages that had owners at one time, at the most
+        self.peak = 0  # most pages in use at any one time
         self.clear()
 
     def clear(self) -> None:
@@ -42,7 +42,7 @@ class PagePool:
 
     @property
     def free_pages(self) -> tuple[int, ...]:
-        """Those that no one owns, the next to be taken last."""
+        """Pages without an owner; the last is taken next."""
         return tuple(self._free)
 
     @property

@@ -6,7 +6,7 @@
     trim      give back the pages that rejected drafts took
     release   stop running: the tree keeps its pages, the request's own go back to the pool
 
-A page is published when its computation is *scheduled*, not when it is done: a layer writes all keys and values of a
+In prefill a page is published when it is *scheduled*, not when it is done: a layer writes all keys and values of a
 batch before anyone reads (`cache/paged.py`), so whoever finds the page in the tree in the same step finds it filled
 when it reads. Equal prompts that arrive together thus share one prefill. Until the step has run, the tree's new pages
 are promises; if the step fails, `forget` breaks them all.
@@ -34,7 +34,7 @@ class CacheManager:
 
     # [fits]
     def fits(self, request: Request) -> bool:
-        """Whether there are pages for all known tokens of a waiting request. To the tree, this does not count as a use.
+        """Whether there are pages for all known tokens of a waiting request. It does not count as a use.
 
         Requests that run need no pages of these: by the time this is asked, each has all that it needs for its tokens.
         """

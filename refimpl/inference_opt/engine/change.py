@@ -1,7 +1,7 @@
 """What a step changes of a request, worked out before anything is written.
 
 A step may fail or be interrupted at any line, and nothing may be lost. So its results are worked out first, from what
-is there, and then written. Each write assigns a value that does not depend on the value it replaces. If a step fails
+is there, and then written. Writing it twice gives the same as writing it once. If a step fails
 before its list of changes is made, it has not happened. If it fails later, the whole list is written once more, however
 much of it was written before, and the step has happened.
 """
@@ -24,7 +24,7 @@ Kind = Literal["prompt", "decode", "end"]  # what a step was for a request
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One request after the step, and where this is written in its lists. Written twice, it is the same as once."""
+    """A request's new state, and where in its lists it is written. Writing it twice does no harm."""
 
     chunk: Chunk
     draft: Draft
@@ -70,12 +70,12 @@ def work_out(chunk: Chunk, draft: Draft, result: Result) -> Change:
         tokens=tokens,
         scored=len(request.logprobs),
         logprobs=result.logprobs[: len(tokens)],
-        # Of the tokens emitted, all but the last were read as drafts. The last never was. (Slots of rejected drafts
+        # All kept tokens but the last were read. The last counts as not read, even if it was. (Slots behind `computed`
         # are overwritten.)
         computed=known + len(tokens) - 1 if tokens else chunk.start + chunk.count,
         check=check,
         finish_reason=ended,
-        accepted=min(len(emitted) - 1, len(tokens)) if draft.tokens and emitted else 0,
+        accepted=min(result.accepted, len(tokens)),
         states=result.states,
         kind="prompt" if not request.decoding else "end" if ended else "decode",
     )

@@ -88,7 +88,7 @@ class EagerRunner:
         results, first = [], 0
         for chunk, draft, rows, state in zip(chunks, drafts, logits.split(list(counts)), states):
             request, own = chunk.request, slice(first, first + len(rows))
-            first = own.stop
+            first, accepted = own.stop, 0
             if not chunk.samples:
                 emitted: list[int] | None = []
             elif not sound[own.start]:
@@ -97,9 +97,10 @@ class EagerRunner:
                 emitted = [tokens[own.start]]
             else:
                 good = next((i for i, whole in enumerate(sound[own]) if not whole), len(rows))
-                emitted = self.speculation.accept(request, rows[:good], draft)
+                judged = self.speculation.accept(request, rows[:good], draft)
+                emitted, accepted = judged[:good], len(judged) - 1
             scores = logprobs(rows, emitted) if emitted and request.params.logprobs else []
-            results.append(Result(emitted, scores, state))
+            results.append(Result(emitted, scores, state, accepted))
         return results
 
     # [/run]

@@ -10,7 +10,7 @@
 Plain decoding is speculation with no drafts: there is one step for both.
 
 When is a sampled token written to a page? Not when it is sampled: it joins `tokens`, and the next step, which feeds it,
-computes and writes its key and value. So the last token of a text never takes a slot.
+computes and writes its key and value. So the last token of a text needs no slot.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -50,8 +50,8 @@ class Engine:
     that is fewer; on a CPU they take memory as texts come to use them (`cache/paged.py`). `token_budget` bounds the
     tokens of a step, `max_running` the requests in it, `patience` how often a waiting request may be overtaken.
     With a `drafter` (`speculative/`), requests in decode speculate: `gamma` drafts a step (None: adapted to each),
-    judged by `rule`, in steps of up to `draft_rows` rows. On CUDA greedy requests without a drafter decode up to
-    `decode_steps` tokens a step (`graph_runner.py`). ValueError for values that no engine can have.
+    judged by `rule`, while a step has fewer than `draft_rows` rows. On CUDA greedy requests without a drafter decode
+    up to `decode_steps` tokens a step (`graph_runner.py`). ValueError for values that no engine can have.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class Engine:
 
     @exclusive
     def forget(self) -> None:
-        """Forget every cached prefix, as changed weights ask for. Who runs waits again and loses no token.
+        """Forget every cached prefix, as after a change of weights. Running requests wait again and lose no token.
 
         (After a change of dtype or device make another engine: the pages are of the old one.)
         """
@@ -256,7 +256,7 @@ class Engine:
     def stream(
         self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams], n: int = 1
     ) -> Iterator[dict[int, int]]:
-        """Yield, as they come, the new tokens of the prompts: {index: token}. Whoever makes a step, none is left out.
+        """Yield, as they come, the new tokens of the prompts: {index: token}. None is lost if others call step().
 
         `params`: one for all, or one a prompt; either way each request has a seed of its own (`SamplingParams.split`).
         `n` samples a prompt, those of the first prompt before those of the second: sample j of prompt i has the index

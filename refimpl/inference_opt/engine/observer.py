@@ -1,4 +1,4 @@
-"""Clocks and counts: what an engine observes of itself. Nothing of a step that failed is counted."""
+"""Clocks and counts: what an engine observes of itself. A step that failed counts only if it was written."""
 
 from collections.abc import Sequence
 from copy import copy

@@ -22,6 +22,7 @@ class Result:
     tokens: list[int] | None  # what it emits: nothing while there is prompt left; None if its logits are broken
     logprobs: list[float] = field(default_factory=list)  # of each token, if the request asks for them
     states: list[Tensor] = field(default_factory=list)  # hidden states, [fed, dim] for each layer the drafter taps
+    accepted: int = 0  # drafts, with which the tokens begin
 
 
 @runtime_checkable

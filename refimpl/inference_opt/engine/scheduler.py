@@ -4,9 +4,9 @@ A static batch waits for its slowest text. Here the batch is put together anew f
 OSDI §3.2, "iteration-level scheduling"): a request leaves with its last token, and another joins at once.
 
     step        1    2    3    4    5    6
-    request A   PPPP PP D D    D    ·    ·        P: a token of the prompt, computed (prefill)
-    request B        PP PPP    D    D    D        D: a token sampled before, fed back (decode)
-    request C                       PPPP D        `token_budget` 4 a step: long prompts are cut into chunks
+    request A   PPPP PP   D    D    ·    ·        P: a token of the prompt, computed (prefill)
+    request B        PP   PPP  D    D    D        D: a token sampled before, fed back (decode)
+    request C                       PPP  D        `token_budget` 4 a step: long prompts are cut into chunks
                                                   (Agrawal et al. 2023, Sarathi, 2308.16369), so that decodes go on
 
 Within a step:
@@ -18,9 +18,9 @@ Within a step:
      tree, which reuses most (2312.07104, Theorem 3.1). So that nothing starves, a request that was overtaken
      `patience` times goes before all others, and nobody is admitted before it fits.
   4. Requests in decode may draft (speculation), with what is left of the budget, up to `draft_rows` rows a step in all,
-     and in pages that nobody needs. So speculation gives way under load.
+     and in pages that are free or evictable. So speculation gives way under load.
   5. If the whole step is decodes, and the runner can repeat them without asking (`graph_runner.py`), each request is
-     granted up to `decode_steps` steps in a row, as far as free pages go.
+     granted up to `decode_steps` steps in a row, while pages can be had.
 
 Progress: the request processed first can preempt all others or, if it is the last arrival, leaves its pages to them.
 Either way one request has the pages it needs, since no request is admitted that could not run alone in the pool.
@@ -43,7 +43,7 @@ LOOKAHEAD = 64  # waiting requests, the oldest first, whose cached prefixes are 
 class Chunk:
     """A request's part of a step: `count` of its tokens, from `start` on. The pages for all of it are reserved.
 
-    `found`: tokens before `start` that the tree had, and that need not be computed. `drafts`: how many guesses may be
+    `found`: tokens that the tree saved this step from computing. `drafts`: how many guesses may be
     fed behind the tokens. `steps`: how many decode steps may be run in a row.
     """
 
@@ -89,7 +89,7 @@ class Scheduler:
 
     # [schedule]
     def schedule(self) -> list[Chunk]:
-        """The next step's work. Every chunk has its pages; prefixes to be computed are in the tree already."""
+        """The next step's work. Every chunk has its pages; full pages of prefills are published."""
         chunks: list[Chunk] = []
         budget = self.token_budget
         # Decode first: a short text must not wait for a long prompt.
@@ -168,7 +168,7 @@ class Scheduler:
 
     # [admit]
     def _next(self) -> Request:
-        """Who is admitted first: by arrival those that were overtaken too often, then the longest cached prefix."""
+        """The next to admit: first, by arrival, those overtaken too often; then the longest cached prefix."""
         oldest = itertools.islice(self.waiting.values(), LOOKAHEAD)
 
         def place(request: Request) -> tuple[bool, int, int]:
@@ -202,7 +202,7 @@ class Scheduler:
         emit("schedule.preempt", self, id=request.id)
 
     def _wait(self, request: Request) -> None:
-        """At the place of its arrival. That is near the front: only requests that it had overtaken stand before it."""
+        """At the place of its arrival. That is near the front: few of those that wait arrived earlier."""
         before = list(itertools.takewhile(lambda each: each.arrival < request.arrival, self.waiting.values()))
         self.waiting[request.arrival] = request
         for each in (request, *reversed(before)):

@@ -98,18 +98,21 @@ class Speculation:
 
     # [accept]
     def accept(self, request: Request, logits: Float[Tensor, "rows vocab"], draft: Draft) -> list[int]:
-        """What the step emits: `logits` are the target's behind the last known token and behind each draft, or some."""
+        """What the step emits: `logits` are the target's behind the last known token and behind each draft, or some.
+
+        If the row behind the last draft that is judged is missing, what follows that draft is not to be used.
+        """
         params = request.params
         if not draft.tokens:
             return [sample(logits[0], params, position=len(request.tokens))]
         target = list(probabilities(logits, params).cpu().numpy())
-        target += target[-1:] * (len(logits) <= len(draft.tokens))  # for the missing row, and left out
+        target += target[-1:] * (len(logits) <= len(draft.tokens))  # for the missing row
         found = draft.probs is None and self.rule is not rules.coupled
         rule: Rule = rules.point_mass if found else self.rule
         judged = len(target) - 1
         probs, drafted = (draft.probs or [])[:judged], draft.tokens[:judged]
         noise = self._noise(request, drafting=False)
-        return watched(rule)(target, probs, drafted, noise)[: len(logits)]
+        return watched(rule)(target, probs, drafted, noise)
 
     # [/accept]
 
@@ -122,19 +125,16 @@ class Speculation:
             request = change.request
             if request.adaptive is not None and request.decoding:
                 request.adaptive.learn(len(change.draft.tokens), change.accepted)
-        self._observe([_observation(each.request, each.chunk.start, each.states, each.kind) for each in changes])
+        self.drafter.observe([_observation(each.request, each.chunk.start, each.states, each.kind) for each in changes])
+        for change in changes:
+            if change.finish_reason is not None:
+                change.request.drafter_state = None  # nobody needs it any more
 
     def end(self, request: Request) -> None:
         """The same for a request that is aborted: others may read its pages from now on."""
         if self.drafter is not None and request.table:
-            self._observe([_observation(request, request.computed, [], "end")])
-
-    def _observe(self, observations: list[Observation]) -> None:
-        assert self.drafter is not None
-        self.drafter.observe(observations)
-        for each in observations:
-            if each.kind == "end":
-                each.text.drafter_state = None  # nobody needs it any more
+            self.drafter.observe([_observation(request, request.computed, [], "end")])
+            request.drafter_state = None
 
     # [/learn]
 

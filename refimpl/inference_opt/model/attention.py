@@ -3,7 +3,7 @@
     softmax(q kᵀ · scale + causal mask) v                          (Vaswani et al. 2017, 1706.03762, Eq. 1)
 
 The model never sees a cache. A layer computes q, k, v for a flat batch of tokens (sequences laid end to end, no
-padding) and asks `kv.attend(layer, q, k, v, scale)`. What attends, and over what, is the answer's own business.
+padding) and asks `kv.attend(layer, q, k, v, scale)`. How it attends, and over what, is up to the `kv` object.
 Latent attention keeps one vector a token in place of k and v, and asks `kv.attend_latents(layer, q, kept, forms)`.
 """
 
@@ -58,7 +58,7 @@ class LatentForms(Protocol):
     def over(
         self, q: Float[Tensor, "queries heads query_dim"], kept: Float[Tensor, "keys 1 kept_dim"]
     ) -> Float[Tensor, "queries heads value_dim"]:
-        """One sequence's attention over its latents, in whichever form takes fewer operations."""
+        """One sequence's attention over its latents, in the form chosen or the cheaper."""
         ...
 
     def expand(
@@ -104,7 +104,7 @@ class KV(Protocol):
         kept: Float[Tensor, "tokens 1 kept_dim"],
         forms: LatentForms,
     ) -> Float[Tensor, "tokens heads value_dim"]:
-        """The same where one latent a token is all that is kept. An answer that keeps nothing makes keys and values."""
+        """The same where one latent a token is all that is kept. By default keys and values are made."""
         return self.attend(layer, q, *forms.expand(kept), forms.scale)
 
 
@@ -116,7 +116,7 @@ class CacheBatch(KV, Protocol):
 
 
 class NoCache(KV):
-    """The first answer: nothing is remembered, the batch holds every sequence from its first token."""
+    """The simplest one: nothing is remembered, the batch holds every sequence from its first token."""
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = list(lengths)  # tokens of each sequence, laid end to end

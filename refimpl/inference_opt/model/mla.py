@@ -15,7 +15,7 @@ Only [c_KV; k_R] is kept, d_c + d_R numbers a token. Two ways lead from there to
                and only the mixture of latents is made a value:  W_UV Σ_j a_j c_j
 
 The same sums in another order, because W_UK and W_UV are linear and stand at no position. A rotation of the key would
-stand between q_C and W_UK and depend on the pair: hence the part of its own that carries the position.
+stand between q_C and W_UK and depend on the pair, so the position gets a separate part, k_R.
 """
 
 import torch
@@ -58,7 +58,7 @@ class LatentAttention(nn.Module):
         kept = shape.kv_lora_rank + shape.qk_rope_head_dim
         self.kv_down = Linear(config.dim, kept, bias=config.qkv_bias)  # rows: W_DKV, then W_KR
         self.kv_latent_norm = nn.RMSNorm(shape.kv_lora_rank, eps=LATENT_EPS) if shape.normed else None
-        # Not packed: absorption reads its two halves as they are. Rows: a head's W_UK, then its W_UV.
+        # A plain nn.Linear: absorption reads its weight directly. Rows: a head's W_UK, then its W_UV.
         rows = config.kv_heads * (shape.qk_nope_head_dim + shape.v_head_dim)
         self.kv_up = nn.Linear(shape.kv_lora_rank, rows, bias=False)
         self.out = Linear(config.heads * shape.v_head_dim, config.dim, bias=config.out_bias)
@@ -85,7 +85,7 @@ class LatentAttention(nn.Module):
     def over(
         self, q: Float[Tensor, "queries heads query_dim"], kept: Float[Tensor, "keys 1 kept_dim"]
     ) -> Float[Tensor, "queries heads value_dim"]:
-        """One sequence's attention over what is kept of it, in the form that takes fewer operations."""
+        """One sequence's attention over what is kept of it, in `form`, or the cheaper one."""
         if self.form == "absorbed" or (self.form is None and self.absorbs(len(q), len(kept))):
             absorbed = self.absorb(q)
             latents = causal_attention(absorbed, kept, kept[..., : self.shape.kv_lora_rank], self.scale)
@@ -147,7 +147,7 @@ def multiplications(config: ModelConfig, form: str, queries: int, keys: int) -> 
 
 
 def use_form(model: nn.Module, form: str | None) -> None:
-    """Set every latent attention's `form`; ValueError for one that there is not."""
+    """Set every latent attention's `form`; ValueError for an unknown one."""
     if form not in (None, "explicit", "absorbed"):
         raise ValueError(f'form must be "explicit", "absorbed" or None, got {form!r}')
     for module in model.modules():

@@ -69,7 +69,7 @@ def upwards(node: Node) -> Iterator[Node]:
 
 
 def common(edge: bytes, text: bytes, start: int) -> int:
-    """Length of the longest common prefix of `edge` and `text[start:]`, by bisection over equal parts."""
+    """Length of the longest common prefix of `edge` and `text[start:]`, by bisection."""
     low, high = 0, min(len(edge), len(text) - start)
     while low < high:
         middle = (low + high + 1) // 2

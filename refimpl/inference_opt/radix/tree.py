@@ -1,8 +1,8 @@
 """RadixAttention's tree: which pages hold the keys and values of which prefix (SGLang, 2312.07104, §3).
 
-A key or value depends on its token and on all tokens before it, so pages may be reused by whoever's text *begins* with
+A key or value depends on its token and on all tokens before it, so pages may be reused by any text that *begins* with
 the same tokens. A radix tree finds them: a path from the root spells a prefix, an edge carries a run of tokens and the
-pages that hold them, and a node has its edge as its own:
+pages that hold them, and a node stores the edge above it:
 
     insert [1 2 3 4 5 6], pages [10 11 12]          insert [1 2 3 4 8 9], pages [10 11 13]: the edge is split
 
@@ -11,10 +11,10 @@ pages that hold them, and a node has its edge as its own:
 
 Edges are whole pages long, and the children of a node differ within their first page, by which they are looked up: a
 page that begins alike and ends differently belongs to one text only. Tokens are kept as bytes, four each: an edge is
-compared where it stands in the question, by memcmp, and no token is copied on the way down.
+compared in place, by memcmp; one page of tokens is copied at each node, to look it up.
 
 Invariants, after every call:
-  · every page in the tree is there once; the tree owns it until `evict` returns it;
+  · a page is in the tree once at most, and is the tree's as long as it is there;
   · no node but a root has an empty edge; a node that is not locked has no locked descendant;
   · `locks` of a node counts the locks held on it and below it; `evictable` is the number of pages on unlocked nodes,
     and `evict` can return every one of them, since leaves are evicted first and uncover their parents.
@@ -33,9 +33,9 @@ from inference_opt.values import are_ints, integer
 class RadixTree:
     """Prefixes to pages. A `namespace` (of a model, an adapter, a tenant) shares nothing with another.
 
-    The policy is asked before anything is changed: an error that it raises is raised by the call, and leaves a sound
-    tree. (Of an `evict` that fails, the pages removed until then are nobody's.) After an interruption (Ctrl-C), `clear`
-    is due. ValueError for a policy that cannot serve this tree.
+    An error that the policy raises is raised by the call. It leaves a sound tree, though a node may have been split or
+    marked as used, and the pages that a failed `evict` removed are nobody's. After an interruption (Ctrl-C), `clear` is
+    due. ValueError for a policy that cannot serve this tree.
     """
 
     def __init__(self, page_size: int, policy: Policy | None = None) -> None:
@@ -121,8 +121,8 @@ class RadixTree:
         """Let the tree own `pages`, which hold `tokens`; return the tree's own pages for them, and the node at the end.
 
         Of a prefix that is there already the tree keeps its own pages: where the pages returned differ from those
-        given, the ones given are still the caller's. ValueError, and no change, for tokens that are not whole pages
-        or for a page that the tree owns in another place.
+        given, the ones given are still the caller's (if they were). ValueError, and no change, for tokens that are not
+        whole pages or for a new page that the tree owns already.
         """
         text, pages, size = as_bytes(tokens), list(pages), self.page_bytes
         if len(text) != len(pages) * size:
@@ -167,7 +167,7 @@ class RadixTree:
         assert parent is not None
         count = within // size
         head = Node(node.edge[:within], node.pages[:count], parent, node.born)
-        # Whoever needs the rest needs the head; handles keep meaning the end of the rest, so none is the head's.
+        # Locks on the rest also hold the head. Old handles still mean the end of the rest, so head.users is 0.
         head.used, head.hits = node.used, node.hits
         head.locks, head.policy_state = node.locks, node.policy_state
         parent.children[head.edge[:size]] = head
@@ -181,7 +181,7 @@ class RadixTree:
     # [lock]
     def lock(self, node: Node) -> None:
         """Keep the node's prefix, that is its edge and all above it, until as many `unlock`s."""
-        node = self._own(node)
+        node = self._checked(node)
         if node.parent is None:
             self.roots[node.namespace] = node
         node.users += 1
@@ -193,7 +193,7 @@ class RadixTree:
 
     def unlock(self, node: Node) -> None:
         """Take one lock back. ValueError, and no change, where none is held on this very node."""
-        node = self._own(node)
+        node = self._checked(node)
         if node.users == 0:
             raise ValueError("cannot unlock a node that is not locked")
         if node.locks == 1:
@@ -212,7 +212,7 @@ class RadixTree:
     def evict(self, count: int) -> list[int]:
         """Remove `count` pages (fewer, if fewer are evictable) and return them: they are the caller's.
 
-        The leaf that the policy values least goes first, from its end, page by page; then it may be its parent's turn.
+        The leaf that the policy values least goes first, from its end, page by page; its parent may follow.
         Only what is needed is removed. O(log n) a leaf.
         """
         count = integer("count", count, 0)
@@ -226,7 +226,11 @@ class RadixTree:
         return gone
 
     def discard(self, node: Node) -> list[int]:
-        """Remove a prefix as far as nobody else needs it, from its end upwards; its pages are the caller's."""
+        """Remove a prefix as far as nobody else needs it, from its end upwards; its pages are the caller's.
+
+        ValueError, and no change, for a node that is not in this tree.
+        """
+        node = self._checked(node)
         gone: list[int] = []
         while node.parent is not None and not (node.children or node.locks):
             above = node.parent
@@ -236,7 +240,7 @@ class RadixTree:
         return gone
 
     def _cut(self, leaf: Node, keep: int) -> None:
-        """Remove a free leaf's pages behind the first `keep`; without any, the leaf."""
+        """Keep a free leaf's first `keep` pages; if that is 0, remove the leaf."""
         parent, removed = leaf.parent, leaf.pages[keep:]
         assert parent is not None
         if keep:
@@ -281,8 +285,8 @@ class RadixTree:
         if not (node.children or node.locks or node.parent):
             self.roots.pop(node.namespace, None)
 
-    def _own(self, node: Node) -> Node:
-        """The node, if it is this tree's. All roots that a namespace ever had mean the same: the one it has now."""
+    def _checked(self, node: Node) -> Node:
+        """The node, if it is this tree's. Any root that a namespace ever had stands for its present one."""
         if not isinstance(node, Node) or node.life is not self._life:
-            raise ValueError("this node was evicted from the tree, or is none of this tree's")
+            raise ValueError("this node was evicted, or belongs to another tree")
         return self.roots.get(node.namespace, node) if node.parent is None else node

@@ -1,7 +1,7 @@
-"""Acceptance rules: what of a draft the target keeps, so that the text's distribution stays the target's.
+"""Acceptance rules: how much of a draft is kept, so that the text still follows the target's distribution.
 
-A drafter guessed tokens x_1 … x_γ, each drawn from a distribution q. The target then read them all at once and gave its
-own distribution p after each. A rule looks at both; it emits the accepted prefix of the draft and one token more:
+A drafter guessed tokens x_1 … x_γ, each drawn from a distribution q. The target then read them all at once and gave a
+distribution p before and after each. A rule looks at both, and emits the accepted prefix of the draft and one more:
 
         draft      x_1  x_2  x_3  x_4            p = target (Leviathan et al. 2211.17192 write p, q as we do;
         target   p_0  p_1  p_2  p_3  p_4         Chen et al. 2302.01318 swap the letters)
@@ -38,7 +38,7 @@ class Randomness(Protocol):
 def token_wise(target: Sequence[Probs], draft: Sequence[Probs], tokens: Sequence[int], rng: Randomness) -> list[int]:
     """Accept each x with probability min(1, p(x) / q(x)) (2211.17192, Algorithm 1; 2302.01318, Algorithm 2).
 
-    Acceptance emits a token with probability q · min(1, p/q) = min(p, q). What is missing to p is (p − q)⁺, and a
+    Acceptance emits a token with probability q · min(1, p/q) = min(p, q). What p still lacks is (p − q)⁺, and a
     rejection draws from exactly that: min(p, q) + (p − q)⁺ = p.
     """
     emitted: list[int] = []
@@ -75,7 +75,7 @@ def block(target: Sequence[Probs], draft: Sequence[Probs], tokens: Sequence[int]
         h = w[i]
         if i < len(tokens):
             excess = np.maximum(w[i] * target[i] - draft[i], 0).sum()
-            # 0/0: there is no excess and w = 1, so the next prefix passes for certain and this one may fail.
+            # 0/0: no excess and w = 1. A later prefix passes for certain, so this one need not.
             h = excess / (excess + 1 - w[i]) if excess + 1 - w[i] > 0 else 0
         if rng.uniform(i) < h:
             accepted = i
@@ -127,7 +127,7 @@ def multi_draft(target: Sequence[Probs], draft: Sequence[Probs], tokens: Sequenc
 def try_all(
     p: Probs, draft: Sequence[Probs], candidates: Sequence[int], rng: Randomness, tried: int
 ) -> tuple[int | None, Probs]:
-    """The first candidate accepted, or None and what is left of p. `tried`: how many were tried at other nodes."""
+    """The first candidate accepted, or None and what is left of p. `tried`: draws set aside by nodes above."""
     for j, x in enumerate(candidates):
         q = draft[j]
         if rng.uniform(tried + j) < ratio(p[x], q[x]):

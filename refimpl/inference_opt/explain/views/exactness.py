@@ -1,4 +1,4 @@
-"""Figures of acceptance: where a draft falls, every path of a step, one distribution against another. All are drawn from live runs."""
+"""Figures of acceptance: where a draft falls, every path of a step, distributions compared. All from live runs."""
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
