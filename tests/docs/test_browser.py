@@ -99,7 +99,13 @@ def test_code_and_player_have_the_width_of_the_page(show):
     assert source["x"] >= scene["x"] + scene["width"], "the source stands beside the picture"
     assert source["y"] + source["height"] - player.bounding_box()["y"] <= 800, "and is seen with it"
     for by in (2000, -700):  # which brings up what leads back to the top
-        page.evaluate("by => scrollBy({top: by, behavior: 'instant'})", by)
+        page.evaluate(
+            """by => new Promise((done) => {
+                scrollBy({top: by, behavior: "instant"});
+                requestAnimationFrame(() => requestAnimationFrame(done));  // each is seen as a scroll of its own
+            })""",
+            by,
+        )
     page.wait_for_function("document.documentElement.classList.contains('show-back-to-top')")
     page.evaluate("document.querySelector('.stepped').scrollIntoView({behavior: 'instant'})")
     assert not overlaps(page, ".back-to-top", ".stepped")
