@@ -70,7 +70,7 @@ class GraphRunner:
 
         Where logits hold NaN or infinity, the tokens before them; None where there are none.
         """
-        if not all(each.count == 1 and each.samples and self.repeats(each.request) for each in chunks):
+        if not all(each.decodes and self.repeats(each.request) for each in chunks):
             return self.eager.run(chunks, drafts)
         tables = [chunk.request.table for chunk in chunks]
         starts, steps = [chunk.start for chunk in chunks], [chunk.steps for chunk in chunks]

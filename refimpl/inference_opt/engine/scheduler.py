@@ -59,6 +59,11 @@ class Chunk:
         """Whether the chunk reaches the last known token, so that the next one can be sampled."""
         return self.start + self.count == len(self.request.tokens)
 
+    @property
+    def decodes(self) -> bool:
+        """Whether the last known token is all that is fed."""
+        return self.count == 1 and self.samples
+
 
 class Scheduler:
     """Waiting and running requests. `running` is in the order of arrival.
@@ -154,7 +159,7 @@ class Scheduler:
     # [steps]
     def _grant_steps(self, chunks: list[Chunk]) -> list[Chunk]:
         """Several decode steps in a row, if all of the step is decodes that the runner can repeat."""
-        if not all(each.count == 1 and each.samples and self.repeats(each.request) for each in chunks):
+        if not all(each.decodes and self.repeats(each.request) for each in chunks):
             return chunks
         granted = []
         for chunk in chunks:
