@@ -201,17 +201,21 @@ def test_parts_are_few_and_each_has_its_own_beginning(browser, files, name):
     assert (starts[:1] == [0]) == (len(trace) >= 15), "a long recording is in parts from its first step on"
 
 
-def swipe(page, dx):
-    """A finger over the picture."""
-    box = page.locator("div.told").bounding_box()
+def swipe(page, dx, over="div.told"):
+    """A finger over a part of the player, and the time in which a browser would go back in its history."""
+    box = page.locator(over).first.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     session = page.context.new_cdp_session(page)
+    there = [{"x": x + dx, "y": y + 3}]
+    # The finger rests before it leaves: a fling would swallow the tap that follows it.
     for kind, points in [
         ("touchStart", [{"x": x, "y": y}]),
-        ("touchMove", [{"x": x + dx, "y": y + 3}]),
+        ("touchMove", there),
+        ("touchMove", there),
         ("touchEnd", []),
     ]:
         session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        page.wait_for_timeout(100)
 
 
 def test_a_finger_steps_and_is_told_how(browser, files):
@@ -237,6 +241,24 @@ def test_a_finger_steps_and_is_told_how(browser, files):
         assert page.locator(".pass").inner_text() == "A swipe to the left shows the answer."
         swipe(page, -120)
         assert where(page) == question + 1
+
+
+def test_a_swipe_to_the_right_is_never_the_browsers_back(browser, files):
+    file, _ = files("diverging-insert")
+    with opened(browser, file, viewport={"width": 400, "height": 800}, has_touch=True, is_mobile=True) as page:
+        swipe(page, 120)
+        assert where(page) == 1, "the first step is the first"
+        swipe(page, -120)
+        wide = page.locator(".scene").first
+        wide.evaluate("it => (it.querySelector('svg').style.width = '900px')")
+        assert wide.evaluate("it => it.scrollWidth > it.clientWidth")
+        swipe(page, 120, ".scene")
+        assert where(page) == 2, "a finger on a wide picture moves the picture"
+        swipe(page, -120, ".scene")
+        assert where(page) == 2
+        assert wide.evaluate("it => it.scrollLeft") > 50
+        swipe(page, 120)
+        assert where(page) == 1
 
 
 def test_a_new_trace_keeps_the_place_the_speed_and_the_theme(browser, tmp_path):
