@@ -16,7 +16,7 @@ from inference_opt.loading.prompts import load_prompts
 from inference_opt.model.parallel import local_config, parallelize
 from inference_opt.speculative.lookup import PromptLookup
 from inference_opt.speculative.rules import coupled
-from tests.toys import LATENT_SHAPES, PARAMS, PROMPTS, SHAPES, latent_toy, toy
+from tests.toys import LATENT_SHAPES, PARAMS, PROMPTS, SHAPES, latent_toy, tokens_of, toy
 
 
 def on_ranks(ranks, function, folder, *arguments):
@@ -60,7 +60,7 @@ def same_tokens(mesh, make):
             assert part.config.kv_elements_per_token * mesh.size() == kept
         drafter = PromptLookup() if drafts else None
         engine = Engine(part, drafter=drafter, page_size=2, rule=coupled)  # the rule that keeps sampled tokens, too
-        found = engine.generate(prompts, params)
+        found = tokens_of(engine.generate(prompts, params))
         everyones = [None] * mesh.size()
         dist.all_gather_object(everyones, (found, expected))
         assert all(texts == everyones[0][1] for texts, _ in everyones)
@@ -72,12 +72,12 @@ def real_model(mesh, source):
     model, tokenizer = load_model(source)
     prompts = [prompt.ids(tokenizer) for prompt in load_prompts()[:2]]
     params = SamplingParams(max_new_tokens=12)
-    expected = [None if mesh.get_rank() else Engine(model).generate(prompts, params)]
+    expected = [None if mesh.get_rank() else tokens_of(Engine(model).generate(prompts, params))]
     bytes_whole = sum(p.numel() for p in model.parameters())
     part = parallelize(model, mesh)
     assert (part.config.heads, part.config.kv_heads) == (3, 1)
     assert sum(p.numel() for p in part.parameters()) < bytes_whole
-    found = Engine(part).generate(prompts, params)
+    found = tokens_of(Engine(part).generate(prompts, params))
     dist.broadcast_object_list(expected)
     assert [found] == expected
 

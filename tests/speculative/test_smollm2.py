@@ -11,6 +11,7 @@ from inference_opt import Engine, SamplingParams, naive
 from inference_opt.lab.agreement import teacher_forced_greedy
 from inference_opt.loading.prompts import load_prompts
 from inference_opt.speculative import DRAFTERS
+from tests.toys import tokens_of
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 COUNT, NEW = (20, 32) if LONG else (3, 12)
@@ -27,7 +28,7 @@ def test_every_drafter_gives_the_oracle_s_tokens(exact, task, drafter):
     model, tokenizer = exact
     prompts = [p.ids(tokenizer) for p in load_prompts("speculative") if p.name.startswith(task)][:COUNT]
     engine = Engine(model, drafter=DRAFTERS[drafter](), tokenizer=tokenizer)
-    for prompt, tokens in zip(prompts, engine.generate(prompts, SamplingParams(max_new_tokens=NEW))):
+    for prompt, tokens in zip(prompts, tokens_of(engine.generate(prompts, SamplingParams(max_new_tokens=NEW)))):
         assert teacher_forced_greedy(model, prompt, tokens) == tokens
         assert len(tokens) == NEW or tokens[-1] in model.config.eos_token_ids
 

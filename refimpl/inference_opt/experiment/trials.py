@@ -115,11 +115,11 @@ def _run(trial: Trial, model: Transformer, tokenizer: Tokenizer | None, prompts:
     _reset_peak()
     engine = Engine(
         model,
-        radix,
-        drafter,
-        trial["page_size"],
-        pages,
         tokenizer=tokenizer,
+        radix=radix,
+        drafter=drafter,
+        page_size=trial["page_size"],
+        num_pages=pages,
         max_running=MAX_RUNNING if together else 1,
     )
     params = SamplingParams(max_new_tokens=trial["max_new_tokens"], ignore_eos=True)

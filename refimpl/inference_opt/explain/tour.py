@@ -73,7 +73,11 @@ def _contiguous(model: Transformer) -> Decoder:
 
 def _engine(model: Transformer, radix: bool = True, drafter: Drafter | None = None) -> Decoder:
     engine = Engine(model, radix=radix, drafter=drafter)
-    return Decoder(engine.stream, engine.cache.bytes_per_token(), lambda: engine.stats.cached_tokens)
+
+    def stream(prompts: list[list[int]], params: SamplingParams) -> Iterator[dict[int, int]]:
+        return ({new.index: token} for new in engine.stream(prompts, params) for token in new.tokens)
+
+    return Decoder(stream, engine.cache.bytes_per_token(), lambda: engine.stats.cached_tokens)
 
 
 def _speculative(model: Transformer) -> Decoder:

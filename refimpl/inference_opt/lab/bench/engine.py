@@ -39,7 +39,13 @@ def _ours(config: ModelConfig, batch: int, longest: int, decode_steps: int) -> D
     model = random_model(config, torch.bfloat16, torch.device("cuda"))
     num_pages = (batch + 1) * -(-longest // PAGE)
     engine = Engine(
-        model, False, None, PAGE, num_pages, token_budget=8_192, max_running=batch, decode_steps=decode_steps
+        model,
+        radix=False,
+        page_size=PAGE,
+        num_pages=num_pages,
+        token_budget=8_192,
+        max_running=batch,
+        decode_steps=decode_steps,
     )
 
     def decode(prompts: list[list[int]], new: int) -> tuple[float, float]:

@@ -92,9 +92,9 @@ def bench_parallel(options: argparse.Namespace) -> dict[str, Any]:
             dist.barrier()
             for how, engine in engines[who].items():
                 name = f"{who}, {how}"
-                found[name]["seeded"] = engine.generate(prompts, seeded)
+                found[name]["seeded"] = [c.tokens for c in engine.generate(prompts, seeded)]
                 began = time.perf_counter()
-                found[name]["greedy"] = engine.generate(prompts, greedy)
+                found[name]["greedy"] = [c.tokens for c in engine.generate(prompts, greedy)]
                 rates[name].append(sum(map(len, found[name]["greedy"])) / elapsed(began))
                 console.print(f"{repeat} of {options.repeats}: {name}: {rates[name][-1]:.1f} tokens/s")
     dist.barrier()
