@@ -36,26 +36,31 @@ def execute(paths: list[Path]) -> None:
         done = cache.get_cache_bundle(record.pk).nb
         for cell in done.cells:
             if cell.cell_type == "code":
-                cell.outputs = shown(cell)
+                cell.outputs = pictured(joined(cell.outputs), cell.metadata.get("picture"))
         cache.cache_notebook_bundle(CacheBundleIn(done, record.uri, data=record.data), overwrite=True)
         print(f"{Path(name).name} executed in {record.data['execution_seconds']:.0f} s")
     if failed := result.excepted + result.errored:
         sys.exit("\n".join(f"{name} failed:\n{cache.get_project_record(name).traceback or ''}" for name in failed))
 
 
-def shown(cell: NotebookNode) -> list[NotebookNode]:
-    """A cell's outputs as they are kept: what was printed in one piece, and a picture for a widget that is gone."""
+def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Outputs as they are kept: what was printed in one piece, and no views of widgets that are gone."""
     result: list[NotebookNode] = []
-    for out in cell.outputs:
+    for out in outputs:
         if out.output_type == "stream" and result and result[-1].get("name") == out.name:
             result[-1].text += out.text
             continue
         result.append(copy.deepcopy(out))
         result[-1].get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
-    if picture := cell.metadata.get("picture"):
-        image = (ROOT / "chapters" / "figures" / picture).read_bytes()
-        result[-1].data["image/png"] = base64.b64encode(image).decode()
     return result
+
+
+def pictured(outputs: list[NotebookNode], picture: str | None) -> list[NotebookNode]:
+    """A player's outputs with the picture that stands for it."""
+    if picture:
+        image = (ROOT / "chapters" / "figures" / picture).read_bytes()
+        outputs[-1].data["image/png"] = base64.b64encode(image).decode()
+    return outputs
 
 
 def write(path: Path) -> None:

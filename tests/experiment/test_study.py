@@ -114,7 +114,9 @@ def test_effects_are_the_factors_that_made_the_rates(factors, together, design):
         if {"mla", "speculative_decoding"} <= set(combo):
             rate *= together
         trials.append({"workload": "w", "kind": "run", "techniques": combo, "figures": {"tokens_per_second": rate}})
-    effects = Results("", list(TECHNIQUES), ["throughput"], trials).effects()["w"]
+    results = Results("", list(TECHNIQUES), ["throughput"], trials)
+    assert repr(results).startswith(f"<Results of {len(trials)} trials of {", ".join(TECHNIQUES)} on 1 workloads")
+    effects = results.effects()["w"]
     for name in ("continuous_batching", "radix_attention"):
         assert effects[SHORT[name]] == pytest.approx(factors[name])
     for name in ("mla", "speculative_decoding"):  # half of their pairs have the other one beside them
