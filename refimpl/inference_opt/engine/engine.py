@@ -84,7 +84,7 @@ class Engine:
         self.scheduler = Scheduler(
             CacheManager(self.pool, self.tree, radix),
             gamma=self.speculation.gamma,
-            repeats=lambda request: self.runner.repeats(request),
+            repeats=self.runner.repeats,
             **limits,
         )
         self.observer = Observer(pages)
