@@ -46,6 +46,7 @@ COLOURS = {"runOnly": {"type": "rule", "values": ["color-contrast"]}}  # what di
 def serious(page, **options):
     """What the accessibility checker finds serious or worse."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    options |= {"resultTypes": ["violations"]}  # the thousands of nodes that pass need not be described
     found = axe.run(page, options=options).response["violations"]
     return [(v["id"], v["nodes"][0]["html"][:120]) for v in found if v["impact"] in ("serious", "critical")]
 
