@@ -39,6 +39,7 @@ README = commands(TEXTS["README.md"])
 SMALLER = {
     "generate": "--max-new-tokens 4",
     "tour": "--max-new-tokens 2",
+    "ablate prompts.jsonl": "--technique radix_attention --metric throughput --max-new-tokens 2 --repeats 1",
     "ablate": "chat --dtype bfloat16 --technique mla --metric throughput --requests 1 --max-new-tokens 2 --repeats 1 "
     "-o ablation",
     "bench decode": "--batch 1 --dtype float32 --new-tokens 2 --repeats 1 --no-peer",

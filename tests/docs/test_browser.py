@@ -142,10 +142,13 @@ def test_next_and_previous_walk_the_whole_book(show):
     assert [file for file in book if file in CHAPTERS] == CHAPTERS, "the chapters, in their order"
     assert {file for file in PAGES if file.parent.name == "notebooks"} <= set(book)
     page = show(book[0])
-    for way, files in (("next", book[1:]), ("prev", reversed(book[:-1]))):
-        for file in files:
-            page.locator(f"a.{way}-page").click()
-            page.wait_for_url(file.as_uri(), wait_until="commit")  # its pictures are looked at elsewhere
+    for file in book[1:]:
+        page.locator("a.next-page").click()
+        page.wait_for_url(file.as_uri(), wait_until="commit")  # its pictures are looked at elsewhere
+    page = show(book[-1], java_script_enabled=False)
+    for file in reversed(book[:-1]):
+        page.locator("a.prev-page").click()
+        page.wait_for_url(file.as_uri(), wait_until="commit")
 
 
 def test_a_first_split_is_stepped_through_in_three_clicks(show):
