@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,13 @@ def forkserver():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["inference_opt.experiment", "tests.toys"])
     return context
+
+
+@pytest.fixture(scope="module")
+def apart(forkserver):
+    """Runs functions in one process of their own: a worker has no room for the real model in float64."""
+    with ProcessPoolExecutor(1, mp_context=forkserver) as pool:
+        yield lambda function, *given: pool.submit(function, *given).result()
 
 
 @pytest.fixture
