@@ -72,17 +72,24 @@ def pytest_collection_finish():
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item, nextitem):
-    """Free what a test leaves in cycles before the next one loads a model, and hold every process to `MOST_MEMORY`."""
-    result = yield
-    peak, children = memory("VmHWM"), most_of_a_child()
+def pytest_runtest_protocol(item, nextitem):
+    """Free what a test leaves in cycles, and what its file's fixtures held, before the next one loads a model."""
+    result = yield  # only now has pytest let go of what the fixtures gave
     if nextitem is None or nextitem.path != item.path or memory("VmRSS") > seen["after a test"] + 100 * 10**6:
         give_back_memory()
         seen["after a test"] = memory("VmRSS")
-    if children > seen["in a child"]:
-        peak, seen["in a child"] = max(peak, children), children
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the next peak is the next test's
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown():
+    """No process of a test takes more than `MOST_MEMORY`."""
+    result = yield
+    peak, children = memory("VmHWM"), most_of_a_child()
+    if children > seen["in a child"]:
+        peak, seen["in a child"] = max(peak, children), children
     assert peak < MOST_MEMORY, f"a process took {peak / 1e9:.2f} GB, {MOST_MEMORY / 1e9:.0f} GB are the most"
     return result
 
