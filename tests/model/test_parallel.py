@@ -21,7 +21,8 @@ from tests.toys import LATENT_SHAPES, PARAMS, PROMPTS, SHAPES, latent_toy, token
 
 def on_ranks(ranks, function, folder, *arguments):
     """Run function(mesh, *arguments) in so many processes; what fails in one fails here."""
-    mp.spawn(_rank, (ranks, function, str(folder / "meeting"), arguments), nprocs=ranks)
+    given = (ranks, function, str(folder / "meeting"), arguments)
+    mp.start_processes(_rank, given, nprocs=ranks, start_method="forkserver")
 
 
 def _rank(rank, ranks, function, meeting, arguments):
@@ -96,15 +97,15 @@ def refusals(mesh):
 
 
 @pytest.mark.parametrize("make", [toy, latent_toy])
-def test_two_ranks_generate_the_whole_models_tokens(make, tmp_path):
+def test_two_ranks_generate_the_whole_models_tokens(make, tmp_path, forkserver):
     on_ranks(2, same_tokens, tmp_path, make)
 
 
-def test_three_ranks_share_smollm2s_nine_heads(smollm2_path, tmp_path):
+def test_three_ranks_share_smollm2s_nine_heads(smollm2_path, tmp_path, forkserver):
     on_ranks(3, real_model, tmp_path, smollm2_path)
 
 
-def test_what_cannot_be_cut_is_refused_and_left_as_it_was(tmp_path):
+def test_what_cannot_be_cut_is_refused_and_left_as_it_was(tmp_path, forkserver):
     on_ranks(2, refusals, tmp_path)
 
 

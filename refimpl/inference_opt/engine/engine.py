@@ -94,7 +94,7 @@ class Engine(Elsewhere):
         self.scheduler = Scheduler(
             CacheManager(self.pool, self.tree, radix),
             gamma=self.speculation.gamma,
-            repeats=lambda request: self.runner.repeats(request),
+            repeats=self.runner.repeats,
             **limits,
         )
         self.observer = Observer(pages)
