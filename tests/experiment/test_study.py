@@ -116,7 +116,7 @@ def test_effects_are_the_factors_that_made_the_rates(factors, together, design):
             rate *= together
         trials.append({"workload": "w", "kind": "run", "techniques": combo, "figures": {"tokens_per_second": rate}})
     results = Results("", list(TECHNIQUES), ["throughput"], trials)
-    assert repr(results).startswith(f"<Results of {len(trials)} trials of {", ".join(TECHNIQUES)} on 1 workloads")
+    assert repr(results).startswith(f"<Results of {len(trials)} trials of {', '.join(TECHNIQUES)} on 1 workloads")
     effects = results.effects()["w"]
     for name in ("continuous_batching", "radix_attention"):
         assert effects[SHORT[name]] == pytest.approx(factors[name])

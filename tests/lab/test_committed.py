@@ -17,5 +17,5 @@ def test_without_the_repository_it_says_what_to_do(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"nothing\.json is not there \(found: .*bench_radix.*clone it"):
         committed("nothing")
     monkeypatch.setattr(module, "RESULTS", tmp_path)
-    with pytest.raises(ValueError, match="none is there.*install it from there"):
+    with pytest.raises(ValueError, match=r"none is there.*install it from there"):
         committed("bench_radix")
