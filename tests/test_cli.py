@@ -137,6 +137,22 @@ def test_bench_decode_without_the_peer(run, tmp_path, smollm2_path):
     assert {"processor", "torch", "date"} <= figures["machine"].keys()
 
 
+def test_bench_decode_beside_a_busy_process(run, tmp_path, smollm2_path):
+    file = tmp_path / "busy.json"
+    options = ("--busy", 1, "--dtype", "bfloat16", "--repeats", 1, "--new-tokens", 2)
+    status, out, _ = run("bench", "decode", *options, "--json", file)
+    rows = json.loads(file.read_text())["results"]
+    assert status == 0
+    assert [(row["dtype"], row["setting"]) for row in rows] == [
+        ("bfloat16", "inference-opt"),
+        ("bfloat16", "OpenMP's own"),
+    ]
+    for row in rows:
+        assert row["kept"] == pytest.approx(row["busy"]["decode"] / row["alone"]["decode"])  # one repeat, one pair
+        assert f"{row['busy']['decode']:.1f}" in out
+    assert "beside 1 busy" in out
+
+
 def test_bench_speculative_without_the_peer(run, tmp_path, smollm2_path):
     file = tmp_path / "speculative.json"
     options = ("--task", "editing", "--drafter", "prompt-lookup", "--prompts", 1, "--new-tokens", 4, "--repeats", 1)
@@ -191,6 +207,8 @@ def test_fetch_prints_where_the_weights_are(run, smollm2_path):
         (("tour", "--model", "nonsense"), "nonsense"),
         (("tour", "--json", "/"), "json"),
         (("bench", "decode", "--batch", "0"), "batch"),
+        (("bench", "decode", "--busy", "0"), "busy"),
+        (("bench", "decode", "--busy", "1000000"), "busy"),
         (("bench", "prefix", "--stem", "0"), "stem"),
         (("bench", "speculative", "--task", "nonsense"), "task"),
         (("bench", "speculative", "--drafter", "nonsense"), "drafter"),
