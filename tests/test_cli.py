@@ -37,7 +37,12 @@ def test_a_stop_string_is_not_printed_not_even_its_beginning(run, smollm2_path):
     assert cut.rstrip("\n") == whole[: whole.index(stop)]
 
 
-def test_tour_reports_tables_figures_and_agreement(run, tmp_path, smollm2_path):
+def test_tour_reports_tables_figures_and_agreement(run, tmp_path, monkeypatch, smollm2_path):
+    from inference_opt.explain import tour
+
+    shown, time_left = [], tour.TimeLeft
+    monkeypatch.setattr(tour, "NAIVE_TOKENS", 2)
+    monkeypatch.setattr(tour, "TimeLeft", lambda work: shown.append(time_left(work)) or shown[-1])
     file, report, figure = tmp_path / "tour.json", tmp_path / "tour.html", tmp_path / "tour.svg"
     status, out, _ = run(
         "tour", "--max-new-tokens", 3, "--json", file, "--report", report, "--figure", figure, "--dtype", "bfloat16"
@@ -64,6 +69,13 @@ def test_tour_reports_tables_figures_and_agreement(run, tmp_path, smollm2_path):
         assert len(run_["tokens"]) == len(run_["seconds"]) == 3
         assert prompt["source"]
         assert prompt["licence"]
+    for stage, runs in figures["runs"].items():
+        for run_, naive in zip(runs, figures["runs"]["naive"]):
+            assert len(run_["tokens"]) == (2 if stage == "naive" else 3)
+            assert run_.get("oracle", naive["tokens"]) == run_["tokens"]
+            assert stage == "MLA" or run_["tokens"][:2] == naive["tokens"]
+    assert re.search(r"summary \(361 tokens\); about \d+ s left", out)
+    assert [left.done for left in shown] == [pytest.approx(left.work) for left in shown]
     page = report.read_text()
     assert not re.search(
         r"""(src|href)=["']?(https?:)?//|url\(["']?http|@import|<script|<link""", page
