@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 
-from inference_opt import Engine, SamplingParams, load_model
+from inference_opt import Engine, SamplingParams
 from inference_opt.elsewhere import Elsewhere, elsewhere
 from inference_opt.engine.arguments import ARGUMENTS, METHODS
 from inference_opt.sampling.params import ELSEWHERE
@@ -79,9 +79,9 @@ def test_a_base_with_attributes_of_its_own_is_asked_next():
         _ = Both().a
 
 
-def test_as_users_of_other_libraries_would_type_it(smollm2_path, untyped):
+def test_as_users_of_other_libraries_would_type_it(smollm2, untyped):
     """vLLM's, transformers' and llama-cpp-python's ways: what is the same here works, all else leads on."""
-    model, tokenizer = load_model(smollm2_path)
+    model, tokenizer = smollm2  # load_model("smollm2-135m")
 
     def leads_to(hint, error, call):
         with pytest.raises(error, match=re.escape(hint)):
@@ -89,7 +89,7 @@ def test_as_users_of_other_libraries_would_type_it(smollm2_path, untyped):
 
     # vLLM: LLM(model="…"), generate(prompts, sampling_params), chat, outputs[0].text
     leads_to("model must be a Transformer, as load_model returns it first", ValueError, lambda: Engine("smollm2-135m"))
-    leads_to("model, tokenizer = load_model(…)", ValueError, lambda: Engine(load_model(smollm2_path)))
+    leads_to("model, tokenizer = load_model(…)", ValueError, lambda: Engine(smollm2))
     leads_to("only model may be given without a name", TypeError, lambda: Engine(model, tokenizer))
     leads_to("write num_pages=", TypeError, lambda: Engine(model, gpu_memory_utilization=0.9))
     leads_to("write drafter=, and gamma=", TypeError, lambda: Engine(model, speculative_config={"method": "ngram"}))

@@ -106,7 +106,7 @@ def test_preemption_at_any_place_of_a_page_loses_no_token(radix, page_size):
     """Whoever is preempted just behind, or just before, the end of a page goes on with the next token, once."""
     seen = set()
     for first in range(1, 2 * page_size + 1):
-        engine = Engine(Echo(max_context=64), radix, page_size=page_size, num_pages=7, token_budget=9)
+        engine = Engine(Echo(max_context=64), radix=radix, page_size=page_size, num_pages=7, token_budget=9)
         stem = [1, 2, 3, 4, 5, 1, 2, 3][:first]
         requests = [engine.add(prompt, length(4 * page_size)) for prompt in (stem, [*stem, 1], [3] * first)]
         while engine.requests:

@@ -119,7 +119,7 @@ class EngineMachine(RuleBasedStateMachine):
         if engine.pool.pages_for(len(prompt) + params.max_new_tokens - 1) > engine.pool.num_pages:
             self.refused("never fit", engine.add, prompt, params, namespace=namespace)
         else:
-            request = engine.add(prompt, params, name, namespace)
+            request = engine.add(prompt, params, id=name, namespace=namespace)
             self.texts[name] = request, expected(prompt, params)
 
     @rule(prompts=st.lists(PROMPT, min_size=2, max_size=5), params=PARAMS, namespace=NAMESPACE)
