@@ -232,7 +232,7 @@ class EngineMachine(RuleBasedStateMachine):
     @rule(prompt=PROMPT, params=PARAMS, data=st.data())
     def add_a_duplicate(self, prompt, params, data):
         name = data.draw(st.sampled_from(sorted(self.engine.requests)))
-        self.refused("taken", self.engine.add, prompt, params, name)
+        self.refused("taken", self.engine.add, prompt, params, id=name)
 
     @rule()
     def abort_of_none(self):
