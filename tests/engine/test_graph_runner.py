@@ -4,6 +4,7 @@ Under Triton's interpreter the steps are run; on CUDA the same tests capture and
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -90,6 +91,29 @@ def test_the_engine_gives_the_oracle_s_tokens(shape, prompts, page_size, steps, 
             scores = exact(tokens, positions, NoCache([len(tokens)])).log_softmax(dim=-1)[own:]
         right = [float(row[x]) for row, x in zip(scores, request.output)] if each.logprobs else []
         assert request.logprobs == pytest.approx(right, rel=1e-4, abs=1e-4)
+
+
+def test_capturing_runs_a_step_of_nobody(monkeypatch):
+    """It writes nowhere, and merges no states: those that are listed are of an earlier, perhaps larger, batch."""
+    model = toy(dtype=torch.float32).to(DEVICE)
+    engine = Engine(model, page_size=2, decode_steps=2, max_running=4)
+    runner, listed = engine.runner, []
+
+    def warmed(run, pool):
+        assert (runner.steps.place[1] == -1).all()
+        assert (runner.offsets.diff() == 0).all()
+        run()
+        return SimpleNamespace(replay=run)
+
+    monkeypatch.setattr(graph_runner, "capture", warmed)
+    runner.pool = "any"
+    for temperature, top_k in [(0.0, 0), (1.0, 0), (1.0, 3)]:
+        stem = [1, 2, 3, 4, 5, 6, 7, 8]
+        params = SamplingParams(4, temperature, top_k, seed=1, ignore_eos=True)
+        engine.generate([[*stem, 9], [*stem, 10], [*stem, 11]], params)
+        listed.append(int(runner.offsets[-1]))
+    assert all(listed), "there were states to merge"
+    assert len({kind for kind, *_ in runner.graphs}) == 3
 
 
 def test_many_tokens_a_step_and_fewer_where_a_text_ends(monkeypatch):

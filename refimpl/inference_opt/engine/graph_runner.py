@@ -159,8 +159,9 @@ class GraphRunner:
             launches = [Launch(torch.zeros(n, fields, dtype=torch.int32, device=device), tile) for n, tile in sizes]
             states = torch.zeros(num_states, dtype=torch.int32, device=device)
             lists = TilePlan(tuple(launches), self.offsets[: rows + 1], states, num_states)
-            # Capturing runs the step. With no row begun, it writes nowhere.
+            # Capturing runs the step. With no row begun, it writes nowhere, and has no states to merge.
             none = torch.zeros(0, dtype=torch.int64)
+            self.offsets.zero_()
             self.steps.begin(none, none.expand(self.max_steps, 2, 0), [])
             run = partial(self._step, rows, lists, kind)
             self.graphs[key] = lists, run if self.pool is None else capture(run, self.pool).replay
