@@ -10,6 +10,7 @@ seed and the token's position in its text. So a request's text does not depend o
 often it was interrupted. On CUDA `kernels/steps.py` draws the same tokens, many rows at once.
 """
 
+import math
 import secrets
 
 import torch
@@ -43,12 +44,12 @@ def weights(logits: Float[Tensor, "*rows vocab"], params: SamplingParams) -> Flo
     w = logits.to(torch.float64, copy=True).sub_(top).div_(params.temperature).exp_()
     if 0 < params.top_k < w.shape[-1]:
         kth = logits.topk(params.top_k, dim=-1).values[..., -1:]
-        w.mul_(logits >= kth)  # ties with the k-th are kept
+        w.masked_fill_(logits < kth, 0)  # ties with the k-th are kept
     if params.top_p < 1:
         for row in w.view(-1, w.shape[-1]):
             _keep_nucleus(row, params.top_p)
     if params.min_p > 0:
-        w.mul_(w >= params.min_p)
+        _drop_below(w, params.min_p)
     return w
 
 
@@ -61,10 +62,13 @@ def _keep_nucleus(w: Float[Tensor, "vocab"], top_p: float) -> None:
     whole = w.sum()
     heavy = w[w >= (1 - top_p) * whole / len(w)].sort(descending=True).values
     kept = heavy[: int((heavy.cumsum(0) - heavy < top_p * whole).sum())]
-    mask = w > kept[-1]
-    ties = (w == kept[-1]).nonzero().flatten()
-    mask[ties[: len(kept) - int(mask.sum())]] = True
-    w.mul_(mask)
+    _drop_below(w, float(kept[-1]))
+    if extra := int(w.count_nonzero()) - len(kept):
+        w[(w == kept[-1]).nonzero().flatten()[-extra:]] = 0
+
+
+def _drop_below(w: Float[Tensor, "*rows vocab"], least: float) -> None:
+    torch.threshold_(w, math.nextafter(least, 0), 0)  # keeps what is above its second argument
 
 
 def check_top(top: Float[Tensor, "*rows"]) -> None:
