@@ -3,8 +3,8 @@
 What a filter keeps is everything above some logit and, of the tokens with just this logit, all or (top-p) the first
 few. The least logit is found as a number is guessed: a pass over the row counts (top-k) or weighs (top-p) what lies at
 or above each of three guesses, and one of the four parts between them remains. Floats, read as integers, are in the
-same order (`ordered`), and a guess is such an integer. The first guesses are evenly spread as floats, which gets near
-soonest; later ones as integers, so that it ends soon wherever it is.
+same order (`ordered`), and a guess is such an integer. The first guesses are evenly spread over the logits, which gets
+near soonest; later ones over the integers, so that it ends soon wherever it is.
 
 Weights are summed in float32. So top-p's answer is weighed again in float64, and if it was off, so is the search.
 """
@@ -33,7 +33,7 @@ def value_of(key, SHIFT: tl.constexpr):
 def weight(x, top, temperature, EXACT: tl.constexpr):
     """exp((x − top) / temperature), in float64 or, quicker, in float32."""
     if EXACT:
-        return tl.exp((x.to(tl.float64) - top.to(tl.float64)) / temperature)
+        return tl.exp((x.to(tl.float64) - top.to(tl.float64)) * (1.0 / temperature))
     else:
         return tl.exp2((x - top) * (1.4426950408889634 / temperature).to(tl.float32))
 
@@ -116,13 +116,15 @@ def nucleus(row, N, low, high, top_p, top, temperature, SHIFT: tl.constexpr, BLO
     few = tl.maximum(tl.ceil((exact - over) / each), 1.0)
     last, seen = N, 0
     if few < same:
-        j = tl.arange(0, BLOCK)
-        for begin in range(0, N, BLOCK):
+        j, begin = tl.arange(0, BLOCK), 0
+        while seen < few:
             x = tl.load(row + begin + j, mask=begin + j < N, other=float("-inf")).to(tl.float32)
             equal = ((x == at) & (begin + j < N)).to(tl.int32)
-            nth = seen + tl.cumsum(equal, 0)
-            last = tl.minimum(last, tl.min(tl.where((equal > 0) & (nth == few.to(tl.int32)), begin + j, N), 0))
-            seen += tl.sum(equal, 0)
+            here = tl.sum(equal, 0)
+            if seen + here >= few:
+                last = tl.min(tl.where((equal > 0) & (seen + tl.cumsum(equal, 0) >= few), begin + j, N), 0)
+            seen += here
+            begin += BLOCK
     return least, last
 
 
