@@ -2,16 +2,22 @@
 
 They are kept in build/notebooks, where MyST-NB looks for them. `--write` also puts what they print and draw into the
 notebooks themselves: the outputs to commit. Without names, all of notebooks/.
+
+Where no widget runs (on GitHub, in the site), a player is shown as a picture: the file of chapters/figures that its
+cell's metadata name, put into the output, so that a notebook that is downloaded alone has it too.
 """
 
+import base64
 import copy
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 
 import nbformat
 from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
 from jupyter_cache.executors import load_executor
 from nbformat import NotebookNode
 
@@ -27,13 +33,18 @@ def execute(paths: list[Path]) -> None:
     result = run.run_and_cache(filter_uris=[str(path) for path in paths], timeout=SECONDS)
     for name in result.succeeded:
         record = cache.match_cache_file(name)
+        done = cache.get_cache_bundle(record.pk).nb
+        for cell in done.cells:
+            if cell.cell_type == "code":
+                cell.outputs = pictured(joined(cell.outputs), cell.metadata.get("picture"))
+        cache.cache_notebook_bundle(CacheBundleIn(done, record.uri, data=record.data), overwrite=True)
         print(f"{Path(name).name} executed in {record.data['execution_seconds']:.0f} s")
     if failed := result.excepted + result.errored:
         sys.exit("\n".join(f"{name} failed:\n{cache.get_project_record(name).traceback or ''}" for name in failed))
 
 
 def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    """Outputs as they are committed: what was printed in one piece, and no views of widgets that are gone."""
+    """Outputs as they are kept: what was printed in one piece, and no views of widgets that are gone."""
     result: list[NotebookNode] = []
     for out in outputs:
         if out.output_type == "stream" and result and result[-1].get("name") == out.name:
@@ -44,14 +55,27 @@ def joined(outputs: list[NotebookNode]) -> list[NotebookNode]:
     return result
 
 
+def pictured(outputs: list[NotebookNode], picture: str | None) -> list[NotebookNode]:
+    """A player's outputs with the picture that stands for it."""
+    if picture:
+        image = (ROOT / "chapters" / "figures" / picture).read_bytes()
+        outputs[-1].data["image/png"] = base64.b64encode(image).decode()
+    return outputs
+
+
 def write(path: Path) -> None:
-    """Put the outputs of a notebook's last execution into the file."""
+    """Put the outputs of a notebook's last execution, and the seconds that it took, into the file."""
     notebook = nbformat.read(path, 4)
-    done = cache.get_cache_bundle(cache.match_cache_notebook(notebook).pk).nb
-    ran = iter(cell for cell in done.cells if cell.cell_type == "code")
+    record = cache.match_cache_notebook(notebook)
+    ran = iter(cell for cell in cache.get_cache_bundle(record.pk).nb.cells if cell.cell_type == "code")
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.execution_count, cell.outputs = (run := next(ran)).execution_count, joined(run.outputs)
+            cell.execution_count, cell.outputs = (run := next(ran)).execution_count, run.outputs
+    took = f"Running all cells took {record.data['execution_seconds']:.0f} s on one core"
+    title = notebook.cells[0]
+    title.source, there = re.subn(r"Running all cells took \d+ s on one core", took, title.source)
+    if not there:
+        sys.exit(f"{path}: its first cell does not say 'Running all cells took 0 s on one core'")
     path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
 
 

@@ -99,8 +99,8 @@ def naive() -> str:
         for prompt, text in zip(run["prompts"], run["runs"]["naive"])
         for i, seconds in enumerate(text["seconds"])
     ]
-    at = {n: 1e3 * median(s for length, s in timed if abs(length - n) <= 5) for n in (50, 450)}
-    grows = f"grows with the text: {at[50]:.0f} ms at 50 tokens, {at[450]:.0f} at 450"
+    at = {n: 1e3 * median(s for length, s in timed if abs(length - n) <= 5) for n in (50, 370)}
+    grows = f"grows with the text: {at[50]:.0f} ms at 50 tokens, {at[370]:.0f} at 370"
     rate = run["stages"][0]["tokens_per_second"]
     return grid(["stage", "tokens/s", "time for the next token"], [["naive", f"{rate:.1f}", grows]])
 
@@ -122,6 +122,19 @@ def decode() -> str:
             ["limit from memory, tokens/s", *(f"{case['limit']:,.0f}" for case in cases)],
             ["of the limit", *(f"{case['of_limit']:.0%}" for case in cases)],
         ],
+    )
+
+
+@writes("BUSY")
+def busy() -> str:
+    """Chapter 01: decoding alone and beside busy processes, as threads wait by default and as they wait here."""
+    run = figures("bench_busy")
+    return grid(
+        ["how threads wait", "alone, tokens/s", f"beside {run['busy']} busy processes, tokens/s", "kept"],
+        (
+            [row["setting"], *(f"{row[where]['decode']:.1f}" for where in ("alone", "busy")), f"{row['kept']:.0%}"]
+            for row in run["results"]
+        ),
     )
 
 

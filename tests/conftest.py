@@ -1,10 +1,14 @@
 """Shapes in signatures are checked while testing; hypothesis draws the same examples every time."""
 
+import contextlib
 import ctypes
 import gc
+import inspect
+import multiprocessing
 import os
 import re
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,14 @@ install_import_hook([".".join(p.relative_to(PACKAGE).with_suffix("").parts) for 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are first imported
 
+from inference_opt.lab.bench import machine  # noqa: E402
+
+# As much as no cache holds is a gibibyte, for a true figure; nobody reads those of the tests.
+inspect.unwrap(machine.read_bandwidth).__defaults__ = (64, 5, "cpu")
+
+MOST_MEMORY = 2 * 10**9
+seen = {"after a test": 0, "in a child": 0}  # bytes
+
 settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True, print_blob=True)
 settings.register_profile("long", deadline=None, max_examples=500, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
@@ -31,9 +43,9 @@ def smollm2_path():
     return fetch("smollm2-135m")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def load_smollm2(smollm2_path):
-    """The model and its tokenizer in a precision. Only the last one asked for is kept: a worker needs no 2 GB."""
+    """The model and its tokenizer in a precision. The last one asked for is kept, for the tests of one file."""
     from inference_opt import load_model
 
     kept = {}
@@ -53,6 +65,50 @@ def smollm2(load_smollm2):
     return load_smollm2("float32")
 
 
+def pytest_collection_finish():
+    """What the imports made stays, so the garbage collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Free what a test leaves in cycles, and what its file's fixtures held, before the next one loads a model."""
+    result = yield  # only now has pytest let go of what the fixtures gave
+    if nextitem is None or nextitem.path != item.path or memory("VmRSS") > seen["after a test"] + 100 * 10**6:
+        give_back_memory()
+        seen["after a test"] = memory("VmRSS")
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the next peak is the next test's
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown():
+    """No process of a test takes more than `MOST_MEMORY`."""
+    result = yield
+    peak, children = memory("VmHWM"), most_of_a_child()
+    if children > seen["in a child"]:
+        peak, seen["in a child"] = max(peak, children), children
+    assert peak < MOST_MEMORY, f"a process took {peak / 1e9:.2f} GB, {MOST_MEMORY / 1e9:.0f} GB are the most"
+    return result
+
+
+def memory(field):
+    """Bytes, out of what Linux says of this process; 0 elsewhere."""
+    file = Path("/proc/self/status")
+    return int(re.search(rf"{field}:\s+(\d+) kB", file.read_text())[1]) * 1024 if file.is_file() else 0
+
+
+def most_of_a_child():
+    """Bytes that the largest of the processes took that have ended; 0 where it cannot be told."""
+    if sys.platform != "linux":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
 def give_back_memory():
     """What was freed goes back to the system: glibc would keep it, and a worker would grow with every file."""
     gc.collect()
@@ -60,10 +116,19 @@ def give_back_memory():
         trim(0)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _memory_is_given_back():
-    yield
-    give_back_memory()
+@pytest.fixture(scope="session")
+def forkserver():
+    """Makes processes that need not import torch and the package anew, which takes seconds. They check no types."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["inference_opt.experiment", "tests.toys"])
+    return context
+
+
+@pytest.fixture(scope="module")
+def apart(forkserver):
+    """Runs functions in one process of their own: a worker has no room for the real model in float64."""
+    with ProcessPoolExecutor(1, mp_context=forkserver) as pool:
+        yield lambda function, *given: pool.submit(function, *given).result()
 
 
 @pytest.fixture

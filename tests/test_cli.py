@@ -37,7 +37,12 @@ def test_a_stop_string_is_not_printed_not_even_its_beginning(run, smollm2_path):
     assert cut.rstrip("\n") == whole[: whole.index(stop)]
 
 
-def test_tour_reports_tables_figures_and_agreement(run, tmp_path, smollm2_path):
+def test_tour_reports_tables_figures_and_agreement(run, tmp_path, monkeypatch, smollm2_path):
+    from inference_opt.explain import tour
+
+    shown, time_left = [], tour.TimeLeft
+    monkeypatch.setattr(tour, "NAIVE_TOKENS", 2)
+    monkeypatch.setattr(tour, "TimeLeft", lambda work: shown.append(time_left(work)) or shown[-1])
     file, report, figure = tmp_path / "tour.json", tmp_path / "tour.html", tmp_path / "tour.svg"
     status, out, _ = run(
         "tour", "--max-new-tokens", 3, "--json", file, "--report", report, "--figure", figure, "--dtype", "bfloat16"
@@ -64,6 +69,13 @@ def test_tour_reports_tables_figures_and_agreement(run, tmp_path, smollm2_path):
         assert len(run_["tokens"]) == len(run_["seconds"]) == 3
         assert prompt["source"]
         assert prompt["licence"]
+    for stage, runs in figures["runs"].items():
+        for run_, naive in zip(runs, figures["runs"]["naive"]):
+            assert len(run_["tokens"]) == (2 if stage == "naive" else 3)
+            assert run_.get("oracle", naive["tokens"]) == run_["tokens"]
+            assert stage == "MLA" or run_["tokens"][:2] == naive["tokens"]
+    assert re.search(r"summary \(361 tokens\); about \d+ s left", out)
+    assert [left.done for left in shown] == [pytest.approx(left.work) for left in shown]
     page = report.read_text()
     assert not re.search(
         r"""(src|href)=["']?(https?:)?//|url\(["']?http|@import|<script|<link""", page
@@ -137,6 +149,22 @@ def test_bench_decode_without_the_peer(run, tmp_path, smollm2_path):
     assert {"processor", "torch", "date"} <= figures["machine"].keys()
 
 
+def test_bench_decode_beside_a_busy_process(run, tmp_path, smollm2_path):
+    file = tmp_path / "busy.json"
+    options = ("--busy", 1, "--dtype", "bfloat16", "--repeats", 1, "--new-tokens", 2)
+    status, out, _ = run("bench", "decode", *options, "--json", file)
+    rows = json.loads(file.read_text())["results"]
+    assert status == 0
+    assert [(row["dtype"], row["setting"]) for row in rows] == [
+        ("bfloat16", "inference-opt"),
+        ("bfloat16", "OpenMP's own"),
+    ]
+    for row in rows:
+        assert row["kept"] == pytest.approx(row["busy"]["decode"] / row["alone"]["decode"])  # one repeat, one pair
+        assert f"{row['busy']['decode']:.1f}" in out
+    assert "beside 1 busy" in out
+
+
 def test_bench_speculative_without_the_peer(run, tmp_path, smollm2_path):
     file = tmp_path / "speculative.json"
     options = ("--task", "editing", "--drafter", "prompt-lookup", "--prompts", 1, "--new-tokens", 4, "--repeats", 1)
@@ -191,6 +219,8 @@ def test_fetch_prints_where_the_weights_are(run, smollm2_path):
         (("tour", "--model", "nonsense"), "nonsense"),
         (("tour", "--json", "/"), "json"),
         (("bench", "decode", "--batch", "0"), "batch"),
+        (("bench", "decode", "--busy", "0"), "busy"),
+        (("bench", "decode", "--busy", "1000000"), "busy"),
         (("bench", "prefix", "--stem", "0"), "stem"),
         (("bench", "speculative", "--task", "nonsense"), "task"),
         (("bench", "speculative", "--drafter", "nonsense"), "drafter"),

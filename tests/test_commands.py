@@ -36,7 +36,7 @@ def call(tmp_path, monkeypatch):
     monkeypatch.setattr("inference_opt.loading.load.load_model", reached)
     monkeypatch.setattr("inference_opt.loading.download._download", reached)
     monkeypatch.setenv("INFERENCE_OPT_CACHE", str(tmp_path / "cache"))
-    for name in ("decode", "mla", "prefix", "radix", "speculative"):
+    for name in ("busy", "decode", "mla", "prefix", "radix", "speculative"):
         monkeypatch.setattr(importlib.import_module(f"inference_opt.lab.bench.{name}"), f"bench_{name}", reached)
 
     def run(*arguments):
@@ -142,6 +142,7 @@ def test_devices_may_be_named_twice_and_a_figure_needs_a_format(call):
         (("generate", "hi", "--seed", 3), "--seed"),
         (("generate", "hi", "--top-k", 3, "--top-p", 0.5, "--min-p", 0.1), "--top-k, --top-p, --min-p"),
         (("bench", "speculative", "--seed", 3), "--seed"),
+        (("bench", "decode", "--busy", 2, "--batch", 8, "--peer"), "--batch, --peer"),
         (("step", "--trace", "a.json", "--seed", 3), "--seed"),
     ],
 )
@@ -154,6 +155,7 @@ def test_options_that_change_something_are_taken(call):
     assert call("generate", "hi", "--temperature", 1, "--seed", 3, "--top-k", 3)[0] == "reached"
     assert call("generate", "hi", "--drafter", "n-gram", "--gamma", 3)[0] == "reached"
     assert call("bench", "speculative", "--temperature", 1, "--seed", 3)[0] == "reached"
+    assert call("bench", "decode", "--busy", 2, "--no-peer")[0] == "reached"
 
 
 TEXT = st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=20)
@@ -171,7 +173,7 @@ COMMANDS = [
     ("ablate", "model", "technique", "metric", "design", "repeats", "requests", "max-new-tokens", "drafter",
      "page-size", "dtype", "json"),
     ("fetch",),
-    ("bench decode", "model", "dtype", "batch", "new-tokens", "repeats", "json"),
+    ("bench decode", "model", "dtype", "batch", "new-tokens", "repeats", "busy", "json"),
     ("bench mla", "shape", "device", "dtype", "context", "repeats", "json"),
     ("bench prefix", "model", "dtype", "requests", "stem", "new-tokens", "repeats", "json"),
     ("bench radix", "capacity", "sglang", "repeats", "seed", "figure", "json"),

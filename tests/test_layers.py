@@ -6,7 +6,7 @@ from pathlib import Path
 import inference_opt
 
 # From the ground up; a part may import what stands before it.
-ORDER = ["values", "files", "room", "environment", "trace"]
+ORDER = ["values", "elsewhere", "files", "room", "environment", "trace"]
 ORDER += ["sampling", "model", "loading", "kernels", "naive"]
 ORDER += ["radix", "cache", "conversion", "speculative", "engine", "api", "generate"]
 ORDER += ["options", "lab", "experiment", "explain", "cli"]

@@ -1,6 +1,7 @@
 """The one-class front: the user's own example, equality with the oracle, and what it refuses."""
 
 import dataclasses
+from functools import partial
 from typing import ClassVar
 
 import pytest
@@ -63,14 +64,18 @@ def test_latent_attention_is_a_switch():
     assert small.model.config.kv_elements_per_token == 2 * (6 + 4)
 
 
-def test_latent_attention_of_a_pretrained_model_goes_with_the_other_switches(smollm2):
+def test_latent_attention_of_a_pretrained_model_goes_with_the_other_switches(smollm2_path):
     """The healed factors by name; and the oracle's tokens with prefix reuse and speculation on."""
     model = TransformerWithOptimizations.from_pretrained(
-        "smollm2-135m", use_mla=True, use_radix_attention=True, use_speculative_decoding=True, speculative_model=NGram()
+        "smollm2-135m",
+        use_mla=True,
+        use_radix_attention=True,
+        use_speculative_decoding=True,
+        speculative_model=NGram(),
+        dtype="bfloat16",
     )
-    plain, tokenizer = smollm2
-    assert 3 * model.model.config.kv_elements_per_token == plain.config.kv_elements_per_token
-    ids = tokenizer.chat("Why is the sky blue?")
+    assert 3 * model.model.config.kv_elements_per_token == 30 * 2 * 3 * 64  # layers, keys and values, heads, widths
+    ids = model.tokenizer.chat("Why is the sky blue?")
     for _ in range(2):
         out = model.generate(torch.tensor([ids]), max_length=len(ids) + 16)[0].tolist()
         got, params = out[len(ids) :], SamplingParams(max_new_tokens=16)
@@ -79,10 +84,10 @@ def test_latent_attention_of_a_pretrained_model_goes_with_the_other_switches(smo
 
 
 def test_a_pretrained_model_is_converted_at_the_rank_that_is_asked_for(smollm2_path):
-    model = TransformerWithOptimizations.from_pretrained(smollm2_path, use_mla=True, mla_latent_dim=160)
-    assert model.model.config.kv_elements_per_token == 30 * (160 + 32)
+    pretrained = partial(TransformerWithOptimizations.from_pretrained, smollm2_path, use_mla=True, dtype="bfloat16")
+    assert pretrained(mla_latent_dim=160).model.config.kv_elements_per_token == 30 * (160 + 32)
     with pytest.raises(ValueError, match=r"kv_lora_rank must lie in \[1, 352\]"):
-        TransformerWithOptimizations.from_pretrained(smollm2_path, use_mla=True, mla_latent_dim=353)
+        pretrained(mla_latent_dim=353)
 
 
 SIZES = {"dim": 32, "depth": 4, "heads": 4, "vocab_size": 50, "max_context": 64, "dtype": "float64"}

@@ -1,5 +1,8 @@
 """Memory is asked before it is taken: how much a model and a pool need, and what is said where there is less."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given
@@ -119,3 +122,16 @@ def test_what_a_system_does_not_say_limits_nothing():
 def test_a_page_larger_than_memory_is_refused():
     with pytest.raises(ValueError, match=r"page_size = 1,000,000,000,000 .* more than half of the memory"):
         Engine(toy(), page_size=10**12)
+
+
+def test_an_engine_that_nobody_names_frees_its_pool_and_its_model_at_once():
+    """Without the garbage collector, which would run too late for a next engine as large as the card."""
+    engine = Engine(toy())
+    engine.generate([[1, 2, 3]], SamplingParams(max_new_tokens=3))
+    left = [weakref.ref(each) for each in (engine.cache, engine.model)]
+    gc.disable()
+    try:
+        del engine
+        assert [each() for each in left] == [None, None]
+    finally:
+        gc.enable()

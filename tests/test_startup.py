@@ -1,5 +1,6 @@
 """What starting costs: nothing heavy is imported before it is needed, and Ctrl-C meanwhile is no fault."""
 
+import ast
 import os
 import re
 import subprocess
@@ -16,9 +17,10 @@ DEPENDENCIES = {re.split("[><=]", each)[0] for each in PROJECT["dependencies"]}
 NAMES = ", ".join(inference_opt.__all__)
 
 
-def fresh(code, *arguments):
+def fresh(code, *arguments, **options):
     """Run code in a new interpreter."""
-    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
 
 def imported_by(code):
@@ -44,6 +46,39 @@ def test_a_name_that_is_none_is_said_as_of_any_module():
     with pytest.raises(AttributeError, match="module 'inference_opt' has no attribute 'nothing'"):
         inference_opt.nothing  # noqa: B018
     assert {*inference_opt.__all__, "__version__"} <= set(dir(inference_opt))
+
+
+WAITS = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_NUM_THREADS"}
+
+
+def openmp(code, **chosen):
+    """What a new interpreter's environment says to OpenMP after the code; `chosen` is what its user had set."""
+    environment = {name: value for name, value in os.environ.items() if name not in WAITS} | chosen
+    show = f"import os; print({{name: os.environ[name] for name in {WAITS} if name in os.environ}})"
+    done = fresh(f"{code}\n{show}", env=environment)
+    assert done.returncode == 0, done.stderr
+    return ast.literal_eval(done.stdout), done.stderr
+
+
+def test_waiting_threads_are_told_to_sleep_soon_before_torch_is_there_and_only_then():
+    assert openmp("import inference_opt")[0] == inference_opt.OPENMP_WAIT
+    assert openmp("import torch, inference_opt") == ({}, "")
+
+
+@pytest.mark.parametrize("chosen", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}])
+def test_how_the_user_wants_threads_to_wait_is_kept(chosen):
+    assert openmp("import inference_opt", **chosen)[0] == chosen
+
+
+def test_the_number_of_threads_is_the_user_s():
+    count = "import inference_opt, torch; assert torch.get_num_threads() == 1"
+    assert openmp(count, OMP_NUM_THREADS="1")[0] == {"OMP_NUM_THREADS": "1"} | inference_opt.OPENMP_WAIT
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch brings another OpenMP")
+def test_openmp_reads_it_when_torch_is_imported():
+    said = openmp("import inference_opt, torch", OMP_DISPLAY_ENV="verbose")[1]
+    assert re.findall("GOMP_SPINCOUNT = '(.*)'", said) == list(inference_opt.OPENMP_WAIT.values())
 
 
 def test_help_and_version_import_nothing_heavy():

@@ -1,13 +1,15 @@
 """All together: whatever switches are on, the naive baseline's tokens, greedy and seeded, one request and many."""
 
+import gc
 import itertools
+from functools import cache
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference_opt import TransformerWithOptimizations, naive
+from inference_opt import TransformerWithOptimizations, load_model, naive
 from inference_opt import api as front
 from inference_opt.lab.agreement import compare
 from inference_opt.sampling import SamplingParams
@@ -51,9 +53,16 @@ def test_every_combination_gives_the_naive_baseline_s_tokens(switches, many, sam
 
 
 @pytest.mark.parametrize("switches", COMBINATIONS, ids=lambda on: "+".join(n[4:] for n in SWITCHES if on[n]) or "plain")
-def test_every_combination_on_smollm2(switches, smollm2, monkeypatch):
+def test_every_combination_on_smollm2(switches, apart, smollm2_path):
     """One and many, greedy and seeded. With MLA the oracle reads the converted model."""
-    monkeypatch.setattr(front, "load_model", lambda *args, **kwargs: smollm2)
+    apart(on_smollm2, switches, smollm2_path)
+
+
+smollm2 = cache(load_model)
+
+
+def on_smollm2(switches, path):
+    front.load_model = lambda *args, **kwargs: smollm2(path)  # in a process of its own
     options = {"speculative_model": PromptLookup(), "rule": coupled} if switches["use_speculative_decoding"] else {}
     model = TransformerWithOptimizations.from_pretrained("smollm2-135m", **switches, **options)
     stem = "Question: Where is it?\nAnswer: here.\nQuestion: "
@@ -65,6 +74,8 @@ def test_every_combination_on_smollm2(switches, smollm2, monkeypatch):
             found = model.generate(torch.tensor(many), 18 + 8, ignore_eos=True, **sampling)[:, 18:].tolist()
             for row, oracle, tokens in zip(many, expected, found):
                 assert tokens == oracle if sampling else compare(model.model, row, oracle, tokens).exact
+    del model
+    gc.collect()  # a converted model is half a gigabyte
 
 
 def test_a_rank_is_refused_where_attention_is_latent_already(monkeypatch):

@@ -18,7 +18,7 @@ from inference_opt.radix.tree import RadixTree
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative import DRAFTERS, FirstLayers, NGram, PromptLookup, SmallerModel
 from tests.engine.invariants import Echo, dump
-from tests.toys import toy
+from tests.toys import tokens_of, toy
 
 pytestmark = pytest.mark.usefixtures("untyped")
 SHORT = SamplingParams(max_new_tokens=2, ignore_eos=True)
@@ -92,7 +92,7 @@ def test_a_prompt_is_a_sequence_of_integers():
 
 def test_a_refused_prompt_is_not_read():
     prompt = iter(PROMPT)
-    with pytest.raises(ValueError, match="the prompt must be a sequence of token ids"):
+    with pytest.raises(ValueError, match=r"prompt 0: a prompt must be a text, a chat .* or a list of token ids"):
         Engine(toy()).generate([prompt], SHORT)
     assert list(prompt) == PROMPT
 
@@ -100,13 +100,17 @@ def test_a_refused_prompt_is_not_read():
 def test_prompts_and_their_parameters_are_read_once():
     model = toy()
     right = static.generate(model, [PROMPT, [4]], SHORT)
-    for generate in (Engine(model).generate, lambda *asked: static.generate(model, *asked)):
+    engine = Engine(model)
+    for generate in (lambda *asked: tokens_of(engine.generate(*asked)), lambda *asked: static.generate(model, *asked)):
         assert generate(iter([PROMPT, [4]]), SHORT) == right
         assert generate(iter([PROMPT, [4]]), (p for p in (SHORT, SHORT))) == right
-        for prompts, params in ((PROMPT, SHORT), ("text", SHORT), (3, SHORT), (None, SHORT), ([PROMPT], None)):
-            with pytest.raises(ValueError, match=r"prompt|params"):
+        for prompts, params in (("text", SHORT), (3, SHORT), (None, SHORT), ([PROMPT], {}), ([PROMPT], [None])):
+            with pytest.raises(ValueError, match=r"prompt|params|tokenizer"):
                 generate(prompts, params)
-    for params in (None, {}, [SHORT], "SHORT"):
+    for prompts, params in ((PROMPT, SHORT), ([PROMPT], None)):
+        with pytest.raises(ValueError, match=r"prompt|params"):
+            static.generate(model, prompts, params)
+    for params in ({}, [SHORT], "SHORT"):
         with pytest.raises(ValueError, match="params must be SamplingParams"):
             naive.generate(model, PROMPT, params)
         with pytest.raises(ValueError, match="params must be SamplingParams"):
@@ -159,11 +163,11 @@ def test_an_engine_s_sizes_are_integers(name):
 
 
 def test_an_engine_is_given_its_parts_by_their_names():
-    with pytest.raises(ValueError, match="radix must be True or False, got a tokenizer: pass it as tokenizer="):
+    with pytest.raises(TypeError, match="only model may be given without a name; the others are tokenizer=, radix="):
         Engine(Echo(), Drawn())
     for radix in (None, 1, "yes", SHORT):
         with pytest.raises(ValueError, match="radix must be True or False"):
-            Engine(Echo(), radix)
+            Engine(Echo(), radix=radix)
     for model in ("smollm2-135m", None, TransformerWithOptimizations(dim=8, depth=1, heads=2, vocab_size=5)):
         with pytest.raises(ValueError, match="model must be a Transformer"):
             Engine(model)

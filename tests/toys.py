@@ -94,3 +94,8 @@ PARAMS = st.builds(
 def run(model, tokens, batch, **more):
     """A model over the next batch of a cache."""
     return model(tokens, batch.positions, batch, **more)
+
+
+def tokens_of(completions):
+    """The tokens of each."""
+    return [completion.tokens for completion in completions]

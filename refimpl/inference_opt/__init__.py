@@ -4,6 +4,8 @@ model, tokenizer = load_model("smollm2-135m")
 naive.generate(model, tokenizer.chat("Why is the sky blue?"), SamplingParams(max_new_tokens=32))
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,12 @@ _MODULES = {
     "TransformerWithOptimizations": "api",
     "load_model": "loading.load",
 }
+
+# GNU's OpenMP lets a thread loop for milliseconds before it sleeps. Beside other busy programs, the loop holds the core
+# that the awaited thread needs (chapter 01). OpenMP reads this once, when torch is imported.
+OPENMP_WAIT = {"GOMP_SPINCOUNT": "3000"}
+if "torch" not in sys.modules and not os.environ.keys() & {"OMP_WAIT_POLICY", *OPENMP_WAIT}:
+    os.environ.update(OPENMP_WAIT)
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from inference_opt.cache import generate as static
 from inference_opt.conversion.pretrained import latent_model
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.speculation import CHAIN_RULES, Rule
+from inference_opt.engine.stats import Stats
 from inference_opt.loading.load import load_model, parse_device, parse_dtype
 from inference_opt.loading.tokenizer import Tokenizer, needed
 from inference_opt.model.attention import NoCache
@@ -160,9 +161,12 @@ class TransformerWithOptimizations(nn.Module):
         positions = torch.arange(length, device=input_ids.device).repeat(batch)
         return self.model(input_ids.flatten(), positions, NoCache([length] * batch)).unflatten(0, (batch, length))
 
-    def generate(self, input_ids: Int[Tensor, "batch length"], max_length: int, n: int = 1, **sampling: Any) -> Tensor:
+    def generate(
+        self, input_ids: Int[Tensor, "batch length"], max_length: int | None = None, n: int = 1, **sampling: Any
+    ) -> Tensor:
         """Continue every row to `max_length` tokens at most, including the prompt: [batch · n, ≤ max_length].
 
+        Or, instead, by `max_new_tokens` at most.
         `n`: samples for each row, those of the first row before those of the second, each with a seed of its own
         (`SamplingParams.split`). `sampling`: fields of `SamplingParams`; decoding is greedy by default.
         A row that ends early is filled with the end-of-sequence token that ended it. After a stop string it is filled
@@ -170,16 +174,21 @@ class TransformerWithOptimizations(nn.Module):
         for rows that the model cannot continue, and for a `max_length` that leaves no place for a new token.
         """
         if not isinstance(input_ids, Tensor):
-            raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {str(input_ids)[:80]!r}")
+            hint = "torch.tensor([[…], […]]); for text, take an Engine"
+            raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {shown(input_ids)}: {hint}")
         if input_ids.ndim != 2 or input_ids.dtype not in INTEGERS:
             got = f"{input_ids.dtype} {tuple(input_ids.shape)}"
             raise ValueError(f"input_ids must be a [batch, length] tensor of integers, got {got}")
         last = self.model.config.vocab_size - 1
         if torch.iinfo(input_ids.dtype).max < last:
             raise ValueError(f"input_ids are {input_ids.dtype}, which cannot hold token {last}: take torch.int64")
-        if integer("max_length", max_length) <= input_ids.shape[1]:
-            raise ValueError(f"max_length ({max_length}) must exceed the prompt's {input_ids.shape[1]} tokens")
-        params = SamplingParams(max_new_tokens=max_length - input_ids.shape[1], **sampling)
+        length = input_ids.shape[1]
+        if (max_length is None) == (not {"max_new_tokens", "max_tokens"} & sampling.keys()):
+            raise ValueError("expected max_length, which counts the prompt, or max_new_tokens, which does not")
+        if max_length is not None and integer("max_length", max_length) <= length:
+            raise ValueError(f"max_length ({max_length}) must exceed the prompt's {length} tokens")
+        new: dict[str, Any] = {} if max_length is None else {"max_new_tokens": max_length - length}
+        params = SamplingParams(**new, **sampling)
         if params.logprobs:
             raise ValueError("logprobs has no effect here: tokens are returned. The requests of an Engine have them")
         if params.gamma is not None and self.drafter is None:
@@ -187,7 +196,7 @@ class TransformerWithOptimizations(nn.Module):
         prompts = input_ids.tolist()
         model = self._prepared()
         if self.engine is not None:
-            texts = self.engine.generate(prompts, params, n)
+            texts = [completion.tokens for completion in self.engine.generate(prompts, params, n)]
         else:
             texts = static.generate(model, prompts, params, self.tokenizer, n)
         prompts = [prompt for prompt in prompts for _ in range(n)]
@@ -196,6 +205,13 @@ class TransformerWithOptimizations(nn.Module):
         fill = [text[-1] if text[-1] in ends or not ends else ends[0] for text in texts]
         rows = [prompt + text + [end] * (longest - len(text)) for prompt, text, end in zip(prompts, texts, fill)]
         return torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)
+
+    @property
+    def stats(self) -> Stats:
+        """Of the engine that `generate` made. ValueError if there is none."""
+        if self.engine is None:
+            raise ValueError("there are no statistics: generate has not run yet, or the switches need no engine")
+        return self.engine.stats
 
     def forget(self) -> None:
         """Forget what was made from the weights so far: the engine, its prefixes, and the packed copy."""
@@ -221,11 +237,11 @@ class TransformerWithOptimizations(nn.Module):
         if self.engine is None and on_engine:
             self.engine = Engine(
                 model,
-                self.use_radix_attention,
-                self.drafter,
-                self.page_size,
-                self.num_pages,
                 tokenizer=self.tokenizer,
+                radix=self.use_radix_attention,
+                drafter=self.drafter,
+                page_size=self.page_size,
+                num_pages=self.num_pages,
                 rule=self.rule,
             )
         return model

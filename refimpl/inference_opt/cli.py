@@ -110,7 +110,7 @@ def generate(
     json_file: Json = None,
 ) -> None:
     """Continue a prompt, showing the text as it is generated."""
-    from inference_opt.generate import generate_text
+    from inference_opt.generate import generate_text, in_short
     from inference_opt.sampling import SamplingParams
 
     params = SamplingParams(
@@ -129,7 +129,9 @@ def generate(
         sampling = {"--top-k": top_k != 0, "--top-p": top_p != 1, "--min-p": min_p != 0, "--seed": seed is not None}
         no_effect("at --temperature 0, which is greedy", sampling)
     text = _standard_input() if prompt is None else prompt
-    write_json(json_file, generate_text(model, dtype.value, text, chat, params, drafter and drafter.value))
+    figures = generate_text(model, dtype.value, text, chat, params, drafter and drafter.value)
+    console(stderr=True).print(in_short(figures))
+    write_json(json_file, figures)
 
 
 def _standard_input() -> str:

@@ -2,16 +2,15 @@
 
 import sys
 import time
-from collections.abc import Iterable
 from typing import Any
 
+from inference_opt.engine.completion import Completion
 from inference_opt.engine.engine import Engine
 from inference_opt.environment import command_line, elapsed
 from inference_opt.files import printable
 from inference_opt.loading.load import load_model
 from inference_opt.loading.tokenizer import needed
-from inference_opt.sampling import SamplingParams, cut_at_stop, seeded
-from inference_opt.speculative import DRAFTERS
+from inference_opt.sampling import SamplingParams, seeded
 
 
 def generate_text(
@@ -19,49 +18,45 @@ def generate_text(
 ) -> dict[str, Any]:
     """Print the continuation as it grows; return it with its figures. Text that was printed before Ctrl-C stays.
 
-    Text that may be the beginning of a stop string is held back until it is certain that it is not. `drafter`: a name
-    in `speculative.DRAFTERS`; None for plain decoding.
+    `drafter`: a name in `speculative.DRAFTERS`; None for plain decoding.
     """
     params = seeded(params)
     model, tokenizer = load_model(model_name, dtype=dtype)
     tokenizer = needed(tokenizer)
-    ids = tokenizer.chat(prompt) if chat else tokenizer.encode(prompt)
-    engine = Engine(model, drafter=DRAFTERS[drafter]() if drafter else None, tokenizer=tokenizer)
-    detokenizer = tokenizer.detokenizer()
-    tokens = []
-    printed = 0  # characters
-    first = 0.0
-    start = time.perf_counter()
+    engine = Engine(model, drafter=drafter, tokenizer=tokenizer)
+    start, first, printed = time.perf_counter(), 0.0, ""
+    stream = engine.stream(tokenizer.chat(prompt) if chat else tokenizer.encode(prompt), params)
     try:
-        for emitted in engine.stream([ids], params):
+        for delta in stream:
             first = first or elapsed(start)
-            tokens.append(emitted[0])
-            detokenizer.add(emitted[0])
-            safe = cut_at_stop(detokenizer.text, params.stop)
-            safe = safe[: len(safe) - _held_back(safe, params.stop)]
-            _print(safe[printed:])
-            printed = len(safe)
-        detokenizer.finish()
+            _print(delta.text)
+            printed += delta.text
     finally:
-        text = cut_at_stop(detokenizer.text, params.stop)
-        _print(text[printed:] + "\n" * bool(tokens))
-    seconds = elapsed(start)
-    figures: dict[str, Any] = {"prompt_tokens": len(ids), "new_tokens": len(tokens)}
-    figures |= {"first_token_seconds": first, "seconds": seconds}
+        completion = Completion.of(stream.requests[0])
+        _print(completion.text[len(printed) :] + "\n" * bool(completion.tokens))  # what was held back at an interrupt
+    if completion.error:
+        raise ValueError(completion.error)
+    seconds, metrics = elapsed(start), completion.metrics
+    figures: dict[str, Any] = {"prompt_tokens": len(completion.prompt), "new_tokens": len(completion.tokens)}
+    figures |= {"reused_tokens": metrics.cached_tokens, "first_token_seconds": first, "seconds": seconds}
+    figures |= {"tokens_per_second": len(completion.tokens) / seconds}
     if drafter:
-        stats = engine.stats
-        figures |= {"drafter": drafter, "drafted": stats.drafted_tokens, "accepted": stats.accepted_tokens}
-    return {"command": command_line(), "model": model_name, "dtype": dtype, "seed": params.seed, "text": text} | figures
+        drafts = {"drafter": drafter, "drafted": metrics.drafted_tokens, "accepted": metrics.accepted_tokens}
+        figures |= drafts | {"acceptance": engine.stats.acceptance}
+    said = {"command": command_line(), "model": model_name, "dtype": dtype, "seed": params.seed}
+    return said | {"text": completion.text, "finish_reason": completion.finish_reason} | figures
+
+
+def in_short(figures: dict[str, Any]) -> str:
+    """The figures of `generate_text` in one line."""
+    f = figures
+    line = f"{f['new_tokens']} tokens in {f['seconds']:.2f} s: {f['tokens_per_second']:.1f} tokens/s, "
+    line += f"the first after {f['first_token_seconds']:.2f} s; "
+    line += f"{f['reused_tokens']} of {f['prompt_tokens']} prompt tokens reused"
+    return line + (f"; {f['accepted']} of {f['drafted']} drafts accepted" if "drafter" in f else "")
 
 
 def _print(text: str) -> None:
     """Print at once. Characters that standard output's encoding lacks are replaced."""
     sys.stdout.write(printable(text, sys.stdout.encoding))
     sys.stdout.flush()
-
-
-def _held_back(text: str, stop: Iterable[str]) -> int:
-    """The number of characters at the end of the text with which a stop string might begin."""
-    longest = max(map(len, stop), default=0)
-    tails = range(min(longest - 1, len(text)), 0, -1)
-    return next((n for n in tails if any(s.startswith(text[-n:]) for s in stop)), 0)

@@ -7,6 +7,7 @@ torch become Python's.
 from collections.abc import Iterable, Sequence
 from math import isfinite
 from numbers import Integral, Real
+from reprlib import Repr
 from typing import Any
 
 
@@ -65,6 +66,13 @@ def shown(value: Any) -> str:
     """A value for a message: as Python writes it, or, if that is long, its type."""
     text = repr(value)
     return text if len(text) <= 80 and "\n" not in text else f"a {type(value).__name__}"
+
+
+def brief(value: Any) -> str:
+    """A value as Python writes it, its middle left out if it is long: for a repr of one line."""
+    short = Repr()
+    short.maxstring, short.maxlist, short.maxdict, short.maxother = 70, 10, 5, 70
+    return short.repr(value)
 
 
 def _scalar(value: Any) -> Any:

@@ -11,7 +11,7 @@ from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import PagedKernelCache
 from inference_opt.explain.record import record
 from inference_opt.speculative.lookup import PromptLookup
-from tests.toys import SHAPES, latent_toy, run, toy
+from tests.toys import SHAPES, latent_toy, run, tokens_of, toy
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TEXT = st.lists(st.integers(0, 12), min_size=1, max_size=12)
@@ -74,7 +74,7 @@ def test_the_engine_on_it_gives_the_oracle_s_tokens(shape, prompts, page_size, l
         patch.setattr(paged_kernel, "shared_prefixes", short_stems)
         engine = Engine(model, drafter=PromptLookup(), page_size=page_size)
         assert isinstance(engine.cache, PagedKernelCache)
-        got = engine.generate(prompts, params)
+        got = tokens_of(engine.generate(prompts, params))
     assert got == [naive.generate(model, prompt, params) for prompt in prompts]
 
 

@@ -10,7 +10,9 @@ from inference_opt import naive
 from inference_opt.cache import generate as static
 from inference_opt.lab.agreement import compare, teacher_forced_greedy
 from inference_opt.lab.exactness.gtest import g_statistic, p_value
+from inference_opt.loading.checkpoint import GGUFFile
 from inference_opt.loading.prompts import load_prompts
+from inference_opt.loading.tokenizer import tokenizer_from_gguf
 from inference_opt.model.attention import NoCache
 from inference_opt.sampling import SamplingParams, probabilities, sample
 from tests.toys import PARAMS, PROMPTS, SHAPES, toy
@@ -66,11 +68,28 @@ def test_no_prompts_or_params_that_do_not_match():
 
 
 @pytest.fixture(scope="module")
+def their_texts(smollm2_path):
+    """What transformers makes of the real prompts: an independent reading of the file, and model, and `generate`."""
+    theirs = AutoModelForCausalLM.from_pretrained(smollm2_path.parent, gguf_file=smollm2_path.name, dtype=torch.float32)
+    tokenizer = tokenizer_from_gguf(GGUFFile(smollm2_path).fields)
+    how = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0, "eos_token_id": [0, 2]}
+    prompts = [p.ids(tokenizer) for p in load_prompts()]
+    return [theirs.generate(torch.tensor([ids]), **how)[0, len(ids) :].tolist() for ids in prompts]
+
+
+@pytest.fixture(scope="module")
 def real_texts(smollm2):
     """Ten real prompts in one ragged batch, sixteen tokens each."""
     model, tokenizer = smollm2
     prompts = [p.ids(tokenizer) for p in load_prompts()]
     return prompts, static.generate(model, prompts, SamplingParams(max_new_tokens=16))
+
+
+# Before the others that need the real model: then theirs is gone before ours is loaded.
+def test_the_real_model_agrees_with_transformers(their_texts, smollm2, real_texts):
+    for prompt, text, other in zip(*real_texts, their_texts, strict=True):
+        agreement = compare(smollm2[0], prompt, other, text)
+        assert agreement.exact, agreement
 
 
 def test_the_real_model_agrees_with_naive(smollm2, real_texts):
@@ -81,17 +100,6 @@ def test_the_real_model_agrees_with_naive(smollm2, real_texts):
         if len(prompt) < 60:  # token by token takes as many looks at the whole text as it has new tokens
             alone = naive.generate(model, prompt, SamplingParams(max_new_tokens=16))
             assert compare(model, prompt, alone, text).exact
-
-
-def test_the_real_model_agrees_with_transformers(smollm2, smollm2_path, real_texts):
-    # An independent reading of the same file, an independent model, an independent `generate`.
-    theirs = AutoModelForCausalLM.from_pretrained(smollm2_path.parent, gguf_file=smollm2_path.name, dtype=torch.float32)
-    for prompt, text in zip(*real_texts):
-        out = theirs.generate(
-            torch.tensor([prompt]), max_new_tokens=16, do_sample=False, pad_token_id=0, eos_token_id=[0, 2]
-        )
-        agreement = compare(smollm2[0], prompt, out[0, len(prompt) :].tolist(), text)
-        assert agreement.exact, agreement
 
 
 def test_stop_strings_end_the_same_tokens(smollm2):

@@ -8,7 +8,6 @@ import pytest
 nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "docs"))
-joined = pytest.importorskip("execute").joined
 
 
 def code(notebook):
@@ -16,6 +15,7 @@ def code(notebook):
 
 
 def texts(cell):
+    joined = pytest.importorskip("execute").joined  # takes seconds and 50 MB, which the other tests need not wait for
     shown = [{"text": out.get("text"), **out.get("data", {})} for out in joined(cell.outputs)]
     return [each["text"] or each.get("text/html") or each.get("text/plain") for each in shown]
 

@@ -30,6 +30,13 @@ def anchors(page):
     return {tag["id"] for tag in soup(page).find_all(id=True)}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _pages_are_forgotten():
+    yield
+    for each in (soup, anchors):
+        each.cache_clear()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(SITE).as_posix())
 def test_links_lead_somewhere_and_pictures_have_words(page):
     for link in soup(page).find_all("a", href=True):

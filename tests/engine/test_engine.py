@@ -15,7 +15,7 @@ from inference_opt.model.attention import NoCache
 from inference_opt.radix.eviction import LRU
 from inference_opt.sampling import SamplingParams
 from tests.engine.invariants import Echo, assert_sound, dump, expected
-from tests.toys import PARAMS, SHAPES, toy
+from tests.toys import PARAMS, SHAPES, tokens_of, toy
 
 STEMS = st.sampled_from([[], [1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 4, 4, 4, 4], [5] * 8])
 PROMPT = st.tuples(STEMS, st.integers(0, 8), st.lists(st.integers(0, 12), min_size=1, max_size=4)).map(
@@ -72,11 +72,10 @@ def test_streamed_tokens_are_the_generated_ones(shape, drawn, limits):
     texts = [[] for _ in prompts]
     engine = Engine(model, **limits)
     for new in engine.stream(prompts, params):
-        assert new
-        for i, token in new.items():
-            texts[i].append(token)
+        assert new.tokens
+        texts[new.index] += new.tokens
     assert texts == [naive.generate(model, p, q) for p, q in drawn]
-    assert engine.generate(prompts, params) == texts  # again, on a warm tree
+    assert tokens_of(engine.generate(prompts, params)) == texts  # again, on a warm tree
     assert engine.requests == {}
 
 
@@ -84,7 +83,7 @@ def test_a_stream_left_early_aborts_its_own_requests_only():
     engine = Engine(Echo(), page_size=2)
     other = engine.add([4, 4], SamplingParams(max_new_tokens=20, ignore_eos=True))
     stream = engine.stream([[1, 2], [1, 3]], SamplingParams(max_new_tokens=10, ignore_eos=True))
-    assert set(next(stream)) == {0, 1}
+    assert {next(stream).index, next(stream).index} == {0, 1}
     stream.close()
     assert list(engine.requests.values()) == [other]
     assert_sound(engine)
@@ -114,7 +113,7 @@ def test_the_real_model_agrees_with_naive_in_a_mixed_batch(smollm2):
     questions += [f"{questions[i][:40]} {word}?" for i in range(2) for word in ("one", "two", "three", "four")]
     prompts = [tokenizer.chat(text) for text in (*questions, *questions[:3])]
     engine = Engine(model, page_size=16, num_pages=60, token_budget=128, max_running=8)
-    for prompt, text in zip(prompts, engine.generate(prompts, SamplingParams(max_new_tokens=12))):
+    for prompt, text in zip(prompts, tokens_of(engine.generate(prompts, SamplingParams(max_new_tokens=12)))):
         # What naive decoding says after each token of the text, in one pass: up to a first difference, its tokens.
         ids = torch.tensor([*prompt, *text[:-1]])
         with torch.inference_mode():
@@ -131,7 +130,7 @@ def crowd(patience, arrivals=40):
     """Steps until a stranger runs, while requests that find a long prefix keep arriving, two a step."""
     engine = Engine(Echo(max_context=64), page_size=2, num_pages=40, max_running=2, patience=patience)
     popular, short = [1, 2, 3] * 5, SamplingParams(max_new_tokens=1)
-    engine.generate([popular], short)
+    tokens_of(engine.generate([popular], short))
     stranger = engine.add([5, 5, 5], short)
     for i in range(arrivals):
         for tail in (1, 2):
@@ -228,7 +227,7 @@ def test_an_interrupted_schedule_leaves_no_promise_in_the_tree():
     with pytest.raises(KeyboardInterrupt):
         engine.step()
     engine.abort(first.id)
-    assert engine.generate(prompts[:1], params) == [expected(prompts[0], params)]
+    assert tokens_of(engine.generate(prompts[:1], params)) == [expected(prompts[0], params)]
     assert_sound(engine)
 
 

@@ -277,14 +277,22 @@ def test_a_request_of_broken_logits_fails_alone(temperature, drafter):
     assert again.output == naive.generate(model, [1, 2, 7, 3], params)
 
 
-def test_a_stream_has_all_of_the_others_and_then_says_which_was_broken():
-    model, got = toy(3, max_context=24), []
+def test_a_call_has_all_of_the_others_and_says_which_was_broken():
+    model = toy(3, max_context=24)
     with torch.no_grad():
         model.embed.weight[7] = float("nan")
     engine = Engine(model, page_size=2)
-    with pytest.raises(ValueError, match=r"request 1 \('request-1'\) ended after 0 tokens: .*NaN"):
-        got.extend(engine.stream([[1, 2, 1, 2], [1, 2, 7]], GREEDY))
-    assert [each[0] for each in got] == naive.generate(model, [1, 2, 1, 2], GREEDY)
+    whole = naive.generate(model, [1, 2, 1, 2], GREEDY)
+    with pytest.warns(match=r"request 1 \('request-1'\) ended after 0 tokens: .*NaN"):
+        good, broken = engine.generate([[1, 2, 1, 2], [1, 2, 7]], GREEDY)
+    assert (good.tokens, broken.tokens) == (whole, [])
+    assert good.error is None
+    assert broken.finish_reason == "error"
+    assert "NaN" in broken.error
+    deltas = list(engine.stream([[1, 2, 1, 2], [1, 2, 7]], GREEDY))
+    assert [token for new in deltas if new.index == 0 for token in new.tokens] == whole
+    (last,) = (new for new in deltas if new.index == 1)
+    assert (last.tokens, last.finish_reason, last.error) == ([], "error", broken.error)
     assert not engine.requests
 
 

@@ -20,7 +20,7 @@ from inference_opt.sampling import SamplingParams, probabilities
 from inference_opt.speculative import rules
 from inference_opt.speculative.lookup import NGram, PromptLookup
 from inference_opt.speculative.models import FirstLayers, SmallerModel
-from tests.toys import toy
+from tests.toys import tokens_of, toy
 
 SIZES = {"dim": 4, "heads": 1, "kv_heads": 1, "head_dim": 4, "ffn_dim": 4, "max_context": 12}
 
@@ -73,7 +73,7 @@ def engine_law(monkeypatch, model, prompt, params, **arguments):
             ),
         )
         engine = Engine(model, page_size=2, num_pages=8, **arguments)
-        (text,) = engine.generate([prompt], params)
+        (text,) = tokens_of(engine.generate([prompt], params))
         drafted += engine.stats.drafted_tokens
         return tuple(text)
 

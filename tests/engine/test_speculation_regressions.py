@@ -27,7 +27,7 @@ from tests.engine.invariants import (
 )
 from tests.engine.test_speculation_law import assert_lawful
 from tests.mutation import assert_seen, each_bug, each_scenario
-from tests.toys import toy
+from tests.toys import tokens_of, toy
 
 CONTEXT = 96
 LONG = SamplingParams(max_new_tokens=48, ignore_eos=True)
@@ -154,7 +154,11 @@ def no_two_draws_of_a_text_are_one():
         for rule in (rules.token_wise, rules.block):
             asked.clear()
             engine = Engine(toy(3), drafter=SmallerModel(toy(5, depth=1)), gamma=4, rule=rule)
-            engine.generate([[1, 2]] * 2, [SamplingParams(20, 2.0, seed=seed, ignore_eos=True) for seed in (5, 2**63)])
+            tokens_of(
+                engine.generate(
+                    [[1, 2]] * 2, [SamplingParams(20, 2.0, seed=seed, ignore_eos=True) for seed in (5, 2**63)]
+                )
+            )
             assert len(asked) == len(set(asked)) > 100
             assert {stream for _, _, stream, _, _ in asked} == {0, 1}
 
@@ -180,7 +184,7 @@ def coupled_texts_do_not_depend_on_the_drafter():
     for drafter in (None, PromptLookup(2, 1), NGram(3), SmallerModel(Echo(CONTEXT, slips=2)), FirstLayers()):
         for rows in (4, 64):
             engine = Engine(Echo(CONTEXT), drafter=drafter, gamma=3, rule=rules.coupled, draft_rows=rows)
-            texts.append(engine.generate(PROMPTS, params))
+            texts.append(tokens_of(engine.generate(PROMPTS, params)))
     assert all(text == texts[0] for text in texts)
 
 

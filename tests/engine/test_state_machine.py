@@ -78,7 +78,9 @@ class EngineMachine(RuleBasedStateMachine):
         pages = -(-6 // page_size) + slack
         limits = {"token_budget": token_budget, "max_running": max_running, "patience": patience}
         drafts = {"gamma": gamma, "rule": rule, "draft_rows": draft_rows}
-        self.engine = Engine(ECHO, radix, DRAFTERS[drafter], page_size, pages, **limits, **drafts)
+        self.engine = Engine(
+            ECHO, radix=radix, drafter=DRAFTERS[drafter], page_size=page_size, num_pages=pages, **limits, **drafts
+        )
         watch_drafter(self.engine)
         self.removed, self.batch = set(), None
         self.watch()

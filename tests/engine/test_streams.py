@@ -2,6 +2,7 @@
 
 import pytest
 
+from inference_opt.engine.completion import Delta
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.streams import Stream
 from inference_opt.radix.eviction import LRU
@@ -9,77 +10,77 @@ from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.models import SmallerModel
 from tests.engine.invariants import Echo, assert_sound, dump, expected
 from tests.engine.test_failures import interrupt_at
+from tests.toys import tokens_of
 
 LONG = SamplingParams(max_new_tokens=6, ignore_eos=True)
 PROMPTS = {"a": [1, 2, 3], "b": [4, 4]}
 RIGHT = {name: expected(prompt, LONG, 64) for name, prompt in PROMPTS.items()}
 
 
-def new(drafter=None):
+def made(drafter=None):
     return Engine(Echo(64), drafter=drafter, page_size=2, num_pages=60)
 
 
 def tokens(stream):
-    return [token for emitted in stream for token in emitted.values()]
+    return [token for new in stream for token in new.tokens]
 
 
 @pytest.mark.parametrize("drafter", [None, lambda: SmallerModel(Echo(64))])
 def test_two_streams_in_turn_each_have_all_their_tokens(drafter):
-    engine = new(drafter and drafter())
+    engine = made(drafter and drafter())
     streams = {name: engine.stream([prompt], LONG) for name, prompt in PROMPTS.items()}
     got = {name: [] for name in streams}
     for _ in range(9):
         for name, stream in streams.items():
-            got[name] += next(stream, {}).values()
+            got[name] += new.tokens if (new := next(stream, None)) else []
     assert got == RIGHT
     assert engine.requests == {}
 
 
 @pytest.mark.parametrize("drafter", [None, lambda: SmallerModel(Echo(64))])
 def test_a_stream_misses_nothing_that_other_calls_bring(drafter):
-    engine = new(drafter and drafter())
+    engine = made(drafter and drafter())
     others = {
         1: lambda: engine.generate([PROMPTS["b"]], LONG),
         2: lambda: [engine.step() for _ in range(2)],
         3: lambda: next(engine.stream([[5]], LONG)),
     }
     got = []
-    for i, emitted in enumerate(engine.stream([PROMPTS["a"]], LONG)):
-        got += emitted.values()
+    for i, new in enumerate(engine.stream([PROMPTS["a"]], LONG)):
+        got += new.tokens
         others.get(i, lambda: None)()
     assert got == RIGHT["a"]
     assert_sound(engine)
 
 
 def test_generate_has_whole_texts_though_others_step_meanwhile():
-    engine = new()
+    engine = made()
     stream = engine.stream([PROMPTS["a"]], LONG)
-    first = list(next(stream).values())
-    assert engine.generate([PROMPTS["b"], PROMPTS["a"]], LONG) == [RIGHT["b"], RIGHT["a"]]
+    first = next(stream).tokens
+    assert tokens_of(engine.generate([PROMPTS["b"], PROMPTS["a"]], LONG)) == [RIGHT["b"], RIGHT["a"]]
     assert first + tokens(stream) == RIGHT["a"]
 
 
 def test_a_request_that_another_aborts_ends_its_part_of_the_stream():
-    engine = new()
+    engine = made()
     stream = engine.stream([PROMPTS["a"], PROMPTS["b"]], LONG)
     got = {0: [], 1: []}
-    for i, emitted in enumerate(stream):
-        for index, token in emitted.items():
-            got[index].append(token)
-        if i == 1:
+    for i, new in enumerate(stream):
+        got[new.index] += new.tokens
+        if i == 3:
             engine.abort(next(id for id, r in engine.requests.items() if r.prompt == PROMPTS["a"]))
     assert got == {0: RIGHT["a"][:2], 1: RIGHT["b"]}
     stream = engine.stream([PROMPTS["a"]], LONG)
     next(stream)
     for id in list(engine.requests):
         engine.abort(id)
-    assert list(stream) == []
+    assert list(stream) == [Delta(0, [], "", "abort")]
 
 
 def test_a_step_that_fails_in_one_stream_costs_the_other_nothing():
-    engine = new()
+    engine = made()
     streams = {name: engine.stream([prompt], LONG) for name, prompt in PROMPTS.items()}
-    got = {name: [*next(stream).values(), *next(stream).values()] for name, stream in streams.items()}
+    got = {name: next(stream).tokens + next(stream).tokens for name, stream in streams.items()}
     engine.model.fault = "between"
     with pytest.raises(RuntimeError, match="broken"):
         tokens(streams["a"])
@@ -110,7 +111,7 @@ def test_a_stream_is_checked_when_it_is_asked_for(message, untyped):
 
 
 def test_what_changes_after_the_call_is_not_read():
-    engine, prompt = new(), list(PROMPTS["a"])
+    engine, prompt = made(), list(PROMPTS["a"])
     stream = engine.stream([prompt], LONG)
     prompt[:] = [0]
     assert tokens(stream) == RIGHT["a"]
@@ -153,25 +154,25 @@ def test_a_refused_call_does_not_end_a_stream():
     streams.append(engine.stream([[1, 2, 3]], LONG))
     engine.add([4, 4], LONG)
     engine.step()
-    got = [token for each in streams[0] for token in each.values()]
-    assert got == expected([1, 2, 3], LONG, 64)
+    assert tokens(streams[0]) == expected([1, 2, 3], LONG, 64)
 
 
 def test_streams_cost_the_same_for_each_of_many_prompts(monkeypatch):
     looks = 0
-    whole = Stream._known
+    whole = Stream._take
 
     def counted(self, i):
         nonlocal looks
         looks += 1
         return whole(self, i)
 
-    monkeypatch.setattr(Stream, "_known", counted)
+    monkeypatch.setattr(Stream, "_take", counted)
     costs = []
     for n in (50, 200):
         looks = 0
         engine = Engine(Echo(64), page_size=4, num_pages=400, max_running=4)
-        engine.generate([[1 + i % 5, 2] for i in range(n)], SamplingParams(3, ignore_eos=True))
+        asked = [[1 + i % 5, 2] for i in range(n)], SamplingParams(3, ignore_eos=True)
+        assert tokens(engine.stream(*asked))
         costs.append(looks / n)
     assert costs[1] < 1.2 * costs[0]
 

@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_opt.experiment import Results, run_ablation_study, study
+from inference_opt.experiment import Results, run_ablation_study, study, trials
 from inference_opt.experiment.results import SHORT
 from inference_opt.experiment.study import TECHNIQUES, combinations
 from tests.toys import latent_toy
@@ -114,7 +115,9 @@ def test_effects_are_the_factors_that_made_the_rates(factors, together, design):
         if {"mla", "speculative_decoding"} <= set(combo):
             rate *= together
         trials.append({"workload": "w", "kind": "run", "techniques": combo, "figures": {"tokens_per_second": rate}})
-    effects = Results("", list(TECHNIQUES), ["throughput"], trials).effects()["w"]
+    results = Results("", list(TECHNIQUES), ["throughput"], trials)
+    assert repr(results).startswith(f"<Results of {len(trials)} trials of {', '.join(TECHNIQUES)} on 1 workloads")
+    effects = results.effects()["w"]
     for name in ("continuous_batching", "radix_attention"):
         assert effects[SHORT[name]] == pytest.approx(factors[name])
     for name in ("mla", "speculative_decoding"):  # half of their pairs have the other one beside them
@@ -125,47 +128,50 @@ def test_effects_are_the_factors_that_made_the_rates(factors, together, design):
     assert "batching × radix" not in effects  # the tree is not tried without batching
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from inference_opt.experiment import trials, run_ablation_study, study
-real = trials.run_trial
-def counted(trial, *rest):
-    found = real(trial, *rest)
-    with open(sys.argv[2] + ".log", "a") as log:
-        print(trial["kind"], trial["techniques"], trial["repeat"], file=log)
-    return found
-study.run_trial = counted
-print("ready", flush=True)
-results = run_ablation_study(sys.argv[1], {toy}, folder=sys.argv[2], **{small})
-print(len(results.trials))
-"""
+def a_study(texts, folder, more, ready):
+    """In a process of its own: a study that notes every trial that it has run. Its exit status is their number."""
+    torch.set_num_threads(1)
+    real = trials.run_trial
+
+    def noted(trial, *rest):
+        found = real(trial, *rest)
+        with open(f"{folder}.log", "a", encoding="utf-8") as log:  # noqa: PTH123
+            print(trial["kind"], trial["techniques"], trial["repeat"], file=log)
+        return found
+
+    study.run_trial = noted
+    ready.set()
+    sys.exit(len(run_ablation_study(texts, TOY, folder=folder, **more).trials))
 
 
-def test_a_study_that_is_killed_goes_on_where_it_stopped(texts, tmp_path):
+def test_a_study_that_is_killed_goes_on_where_it_stopped(texts, tmp_path, forkserver):
     """Ten times, at random moments. At most the trial that was running is run again, and every figure is there once."""
     rng, folder = random.Random(0), tmp_path / "trials"
     small = SMALL | {"repeats": 3, "max_new_tokens": 40}
-    script = SCRIPT.replace("{toy}", repr(TOY)).replace("{small}", repr(small))
-    command = [sys.executable, "-c", script, str(texts), str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def started():
+        ready = forkserver.Event()
+        process = forkserver.Process(target=a_study, args=(texts, folder, small, ready))
+        process.start()
+        assert ready.wait(timeout=120)
+        return process
+
     seen: dict[str, str] = {}
     kills = 0
     while kills < 10:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            time.sleep(rng.uniform(0, 0.4))
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
+        process = started()
+        time.sleep(rng.uniform(0, 0.4))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
         now = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.json")}
         assert all(json.loads(text) for text in now.values())  # whole, each of them
         assert {name: now[name] for name in seen} == seen  # and not measured again
         seen = now
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     planned = 3 * 12 + 3
-    assert done.stdout.split()[-1] == str(planned)
+    process = started()
+    process.join()
+    assert process.exitcode == planned
     assert len(list(folder.glob("*.json"))) == planned
     log = Path(f"{folder}.log").read_text(encoding="utf-8").splitlines()
     assert len(set(log)) == planned
@@ -184,7 +190,7 @@ def without_times(results):
 def test_dask_gives_the_same_results_in_the_same_order_when_a_worker_is_killed(texts, tmp_path):
     """A scheduler and three workers, each a process of its own; one is killed while it works and never comes back."""
     distributed = pytest.importorskip("distributed")
-    small = SMALL | {"repeats": 3, "max_new_tokens": 20}
+    small = SMALL | {"repeats": 3, "max_new_tokens": 8}
     alone = run_ablation_study(texts, TOY, **small)
     killed = []
 
@@ -287,6 +293,14 @@ def test_a_figure_s_file_that_is_none_is_named(texts, tmp_path):
         spoilt.write_text(content)
         with pytest.raises(ValueError, match=rf"{spoilt.name} holds no trial's figures .* delete it"):
             run_ablation_study(texts, TOY, ["mla"], folder=tmp_path / "trials", **SMALL)
+
+
+def test_a_study_keeps_no_model(texts):
+    run_ablation_study(texts, TOY, ["mla"], ["memory_usage"], **SMALL)
+    assert trials._build.cache_info().currsize == 0
+    with pytest.raises(ValueError, match="another target"):  # found out when the models are built
+        run_ablation_study(texts, TOY, drafter="trained", **SMALL)
+    assert trials._build.cache_info().currsize == 0
 
 
 def test_mla_is_refused_for_a_model_that_has_it(texts, monkeypatch):

@@ -47,7 +47,14 @@ def where(page):
     return int(page.locator(".where").inner_text().split("/")[0])
 
 
-def picture(page):
-    """All that a step shows."""
-    parts = ("div.told", ".scenes", "aside")
-    return "\n".join(page.locator(part).inner_html() for part in parts)
+def picture(shown):
+    """All that a step shows on a page, or in one player of it."""
+    parts = shown.locator("div.told, .scenes, aside").evaluate_all("parts => parts.map((part) => part.innerHTML)")
+    assert len(parts) == 3
+    return parts
+
+
+def light(page):
+    """A page that was loaded in the dark, in the light."""
+    page.emulate_media(color_scheme="light")
+    page.evaluate("Promise.all(document.getAnimations().map((each) => each.finished))")  # between two colours

@@ -19,7 +19,7 @@ PROMPTS = "first come: 12\nsecond: 12\nthird one: 8"
 
 def decode(recorded):
     """Seconds and steps of a small engine serving three requests; events, if recorded."""
-    engine = Engine(toy(), True, None, 2, 32)
+    engine = Engine(toy(), page_size=2, num_pages=32)
     with record() if recorded else tempfile.TemporaryDirectory() as trace:
         arrivals(engine, PROMPTS)
         began = time.perf_counter()

@@ -16,12 +16,13 @@ from inference_opt.loading.prompts import load_prompts
 from inference_opt.model.parallel import local_config, parallelize
 from inference_opt.speculative.lookup import PromptLookup
 from inference_opt.speculative.rules import coupled
-from tests.toys import LATENT_SHAPES, PARAMS, PROMPTS, SHAPES, latent_toy, toy
+from tests.toys import LATENT_SHAPES, PARAMS, PROMPTS, SHAPES, latent_toy, tokens_of, toy
 
 
 def on_ranks(ranks, function, folder, *arguments):
     """Run function(mesh, *arguments) in so many processes; what fails in one fails here."""
-    mp.spawn(_rank, (ranks, function, str(folder / "meeting"), arguments), nprocs=ranks)
+    given = (ranks, function, str(folder / "meeting"), arguments)
+    mp.start_processes(_rank, given, nprocs=ranks, start_method="forkserver")
 
 
 def _rank(rank, ranks, function, meeting, arguments):
@@ -60,7 +61,7 @@ def same_tokens(mesh, make):
             assert part.config.kv_elements_per_token * mesh.size() == kept
         drafter = PromptLookup() if drafts else None
         engine = Engine(part, drafter=drafter, page_size=2, rule=coupled)  # the rule that keeps sampled tokens, too
-        found = engine.generate(prompts, params)
+        found = tokens_of(engine.generate(prompts, params))
         everyones = [None] * mesh.size()
         dist.all_gather_object(everyones, (found, expected))
         assert all(texts == everyones[0][1] for texts, _ in everyones)
@@ -72,12 +73,12 @@ def real_model(mesh, source):
     model, tokenizer = load_model(source)
     prompts = [prompt.ids(tokenizer) for prompt in load_prompts()[:2]]
     params = SamplingParams(max_new_tokens=12)
-    expected = [None if mesh.get_rank() else Engine(model).generate(prompts, params)]
+    expected = [None if mesh.get_rank() else tokens_of(Engine(model).generate(prompts, params))]
     bytes_whole = sum(p.numel() for p in model.parameters())
     part = parallelize(model, mesh)
     assert (part.config.heads, part.config.kv_heads) == (3, 1)
     assert sum(p.numel() for p in part.parameters()) < bytes_whole
-    found = Engine(part).generate(prompts, params)
+    found = tokens_of(Engine(part).generate(prompts, params))
     dist.broadcast_object_list(expected)
     assert [found] == expected
 
@@ -96,15 +97,15 @@ def refusals(mesh):
 
 
 @pytest.mark.parametrize("make", [toy, latent_toy])
-def test_two_ranks_generate_the_whole_models_tokens(make, tmp_path):
+def test_two_ranks_generate_the_whole_models_tokens(make, tmp_path, forkserver):
     on_ranks(2, same_tokens, tmp_path, make)
 
 
-def test_three_ranks_share_smollm2s_nine_heads(smollm2_path, tmp_path):
+def test_three_ranks_share_smollm2s_nine_heads(smollm2_path, tmp_path, forkserver):
     on_ranks(3, real_model, tmp_path, smollm2_path)
 
 
-def test_what_cannot_be_cut_is_refused_and_left_as_it_was(tmp_path):
+def test_what_cannot_be_cut_is_refused_and_left_as_it_was(tmp_path, forkserver):
     on_ranks(2, refusals, tmp_path)
 
 

@@ -162,7 +162,17 @@ def test_each_distribution_is_what_the_drafter_says_of_the_text_alone(kind, text
     pages = -(-most // page_size) + slack
     # A slot of the trained drafter's holds the token behind it, too, which is another where texts part.
     radix = kind != "trained, or not"
-    engine = watched(Engine(model, radix, KINDS[kind](model), page_size, pages, token_budget=budget, gamma=gamma))
+    engine = watched(
+        Engine(
+            model,
+            radix=radix,
+            drafter=KINDS[kind](model),
+            page_size=page_size,
+            num_pages=pages,
+            token_budget=budget,
+            gamma=gamma,
+        )
+    )
     engine.generate([prompt for prompt, _ in texts], [params for _, params in texts])
 
 
@@ -172,7 +182,9 @@ def test_who_continues_a_text_finds_it_read_by_the_drafter(kind, page_size):
     """The prompt and what was generated, at its end or where it was aborted, or in the middle of its own prefill."""
     model = toy(2, max_context=48)
     for leaves in (None, 1, 2, 3, 5):
-        engine = watched(Engine(model, True, KINDS[kind](model), page_size, 150, token_budget=7, gamma=3))
+        engine = watched(
+            Engine(model, drafter=KINDS[kind](model), page_size=page_size, num_pages=150, token_budget=7, gamma=3)
+        )
         text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
         for _ in range(3):
             request = engine.add(text, SamplingParams(8, ignore_eos=True))
@@ -192,7 +204,7 @@ def test_who_continues_a_text_finds_it_read_by_the_drafter(kind, page_size):
 def test_who_finds_more_of_its_prompt_midway_drafts_as_if_alone(kind):
     """A neighbour ends and leaves pages for what a later prompt was still computing."""
     model, start = toy(2, max_context=48), [1, 2, 3]
-    engine = watched(Engine(model, True, KINDS[kind](model), 1, 150, token_budget=2, gamma=3))
+    engine = watched(Engine(model, drafter=KINDS[kind](model), page_size=1, num_pages=150, token_budget=2, gamma=3))
     first = engine.add(start, SamplingParams(8, ignore_eos=True))
     while len(first.output) < 4:
         engine.step()

@@ -13,19 +13,22 @@ When is a sampled token written to a page? Not when it is sampled: it joins `tok
 computes and writes its key and value. So the last token of a text needs no slot.
 """
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
 from inference_opt.cache.paged_kernel import cache_class
 from inference_opt.cache.pool import PagePool
-from inference_opt.engine.arguments import Name, checked
+from inference_opt.elsewhere import Elsewhere, elsewhere
+from inference_opt.engine.arguments import ARGUMENTS, METHODS, Name, checked
 from inference_opt.engine.cache_manager import CacheManager, default_pages
 from inference_opt.engine.change import Change, work_out
 from inference_opt.engine.exclusive import exclusive
 from inference_opt.engine.graph_runner import runner_for
 from inference_opt.engine.observer import Counted, Observer, StepTimer
+from inference_opt.engine.progress import bar
+from inference_opt.engine.prompts import Prompt
 from inference_opt.engine.request import Request, check_hashable, made
 from inference_opt.engine.runner import Result
 from inference_opt.engine.scheduler import Chunk, Scheduler
@@ -36,33 +39,40 @@ from inference_opt.loading.tokenizer import Tokenizer
 from inference_opt.model.transformer import Transformer
 from inference_opt.radix.eviction import Policy
 from inference_opt.radix.tree import RadixTree
-from inference_opt.sampling import SamplingParams
+from inference_opt.sampling import SamplingParams, sampling_params
 from inference_opt.speculative.drafter import Draft, Drafter
 from inference_opt.speculative.rules import token_wise
 from inference_opt.trace import emit
 from inference_opt.values import shown
 
+Params = SamplingParams | Sequence[SamplingParams] | None
 
-class Engine:
+
+class Engine(Elsewhere):
     """Continuous batching on a paged cache, with prefixes reused (`radix`) or not.
 
+    With a `tokenizer`, prompts may be texts and chats, and what comes back has text.
     `num_pages`: by default for two texts of the model's full context, or as many as half of the free memory holds if
     that is fewer; on a CPU they take memory as texts come to use them (`cache/paged.py`). `token_budget` bounds the
     tokens of a step, `max_running` the requests in it, `patience` how often a waiting request may be overtaken.
-    With a `drafter` (`speculative/`), requests in decode speculate: `gamma` drafts a step (None: adapted to each),
-    judged by `rule`, while a step has fewer than `draft_rows` rows. On CUDA greedy requests without a drafter decode
-    up to `decode_steps` tokens a step (`graph_runner.py`). ValueError for values that no engine can have.
+    With a `drafter` (`speculative/`; one of `DRAFTERS` by its name), requests in decode speculate: `gamma` drafts a
+    step (None: adapted to each), judged by `rule`, while a step has fewer than `draft_rows` rows. On CUDA greedy
+    requests without a drafter decode up to `decode_steps` tokens a step (`graph_runner.py`). ValueError for values that
+    no engine can have.
     """
 
+    ELSEWHERE = METHODS
+
+    @elsewhere(**ARGUMENTS)
     def __init__(
         self,
         model: Transformer,
-        radix: bool = True,
-        drafter: Drafter | None = None,
-        page_size: int = 16,
-        num_pages: int | None = None,
         *,
         tokenizer: Tokenizer | None = None,
+        radix: bool = True,
+        drafter: Drafter | str | None = None,
+        page_size: int = 16,
+        num_pages: int | None = None,
         token_budget: int = 512,
         max_running: int = 64,
         patience: int = 16,
@@ -84,7 +94,7 @@ class Engine:
         self.scheduler = Scheduler(
             CacheManager(self.pool, self.tree, radix),
             gamma=self.speculation.gamma,
-            repeats=lambda request: self.runner.repeats(request),
+            repeats=self.runner.repeats,
             **limits,
         )
         self.observer = Observer(pages)
@@ -162,21 +172,30 @@ class Engine:
 
     # [requests]
     @exclusive
-    def add(self, prompt: Sequence[int], params: SamplingParams, id: Any = None, namespace: Any = None) -> Request:
+    def add(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        id: Any = None,
+        namespace: Any = None,
+        **named: Any,
+    ) -> Request:
         """A request arrives; the handle that is returned collects its tokens.
 
-        `params` of the handle has the seed that the request runs with. `id`, `namespace`: as keys of a dict, told apart
-        by ==; prefixes are shared within one namespace only. ValueError, and no change, for a prompt that the model
-        cannot continue, a request that could never fit in the pool, or the `id` of one that is not finished.
+        `prompt`, `params` and their fields by name: as of `generate`. `params` of the handle has the seed that the
+        request runs with. `id`, `namespace`: as keys of a dict, told apart by ==; prefixes are shared within one
+        namespace only. ValueError, and no change, for a prompt that the model cannot continue, a request that could
+        never fit in the pool, or the `id` of one that is not finished.
         """
-        return self._enter(self.request(prompt, params, id, namespace))
+        return self._enter(self.request(prompt, sampling_params(params, named), id, namespace))
 
     @exclusive
     def enter(self, request: Request) -> None:
         """Let in a handle that `stream` made."""
         self._enter(request)
 
-    def request(self, prompt: Sequence[int], params: SamplingParams, id: Any, namespace: Any) -> Request:
+    def request(self, prompt: Prompt, params: SamplingParams, id: Any, namespace: Any) -> Request:
         """A handle that could arrive. Changes nothing."""
         request = made(self.model.config, self.tokenizer, prompt, params, id, namespace)
         if id in self.requests:
@@ -254,29 +273,37 @@ class Engine:
 
     # [generate]
     def stream(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams], n: int = 1
-    ) -> Iterator[dict[int, int]]:
-        """Yield, as they come, the new tokens of the prompts: {index: token}. None is lost if others call step().
+        self, prompts: Prompt | Sequence[Prompt], params: Params = None, n: int | None = None, **named: Any
+    ) -> Stream:
+        """Yield what is new of the texts as it comes, one `Delta` after another. None is lost if others call step().
 
-        `params`: one for all, or one a prompt; either way each request has a seed of its own (`SamplingParams.split`).
-        `n` samples a prompt, those of the first prompt before those of the second: sample j of prompt i has the index
-        i · n + j. The prompts arrive with the first `next`. Left early, it aborts what is unfinished. ValueError as of
-        `add`, at once and before any prompt is taken.
+        Prompts, parameters and `n` as of `generate`. A delta's `index` is that of its text: sample j of prompt i is
+        number i · n + j. The prompts arrive with the first `next`. Left early, the stream aborts what is unfinished.
+        ValueError as of `add`, at once and before any prompt is taken.
         """
-        return Stream(self, prompts, params, n)
+        return Stream(self, prompts, sampling_params(params, named), n)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], params: SamplingParams | Sequence[SamplingParams], n: int = 1
-    ) -> list[list[int]]:
-        """The new tokens of every prompt: `n` texts of the first, then `n` of the second, as `stream` has them.
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: Params = None,
+        n: int | None = None,
+        *,
+        progress: bool = False,
+        **named: Any,
+    ) -> Any:
+        """Continue one prompt, which gives a `Completion`; or a list of prompts, or `n` samples, which give a list.
 
-        ValueError as of `stream`: at once, or when all is done for a request of broken logits (`add` and `step` give
-        the others' texts all the same).
+        A prompt is a text (continued as it stands), a chat (messages with a role and a content each) or token ids.
+        `params`: one for all prompts, or a list of one a prompt, or, instead, its fields by name. Each request has a
+        seed of its own (`SamplingParams.split`). `n` samples: those of the first prompt before those of the second.
+        `progress`: a bar on standard error. ValueError as of `add`, before any prompt is taken. A request whose logits
+        are broken fails alone, with a warning: its `finish_reason` is "error".
         """
-        with closing(Stream(self, prompts, params, n)) as stream:
-            for _ in stream:
-                pass
-            return [request.output for request in stream.requests]
+        stream = Stream(self, prompts, sampling_params(params, named), n)
+        with closing(stream), bar(len(stream.requests), progress) as tell:
+            completions = stream.completions(tell)
+        return completions[0] if stream.one else completions
 
     # [/generate]
 
@@ -290,6 +317,12 @@ class Engine:
             pages_cached=len(self.tree),
             pages_private=self.pool.num_pages - self.pool.free - len(self.tree),
         )
+
+    def __repr__(self) -> str:
+        waiting, drafter = len(self.scheduler.waiting), self.speculation.drafter
+        pages = f"{self.pool.num_pages} pages of {self.pool.page_size} tokens, {len(self.tree)} with cached prefixes"
+        requests = f"{len(self.requests) - waiting} running, {waiting} waiting"
+        return f"<Engine on {self.model.device}: {pages}; drafter {drafter}; {requests}>"
 
     def __reduce__(self) -> Any:
         raise TypeError("an Engine is not copied or saved: it holds a KV pool and requests; make another of its model")

@@ -88,6 +88,7 @@ def _count(change: Change, began: float, totals: Stats) -> Metrics:
         metrics.prefill_steps += 1
         for counts in (metrics, totals):
             counts.prefill_tokens += chunk.count
+    totals.new_tokens += len(tokens)
     if tokens and metrics.first_token is None:
         metrics.first_token = now
     if change.finish_reason:

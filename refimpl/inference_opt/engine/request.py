@@ -10,14 +10,18 @@ Between two steps a running request has one token that is not computed, the one 
 """
 
 from array import array
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from inference_opt.engine.prompts import ids_of
 from inference_opt.model.config import ModelConfig
 from inference_opt.radix.node import Node
 from inference_opt.sampling import FinishReason, SamplingParams, StopCheck, seeded
 from inference_opt.speculative.adaptive import Adaptive
+from inference_opt.values import brief
+
+Reason = FinishReason | Literal["abort", "error"]
 
 
 @dataclass
@@ -58,7 +62,7 @@ def _nobody() -> None:
     """No stream listens."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Request:
     """One prompt being continued; the caller's handle to its result."""
 
@@ -67,12 +71,13 @@ class Request:
     params: SamplingParams
     check: StopCheck
     namespace: Hashable = None
+    tokenizer: Any = None  # to read the result as text
     arrival: int = -1  # 0, 1, 2, …: the order in which requests came; −1 before it has
     notify: Callable[[], Any] = _nobody  # called when it has new tokens or has ended (streams.py)
 
     tokens: array = field(init=False)  # four bytes each, as the radix tree takes them
     logprobs: list[float] = field(default_factory=list)  # of the new tokens, if asked for
-    finish_reason: FinishReason | Literal["abort", "error"] | None = None
+    finish_reason: Reason | None = None
     error: str | None = None  # what was wrong, if finish_reason is "error"
     metrics: Metrics = field(default_factory=Metrics)
 
@@ -106,6 +111,10 @@ class Request:
         """Its page table, for those who read pages: the runner and the drafter."""
         return self.pages.table
 
+    def __repr__(self) -> str:
+        state = f"finish_reason {self.finish_reason!r}" if self.finished else "in decode" if self.decoding else "waits"
+        return f"<Request {brief(self.id)}, {len(self.prompt)} prompt tokens, {len(self.output)} new, {state}>"
+
     def forget(self) -> None:
         """It has stopped running: nothing that was computed for it is its own any more."""
         self.pages, self.computed = Pages(), 0
@@ -115,18 +124,18 @@ class Request:
 def made(
     config: ModelConfig,
     tokenizer: Any,  # with `detokenizer()`, or None
-    prompt: Sequence[int],
+    prompt: Any,
     params: SamplingParams,
     id: Any = None,
     namespace: Any = None,
 ) -> Request:
     """A request that has not arrived, with a seed. ValueError for a prompt or names that no request can have."""
-    ids, params = config.check_prompt(prompt), seeded(params)
+    ids, params = config.check_prompt(ids_of(prompt, tokenizer)), seeded(params)
     check_hashable("id", id)
     check_hashable("namespace", namespace)
     left = config.max_context - len(ids) + 1
     stream = tokenizer.detokenizer() if tokenizer else None
-    return Request(id, ids, params, StopCheck(params, config.eos_token_ids, left, stream), namespace)
+    return Request(id, ids, params, StopCheck(params, config.eos_token_ids, left, stream), namespace, tokenizer)
 
 
 def check_hashable(name: str, value: Any) -> None:

@@ -22,7 +22,7 @@ from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import CommonNoise, Noise, probabilities
-from inference_opt.speculative import rules
+from inference_opt.speculative import DRAFTERS, rules
 from inference_opt.speculative.adaptive import Adaptive
 from inference_opt.speculative.drafter import Draft, Drafter, DraftRequest, Observation, check_draft
 from inference_opt.trace import watched
@@ -41,16 +41,20 @@ class Speculation:
     """
 
     def __init__(
-        self, drafter: Drafter | None, rule: Rule, gamma: int | None, model: Transformer, cache: PagedCache
+        self, drafter: Drafter | str | None, rule: Rule, gamma: int | None, model: Transformer, cache: PagedCache
     ) -> None:
         if gamma is not None and gamma < 0:
             raise ValueError(f"gamma must be at least 0 (0: no drafts), or None to adapt it, got {gamma}")
         if rule not in CHAIN_RULES:
             known = ", ".join(each.__name__ for each in CHAIN_RULES)
             raise ValueError(f"the engine drafts chains: expected one of the rules {known}, got {shown(rule)}")
+        if isinstance(drafter, str):
+            if drafter not in DRAFTERS:
+                raise ValueError(f"there is no drafter {drafter!r}: expected a Drafter or one of {', '.join(DRAFTERS)}")
+            drafter = DRAFTERS[drafter]()
         if drafter is not None and not isinstance(drafter, Drafter):
-            hint = "SmallerModel(model) drafts with a model"
-            raise ValueError(f"expected a Drafter (inference_opt.speculative; {hint}), got {shown(drafter)}")
+            hint = f"expected a Drafter (SmallerModel(model) drafts with a model) or one of {', '.join(DRAFTERS)}"
+            raise ValueError(f"{hint}; got {shown(drafter)}")
         if rule is rules.point_mass and drafter is not None and not drafter.found:
             raise ValueError(f"point_mass is for drafts that are found, {type(drafter).__name__} draws its own")
         self.drafter = None if drafter is None else drafter.bind(model, cache)

@@ -1,11 +1,12 @@
 """What an engine says of itself: a step's outputs, and totals."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from inference_opt.engine.request import Request
+from inference_opt.values import brief
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Output:
     """What a step did for one request: fed `count` tokens from `start` on and `drafted` behind them, emitted `tokens`.
 
@@ -18,19 +19,24 @@ class Output:
     tokens: list[int]
     drafted: list[int]
 
+    def __repr__(self) -> str:
+        drafted = f" and {len(self.drafted)} drafts" * bool(self.drafted)
+        return f"<Output {brief(self.request.id)}: fed {self.count} tokens{drafted}, emitted {brief(self.tokens)}>"
+
     @property
     def fed(self) -> int:
         """Tokens that went through the model, drafts included."""
         return self.count + len(self.drafted)
 
 
-@dataclass
+@dataclass(repr=False)
 class Stats:
     """Totals since the engine was made; a rate is of what was asked for."""
 
     steps: int = 0
     prefill_tokens: int = 0
-    decode_tokens: int = 0  # emitted by requests in decode
+    new_tokens: int = 0  # emitted
+    decode_tokens: int = 0  # of these, by requests in decode
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     cached_tokens: int = 0
@@ -53,3 +59,28 @@ class Stats:
     def acceptance(self) -> float:
         """Share of the drafted tokens that were kept."""
         return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps."""
+        return self.run_seconds + self.draft_seconds + self.schedule_seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """New tokens a second of all steps, those of prefill included."""
+        return self.new_tokens / self.seconds if self.seconds else 0.0
+
+    def __repr__(self) -> str:
+        parts = [f"{self.new_tokens} new tokens in {self.steps} steps", f"{self.tokens_per_second:,.1f} tokens/s"]
+        parts += [f"{self.hit_rate:.0%} of {self.cached_tokens + self.prefill_tokens} known tokens found in the cache"]
+        if self.drafted_tokens:
+            parts.append(f"{self.acceptance:.0%} of {self.drafted_tokens} drafts accepted")
+        return f"<Stats {', '.join(parts)}>"
+
+    def _repr_html_(self) -> str:
+        """A table, for a notebook: every field, and the rates that follow from them."""
+        rates = {name: getattr(self, name) for name in ("hit_rate", "acceptance", "tokens_per_second")}
+        rows = [(name, f"{value:,.3f}" if isinstance(value, float) else f"{value:,}")
+                for name, value in (asdict(self) | rates).items()]  # fmt: skip
+        cells = "".join(f"<tr><td>{name.replace('_', ' ')}</td><td>{value}</td></tr>" for name, value in rows)
+        return f"<table>{cells}</table>"

@@ -1,66 +1,86 @@
-"""Several requests as one stream of tokens, while others use the same engine.
+"""Several requests as one stream of what is new of them, while others use the same engine.
 
 The requests' handles tell a stream that there is something new, and it makes a step only if there is nothing. So every
 token is yielded once, whoever made the step that brought it: this stream, another, or a caller. And however many
 requests wait, a step costs what its own requests cost.
 """
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from inference_opt.engine.completion import Completion, Delta, Text
+from inference_opt.engine.prompts import is_one, prompts_of
 from inference_opt.engine.request import Request
 from inference_opt.sampling import requests_of
 
 
 # [stream]
-class Stream(Iterator[dict[int, int]]):
-    """{index of the request: its next token}, until all have ended. Left early, it aborts those that have not.
+class Stream(Iterator[Delta]):
+    """What is new of each request, until all have ended. Left early, it aborts those that have not."""
 
-    ValueError at the end, when all others have all their tokens, if one could not be continued (`Request.error`).
-    """
-
-    def __init__(self, engine: Any, prompts: Any, params: Any, n: int) -> None:
+    def __init__(self, engine: Any, prompts: Any, params: Any, n: int | None) -> None:
         """ValueError if the engine cannot take one of the prompts."""
         self.engine, self.open = engine, set[int]()
+        self.one = n is None and is_one(prompts)
         self.requests: list[Request] = []
         self.news: dict[int, None] = {}  # indices of those with tokens that were not yielded, or that have ended
-        for i, (prompt, own) in enumerate(requests_of(prompts, params, n)):
+        copies = 1 if n is None else n
+        for i, (prompt, own) in enumerate(requests_of(prompts_of(prompts), params, copies)):
             try:
                 self.requests.append(engine.request(prompt, own, None, None))
             except ValueError as error:
-                raise ValueError(f"prompt {i // n}: {error}") from error
+                raise ValueError(str(error) if self.one else f"prompt {i // copies}: {error}") from error
             self.requests[i].notify = partial(self.news.setdefault, i)
         self.yielded = [len(request.prompt) for request in self.requests]  # with the prompt's
+        self.texts = [Text(r.tokenizer, r.params.stop) if r.tokenizer else None for r in self.requests]
         self.entered, self.open = 0, set(range(len(self.requests)))
 
-    def __next__(self) -> dict[int, int]:
-        """The next token of each request that has one."""
-        while self.entered < len(self.requests):
-            if self.requests[self.entered].arrival < 0:
-                self.engine.enter(self.requests[self.entered])
-            self.entered += 1
+    def __next__(self) -> Delta:
+        """What is new of one request."""
+        self._arrive()
         while self.open:
-            new = {i: self.requests[i].tokens[self.yielded[i]] for i in self.news if self.yielded[i] < self._known(i)}
-            for i in new:
-                self.yielded[i] += 1
-            for i in [i for i in self.news if self.yielded[i] == self._known(i)]:
-                del self.news[i]
+            while self.news:
+                if delta := self._take(next(iter(self.news))):
+                    return delta
+            self.engine.step()
+        raise StopIteration
+
+    def _take(self, i: int) -> Delta | None:
+        """What is new of request i, and it is news no more."""
+        request, text = self.requests[i], self.texts[i]
+        tokens, ended = request.tokens[self.yielded[i] :].tolist(), request.finish_reason
+        new = text.add(tokens, request.finished) if text else ""
+        self.yielded[i] += len(tokens)
+        del self.news[i]
+        if ended:
+            self.open.discard(i)
+        return Delta(i, tokens, new, ended, request.error) if tokens or ended else None
+
+    def completions(self, tell: Callable[[int], Any] = lambda ended: None) -> list[Completion]:
+        """Run to the end; nothing is yielded. `tell` hears how many have ended, as they end."""
+        self._arrive()
+        while self.open:
+            while self.news:
+                i = next(iter(self.news))
                 if self.requests[i].finished:
                     self.open.discard(i)
-            if new:
-                return new
+                    tell(len(self.requests) - len(self.open))
+                del self.news[i]
             if self.open:
                 self.engine.step()
         for i, request in enumerate(self.requests):
             if request.error:
-                self.requests = []  # said once
                 after = f"ended after {len(request.output)} tokens"
-                raise ValueError(f"request {i} ({request.id!r}) {after}: {request.error}")
-        raise StopIteration
+                warnings.warn(f"request {i} ({request.id!r}) {after}: {request.error}", stacklevel=3)
+        return [Completion.of(request) for request in self.requests]
 
-    def _known(self, i: int) -> int:
-        return len(self.requests[i].tokens)
+    def _arrive(self) -> None:
+        while self.entered < len(self.requests):
+            if self.requests[self.entered].arrival < 0:
+                self.engine.enter(self.requests[self.entered])
+            self.entered += 1
 
     def close(self) -> None:
         """Nothing more is wanted."""

@@ -43,7 +43,7 @@ def name_of(combination: tuple[str, ...]) -> str:
     return " + ".join(SHORT[name] for name in combination) or "none"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results:
     """All trials of a study, with the command that ran them."""
 
@@ -60,6 +60,10 @@ class Results:
             return cls(*(study[name] for name in ("command", "techniques", "metrics", "trials")))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no study: {type(error).__name__}: {error}") from None
+
+    def __repr__(self) -> str:
+        what = f"{len(self.trials)} trials of {', '.join(self.techniques)} on {len(self.workloads)} workloads"
+        return f"<Results of {what}: see to_pandas() and write(folder)>"
 
     @property
     def workloads(self) -> list[str]:

@@ -18,7 +18,7 @@ from inference_opt.engine.engine import Engine
 from inference_opt.environment import command_line
 from inference_opt.experiment.datasets import Dataset, load_dataset
 from inference_opt.experiment.results import MEMORY, QUALITY, THROUGHPUT, Results
-from inference_opt.experiment.trials import TECHNIQUES, Job, Trial, build, key, pages_needed, run_trial
+from inference_opt.experiment.trials import TECHNIQUES, Job, Trial, build, key, models_freed, pages_needed, run_trial
 from inference_opt.files import folder as writable_folder
 from inference_opt.files import write_json
 from inference_opt.loading.load import parse_dtype
@@ -34,6 +34,7 @@ ATTEMPTS = 3
 FIGURES = {"run": THROUGHPUT + MEMORY, "quality": ("perplexity", "favourites"), "naive": ("tokens_per_second",)}
 
 
+@models_freed()
 def run_ablation_study(
     input_dataset: str | Path | Sequence[str | Path],
     model_config: str | dict[str, Any] = "smollm2-135m",

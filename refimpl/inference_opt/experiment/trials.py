@@ -21,7 +21,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -63,6 +63,15 @@ def _build(model: str, dtype: str, mla: bool) -> tuple[Transformer, Tokenizer | 
 def build(model: str | dict[str, Any], dtype: str, mla: bool) -> tuple[Transformer, Tokenizer | None]:
     """A pretrained model by name, or random weights of these sizes. It is cached for the next trials."""
     return _build(json.dumps(model, sort_keys=True), dtype, mla)
+
+
+@contextlib.contextmanager
+def models_freed() -> Iterator[None]:
+    """Free the cached models at the end, whatever happens. Those of other processes end with their process."""
+    try:
+        yield
+    finally:
+        _build.cache_clear()
 
 
 def pages_needed(trial: Trial, prompts: Sequence[Sequence[int]]) -> int:
@@ -115,11 +124,11 @@ def _run(trial: Trial, model: Transformer, tokenizer: Tokenizer | None, prompts:
     _reset_peak()
     engine = Engine(
         model,
-        radix,
-        drafter,
-        trial["page_size"],
-        pages,
         tokenizer=tokenizer,
+        radix=radix,
+        drafter=drafter,
+        page_size=trial["page_size"],
+        num_pages=pages,
         max_running=MAX_RUNNING if together else 1,
     )
     params = SamplingParams(max_new_tokens=trial["max_new_tokens"], ignore_eos=True)

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from inference_opt.values import brief
+
 
 class Detokenizer:
     """Text that grows by tokens: after any number of `add`, `text` is what `decode` gives, less an unfinished end.
@@ -24,6 +26,9 @@ class Detokenizer:
         self.context: list[int] = []  # the tokens shown last: some decoders treat a text's first token differently
         self.pending: list[int] = []  # tokens whose text is not all shown
         self.shown = 0  # characters of the pending tokens' text that are shown
+
+    def __repr__(self) -> str:
+        return f"<Detokenizer {brief(self.text)}>"
 
     @property
     def special_ids(self) -> Mapping[str, int]:

@@ -6,11 +6,12 @@ merges and name of the pre-tokenizer) and adds what generation needs: a detokeni
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
+from inference_opt.elsewhere import Elsewhere
 from inference_opt.loading.detokenizer import Detokenizer
 from inference_opt.loading.folder import read_json
 from inference_opt.loading.vocabulary import CONTROL, USER_DEFINED, array, field, token_id, tokens_and_types
@@ -47,8 +48,18 @@ def needed(tokenizer: "Tokenizer | None") -> "Tokenizer":
     return tokenizer
 
 
-class Tokenizer:
+class Tokenizer(Elsewhere):
     """`encode`, `decode`, `chat`, `detokenizer`. Special tokens are recognised in a text and left out when decoding."""
+
+    ELSEWHERE: ClassVar = {
+        "()": "write encode(text), or chat(messages)",
+        "apply_chat_template": "write tokenizer.chat(messages)",
+        "batch_decode": "write [tokenizer.decode(ids) for ids in …]",
+        "tokenize": "write tokenizer.encode(text)",
+        "detokenize": "write tokenizer.decode(ids)",
+        "eos_token_id": "it is in model.config.eos_token_ids",
+        "stream": "write tokenizer.detokenizer(), and add its tokens to it",
+    }
 
     def __init__(
         self, backend: Backend, chat_template: str | Mapping[str, str] | None = None, names: Mapping[str, str] = {}
@@ -57,6 +68,10 @@ class Tokenizer:
         self.backend = backend
         self.chat_template = chat_template
         self.names = dict(names)
+
+    def __repr__(self) -> str:
+        chats = "a chat template" if self.chat_template else "no chat template"
+        return f"<Tokenizer of {self.backend.get_vocab_size()} tokens, with {chats}>"
 
     def encode(self, text: str, begin: bool = True) -> list[int]:
         """Token ids of a text. `begin`: put the tokenizer's beginning-of-text token, if it has one, before them.

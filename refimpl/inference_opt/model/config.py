@@ -1,7 +1,6 @@
 """The numbers that define a transformer's shape, whatever file they come from (`formats.py` reads them)."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,7 +197,7 @@ class ModelConfig:
         kept = self.kv_shape
         return (1 if self.latent else 2) * kept["kv_heads"] * kept["head_dim"] * self.depth
 
-    def check_prompt(self, prompt_ids: Sequence[int]) -> list[int]:
+    def check_prompt(self, prompt_ids: Any) -> list[int]:
         """The prompt (a sequence, an array or a tensor) as a list of ints.
 
         ValueError if this model cannot continue it.

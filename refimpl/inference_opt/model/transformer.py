@@ -52,6 +52,10 @@ class Transformer(nn.Module):
     ValueError, before any memory is taken, for sizes that do not fit in memory.
     """
 
+    def generate(self, *given: Any, **named: Any) -> Any:
+        """Not here. TypeError: a transformer is the model alone."""
+        raise TypeError("a Transformer gives logits alone: write Engine(model, tokenizer=tokenizer).generate(prompt)")
+
     def __init__(self, config: ModelConfig) -> None:
         check_fits(config, torch.get_default_dtype(), torch.get_default_device())
         super().__init__()

@@ -2,7 +2,7 @@
 
 from inference_opt.sampling.distribution import BROKEN, check_top, greedy, probabilities, sample
 from inference_opt.sampling.noise import CommonNoise, Noise
-from inference_opt.sampling.params import SamplingParams, requests_of, seeded
+from inference_opt.sampling.params import SamplingParams, requests_of, sampling_params, seeded
 from inference_opt.sampling.stopping import Detokenizer, FinishReason, StopCheck, cut_at_stop
 
 __all__ = [
@@ -19,5 +19,6 @@ __all__ = [
     "probabilities",
     "requests_of",
     "sample",
+    "sampling_params",
     "seeded",
 ]

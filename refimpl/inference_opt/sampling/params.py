@@ -2,13 +2,46 @@
 
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from inference_opt.elsewhere import elsewhere
 from inference_opt.values import integer, listed, number, shown, switch
+
+NOT_HERE = "not implemented here"
+ELSEWHERE = {
+    "max_tokens": "max_new_tokens",  # an alias
+    "n_predict": "write max_new_tokens=",
+    "max_length": "write max_new_tokens=, which does not count the prompt",
+    "do_sample": "temperature=0 is greedy, a temperature above 0 samples",
+    "stop_strings": "write stop=",
+    "stop_token_ids": "write stop=, with the special token's text; end-of-sequence tokens are the model's own",
+    "eos_token_id": "end-of-sequence tokens are the model's own; ignore_eos=True ignores them",
+    "num_return_sequences": "write n=, an argument of generate and stream",
+    "best_of": "write n=, an argument of generate and stream, and choose among the completions",
+    "n": "it is an argument of generate and stream",
+    "prompt_logprobs": "logprobs=True keeps the log-probability of each new token",
+    "top_logprobs": "logprobs=True keeps the log-probability of each new token",
+    "sampling_params": "write params=, an argument of generate, stream and add",
+    "generation_config": "write params=SamplingParams(…), or its fields by name",
+    "stream": "Engine.stream yields a text as it grows",
+    "streamer": "Engine.stream yields a text as it grows",
+    "use_tqdm": "write progress=, an argument of generate",
+    "assistant_model": "write drafter=, an argument of Engine",
+    "prompt_lookup_num_tokens": "write drafter='prompt-lookup', an argument of Engine",
+    "use_cache": "Engine always caches; naive.generate never does",
+    "skip_special_tokens": "a completion's text never holds special tokens",
+    "include_stop_str_in_output": "a completion's text ends before the stop string, its tokens hold it",
+    "echo": "a completion has its prompt's token ids in .prompt",
+} | dict.fromkeys(
+    ("repetition_penalty", "repeat_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size"), NOT_HERE
+) | dict.fromkeys(
+    ("num_beams", "use_beam_search", "length_penalty", "logit_bias", "logits_processors", "typical_p", "mirostat_mode",
+     "min_tokens", "min_new_tokens", "bad_words", "guided_decoding", "structured_outputs", "grammar"), NOT_HERE
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,6 +107,18 @@ class SamplingParams:
             return self
         root = np.random.SeedSequence(self.seed, spawn_key=(i,))
         return replace(self, seed=int(root.generate_state(1, np.uint64)[0]))
+
+
+# By decoration of the finished class: `dataclass` makes the function that is wrapped.
+SamplingParams.__init__ = elsewhere(**ELSEWHERE)(SamplingParams.__init__)  # type: ignore[method-assign]
+
+
+def sampling_params(params: Any, named: Mapping[str, Any]) -> Any:
+    """What a caller gave: `params`, or its fields by name, or neither. ValueError for both."""
+    if params is not None and named:
+        both = ", ".join(f"{name}=" for name in named)
+        raise ValueError(f"params and {both} were given: give params=SamplingParams(…) or its fields by name, not both")
+    return SamplingParams(**named) if params is None else params
 
 
 def seeded(params: SamplingParams) -> SamplingParams:

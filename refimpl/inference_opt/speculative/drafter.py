@@ -12,6 +12,7 @@ import copy
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +23,7 @@ from inference_opt.cache.paged import PagedCache
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.rules import Probs, Randomness
+from inference_opt.values import shown
 
 
 @runtime_checkable
@@ -81,6 +83,10 @@ class Drafter:
     taps: Sequence[int] = ()  # layers of the target whose residual stream `observe` wants to see
     cost: float = 0.0  # of one drafted token, in steps of the target
     found: bool = False  # whether its tokens are found, not drawn, so that drafts come without distributions
+
+    def __repr__(self) -> str:
+        given = [name for name in signature(type(self)).parameters if hasattr(self, name)]
+        return f"{type(self).__name__}({', '.join(f'{name}={shown(getattr(self, name))}' for name in given)})"
 
     def bind(self, target: Transformer, cache: PagedCache) -> "Drafter":
         """A drafter of this kind at work for one engine. ValueError where it does not fit the target."""

@@ -1,5 +1,7 @@
 """Scenarios of the engine: requests that come, share, wait, are preempted and leave."""
 
+from typing import Any
+
 from inference_opt.engine.engine import Engine
 from inference_opt.explain.record import record
 from inference_opt.explain.scenarios.toys import Counts, arrivals, spell, toy
@@ -25,7 +27,8 @@ def continuous_batching(
 
     Dark: tokens of the prompt; light: a token fed back. Budget and seats can be changed in the notebook.
     """
-    engine = Engine(toy(), True, None, page_size, num_pages, token_budget=token_budget, max_running=max_running)
+    pages: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
+    engine = Engine(toy(), **pages, token_budget=token_budget, max_running=max_running)
     return _play(engine, prompts)
 
 
@@ -36,7 +39,7 @@ def equal_prompts(
 
     A page is in the tree as soon as its computation is scheduled: all keys of a layer are written before any is read.
     """
-    trace = _play(Engine(toy(), True, None, page_size, num_pages), prompts, "radix.")
+    trace = _play(Engine(toy(), page_size=page_size, num_pages=num_pages), prompts, "radix.")
     if trace.events().count("schedule.admit") > 1:
         trace.ask(
             "schedule.admit",
@@ -55,7 +58,7 @@ def preemption(
 
     What was computed is not lost at once: full pages of the prompt stay in the tree until they are evicted.
     """
-    engine = Engine(toy(), True, None, page_size, num_pages)
+    engine = Engine(toy(), page_size=page_size, num_pages=num_pages)
     trace = _play(engine, prompts, "radix.match", "radix.insert", "radix.evict")
     if "schedule.preempt" in trace.events():
         trace.ask(

@@ -33,16 +33,25 @@ def decode(
     batch: Annotated[list[int] | None, typer.Option(min=1, help="May be given several times.")] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Timed tokens a request.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 5,
-    peer: Annotated[bool, typer.Option(help="Run transformers as well.")] = True,
+    peer: Annotated[bool | None, typer.Option(help="Run transformers as well.", show_default="peer")] = None,
+    busy: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=64, help="Instead: one request, alone and beside this many busy processes.", show_default="none"
+        ),
+    ] = None,
     json_file: Json = None,
 ) -> None:
     """Plain decoding with a KV cache, beside transformers and the limit that memory bandwidth sets."""
+    dtypes = [d.value for d in dtype or (Dtype.float32, Dtype.bfloat16)]
+    if busy is not None:
+        no_effect("with --busy, which decodes one request", {"--batch": bool(batch), "--peer": bool(peer)})
+        return _decode_busy(model, dtypes, busy, new_tokens, repeats, json_file)
     from inference_opt.lab.bench.decode import bench_decode
 
-    dtypes = [d.value for d in dtype or (Dtype.float32, Dtype.bfloat16)]
     out = console()
     with Progress(console=console(stderr=True)) as progress:
-        figures = bench_decode(model, dtypes, batch or [1, 8], new_tokens, repeats, peer, progress)
+        figures = bench_decode(model, dtypes, batch or [1, 8], new_tokens, repeats, peer is not False, progress)
     write_json(json_file, figures)
     table = Table(title="tokens a second in decode (median, lowest to highest)", title_style="bold")
     for heading in ("dtype", "batch", "inference-opt", "transformers", "ratio", "limit", "of limit"):
@@ -51,6 +60,25 @@ def decode(
         cells = [_rates(row[name]) if name in row else "–" for name in ("inference-opt", "transformers")]
         ratio = f"{row['over_transformers']:.2f}×" if "over_transformers" in row else "–"
         table.add_row(row["dtype"], str(row["batch"]), *cells, ratio, f"{row['limit']:.0f}", f"{row['of_limit']:.0%}")
+    out.print(table)
+    out.print(figures["command"], style="dim")
+
+
+def _decode_busy(
+    model: str, dtypes: list[str], busy: int, new_tokens: int, repeats: int, json_file: Path | None
+) -> None:
+    from inference_opt.lab.bench.busy import bench_busy
+
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
+        figures = bench_busy(model, dtypes, busy, new_tokens, repeats, progress)
+    write_json(json_file, figures)
+    table = Table(title="tokens a second in decode (median, lowest to highest)", title_style="bold")
+    for heading in ("dtype", "waiting threads", "alone", f"beside {busy} busy", "kept"):
+        table.add_column(heading, justify="left" if heading in ("dtype", "waiting threads") else "right")
+    for row in figures["results"]:
+        rates = [_rates(row[where]) for where in ("alone", "busy")]
+        table.add_row(row["dtype"], row["setting"], *rates, f"{row['kept']:.0%}")
     out.print(table)
     out.print(figures["command"], style="dim")
 

@@ -31,7 +31,9 @@ from inference_opt.sampling import SamplingParams
 Decoder = Callable[[list[list[int]], int], tuple[float, float, list[list[int]]]]
 
 
-def _ours(model: Transformer) -> Decoder:
+def our_decoder(model: Transformer) -> Decoder:
+    """The contiguous cache's own loop."""
+
     def decode(prompts: list[list[int]], new: int) -> tuple[float, float, list[list[int]]]:
         texts: list[list[int]] = [[] for _ in prompts]
         times = [time.perf_counter()]
@@ -62,7 +64,7 @@ def transformers_decoder(source: str, dtype: torch.dtype) -> Decoder:
     return decode
 
 
-def _prompts(tokenizer: Tokenizer, batch: int) -> list[list[int]]:
+def prompt_ids(tokenizer: Tokenizer, batch: int) -> list[list[int]]:
     ids = [p.ids(tokenizer) for p in load_prompts() if p.name != "chat: summary"]
     return [ids[i % len(ids)] for i in range(batch)]
 
@@ -75,11 +77,11 @@ def bench_decode(
     results = []
     for dtype in dtypes:
         model, tokenizer = load_model(source, dtype=dtype)
-        decoders = {"inference-opt": _ours(model)}
+        decoders = {"inference-opt": our_decoder(model)}
         if peer:
             decoders["transformers"] = transformers_decoder(source, model.dtype)
         for batch in batches:
-            prompts = _prompts(needed(tokenizer), batch)
+            prompts = prompt_ids(needed(tokenizer), batch)
             rates: dict[str, list[float]] = {name: [] for name in decoders}
             prefill: dict[str, list[float]] = {name: [] for name in decoders}
             bandwidth = []

@@ -44,8 +44,15 @@ def _ours(config: ModelConfig, batch: int, longest: int, decode_steps: int) -> C
     """Our engine on one model of this shape, with pages for one request more than the batch; how requests sample."""
     model = random_model(config, torch.bfloat16, torch.device("cuda"))
     num_pages = (batch + 1) * -(-longest // PAGE)
-    size: dict[str, Any] = {"page_size": PAGE, "num_pages": num_pages, "token_budget": 8_192, "max_running": batch}
-    engine = Engine(model, radix=False, decode_steps=decode_steps, **size)
+    engine = Engine(
+        model,
+        radix=False,
+        page_size=PAGE,
+        num_pages=num_pages,
+        token_budget=8_192,
+        max_running=batch,
+        decode_steps=decode_steps,
+    )
 
     def decode(sampling: dict[str, Any], prompts: list[list[int]], new: int) -> tuple[float, float]:
         began = time.perf_counter()

@@ -58,6 +58,7 @@ def ways(model: Transformer, pages: int) -> dict[str, Engine]:
     if not isinstance(plain.runner, GraphRunner):
         return {"step by step": plain}
     plain.runner = plain.runner.eager
+    plain.scheduler.repeats = plain.runner.repeats
     return {"step by step": plain, "captured": captured}
 
 
@@ -92,9 +93,9 @@ def bench_parallel(options: argparse.Namespace) -> dict[str, Any]:
             dist.barrier()
             for how, engine in engines[who].items():
                 name = f"{who}, {how}"
-                found[name]["seeded"] = engine.generate(prompts, seeded)
+                found[name]["seeded"] = [c.tokens for c in engine.generate(prompts, seeded)]
                 began = time.perf_counter()
-                found[name]["greedy"] = engine.generate(prompts, greedy)
+                found[name]["greedy"] = [c.tokens for c in engine.generate(prompts, greedy)]
                 rates[name].append(sum(map(len, found[name]["greedy"])) / elapsed(began))
                 console.print(f"{repeat} of {options.repeats}: {name}: {rates[name][-1]:.1f} tokens/s")
     dist.barrier()

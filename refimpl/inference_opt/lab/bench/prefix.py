@@ -21,7 +21,6 @@ from inference_opt.loading.load import load_model
 from inference_opt.loading.prompts import load_prompts
 from inference_opt.loading.tokenizer import Tokenizer, needed
 from inference_opt.model.transformer import Transformer
-from inference_opt.sampling import SamplingParams
 
 Run = Callable[[list[list[int]], int], tuple[float, list[list[int]], Stats | None]]  # seconds, texts, counts
 
@@ -40,7 +39,7 @@ def _engine(model: Transformer, radix: bool) -> Run:
         pages = sum(-(-(len(prompt) + new) // 16) for prompt in prompts)  # enough for all, so that none is preempted
         engine = Engine(model, radix=radix, page_size=16, num_pages=pages, max_running=len(prompts))
         start = time.perf_counter()
-        texts = engine.generate(prompts, SamplingParams(max_new_tokens=new, ignore_eos=True))
+        texts = [c.tokens for c in engine.generate(prompts, max_new_tokens=new, ignore_eos=True)]
         return elapsed(start), texts, engine.stats
 
     return run

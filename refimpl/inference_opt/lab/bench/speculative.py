@@ -186,7 +186,7 @@ def _plain_lengths(
     lengths = []
     for i, prompt in enumerate(prompts):
         params = SamplingParams(max_new_tokens=new, temperature=temperature, seed=seed + i)
-        lengths.append(max(len(Engine(model).generate([prompt], params)[0]), 2))
+        lengths.append(max(len(Engine(model).generate(prompt, params).tokens), 2))
         advance()
     return lengths
 

@@ -1,0 +1,68 @@
+"""Names that other libraries use for what is here: whoever writes one is told the name here.
+
+The names are those of vLLM, transformers and llama-cpp-python.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any, ClassVar, TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def elsewhere(**names: str) -> Callable[[Function], Function]:
+    """Decorate a function that takes most arguments by name. `names`: those that others use, and what to write here.
+
+    TypeError, as Python raises it, but with what to write, for a name it does not have and for too many arguments
+    without names. A hint that is the name of an argument makes the other name an alias of it.
+    """
+
+    def decorate(function: Function) -> Function:
+        known = inspect.signature(function).parameters
+        free = [name for name, p in known.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+        called = function.__qualname__.removesuffix(".__init__")
+
+        @wraps(function)
+        def call(*given: Any, **named: Any) -> Any:
+            for name in [name for name in named if names.get(name) in known]:
+                if names[name] in named:
+                    raise TypeError(f"{called}: {name} and {names[name]} are the same, give one of them")
+                named[names[name]] = named.pop(name)
+            for name in named:
+                if name not in known:
+                    raise TypeError(f"{called} has no argument {name!r}: {_hint(name, names, known)}")
+            if len(given) > len(free):
+                first = ", ".join(name for name in free if name != "self")
+                rest = ", ".join(f"{name}=" for name, p in known.items() if p.kind is p.KEYWORD_ONLY)
+                raise TypeError(f"{called}: only {first} may be given without a name; the others are {rest}")
+            return function(*given, **named)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
+
+
+def _hint(name: str, names: Mapping[str, str], known: Mapping[str, Any]) -> str:
+    close = get_close_matches(name, known, 1)
+    others = ", ".join(other for other in known if other not in ("self", "args"))
+    return names.get(name) or (f"did you mean {close[0]!r}?" if close else f"expected one of {others}")
+
+
+class Elsewhere:
+    """A base of classes whose counterparts have other methods: asking for one of these says what to write."""
+
+    ELSEWHERE: ClassVar[Mapping[str, str]] = {}  # name there: what to write here; "()" for a call of the object itself
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """Nothing is called. TypeError: what to write."""
+        raise TypeError(f"{type(self).__name__} objects are not called: {self.ELSEWHERE['()']}")
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.ELSEWHERE:
+            raise AttributeError(f"{type(self).__name__} has no {name!r}: {self.ELSEWHERE[name]}", name=name, obj=self)
+        further = getattr(super(), "__getattr__", None)
+        if further is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+        return further(name)
