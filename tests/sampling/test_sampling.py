@@ -78,7 +78,7 @@ def test_a_token_of_probability_zero_never_runs(monkeypatch, arrivals):
     weights = np.array([0, 0.25, 0, 0.75, 0])
 
     words = (-np.expm1(-np.array(arrivals)) * 2.0**52).astype(np.uint64) << np.uint64(12)
-    monkeypatch.setattr(Noise, "words", lambda *_: words)
+    monkeypatch.setattr(Noise, "words", lambda *_: words.copy())
     assert Noise(0, 0).choose(weights, 0) == (1 if arrivals[1] == 0 else 3)
     with pytest.raises(ValueError, match="no token"):
         Noise(0, 0).choose(0 * weights, 0)

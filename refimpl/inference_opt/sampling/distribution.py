@@ -44,7 +44,7 @@ def weights(logits: Float[Tensor, "*rows vocab"], params: SamplingParams) -> Flo
     w = logits.to(torch.float64, copy=True).sub_(top).div_(params.temperature).exp_()
     if 0 < params.top_k < w.shape[-1]:
         kth = logits.topk(params.top_k, dim=-1).values[..., -1:]
-        w.masked_fill_(logits < kth, 0)  # ties with the k-th are kept
+        w.mul_(logits >= kth)  # ties with the k-th are kept
     if params.top_p < 1:
         for row in w.view(-1, w.shape[-1]):
             _keep_nucleus(row, params.top_p)

@@ -84,10 +84,10 @@ class CommonNoise(Noise):
 
 # [exponential]
 def uniforms(words: UInt64[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
-    """(k + ½) / 2⁵², where k is a word's upper 52 bits: in (0, 1), and exact."""
-    bits = words >> np.uint64(12)
-    bits |= np.uint64(ONE_BITS)
-    u: np.ndarray = bits.view(np.float64)  # from 1 to 2
+    """(k + ½) / 2⁵², where k is a word's upper 52 bits: in (0, 1), and exact. In the words' place."""
+    words >>= np.uint64(12)
+    words |= np.uint64(ONE_BITS)
+    u: np.ndarray = words.view(np.float64)  # from 1 to 2
     u -= 1 - 2.0**-53
     return u
 
