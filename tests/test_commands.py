@@ -180,7 +180,7 @@ COMMANDS = [
     ("bench speculative", "model", "task", "drafter", "gamma", "dtype", "prompts", "new-tokens", "temperature", "seed",
      "repeats", "json"),
     ("bench kernels", "case", "repeats", "json"),
-    ("bench engine", "shape", "batch", "new-tokens", "decode-steps", "gpt-fast", "repeats", "json"),
+    ("bench engine", "shape", "batch", "mode", "new-tokens", "decode-steps", "gpt-fast", "repeats", "json"),
 ]  # fmt: skip
 
 

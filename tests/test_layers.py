@@ -17,7 +17,7 @@ NEVER = {
     "model": {"sampling", "trace"},
     "conversion": {"trace"},
     "speculative": {"trace"},
-    "kernels": {"sampling", "model", "loading"},
+    "kernels": {"model", "loading"},  # they draw as `sampling` says
     "radix": {"sampling", "model", "loading", "kernels", "naive"},
     "explain": {"experiment"},
 }

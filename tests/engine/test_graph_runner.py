@@ -3,6 +3,9 @@
 Under Triton's interpreter the steps are run; on CUDA the same tests capture and replay them.
 """
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,13 +19,24 @@ from inference_opt.engine.eager_runner import EagerRunner
 from inference_opt.engine.graph_runner import GraphRunner
 from inference_opt.explain.views.schedule import sound_ownership
 from inference_opt.kernels import fused, paged, shared_prefixes
-from inference_opt.kernels.greedy import Greedy
+from inference_opt.kernels.steps import Steps
+from inference_opt.model.attention import NoCache
 from inference_opt.model.rope import rotate
 from inference_opt.speculative.lookup import PromptLookup
 from tests.toys import SHAPES, latent_toy, toy
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TEXT = st.lists(st.integers(0, 12), min_size=1, max_size=12)
+MIXED = st.builds(
+    SamplingParams,
+    max_new_tokens=st.integers(1, 9),
+    temperature=st.sampled_from([0.0, 0.0, 0.7, 3.0]),
+    top_k=st.sampled_from([0, 0, 3]),
+    top_p=st.sampled_from([1.0, 1.0, 0.8]),
+    min_p=st.sampled_from([0.0, 0.0, 0.1]),
+    seed=st.integers(0, 2**63),
+    logprobs=st.booleans(),
+)
 CLOSE = {"rtol": 1e-5, "atol": 1e-6}
 
 
@@ -50,15 +64,15 @@ def decisive(model):
     st.lists(TEXT, min_size=1, max_size=5),
     st.integers(1, 4),
     st.integers(1, 7),
-    st.lists(st.integers(1, 9), min_size=5, max_size=5),
+    st.lists(MIXED, min_size=5, max_size=5),
     st.booleans(),
 )
-def test_the_engine_gives_the_oracle_s_tokens(shape, prompts, page_size, steps, news, latent):
-    """Texts of different lengths, on shared stems, in a pool that is too small for all."""
+def test_the_engine_gives_the_oracle_s_tokens(shape, prompts, page_size, steps, mixed, latent):
+    """Texts of different lengths, on shared stems, greedy and sampled, in a pool that is too small for all."""
     model = latent_toy(shape["seed"], dtype=torch.float32) if latent else toy(**shape, dtype=torch.float32)
     model = decisive(model).to(DEVICE)
     prompts = prompts + [prompts[0] + prompt[:4] for prompt in prompts]
-    params = [SamplingParams(max_new_tokens=new) for new, _ in zip(news * 2, prompts)]
+    params = [replace(own, seed=own.seed + i) for i, (own, _) in enumerate(zip(mixed * 2, prompts))]
     num_pages = 2 * max(-(-(len(p) + each.max_new_tokens) // page_size) for p, each in zip(prompts, params)) + 2
     engine = Engine(model, page_size=page_size, num_pages=num_pages, decode_steps=steps)
     assert isinstance(engine.runner, GraphRunner)
@@ -71,6 +85,35 @@ def test_the_engine_gives_the_oracle_s_tokens(shape, prompts, page_size, steps, 
     exact = model.double()
     for request, prompt, each in zip(requests, prompts, params):
         assert request.output == naive.generate(exact, prompt, each)
+        text, own = request.tokens.tolist(), len(prompt) - 1
+        tokens, positions = (torch.tensor(x, device=DEVICE) for x in (text[:-1], range(len(text) - 1)))
+        with torch.inference_mode():
+            scores = exact(tokens, positions, NoCache([len(tokens)])).log_softmax(dim=-1)[own:]
+        right = [float(row[x]) for row, x in zip(scores, request.output)] if each.logprobs else []
+        assert request.logprobs == pytest.approx(right, rel=1e-4, abs=1e-4)
+
+
+def test_capturing_runs_a_step_of_nobody(monkeypatch):
+    """It writes nowhere, and merges no states: those that are listed are of an earlier, perhaps larger, batch."""
+    model = toy(dtype=torch.float32).to(DEVICE)
+    engine = Engine(model, page_size=2, decode_steps=2, max_running=4)
+    runner, listed = engine.runner, []
+
+    def warmed(run, pool):
+        assert (runner.steps.place[1] == -1).all()
+        assert (runner.offsets.diff() == 0).all()
+        run()
+        return SimpleNamespace(replay=run)
+
+    monkeypatch.setattr(graph_runner, "capture", warmed)
+    runner.pool = "any"
+    for temperature, top_k in [(0.0, 0), (1.0, 0), (1.0, 3)]:
+        stem = [1, 2, 3, 4, 5, 6, 7, 8]
+        params = SamplingParams(4, temperature, top_k, seed=1, ignore_eos=True)
+        engine.generate([[*stem, 9], [*stem, 10], [*stem, 11]], params)
+        listed.append(int(runner.offsets[-1]))
+    assert all(listed), "there were states to merge"
+    assert len({kind for kind, *_ in runner.graphs}) == 3
 
 
 def test_many_tokens_a_step_and_fewer_where_a_text_ends(monkeypatch):
@@ -84,13 +127,19 @@ def test_many_tokens_a_step_and_fewer_where_a_text_ends(monkeypatch):
     assert long.output[:3] == short.output
 
 
-def test_who_wants_more_than_greedy_tokens_is_decoded_step_by_step():
+def test_every_request_is_decoded_several_steps_in_a_row_unless_each_is_recorded(monkeypatch):
     model = toy(dtype=torch.float32).to(DEVICE)
-    for params in (SamplingParams(temperature=1.0, seed=1, max_new_tokens=3), SamplingParams(logprobs=True)):
-        engine = Engine(model, page_size=4)
-        engine.add([1, 2], params)
-        engine.step()
-        assert len(engine.step()[0].tokens) == 1
+    engine = Engine(model, page_size=4, decode_steps=3)
+    for i, more in enumerate(({}, {"logprobs": True}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5})):
+        engine.add([1, 2], SamplingParams(max_new_tokens=9, ignore_eos=True, seed=i, **more))
+    engine.step()
+    assert [len(output.tokens) for output in engine.step()] == [3] * 4
+    with monkeypatch.context() as patch:
+        patch.setattr(graph_runner, "recording", lambda: True)
+        assert [len(output.tokens) for output in engine.step()] == [1] * 4
+    assert len(engine.requests) == 4
+    engine.generate([[1, 2]], SamplingParams(max_new_tokens=5))
+    assert {kind for kind, *_ in engine.runner.graphs} == {"filtered"}, "one graph serves the whole mix"
     assert isinstance(Engine(model, drafter=PromptLookup()).runner, EagerRunner)
     model.is_sharded = True  # as `parallelize` leaves it: its hooks sum what fused products would not
     assert isinstance(Engine(model).runner, EagerRunner)
@@ -141,6 +190,34 @@ def test_a_request_of_broken_logits_ends_with_an_error():
         Engine(model, decode_steps=0)
 
 
+@pytest.mark.parametrize("rows", [64 if DEVICE == "cuda" else 8])
+def test_of_many_requests_the_one_of_broken_logits_fails_alone(rows):
+    model = toy(dtype=torch.float32).to(DEVICE)
+    limits = {"num_pages": 3 * rows, "token_budget": 2 * rows, "max_running": rows}
+    engine = Engine(model, radix=False, page_size=4, decode_steps=4, **limits)
+    kinds = [{}, {"temperature": 1.0}, {"temperature": 2.0, "top_p": 0.9}, {"temperature": 1.0, "logprobs": True}]
+    params = [SamplingParams(max_new_tokens=7, ignore_eos=True, seed=i, **kinds[i % 4]) for i in range(rows)]
+    requests = [engine.add([1, i % 13], own, id=i) for i, own in enumerate(params)]
+    engine.step()
+    engine.step()
+    bad = requests[rows // 2 + 1]
+    known = len(bad.output)
+    for keys in engine.cache.keys:
+        keys[bad.table[0]] = torch.nan
+    while engine.requests:
+        engine.step()
+    assert [request.id for request in requests if request.error] == [bad.id]
+    assert bad.finish_reason == "error"
+    assert "NaN" in bad.error
+    assert len(bad.output) == known
+    assert engine.pool.free == engine.pool.num_pages, "nothing leaks"
+    exact = model.double()
+    for request, own in zip(requests, params):
+        right = naive.generate(exact, request.prompt, own)
+        assert request.output == right[: known if request is bad else None]
+        assert len(request.logprobs) == len(request.output) * own.logprobs
+
+
 @given(
     st.integers(1, 3), st.sampled_from([24, 64, 576, 2100]), st.sampled_from([1, 7, 40]), st.booleans(),
     st.sampled_from(["none", "residual", "gated"]),
@@ -167,18 +244,18 @@ def test_a_projection_is_its_operations(rows, width, out, normed, after):
 @given(st.integers(1, 3), st.integers(0, 2), st.integers(1, 3), st.sampled_from([1, 5, 4096, 9000]), st.integers(0, 99))
 def test_each_step_notes_the_first_of_the_largest_and_moves_on(rows, more, steps, vocab, seed):
     g = torch.Generator().manual_seed(seed)
-    greedy = Greedy(steps, rows + more, torch.device(DEVICE))
+    greedy = Steps(steps, rows + more, torch.device(DEVICE))
     tokens, places = torch.randint(99, (rows,), generator=g), torch.randint(99, (steps, 2, rows), generator=g)
     idle = torch.tensor([[0], [-1]]).expand(2, more)
     for _ in range(2):  # begun again, it counts from the first
-        greedy.begin(tokens, places)
+        greedy.begin(tokens, places, [])
         assert torch.equal(greedy.tokens[:rows].cpu(), tokens)
         for step in range(steps):
             assert torch.equal(greedy.place.cpu(), torch.cat((places[step], idle), dim=1))
             logits = torch.randint(4, (rows + more, vocab), generator=g).float().to(DEVICE)
             if seed % 2:
                 logits[-1, seed % vocab] = torch.nan
-            greedy.end(logits)
+            greedy.end(logits, "greedy")
             tops, chosen = greedy.tops[step], greedy.chosen[step]
             assert torch.equal(tops.isnan(), logits.isnan().any(1))
             whole = ~tops.isnan()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference_opt.engine import speculation
+from inference_opt.engine import eager_runner
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.speculation import Speculation
 from inference_opt.lab.exactness.enumerate import every_path
@@ -66,7 +66,7 @@ def engine_law(monkeypatch, model, prompt, params, **arguments):
             Speculation, "_noise", lambda self, request, drafting: Randomness(branching, len(request.tokens), common)
         )
         monkeypatch.setattr(
-            speculation,
+            eager_runner,
             "sample",
             lambda logits, params, position: Randomness(branching, position, common).choose(
                 probabilities(logits, params).numpy(), 0

@@ -142,12 +142,14 @@ def an_end_counts_the_drafts_before_it():
 
 def no_two_draws_of_a_text_are_one():
     """Each from noise of its own (feifeibear seeds anew before each uniform); and a request from its own seed alone."""
-    asked, whole = [], Noise._generator
+    asked, whole = [], Noise.words
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             Noise,
-            "_generator",
-            lambda self, i, kind: asked.append((self.seed, self.start, self.lane, i, kind)) or whole(self, i, kind),
+            "words",
+            lambda self, i, kind, n: (
+                asked.append((self.seed, self.start, self.lane, i, kind)) or whole(self, i, kind, n)
+            ),
         )
         for rule in (rules.token_wise, rules.block):
             asked.clear()
@@ -221,8 +223,8 @@ BUGS = [
     (what_is_observed_counts_no_rejected_draft, *COMMIT, "within(emitted or [])", "within(draft.tokens or emitted)"),
     (what_is_observed_counts_no_rejected_draft, eager_runner, "logprobs", "[: len(tokens)]", "[-len(tokens) :]"),
     (an_end_counts_the_drafts_before_it, *COMMIT, "min(result.accepted, len(tokens))", "result.accepted"),
-    (no_two_draws_of_a_text_are_one, Noise, "uniform", "(i, 1)", "(0, 1)"),
-    (no_two_draws_of_a_text_are_one, Noise, "uniform", "(i, 1)", "(i, 0)"),
+    (no_two_draws_of_a_text_are_one, Noise, "uniform", "(i, UNIFORM", "(0, UNIFORM"),
+    (no_two_draws_of_a_text_are_one, Noise, "uniform", "(i, UNIFORM", "(i, ARRIVAL"),
     (no_two_draws_of_a_text_are_one, Speculation, "_noise", "lane=int(drafting)", "lane=0"),
     (no_two_draws_of_a_text_are_one, Speculation, "_noise", "len(request.tokens)", "len(request.prompt)"),
     (token_0_is_a_token, speculation, "check_draft", "0 <= x <", "0 < x <"),

@@ -12,9 +12,12 @@ from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
 from inference_opt.kernels.attention import attend_piece
+from inference_opt.kernels.filters import filter_row
 from inference_opt.kernels.hopper import gqa, mla
 from inference_opt.kernels.hopper.tiles import SMEM
+from inference_opt.kernels.philox import EXACT
 from inference_opt.kernels.plan import choose_tile, padded, tile_bytes
+from inference_opt.kernels.race import race_of_block
 
 SIZES = {"bf16": 2, "fp32": 4}
 
@@ -54,6 +57,20 @@ def hopper_memory(kernel: str, dim: int, dtype: str) -> int:
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
 
 
+def draw_memory(kernel: str, block: int, dtype: str) -> int:
+    """Bytes that a program of a race or of a filter takes."""
+    fn = {"race": race_of_block, "filters": filter_row}[kernel]
+    constants = {"BLOCK": block, "PDL": True}
+    constants |= {"FILTERED": True} if kernel == "race" else {"SHIFT": {"bf16": 16, "fp16": 13, "fp32": 0}[dtype]}
+    kinds = dict.fromkeys(fn.arg_names, "*fp32") | {"logits": f"*{dtype}", "N": "i32", "max_rows": "i32"}
+    kinds |= dict.fromkeys(set(fn.arg_names) & {"how", "place", "last", "tokens"}, "*i64")
+    kinds |= ({"noises": "*fp64"} if kernel == "race" else {}) | dict.fromkeys(constants, "constexpr")
+    source = ASTSource(fn, kinds, {(fn.arg_names.index(name),): value for name, value in constants.items()}, {})
+    options = {"num_warps": 8, "maxnreg": 128, **EXACT} if kernel == "race" else {"num_warps": 32}
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
+
+
 if __name__ == "__main__":
-    found = [hopper_memory(*c) if isinstance(c[0], str) else shared_memory(*c) for c in json.loads(sys.argv[1])]
+    kinds = {"mla": hopper_memory, "gqa": hopper_memory, "race": draw_memory, "filters": draw_memory}
+    found = [kinds.get(case[0], shared_memory)(*case) for case in json.loads(sys.argv[1])]
     print(json.dumps(found))

@@ -363,6 +363,8 @@ def test_every_width_compiles_into_the_shared_memory_of_an_h100():
              for dtype in ("bf16", "fp32")]  # fmt: skip
     cases += [(kernel, dim, dtype) for kernel, dim in (("mla", 576), ("gqa", 64), ("gqa", 128))
               for dtype in ("bf16", "fp16")]  # fmt: skip
+    cases += [(kernel, block, dtype) for kernel, block in (("race", 4096), ("race", 16), ("filters", 8192))
+              for dtype in ("bf16", "fp32")]  # fmt: skip
     script = Path(__file__).parent / "compiled.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = [sys.executable, str(script), json.dumps(cases)]

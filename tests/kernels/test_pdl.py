@@ -15,7 +15,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from inference_opt import kernels
 from inference_opt.cache.fused_forward import can_fuse, fused_logits
 from inference_opt.cache.paged_kernel import PagedKernelCache
-from inference_opt.kernels import attention, fused, greedy, pdl, plan_batch, stepwise, write
+from inference_opt.kernels import attention, fused, pdl, plan_batch, steps, stepwise, write
 from inference_opt.kernels.plan import Tile
 from tests.toys import toy
 
@@ -46,7 +46,7 @@ def launches(monkeypatch):
     seen = []
     monkeypatch.setattr(pdl, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    for module in (attention, fused, greedy, stepwise, write):
+    for module in (attention, fused, steps, stepwise, write):
         for name, kernel in list(vars(module).items()):
             if isinstance(kernel, JITFunction | InterpretedFunction):
                 monkeypatch.setattr(module, name, Spy(name, kernel, seen))
@@ -130,8 +130,13 @@ def test_a_projection_and_a_rotation_start_early_only_where_asked(launches):
 
 def test_kernels_that_wait_before_they_read_may_always_start_early(launches):
     fused.swiglu(torch.zeros(2, 8))
-    greedy.Greedy(1, 2, torch.device("cpu")).end(torch.zeros(2, 8))
-    assert launches == [("gate_token", PROMISED), ("best_of_block", PROMISED), ("end_of_step", PROMISED)]
+    for kind in ("greedy", "sampled", "filtered"):
+        steps.Steps(1, 2, torch.device("cpu")).end(torch.zeros(2, 8), kind)
+    race = ["race_of_block", "end_of_race"]
+    assert [name for name, _ in launches] == [
+        "gate_token", "best_of_block", "end_of_step", *race, "filter_row", *race
+    ]  # fmt: skip
+    assert all(options == PROMISED for _, options in launches)
 
 
 @pytest.mark.parametrize("pdl_", [False, True])

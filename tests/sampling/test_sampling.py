@@ -15,6 +15,7 @@ from transformers.generation import logits_process as hf
 from inference_opt.loading.checkpoint import GGUFFile
 from inference_opt.loading.tokenizer import tokenizer_from_gguf
 from inference_opt.sampling import CommonNoise, Noise, SamplingParams, StopCheck, cut_at_stop, probabilities, sample
+from inference_opt.sampling.noise import exponential, uniforms
 
 LOGITS = arrays(np.float64, st.integers(1, 12), elements=st.floats(-30, 30, width=32)).map(torch.from_numpy)
 
@@ -76,11 +77,8 @@ def test_the_first_to_arrive_is_chosen(logits, seed, start):
 def test_a_token_of_probability_zero_never_runs(monkeypatch, arrivals):
     weights = np.array([0, 0.25, 0, 0.75, 0])
 
-    class Fixed:
-        def standard_exponential(self, size):
-            return np.array(arrivals)
-
-    monkeypatch.setattr(Noise, "_generator", lambda *_: Fixed())
+    words = (-np.expm1(-np.array(arrivals)) * 2.0**52).astype(np.uint64) << np.uint64(12)
+    monkeypatch.setattr(Noise, "words", lambda *_: words.copy())
     assert Noise(0, 0).choose(weights, 0) == (1 if arrivals[1] == 0 else 3)
     with pytest.raises(ValueError, match="no token"):
         Noise(0, 0).choose(0 * weights, 0)
@@ -94,7 +92,7 @@ def test_no_weight_is_too_small_to_race(weights, seed, scale):
     runners = np.flatnonzero(weights)
     if len(runners) < 2:
         return
-    arrivals = Noise(seed, 3)._generator(0, 0).standard_exponential(6)
+    arrivals = exponential(uniforms(Noise(seed, 3).words(0, 0, 6)))
     # In rational numbers, which do not overflow; 53 bits tell all but the closest of races.
     times = sorted((Fraction(arrivals[x]) / Fraction(weights[x]), x) for x in runners)
     with warnings.catch_warnings():
@@ -149,12 +147,7 @@ def test_noise_is_uniform_independent_and_fixed():
 def test_every_draw_of_a_step_has_noise_of_its_own():
     """Token, acceptance and drafts; draw by draw, step by step. But common noise depends on the position alone."""
     keys = [(start, i, stream) for start in range(4) for i in range(4) for stream in (0, 1)]
-    numbers = [
-        noise.random()
-        for start, i, stream in keys
-        for kind in (0, 1)
-        for noise in [Noise(5, start, stream)._generator(i, kind)]
-    ]
+    numbers = [int(Noise(5, start, stream).words(i, kind, 1)[0]) for start, i, stream in keys for kind in (0, 1)]
     assert len(set(numbers)) == 2 * len(keys)
     weights = np.ones(1000)
     assert (

@@ -18,7 +18,9 @@ from inference_opt.engine.request import Request
 from inference_opt.engine.runner import Result
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.engine.speculation import Speculation
+from inference_opt.kernels.batch import uses_triton
 from inference_opt.model.transformer import Transformer
+from inference_opt.sampling import sample
 from inference_opt.speculative.drafter import Draft
 from inference_opt.trace import watched
 
@@ -78,35 +80,58 @@ class EagerRunner:
         counts: Sequence[int],
         states: Sequence[list[Tensor]],
     ) -> list[Result]:
-        """All rows are checked together: the device is waited for once.
+        """All rows are checked together, and so are those drawn that have no draft: the device is waited for once each.
 
         A draft is judged as far as its rows are sound. The row behind the last draft that is judged is then missing,
         and what the rule draws from it is left out: the next step draws it, or finds that it cannot.
         """
         tops, best = logits.max(dim=-1)  # NaN if any is; ties go to the lowest id
         sound, tokens = torch.stack((tops.isfinite().long(), best)).tolist()
-        results, first = [], 0
-        for chunk, draft, rows, state in zip(chunks, drafts, logits.split(list(counts)), states):
-            request, own = chunk.request, slice(first, first + len(rows))
-            first, accepted = own.stop, 0
+        firsts = [0, *itertools.accumulate(counts)]
+        plain = [
+            i
+            for i, (chunk, draft) in enumerate(zip(chunks, drafts))
+            if chunk.samples and not draft.tokens and chunk.request.params.temperature > 0 and sound[firsts[i]]
+        ]
+        drawn = draw(logits, [firsts[i] for i in plain], [chunks[i].request for i in plain])
+        for i, token in zip(plain, drawn):
+            tokens[firsts[i]] = token
+        results = []
+        for i, (chunk, draft, state) in enumerate(zip(chunks, drafts, states)):
+            own, accepted = slice(firsts[i], firsts[i + 1]), 0
             if not chunk.samples:
                 emitted: list[int] | None = []
             elif not sound[own.start]:
                 emitted = None
-            elif not draft.tokens and request.params.temperature == 0:
+            elif not draft.tokens:
                 emitted = [tokens[own.start]]
             else:
-                good = next((i for i, whole in enumerate(sound[own]) if not whole), len(rows))
-                judged = self.speculation.accept(request, rows[:good], draft)
+                good = next((n for n, whole in enumerate(sound[own]) if not whole), counts[i])
+                judged = self.speculation.accept(chunk.request, logits[own][:good], draft)
                 emitted, accepted = judged[:good], len(judged) - 1
-            scores = logprobs(rows, emitted) if emitted and request.params.logprobs else []
+            scores = logprobs(logits[own], emitted) if emitted and chunk.request.params.logprobs else []
             results.append(Result(emitted, scores, state, accepted))
         return results
 
     # [/run]
 
 
+def draw(logits: Float[Tensor, "rows vocab"], rows: Sequence[int], requests: Sequence[Request]) -> list[int]:
+    """Each request's next token, from its row of the logits. All rows are sound.
+
+    On CUDA all are drawn at once, by the kernels of the captured steps.
+    """
+    positions = [len(request.tokens) for request in requests]
+    if not (rows and uses_triton(logits) and logits.is_cuda):
+        return [sample(logits[row], each.params, at) for row, each, at in zip(rows, requests, positions)]
+    from inference_opt.kernels.steps import draw_rows  # imports Triton, which is there where this runs
+
+    return draw_rows(logits[list(rows)], [each.params for each in requests], positions)
+
+
 def logprobs(logits: Float[Tensor, "rows vocab"], tokens: Sequence[int]) -> list[float]:
     """The model's own log-probability of each token, before temperature and filters; row i scores token i."""
-    rows = torch.log_softmax(logits[: len(tokens)].double(), dim=-1)
-    return [float(row[x]) for row, x in zip(rows, tokens)]
+    x = logits[: len(tokens)].double()
+    chosen = x.gather(1, torch.tensor(tokens, device=x.device)[:, None])[:, 0]
+    scores: list[float] = (chosen - x.logsumexp(dim=-1)).tolist()
+    return scores

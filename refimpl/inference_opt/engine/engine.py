@@ -56,9 +56,9 @@ class Engine(Elsewhere):
     that is fewer; on a CPU they take memory as texts come to use them (`cache/paged.py`). `token_budget` bounds the
     tokens of a step, `max_running` the requests in it, `patience` how often a waiting request may be overtaken.
     With a `drafter` (`speculative/`; one of `DRAFTERS` by its name), requests in decode speculate: `gamma` drafts a
-    step (None: adapted to each), judged by `rule`, while a step has fewer than `draft_rows` rows. On CUDA greedy
-    requests without a drafter decode up to `decode_steps` tokens a step (`graph_runner.py`). ValueError for values that
-    no engine can have.
+    step (None: adapted to each), judged by `rule`, while a step has fewer than `draft_rows` rows. On CUDA
+    requests decode up to `decode_steps` tokens a step where there is no drafter (`graph_runner.py`). ValueError for
+    values that no engine can have.
     """
 
     ELSEWHERE = METHODS

@@ -5,8 +5,12 @@ next. Two remedies:
 
     capture   the launches of a step become one CUDA graph for each size of batch. It works on buffers that stay where
               they are: what a step needs to know is written into them, and the graph is replayed
-    repeat    greedy decoding needs no host between steps: the token of one step is the input of the next. So the
-              scheduler reserves pages for several steps, the graph is replayed as often, and the host looks once
+    repeat    the token of one step is the input of the next, and the card chooses it itself: the largest logit's, or
+              one drawn with the noise of the request's seed (`kernels/race.py`). So the scheduler reserves pages for
+              several steps, the graph is replayed as often, and the host looks once
+
+How a row samples lies in a buffer, too, so one graph serves every mix of requests. Three kinds of graphs know more or
+less: of greedy rows only, of all rows without filters, of all rows (`kernels/steps.py`).
 
 The plan of who reads what (`kernels/plan.py`) is made for the last of these steps and serves all of them. A piece may
 reach further than its query can see; it stops at the query's position (`kernels/attention.py`), which each step moves
@@ -16,6 +20,7 @@ its own (slot −1).
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,15 +39,19 @@ from inference_opt.kernels.batch import cut, uses_triton
 from inference_opt.kernels.graph import capture
 from inference_opt.kernels.plan import Launch, Piece, TilePlan
 from inference_opt.model.transformer import Transformer
+from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.drafter import Draft
 from inference_opt.trace import recording
 
+if TYPE_CHECKING:
+    from inference_opt.kernels.steps import Kind
+
 
 class GraphRunner:
-    """Replays greedy decode steps, up to `max_steps` in a row for up to `max_rows` requests. Others run eagerly."""
+    """Replays decode steps, up to `max_steps` in a row for up to `max_rows` requests. Prompts run eagerly."""
 
     def __init__(self, eager: EagerRunner, cache: PagedKernelCache, max_steps: int, max_rows: int) -> None:
-        from inference_opt.kernels.greedy import Greedy  # imports Triton, which is there where this runs
+        from inference_opt.kernels.steps import Steps, kind_of  # imports Triton, which is there where this runs
 
         self.eager, self.model, self.cache, self.max_steps = eager, eager.model, cache, max_steps
         config = self.model.config
@@ -50,15 +59,15 @@ class GraphRunner:
 
         # The buffers of all graphs: what a step reads and chooses, page tables, and where each row's states begin.
         rows, pages = _bucket(max_rows), -(-config.max_context // cache.page_size)
-        self.greedy = Greedy(max_steps, rows, cache.device)
+        self.steps, self.kind_of = Steps(max_steps, rows, cache.device), kind_of
         self.table = torch.zeros(rows, pages, dtype=torch.int32, device=cache.device)
         self.offsets = torch.zeros(rows + 1, dtype=torch.int32, device=cache.device)
         self.graphs: dict[tuple[object, ...], tuple[TilePlan, Callable[[], None]]] = {}  # by size: plan and replay
         self.pool = torch.cuda.graph_pool_handle() if cache.device.type == "cuda" else None
 
     def repeats(self, request: Request) -> bool:
-        """If it is greedy, nobody wants to see the logits, and nobody every step (a recording)."""
-        return request.params.temperature == 0 and not request.params.logprobs and not recording()
+        """Unless somebody wants to see every step: a recording."""
+        return not recording()
 
     def forget(self) -> None:
         """Captured graphs know where the weights lay."""
@@ -76,16 +85,21 @@ class GraphRunner:
         starts, steps = [chunk.start for chunk in chunks], [chunk.steps for chunk in chunks]
         self.cache.check(tables, starts, steps)
         # Write the batch into the buffers of a graph that is large enough, and replay it.
-        plan = self._plan(tables, starts, steps)
-        lists, replay = self._graph(len(chunks), plan)
-        self._fill([chunk.request.tokens[-1] for chunk in chunks], tables, starts, steps)
+        plan, params = self._plan(tables, starts, steps), [chunk.request.params for chunk in chunks]
+        lists, replay = self._graph(len(chunks), plan, self.kind_of(params, self.model.config.vocab_size))
+        self._fill([chunk.request.tokens[-1] for chunk in chunks], tables, starts, steps, params)
         self._copy(plan, lists)
         for _ in range(max(steps)):
             replay()
         # Look once, at all steps. A request keeps the tokens before its first broken step.
-        tokens, tops = (each[:, : len(chunks)].T.cpu() for each in (self.greedy.chosen, self.greedy.tops))
+        noted = (self.steps.chosen, self.steps.tops, self.steps.scores)
+        tokens, tops, scores = (each[:, : len(chunks)].T.cpu() for each in noted)
         sound = tops.isfinite().long().cumprod(dim=1).sum(dim=1).tolist()
-        return [Result(row[: min(*each)] or None) for row, *each in zip(tokens.tolist(), steps, sound)]
+        results = []
+        for own, score, row, *each in zip(params, scores, tokens.tolist(), steps, sound):
+            kept = row[: min(*each)]
+            results.append(Result(kept or None, score[: len(kept)].tolist() if own.logprobs else []))
+        return results
 
     # [/run]
 
@@ -101,13 +115,20 @@ class GraphRunner:
         return plan
 
     # [fill]
-    def _fill(self, tokens: list[int], tables: list[list[int]], starts: list[int], steps: list[int]) -> None:
+    def _fill(
+        self,
+        tokens: list[int],
+        tables: list[list[int]],
+        starts: list[int],
+        steps: list[int],
+        params: list[SamplingParams],
+    ) -> None:
         """Write into the buffers what the first step reads, and where each step writes its keys and values."""
         table, rows, step = padded_table(tables), np.arange(len(tables)), np.arange(self.max_steps)[:, None]
         last = np.array(steps) - 1
         positions = np.array(starts) + np.minimum(step, last)  # [max_steps, rows]
         slots = np.where(step <= last, self.cache.slots(table, rows, positions), -1)
-        self.greedy.begin(torch.tensor(tokens), torch.from_numpy(np.stack((positions, slots), axis=1)))
+        self.steps.begin(torch.tensor(tokens), torch.from_numpy(np.stack((positions, slots), axis=1)), params)
         self.table[: len(table), : table.shape[1]] = torch.from_numpy(table).to(self.table.device)
 
     def _copy(self, plan: TilePlan, lists: TilePlan) -> None:
@@ -123,14 +144,14 @@ class GraphRunner:
     # [/fill]
 
     # [graph]
-    def _graph(self, batch: int, plan: TilePlan) -> tuple[TilePlan, Callable[[], None]]:
+    def _graph(self, batch: int, plan: TilePlan, kind: "Kind") -> tuple[TilePlan, Callable[[], None]]:
         """The lists and the replay of a step for so many rows, pieces and states, rounded up to powers of two.
 
         It is captured when it is first asked for. Without CUDA, the replay is the step itself.
         """
         rows, num_states = _bucket(batch), _bucket(plan.num_states)
         sizes = tuple((_bucket(len(launch.pieces)), launch.tile) for launch in plan.launches)
-        key = (rows, num_states, sizes)
+        key = (kind, rows, num_states, sizes)
         if key not in self.graphs:
             # Lists of the graph's own: the pieces of each launch, and the states to merge.
             device = self.cache.device
@@ -138,25 +159,26 @@ class GraphRunner:
             launches = [Launch(torch.zeros(n, fields, dtype=torch.int32, device=device), tile) for n, tile in sizes]
             states = torch.zeros(num_states, dtype=torch.int32, device=device)
             lists = TilePlan(tuple(launches), self.offsets[: rows + 1], states, num_states)
-            # Capturing runs the step. With no row begun, it writes nowhere.
+            # Capturing runs the step. With no row begun, it writes nowhere, and has no states to merge.
             none = torch.zeros(0, dtype=torch.int64)
-            self.greedy.begin(none, none.expand(self.max_steps, 2, 0))
-            run = partial(self._step, rows, lists)
+            self.offsets.zero_()
+            self.steps.begin(none, none.expand(self.max_steps, 2, 0), [])
+            run = partial(self._step, rows, lists, kind)
             self.graphs[key] = lists, run if self.pool is None else capture(run, self.pool).replay
         return self.graphs[key]
 
     @torch.inference_mode()
-    def _step(self, rows: int, lists: TilePlan) -> None:
+    def _step(self, rows: int, lists: TilePlan, kind: "Kind") -> None:
         """One step of `rows` rows, from the buffers to the buffers."""
-        batch, tokens = Batch(self.table, [0] * rows, [1] * rows, lists), self.greedy.tokens[:rows]
-        positions, slots = self.greedy.place[:, :rows]
+        batch, tokens = Batch(self.table, [0] * rows, [1] * rows, lists), self.steps.tokens[:rows]
+        positions, slots = self.steps.place[:, :rows]
         if self.fused:
             logits = fused_logits(self.model, tokens, positions, slots, self.cache, batch)
         else:
             kv = PagedKernelBatch(self.cache, positions, slots, lambda heads: batch)
             logits = self.model(tokens, positions, kv)
         # Note each row's token, make it the next one read, and move every query by one.
-        self.greedy.end(logits)
+        self.steps.end(logits, kind)
         for launch in lists.launches:
             launch.columns.position.add_(1)
 

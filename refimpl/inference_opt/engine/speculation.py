@@ -2,7 +2,7 @@
 
     propose   drafts for the requests that have room for some (scheduler.py)
               … the target reads tokens and drafts at once: eager_runner.py …
-    accept    the rule decides, request by request, what is emitted: one token where there is no draft
+    accept    the rule decides, request by request, what is emitted (where there is no draft, the runner draws a token)
     learn     the drafter reads what the target has kept, before any page changes hands
 
 Every request has a draft length, a rule's decision and noise of its own, so the other requests of a batch do not change
@@ -21,7 +21,7 @@ from inference_opt.engine.change import Change, Kind
 from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.model.transformer import Transformer
-from inference_opt.sampling import CommonNoise, Noise, probabilities, sample
+from inference_opt.sampling import CommonNoise, Noise, probabilities
 from inference_opt.speculative import DRAFTERS, rules
 from inference_opt.speculative.adaptive import Adaptive
 from inference_opt.speculative.drafter import Draft, Drafter, DraftRequest, Observation, check_draft
@@ -106,10 +106,7 @@ class Speculation:
 
         If the row behind the last draft that is judged is missing, what follows that draft is not to be used.
         """
-        params = request.params
-        if not draft.tokens:
-            return [sample(logits[0], params, position=len(request.tokens))]
-        target = list(probabilities(logits, params).cpu().numpy())
+        target = list(probabilities(logits, request.params).cpu().numpy())
         target += target[-1:] * (len(logits) <= len(draft.tokens))  # for the missing row
         found = draft.probs is None and self.rule is not rules.coupled
         rule: Rule = rules.point_mass if found else self.rule

@@ -6,10 +6,11 @@ Target or drafter, naive or batched, all sample by the same two functions:
     token = Noise(seed, position).choose(p, 0)     the token, by noise that depends on seed and position only
 
 Greedy decoding is the limit of temperature 0: all of p on the largest logit. The noise is a function of the request's
-seed and the token's position in its text (a counter-based generator: Salmon et al. 2011, "Parallel random numbers: as
-easy as 1, 2, 3"). So a request's text does not depend on the rest of its batch, nor on how often it was interrupted.
+seed and the token's position in its text. So a request's text does not depend on the rest of its batch, nor on how
+often it was interrupted. On CUDA `kernels/steps.py` draws the same tokens, many rows at once.
 """
 
+import math
 import secrets
 
 import torch
@@ -28,38 +29,52 @@ def probabilities(logits: Float[Tensor, "*rows vocab"], params: SamplingParams) 
 
     ValueError where a row holds NaN or +∞, or nothing above −∞: the model's output is broken.
     """
-    x = logits.double()
-    top = x.amax(dim=-1, keepdim=True)
+    w = weights(logits, params)
+    return w.div_(w.sum(dim=-1, keepdim=True))
+
+
+def weights(logits: Float[Tensor, "*rows vocab"], params: SamplingParams) -> Float[Tensor, "*rows vocab"]:
+    """Each token's probability by that of the most probable one, which has 1; in float64. ValueError as above."""
+    top = logits.amax(dim=-1, keepdim=True)
     check_top(top)
     if params.temperature == 0:
         # Ties go to the lowest token id, so that greedy decoding is a function.
-        return torch.zeros_like(x).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
-    # Subtracting the maximum first keeps any positive temperature from overflowing.
-    p = torch.softmax((x - top) / params.temperature, dim=-1)
-    if 0 < params.top_k < p.shape[-1]:
-        kth = p.topk(params.top_k, dim=-1).values[..., -1:]
-        p = _keep(p, p >= kth)  # ties with the k-th are kept
+        return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+    # The largest exponent is 0, so no positive temperature overflows.
+    w = logits.to(torch.float64, copy=True).sub_(top).div_(params.temperature).exp_()
+    if 0 < params.top_k < w.shape[-1]:
+        kth = logits.topk(params.top_k, dim=-1).values[..., -1:]
+        w.mul_(logits >= kth)  # ties with the k-th are kept
     if params.top_p < 1:
-        # Nucleus (Holtzman et al. 2019): the fewest most probable tokens that hold at least top_p of the mass. A token
-        # belongs to them if the mass of those before it is still below top_p.
-        ordered, order = p.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(dim=-1) - ordered
-        p = _keep(p, torch.zeros_like(p, dtype=torch.bool).scatter(-1, order, before < params.top_p))
+        for row in w.view(-1, w.shape[-1]):
+            _keep_nucleus(row, params.top_p)
     if params.min_p > 0:
-        p = _keep(p, p >= params.min_p * p.amax(dim=-1, keepdim=True))
-    return p
+        _drop_below(w, params.min_p)
+    return w
+
+
+def _keep_nucleus(w: Float[Tensor, "vocab"], top_p: float) -> None:
+    """Keep the fewest heaviest tokens that hold at least top_p of the mass (Holtzman et al. 2019); ties by lowest id.
+
+    A token belongs to them if the mass of those before it is still below top_p. Tokens lighter than the others' share
+    by the number of tokens hold less than the others' share all together, so they are behind, and are not sorted.
+    """
+    whole = w.sum()
+    heavy = w[w >= (1 - top_p) * whole / len(w)].sort(descending=True).values
+    kept = heavy[: int((heavy.cumsum(0) - heavy < top_p * whole).sum())]
+    _drop_below(w, float(kept[-1]))
+    if extra := int(w.count_nonzero()) - len(kept):
+        w[(w == kept[-1]).nonzero().flatten()[-extra:]] = 0
+
+
+def _drop_below(w: Float[Tensor, "*rows vocab"], least: float) -> None:
+    torch.threshold_(w, math.nextafter(least, 0), 0)  # keeps what is above its second argument
 
 
 def check_top(top: Float[Tensor, "*rows"]) -> None:
     """ValueError unless every row's largest logit is finite: it is NaN or +∞ if any logit is, and −∞ if all are."""
     if not torch.isfinite(top).all():
         raise ValueError(BROKEN)
-
-
-def _keep(p: Float[Tensor, "*rows vocab"], mask: Tensor) -> Float[Tensor, "*rows vocab"]:
-    """The distribution, given that the token is one of the mask's."""
-    p = p * mask
-    return p / p.sum(dim=-1, keepdim=True)
 
 
 # [/probabilities]
@@ -78,7 +93,7 @@ def sample(logits: Float[Tensor, "vocab"], params: SamplingParams, position: int
     if params.temperature == 0:
         return greedy(logits[None])[0]
     seed = secrets.randbits(63) if params.seed is None else params.seed
-    return Noise(seed, position).choose(probabilities(logits, params).cpu().numpy(), 0)
+    return Noise(seed, position).choose(weights(logits, params).cpu().numpy(), 0)
 
 
 # [/draw]

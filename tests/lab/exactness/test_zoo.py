@@ -180,8 +180,8 @@ def test_shared_noise_by_counting(name):
 class ByPosition(Noise):
     """Noise that depends on the position of the draw alone."""
 
-    def _generator(self, i, kind):
-        return Noise(self.seed, self.start + i, self.lane)._generator(0, kind)
+    def words(self, i, kind, n):
+        return Noise(self.seed, self.start + i, self.lane).words(0, kind, n)
 
 
 class Exact(Noise):

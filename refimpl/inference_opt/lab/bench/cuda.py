@@ -48,6 +48,9 @@ def engine(
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="May be given several times.", show_default="1, 8, 64, 256")
     ] = None,
+    mode: Annotated[
+        list[str] | None, typer.Option(help="Besides greedy; may be given several times.", show_default="all of them")
+    ] = None,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens for each request; the first is the prefill's.")] = 128,
     decode_steps: Annotated[int, typer.Option(min=1, help="Tokens decoded in a row before the host looks.")] = 64,
     peer: Annotated[bool, typer.Option(help="Beside transformers, its generate and its continuous batching.")] = True,
@@ -58,12 +61,12 @@ def engine(
     json_file: Json = None,
 ) -> None:
     """Whole decoding on CUDA, random weights of real shapes: tokens a second beside the peer's and the limit."""
-    from inference_opt.lab.bench.engine import SHAPES, bench_engine
+    from inference_opt.lab.bench.engine import MODES, SHAPES, bench_engine
 
     out = console()
     with Progress(console=console(stderr=True)) as progress:
-        shapes, batches = shape or list(SHAPES), batch or [1, 8, 64, 256]
-        figures = bench_engine(shapes, batches, new_tokens, decode_steps, repeats, peer, gpt_fast, progress)
+        cases = shape or list(SHAPES), batch or [1, 8, 64, 256], mode or list(MODES)
+        figures = bench_engine(*cases, new_tokens, decode_steps, repeats, peer, gpt_fast, progress)
     write_json(json_file, figures)
     title = (
         f"{figures['machine']['device']}: reads {figures['read_bandwidth'] / 1e9:,.0f} GB/s; tokens a second in decode"
@@ -71,10 +74,12 @@ def engine(
     table = Table(title=title, title_style="bold")
     peers = ["transformers", "continuous batching"] if peer else []
     who = ["inference-opt", *peers, *(["gpt-fast"] if gpt_fast else [])]
-    for heading in ("shape", "batch", *who, "limit", "of the limit"):
+    modes = cases[2]
+    for heading in ("shape", "batch", *who, *modes, "limit", "of the limit"):
         table.add_column(heading, justify="left" if heading == "shape" else "right")
     for row in figures["results"]:
         rates = [_rate(row[name]["decode"]) if name in row else "" for name in who]
+        rates += [f"{_rate(row['modes'][name]['decode'])} ({row['modes'][name]['of_greedy']:.0%})" for name in modes]
         table.add_row(row["shape"], str(row["batch"]), *rates, f"{row['limit']:,.0f}", f"{row['of_limit']:.0%}")
     out.print(table)
     out.print(figures["command"], style="dim")

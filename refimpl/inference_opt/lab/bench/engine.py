@@ -4,10 +4,11 @@ A decoding step reads every weight, and every key and value of every request, on
 
     tokens a second ≤ batch · read bandwidth / (bytes of weights + bytes of the requests' keys and values)
 
-The weights are random, in the shape of a real model, because a step's time does not depend on their values. Prompts are
-random, so no prefix is shared. Decoding is timed from the moment when every request has its first token. `transformers`
-does not report that moment, so the time of a run with one token is subtracted. A decoder whose runs take more than
-PATIENCE seconds in all is not repeated further.
+The weights are random, in the shape of a real model, because a step's time does not depend on their values. (That of
+top-p does: the flat distributions of random weights keep the most tokens.) Every request is greedy, then every one is
+as a mode says. Prompts are random, so no prefix is shared. Decoding is timed from the moment when every request has its
+first token. `transformers` does not report that moment, so the time of a run with one token is subtracted. A decoder
+whose runs take more than PATIENCE seconds in all is not repeated further.
 """
 
 import time
@@ -32,10 +33,15 @@ from inference_opt.sampling import SamplingParams
 PROMPT = 128  # tokens
 PAGE = 16  # tokens
 PATIENCE = 10  # seconds
+MODES: dict[str, dict[str, Any]] = {
+    "sampled": {"temperature": 0.8},
+    "top-p": {"temperature": 0.8, "top_p": 0.95},
+    "log-probabilities": {"logprobs": True},
+}
 
 
-def _ours(config: ModelConfig, batch: int, longest: int, decode_steps: int) -> Decoder:
-    """Our engine on one model of this shape, with pages for one request more than the batch."""
+def _ours(config: ModelConfig, batch: int, longest: int, decode_steps: int) -> Callable[[dict[str, Any]], Decoder]:
+    """Our engine on one model of this shape, with pages for one request more than the batch; how requests sample."""
     model = random_model(config, torch.bfloat16, torch.device("cuda"))
     num_pages = (batch + 1) * -(-longest // PAGE)
     engine = Engine(
@@ -48,9 +54,10 @@ def _ours(config: ModelConfig, batch: int, longest: int, decode_steps: int) -> D
         decode_steps=decode_steps,
     )
 
-    def decode(prompts: list[list[int]], new: int) -> tuple[float, float]:
+    def decode(sampling: dict[str, Any], prompts: list[list[int]], new: int) -> tuple[float, float]:
         began = time.perf_counter()
-        requests = [engine.add(prompt, SamplingParams(max_new_tokens=new, ignore_eos=True)) for prompt in prompts]
+        each = SamplingParams(max_new_tokens=new, ignore_eos=True, **sampling).split(batch)
+        requests = [engine.add(prompt, own) for prompt, own in zip(prompts, each)]
         while not all(request.output for request in requests):
             engine.step()
         # Some requests have more than their first token by now: only what is new from here on is counted.
@@ -60,12 +67,13 @@ def _ours(config: ModelConfig, batch: int, longest: int, decode_steps: int) -> D
             engine.step()
         return prefilled - began, (batch * new - known) / elapsed(prefilled)
 
-    return decode
+    return lambda sampling: partial(decode, sampling)
 
 
 def bench_engine(
     shapes: Iterable[str],
     batches: list[int],
+    modes: Iterable[str],
     new: int,
     decode_steps: int,
     repeats: int,
@@ -75,35 +83,45 @@ def bench_engine(
 ) -> dict[str, Any]:
     """Tokens a second in decode, without the prefill, by shape and batch: ours, the peers', and the limit.
 
-    ValueError for an unknown shape, and without CUDA.
+    Greedy, and ours in each of `modes` as well, with its share of the greedy rate. ValueError for an unknown shape or
+    mode, and without CUDA.
     """
-    shapes = list(shapes)
-    if unknown := set(shapes) - set(SHAPES):
-        raise ValueError(f"unknown shapes {sorted(unknown)}: expected some of {', '.join(SHAPES)}")
+    shapes, modes = list(shapes), list(modes)
+    for what, given, known in (("shapes", shapes, SHAPES), ("modes", modes, MODES)):
+        if unknown := set(given) - set(known):
+            raise ValueError(f"unknown {what} {sorted(unknown)}: expected some of {', '.join(known)}")
     if not torch.cuda.is_available():
         raise ValueError("bench engine needs CUDA: on a processor, use `bench decode` and `bench radix`")
 
     def decoders(config: ModelConfig, batch: int) -> dict[str, Callable[[], Decoder]]:
-        """How to make each decoder. One is made at a time, so that each has the card's memory to itself."""
-        longest = PROMPT + new
-        make: dict[str, Callable[[], Decoder]] = {"inference-opt": partial(_ours, config, batch, longest, decode_steps)}
+        """How to make each peer. One decoder is made at a time, so that each has the card's memory to itself."""
+        make: dict[str, Callable[[], Decoder]] = {}
         if peer:
             make["transformers"] = partial(transformers, config)
             make["continuous batching"] = partial(continuous_batching, config)
         if gpt_fast_folder and batch == 1:
-            make["gpt-fast"] = partial(gpt_fast, config, gpt_fast_folder, longest)
+            make["gpt-fast"] = partial(gpt_fast, config, gpt_fast_folder, PROMPT + new)
         return make
 
     bandwidth = read_bandwidth(4096, device="cuda")
     cases = [(shape, batch) for shape in shapes for batch in batches]
-    total = sum(len(decoders(SHAPES[shape], batch)) for shape, batch in cases)
+    total = sum(1 + len(modes) + len(decoders(SHAPES[shape], batch)) for shape, batch in cases)
     task = progress.add_task("bench engine", total=total)
     results = []
     for shape, batch in cases:
         config = SHAPES[shape]
         generator = torch.Generator().manual_seed(batch)
         prompts = torch.randint(config.vocab_size, (batch, PROMPT), generator=generator).tolist()
+        ours = _ours(config, batch, PROMPT + new, decode_steps)
         row: dict[str, Any] = {"shape": shape, "batch": batch}
+        row["inference-opt"] = _measure(ours({}), prompts, new, repeats)
+        progress.advance(task)
+        row["modes"] = {mode: _measure(ours(MODES[mode]), prompts, new, repeats) for mode in modes}
+        for figures in row["modes"].values():
+            figures["of_greedy"] = figures["decode"] / row["inference-opt"]["decode"]
+            progress.advance(task)
+        del ours
+        torch.cuda.empty_cache()
         for name, make in decoders(config, batch).items():
             row[name] = _measure(make(), prompts, new, repeats)
             torch.cuda.empty_cache()
