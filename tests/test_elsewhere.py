@@ -42,7 +42,7 @@ def test_every_name_of_sampling_elsewhere_is_answered(name):
     if name == "max_tokens":
         return
     engine = Engine(Echo())
-    for call in (lambda **named: engine.generate([1], **named), SamplingParams)[name == "n" :]:
+    for call in (lambda **named: engine.generate([1], **named), SamplingParams)[name in ("n", "params", "progress") :]:
         with pytest.raises(TypeError, match=re.escape(f"has no argument {name!r}: {ELSEWHERE[name]}")):
             call(**{name: 1})
 
@@ -64,6 +64,16 @@ def test_names_elsewhere_are_not_names_here():
     with pytest.raises(AttributeError, match="'Engine' object has no attribute 'nothing'"):
         _ = engine.nothing
     assert not hasattr(engine, "chat")
+
+
+def test_an_error_within_a_property_is_told():
+    class Broken(Elsewhere):
+        @property
+        def value(self):
+            raise AttributeError("what is really wrong")
+
+    with pytest.raises(AttributeError, match="what is really wrong"):
+        _ = Broken().value
 
 
 def test_a_base_with_attributes_of_its_own_is_asked_next():

@@ -309,3 +309,23 @@ def test_weights_that_lie_anywhere_in_memory_are_looked_at():
     nn.utils.vector_to_parameters(nn.utils.parameters_to_vector(model.parameters()), model.parameters())
     assert any(p.storage_offset() % 2 for p in model.parameters())
     assert torch.equal(model.generate(torch.tensor([[1, 2]]), 8), before)
+
+
+@pytest.mark.parametrize("switches", [{}, {"use_radix_attention": True}])
+def test_broken_weights_are_an_error_with_every_switch(switches):
+    model = TransformerWithOptimizations(dim=16, depth=1, heads=2, vocab_size=50, max_context=40, **switches)
+    assert model.stats is None
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="could not be continued"):
+        model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=3)
+
+
+def test_new_tokens_may_be_counted_without_the_prompt():
+    model = TransformerWithOptimizations(dim=16, depth=1, heads=2, vocab_size=50, use_radix_attention=True)
+    ids = torch.tensor([[1, 2, 3]])
+    assert torch.equal(model.generate(ids, max_new_tokens=4), model.generate(ids, 7))
+    assert model.stats.new_tokens == 8
+    for both in ({}, {"max_length": 7, "max_new_tokens": 4}):
+        with pytest.raises(ValueError, match="expected max_length, which counts the prompt, or max_new_tokens"):
+            model.generate(ids, **both)

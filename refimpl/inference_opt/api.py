@@ -1,5 +1,6 @@
 """One class with a switch for each technique: the shortest way to try them, alone and together."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -164,14 +165,15 @@ class TransformerWithOptimizations(nn.Module):
     def generate(
         self, input_ids: Int[Tensor, "batch length"], max_length: int | None = None, n: int = 1, **sampling: Any
     ) -> Tensor:
-        """Continue every row to `max_length` tokens at most, including the prompt: [batch · n, ≤ max_length].
+        """Continue every row: [batch · n, ≤ max_length].
 
-        Or, instead, by `max_new_tokens` at most.
+        Give either `max_length`, which counts the prompt, or `max_new_tokens`, which does not.
         `n`: samples for each row, those of the first row before those of the second, each with a seed of its own
         (`SamplingParams.split`). `sampling`: fields of `SamplingParams`; decoding is greedy by default.
         A row that ends early is filled with the end-of-sequence token that ended it. After a stop string it is filled
         with the model's first end-of-sequence token or, if the model has none, with the row's last token. ValueError
-        for rows that the model cannot continue, and for a `max_length` that leaves no place for a new token.
+        for rows that the model cannot continue, or whose logits are broken, and for a `max_length` that leaves no place
+        for a new token.
         """
         if not isinstance(input_ids, Tensor):
             hint = "torch.tensor([[…], […]]); for text, take an Engine"
@@ -196,7 +198,12 @@ class TransformerWithOptimizations(nn.Module):
         prompts = input_ids.tolist()
         model = self._prepared()
         if self.engine is not None:
-            texts = [completion.tokens for completion in self.engine.generate(prompts, params, n)]
+            with warnings.catch_warnings(action="ignore"):  # of what is an error here
+                completions = self.engine.generate(prompts, params, n)
+            for i, completion in enumerate(completions):
+                if completion.error:
+                    raise ValueError(f"row {i} could not be continued: {completion.error}")
+            texts = [completion.tokens for completion in completions]
         else:
             texts = static.generate(model, prompts, params, self.tokenizer, n)
         prompts = [prompt for prompt in prompts for _ in range(n)]
@@ -207,11 +214,9 @@ class TransformerWithOptimizations(nn.Module):
         return torch.tensor(rows, dtype=input_ids.dtype, device=input_ids.device)
 
     @property
-    def stats(self) -> Stats:
-        """Of the engine that `generate` made. ValueError if there is none."""
-        if self.engine is None:
-            raise ValueError("there are no statistics: generate has not run yet, or the switches need no engine")
-        return self.engine.stats
+    def stats(self) -> Stats | None:
+        """Of the engine that `generate` made; None before, and where the switches need no engine."""
+        return self.engine.stats if self.engine else None
 
     def forget(self) -> None:
         """Forget what was made from the weights so far: the engine, its prefixes, and the packed copy."""

@@ -101,7 +101,12 @@ def generate(
     top_p: Annotated[float, typer.Option(help="Sample among the fewest tokens that hold this much probability.")] = 1.0,
     min_p: Annotated[float, typer.Option(help="Drop tokens below this fraction of the most probable one.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.", show_default="random")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Stop before this string; may be given several times.")] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Stop before this string, taken as it stands ($'\\n' in bash is a new line); may be given again."
+        ),
+    ] = None,
     drafter: Annotated[
         DrafterName | None, typer.Option(help="Speculate with this drafter.", show_default="plain decoding")
     ] = None,
@@ -130,7 +135,7 @@ def generate(
         no_effect("at --temperature 0, which is greedy", sampling)
     text = _standard_input() if prompt is None else prompt
     figures = generate_text(model, dtype.value, text, chat, params, drafter and drafter.value)
-    console(stderr=True).print(in_short(figures))
+    console(stderr=True).print(in_short(figures), soft_wrap=True)
     write_json(json_file, figures)
 
 

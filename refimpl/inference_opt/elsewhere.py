@@ -1,4 +1,4 @@
-"""Names that other libraries use for what is here: whoever writes one is told the name here.
+"""Names that other libraries use for what is here: whoever writes one is told the name here, where there is one.
 
 The names are those of vLLM, transformers and llama-cpp-python.
 """
@@ -15,8 +15,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def elsewhere(**names: str) -> Callable[[Function], Function]:
     """Decorate a function that takes most arguments by name. `names`: those that others use, and what to write here.
 
-    TypeError, as Python raises it, but with what to write, for a name it does not have and for too many arguments
-    without names. A hint that is the name of an argument makes the other name an alias of it.
+    An unknown name, or too many positional arguments, is a TypeError as in Python, whose message says what to write. A
+    hint that is the name of an argument makes the other name an alias of it.
     """
 
     def decorate(function: Function) -> Function:
@@ -36,7 +36,8 @@ def elsewhere(**names: str) -> Callable[[Function], Function]:
             if len(given) > len(free):
                 first = ", ".join(name for name in free if name != "self")
                 rest = ", ".join(f"{name}=" for name, p in known.items() if p.kind is p.KEYWORD_ONLY)
-                raise TypeError(f"{called}: only {first} may be given without a name; the others are {rest}")
+                rest = f"the others are {rest}" if rest else "there are no others"
+                raise TypeError(f"{called}: only {first} may be given without a name; {rest}")
             return function(*given, **named)
 
         return call  # type: ignore[return-value]
@@ -57,11 +58,15 @@ class Elsewhere:
 
     def __call__(self, *given: Any, **named: Any) -> Any:
         """Nothing is called. TypeError: what to write."""
-        raise TypeError(f"{type(self).__name__} objects are not called: {self.ELSEWHERE['()']}")
+        raise TypeError(
+            f"{type(self).__name__} objects are not called: {self.ELSEWHERE.get('()', 'see their methods')}"
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name in self.ELSEWHERE:
             raise AttributeError(f"{type(self).__name__} has no {name!r}: {self.ELSEWHERE[name]}", name=name, obj=self)
+        if isinstance(found := getattr(type(self), name, None), property) and found.fget:
+            return found.fget(self)  # it raised an AttributeError of its own: so that this one is seen
         further = getattr(super(), "__getattr__", None)
         if further is None:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)

@@ -25,15 +25,18 @@ def generate_text(
     tokenizer = needed(tokenizer)
     engine = Engine(model, drafter=drafter, tokenizer=tokenizer)
     start, first, printed = time.perf_counter(), 0.0, ""
-    stream = engine.stream(tokenizer.chat(prompt) if chat else tokenizer.encode(prompt), params)
+    stream = engine.stream([tokenizer.chat(prompt) if chat else tokenizer.encode(prompt)], params)
     try:
         for delta in stream:
             first = first or elapsed(start)
-            _print(delta.text)
             printed += delta.text
+            _print(delta.text)
     finally:
         completion = Completion.of(stream.requests[0])
-        _print(completion.text[len(printed) :] + "\n" * bool(completion.tokens))  # what was held back at an interrupt
+        # At an interrupt, what was held back, since a stop string might have begun there, but not half a character.
+        rest = completion.text[len(printed) :]
+        rest = rest if completion.finish_reason else rest.rstrip("\ufffd")
+        _print(rest + "\n" * bool(completion.tokens))
     if completion.error:
         raise ValueError(completion.error)
     seconds, metrics = elapsed(start), completion.metrics
@@ -44,16 +47,19 @@ def generate_text(
         drafts = {"drafter": drafter, "drafted": metrics.drafted_tokens, "accepted": metrics.accepted_tokens}
         figures |= drafts | {"acceptance": engine.stats.acceptance}
     said = {"command": command_line(), "model": model_name, "dtype": dtype, "seed": params.seed}
+    said["sampled"] = params.temperature > 0
     return said | {"text": completion.text, "finish_reason": completion.finish_reason} | figures
 
 
 def in_short(figures: dict[str, Any]) -> str:
     """The figures of `generate_text` in one line."""
-    f = figures
-    line = f"{f['new_tokens']} tokens in {f['seconds']:.2f} s: {f['tokens_per_second']:.1f} tokens/s, "
+    f, new = figures, figures["new_tokens"]
+    line = f"{new} new token{'s' * (new != 1)} in {f['seconds']:.2f} s: {f['tokens_per_second']:.1f} tokens/s, "
     line += f"the first after {f['first_token_seconds']:.2f} s; "
     line += f"{f['reused_tokens']} of {f['prompt_tokens']} prompt tokens reused"
-    return line + (f"; {f['accepted']} of {f['drafted']} drafts accepted" if "drafter" in f else "")
+    if "drafter" in f:
+        line += f"; {f['accepted']} of {f['drafted']} drafts accepted"
+    return line + f"; seed {f['seed']}" * f["sampled"]
 
 
 def _print(text: str) -> None:

@@ -1,6 +1,7 @@
 """Text in, text out: what a caller may give, and what comes back whole or as it grows."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import tokenizers
 import torch
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from inference_opt import Engine, SamplingParams, naive
 from inference_opt.engine.completion import Text
 from inference_opt.engine.prompts import is_one
+from inference_opt.loading.detokenizer import Detokenizer
 from inference_opt.loading.tokenizer import Tokenizer
 from inference_opt.sampling import cut_at_stop
 from inference_opt.speculative import DRAFTERS
@@ -54,8 +56,31 @@ def test_a_text_is_held_back_only_while_it_may_become_a_stop_string():
     assert added == ["a", "", "", "xyb", "", ""]
 
 
-ONE = [[1, 2], (1, 2), torch.tensor([1, 2]), np.array([1, 2]), "ab", CHAT, [np.int64(1)], range(1, 3)]
-SEVERAL = [[[1, 2]], [(1, 2), [3]], ["ab", [1]], [CHAT], [torch.tensor([1])], (r for r in [[1]])]
+ONE = [
+    np.str_("ab"),
+    pd.Series([1, 2]),
+    [1, 2],
+    (1, 2),
+    torch.tensor([1, 2]),
+    np.array([1, 2]),
+    "ab",
+    CHAT,
+    [np.int64(1)],
+    range(1, 3),
+]
+SEVERAL = [
+    np.array(["x", "y"]),
+    np.array([[1, 2], [3]], dtype=object),
+    pd.Series(["a"]),
+    pd.Series([[1, 2], [3]]),
+    pd.Series([CHAT]),
+    [[1, 2]],
+    [(1, 2), [3]],
+    ["ab", [1]],
+    [CHAT],
+    [torch.tensor([1])],
+    (r for r in [[1]]),
+]
 
 
 def test_one_prompt_is_told_from_a_list_of_prompts():
@@ -129,10 +154,13 @@ def test_a_drafter_goes_by_its_name(smollm2, drafter):
 
 
 WRONG = {
-    "a text needs a tokenizer": ("text needs a tokenizer: Engine.model, tokenizer=", lambda e: e.generate("ab")),
-    "a chat, too": ("text needs a tokenizer", lambda e: e.generate(CHAT)),
+    "a text needs a tokenizer": (
+        "text and stop strings need a tokenizer: Engine.model, tokenizer=",
+        lambda e: e.generate("ab"),
+    ),
+    "a chat, too": ("text and stop strings need a tokenizer", lambda e: e.generate(CHAT)),
     "a matrix": (
-        "2-dimensional array, whose rows are padded: give a list",
+        "2-dimensional array, whose rows may be padded: give a list",
         lambda e: e.generate(torch.ones(2, 2).long()),
     ),
     "one message": ("a chat is a list of messages", lambda e: e.generate(CHAT[0])),
@@ -140,6 +168,10 @@ WRONG = {
     "bytes": ("a prompt must be a text, a chat .* or a list of token ids; got b'ab'", lambda e: e.generate(b"ab")),
     "a number": ("prompts must be a list", lambda e: e.generate(5)),
     "a number among prompts": ("prompt 1: a prompt must be a text, a chat", lambda e: e.generate([[1], 5], GREEDY)),
+    "a list of prompts for one": ("got a list of prompts: generate and stream take", lambda e: e.add([[1], [2]])),
+    "a dict of parameters": ("params must be SamplingParams, got {", lambda e: e.generate([1], {"seed": 1})),
+    "a switch that is a number": ("progress must be True or False", lambda e: e.generate([1], GREEDY, progress=1)),
+    "a stop string": ("text and stop strings need a tokenizer", lambda e: e.generate([1], stop="x")),
     "no prompts": ("there are no prompts", lambda e: e.generate([])),
     "an empty prompt": ("prompt 1: the prompt is empty", lambda e: e.generate([[1], []], GREEDY)),
     "a token that there is not": ("^token id 99 is outside", lambda e: e.generate([1, 99])),
@@ -161,9 +193,54 @@ def test_what_is_no_prompt_is_refused_and_changes_nothing(what, untyped):
 
 def test_text_needs_a_tokenizer_on_the_way_out_too():
     done = Engine(toy()).generate([1, 2], GREEDY)
-    with pytest.raises(ValueError, match="text needs a tokenizer"):
+    with pytest.raises(ValueError, match="text and stop strings need a tokenizer"):
         _ = done.text
     assert "tokens [" in repr(done)
+
+
+class Raises:
+    """A tokenizer that fails at one of its calls."""
+
+    def __init__(self, at):
+        self.real, self.left, self.special_ids = byte_level(), at, {}
+
+    def detokenizer(self):
+        return Detokenizer(self, unfinished=1)
+
+    def decode(self, ids):
+        self.left -= 1
+        if not self.left:
+            raise RuntimeError("a tokenizer that fails")
+        return self.real.decode(ids)
+
+
+@pytest.mark.parametrize("drafter", [None, "prompt-lookup"])
+def test_a_tokenizer_that_fails_in_a_stream_loses_and_doubles_nothing(drafter, untyped):
+    model, asked = toy(3, vocab_size=256), {"max_new_tokens": 9, "ignore_eos": True, "stop": "\n\n\n"}
+    whole = Engine(model, tokenizer=byte_level()).generate([65, 66, 67], **asked)
+    failed = 0
+    for at in range(1, 120, 3):
+        engine = Engine(model, tokenizer=Raises(at), drafter=drafter)
+        stream, tokens, text = engine.stream([65, 66, 67], **asked), [], ""
+        while True:
+            try:
+                new = next(stream, None)
+            except RuntimeError:
+                failed += 1
+                continue
+            if new is None:
+                break
+            tokens, text = tokens + new.tokens, text + new.text
+        assert (tokens, text) == (whole.tokens, whole.text)
+    assert failed > 10
+
+
+def test_a_stream_ends_its_requests_with_its_block():
+    engine = Engine(toy(3))
+    with engine.stream([1, 2], GREEDY) as stream:
+        next(stream)
+        assert "1 not ended" in repr(stream)
+    assert not engine.requests
 
 
 def test_everything_has_a_short_repr(smollm2, capsys):

@@ -1,6 +1,7 @@
 """What comes back: completions when all is done, deltas while a text grows."""
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,8 +22,16 @@ class Text:
         self.detokenizer, self.stop = tokenizer.detokenizer(), tuple(stop)
         self.shown = 0  # characters
 
+    def __copy__(self) -> "Text":
+        twin = object.__new__(Text)
+        twin.__dict__.update(self.__dict__, detokenizer=copy(self.detokenizer))
+        return twin
+
     def add(self, tokens: Iterable[int], finished: bool) -> str:
-        """Take tokens; return the text that is certain now. If the text has `finished`, that is the rest of it."""
+        """Take tokens; return the text that is certain now. If the text has `finished`, that is the rest of it.
+
+        If it fails, it may have taken some of the tokens: try on a copy.
+        """
         for token in tokens:
             self.detokenizer.add(token)
         if finished:
@@ -43,7 +52,7 @@ def _held_back(text: str, stop: Sequence[str]) -> int:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Completion:
-    """A prompt's continuation. `params.seed` repeats it."""
+    """A prompt's continuation. The prompt with these `params`, which hold the seed, gives it again."""
 
     prompt: list[int]
     tokens: list[int]  # with the token that ended the text: an end of sequence, or the last one of a stop string
@@ -56,14 +65,17 @@ class Completion:
 
     @classmethod
     def of(cls, request: Request) -> "Completion":
-        """A request's, as it stands."""
+        """What a request, the handle that `add` returned, has so far."""
         logprobs = list(request.logprobs) if request.params.logprobs else None
         end = request.finish_reason, request.error, request.params, request.metrics
         return cls(request.prompt, request.output, logprobs, *end, request.tokenizer)
 
     @cached_property
     def text(self) -> str:
-        """The text of the tokens, without special tokens, and without the stop string. ValueError: no tokenizer."""
+        """The text of the tokens: without those that the tokenizer calls special, and without the stop string.
+
+        ValueError if the engine has no tokenizer.
+        """
         return Text(needed(self.tokenizer), self.params.stop).add(self.tokens, finished=True)
 
     def __repr__(self) -> str:

@@ -14,7 +14,6 @@ computes and writes its key and value. So the last token of a text needs no slot
 """
 
 from collections.abc import Hashable, Sequence
-from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +42,7 @@ from inference_opt.sampling import SamplingParams, sampling_params
 from inference_opt.speculative.drafter import Draft, Drafter
 from inference_opt.speculative.rules import token_wise
 from inference_opt.trace import emit
-from inference_opt.values import shown
+from inference_opt.values import shown, switch
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 
@@ -183,10 +182,11 @@ class Engine(Elsewhere):
     ) -> Request:
         """A request arrives; the handle that is returned collects its tokens.
 
-        `prompt`, `params` and their fields by name: as of `generate`. `params` of the handle has the seed that the
-        request runs with. `id`, `namespace`: as keys of a dict, told apart by ==; prefixes are shared within one
-        namespace only. ValueError, and no change, for a prompt that the model cannot continue, a request that could
-        never fit in the pool, or the `id` of one that is not finished.
+        `prompt`, `params` and their fields by name: as of `generate`. `Completion.of(handle)` is its text so far.
+        `params` of the handle has the seed that the request runs with. `id`: anything hashable; without one the engine
+        makes one, and the handle must be used. `namespace`: anything hashable; prefixes are shared within one only.
+        ValueError, and no change, for a prompt that the model cannot continue, a request that could never fit in the
+        pool, or the `id` of one that is not finished.
         """
         return self._enter(self.request(prompt, sampling_params(params, named), id, namespace))
 
@@ -278,8 +278,9 @@ class Engine(Elsewhere):
         """Yield what is new of the texts as it comes, one `Delta` after another. None is lost if others call step().
 
         Prompts, parameters and `n` as of `generate`. A delta's `index` is that of its text: sample j of prompt i is
-        number i · n + j. The prompts arrive with the first `next`. Left early, the stream aborts what is unfinished.
-        ValueError as of `add`, at once and before any prompt is taken.
+        number i · n + j. The prompts arrive with the first `next`. `close()`, the end of a `with` block, or dropping
+        the last reference aborts what is unfinished. A request whose logits are broken ends with a delta whose
+        `finish_reason` is "error". ValueError as of `add`, at once and before any prompt is taken.
         """
         return Stream(self, prompts, sampling_params(params, named), n)
 
@@ -292,16 +293,20 @@ class Engine(Elsewhere):
         progress: bool = False,
         **named: Any,
     ) -> Any:
-        """Continue one prompt, which gives a `Completion`; or a list of prompts, or `n` samples, which give a list.
+        """Continue prompts. One prompt gives a `Completion`. A list of prompts, or `n`, gives a list, even of one.
 
         A prompt is a text (continued as it stands), a chat (messages with a role and a content each) or token ids.
-        `params`: one for all prompts, or a list of one a prompt, or, instead, its fields by name. Each request has a
-        seed of its own (`SamplingParams.split`). `n` samples: those of the first prompt before those of the second.
-        `progress`: a bar on standard error. ValueError as of `add`, before any prompt is taken. A request whose logits
-        are broken fails alone, with a warning: its `finish_reason` is "error".
+        `params`: one object for all prompts, or a list with one for each. Or give its fields by name: `temperature=1`.
+        Requests that share one params object get a seed each (`SamplingParams.split`); objects with equal seeds draw
+        the same noise. `n` samples: those of the first prompt before those of the second. `progress`: a bar on standard
+        error. ValueError as of `add`, before any prompt is taken. A request whose logits are broken fails alone, with a
+        warning: its `finish_reason` is "error". An interrupt aborts all requests of the call.
         """
-        stream = Stream(self, prompts, sampling_params(params, named), n)
-        with closing(stream), bar(len(stream.requests), progress) as tell:
+        shown = switch("progress", progress)
+        with (
+            Stream(self, prompts, sampling_params(params, named), n) as stream,
+            bar(len(stream.requests), shown) as tell,
+        ):
             completions = stream.completions(tell)
         return completions[0] if stream.one else completions
 

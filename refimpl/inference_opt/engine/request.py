@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from inference_opt.engine.prompts import ids_of
+from inference_opt.engine.prompts import ids_of, needed
 from inference_opt.model.config import ModelConfig
 from inference_opt.radix.node import Node
 from inference_opt.sampling import FinishReason, SamplingParams, StopCheck, seeded
@@ -134,7 +134,7 @@ def made(
     check_hashable("id", id)
     check_hashable("namespace", namespace)
     left = config.max_context - len(ids) + 1
-    stream = tokenizer.detokenizer() if tokenizer else None
+    stream = needed(tokenizer).detokenizer() if params.stop or tokenizer else None
     return Request(id, ids, params, StopCheck(params, config.eos_token_ids, left, stream), namespace, tokenizer)
 
 

@@ -31,7 +31,7 @@ class Output:
 
 @dataclass(repr=False)
 class Stats:
-    """Totals since the engine was made; a rate is of what was asked for."""
+    """Totals since the engine was made, and rates that follow from them."""
 
     steps: int = 0
     prefill_tokens: int = 0
@@ -79,7 +79,7 @@ class Stats:
 
     def _repr_html_(self) -> str:
         """A table, for a notebook: every field, and the rates that follow from them."""
-        rates = {name: getattr(self, name) for name in ("hit_rate", "acceptance", "tokens_per_second")}
+        rates = {name: getattr(self, name) for name in ("seconds", "tokens_per_second", "hit_rate", "acceptance")}
         rows = [(name, f"{value:,.3f}" if isinstance(value, float) else f"{value:,}")
                 for name, value in (asdict(self) | rates).items()]  # fmt: skip
         cells = "".join(f"<tr><td>{name.replace('_', ' ')}</td><td>{value}</td></tr>" for name, value in rows)

@@ -7,6 +7,7 @@ requests wait, a step costs what its own requests cost.
 
 import warnings
 from collections.abc import Callable, Iterator
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,9 @@ from inference_opt.sampling import requests_of
 
 # [stream]
 class Stream(Iterator[Delta]):
-    """What is new of each request, until all have ended. Left early, it aborts those that have not."""
+    """What is new of each request, until all have ended. `close`, the end of a `with` block, or dropping the last
+    reference aborts those that have not.
+    """
 
     def __init__(self, engine: Any, prompts: Any, params: Any, n: int | None) -> None:
         """ValueError if the engine cannot take one of the prompts."""
@@ -48,10 +51,11 @@ class Stream(Iterator[Delta]):
         raise StopIteration
 
     def _take(self, i: int) -> Delta | None:
-        """What is new of request i, and it is news no more."""
-        request, text = self.requests[i], self.texts[i]
+        """What is new of request i, and it is news no more. If the tokenizer fails, nothing has changed."""
+        request, text = self.requests[i], copy(self.texts[i])
         tokens, ended = request.tokens[self.yielded[i] :].tolist(), request.finish_reason
         new = text.add(tokens, request.finished) if text else ""
+        self.texts[i] = text
         self.yielded[i] += len(tokens)
         del self.news[i]
         if ended:
@@ -81,6 +85,15 @@ class Stream(Iterator[Delta]):
             if self.requests[self.entered].arrival < 0:
                 self.engine.enter(self.requests[self.entered])
             self.entered += 1
+
+    def __repr__(self) -> str:
+        return f"<Stream of {len(self.requests)} requests, {len(self.open)} not ended>"
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Nothing more is wanted."""

@@ -15,6 +15,7 @@ from inference_opt.elsewhere import Elsewhere
 from inference_opt.loading.detokenizer import Detokenizer
 from inference_opt.loading.folder import read_json
 from inference_opt.loading.vocabulary import CONTROL, USER_DEFINED, array, field, token_id, tokens_and_types
+from inference_opt.values import shown
 
 # How text is split before merging, by the name that GGUF files give it. The byte-level step follows in every case.
 _QWEN_LLAMA3 = (
@@ -53,7 +54,7 @@ class Tokenizer(Elsewhere):
 
     ELSEWHERE: ClassVar = {
         "()": "write encode(text), or chat(messages)",
-        "apply_chat_template": "write tokenizer.chat(messages)",
+        "apply_chat_template": "write tokenizer.chat(messages), which gives token ids",
         "batch_decode": "write [tokenizer.decode(ids) for ids in …]",
         "tokenize": "write tokenizer.encode(text)",
         "detokenize": "write tokenizer.decode(ids)",
@@ -78,6 +79,8 @@ class Tokenizer(Elsewhere):
 
         Raises ValueError for text that is not valid Unicode (a lone surrogate).
         """
+        if not isinstance(text, str):
+            raise ValueError(f"the text must be a string, got {shown(text)}: encode texts one at a time")
         try:
             return self.backend.encode(text, add_special_tokens=begin).ids
         except (UnicodeEncodeError, TypeError) as error:

@@ -25,6 +25,12 @@ ELSEWHERE = {
     "n": "it is an argument of generate and stream",
     "prompt_logprobs": "logprobs=True keeps the log-probability of each new token",
     "top_logprobs": "logprobs=True keeps the log-probability of each new token",
+    "id": "it is an argument of add",
+    "request_id": "write id=, an argument of add",
+    "namespace": "it is an argument of add",
+    "progress": "it is an argument of generate",
+    "tokenizer": "it is an argument of Engine",
+    "params": "it is an argument of generate, stream and add",
     "sampling_params": "write params=, an argument of generate, stream and add",
     "generation_config": "write params=SamplingParams(…), or its fields by name",
     "stream": "Engine.stream yields a text as it grows",
@@ -138,7 +144,8 @@ def requests_of(
     n = integer("n", n, 1)
     if not prompts:
         raise ValueError("there are no prompts: expected one or more")
-    each = [params] * len(prompts) if isinstance(params, SamplingParams) else params
+    one_for_all = isinstance(params, SamplingParams | Mapping) or not isinstance(params, Iterable)
+    each = [_checked(params)] * len(prompts) if one_for_all else params
     each = [_checked(one) for one in listed("params", each, "SamplingParams")]
     if len(each) != len(prompts):
         raise ValueError(f"expected one params for all prompts or one for each, got {len(each)} for {len(prompts)}")
