@@ -27,7 +27,7 @@ _MODULES = {
 
 # GNU's OpenMP lets a thread loop for milliseconds before it sleeps. Beside other busy programs, the loop holds the core
 # that the awaited thread needs (chapter 01). OpenMP reads this once, when torch is imported.
-OPENMP_WAIT = {"GOMP_SPINCOUNT": "3000"}
+OPENMP_WAIT = {"GOMP_SPINCOUNT": "30000"}
 if "torch" not in sys.modules and not os.environ.keys() & {"OMP_WAIT_POLICY", *OPENMP_WAIT}:
     os.environ.update(OPENMP_WAIT)
 
