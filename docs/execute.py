@@ -70,7 +70,9 @@ def write(path: Path) -> None:
     ran = iter(cell for cell in cache.get_cache_bundle(record.pk).nb.cells if cell.cell_type == "code")
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.execution_count, cell.outputs = (run := next(ran)).execution_count, run.outputs
+            run = next(ran)
+            cell.execution_count = run.execution_count
+            cell.outputs = pictured(run.outputs, cell.metadata.get("picture"))  # drawn anew since, perhaps
     took = f"Running all cells took {record.data['execution_seconds']:.0f} s on one core"
     title = notebook.cells[0]
     title.source, there = re.subn(r"Running all cells took \d+ s on one core", took, title.source)
