@@ -28,7 +28,8 @@ from inference_opt.lab.bench import machine  # noqa: E402
 # As much as no cache holds is a gibibyte, for a true figure; nobody reads those of the tests.
 inspect.unwrap(machine.read_bandwidth).__defaults__ = (64, 5, "cpu")
 
-MOST_MEMORY = 2 * 10**9
+# A worker imports half a gigabyte, and a real model is loaded in one and a half more. (3 GB are a leak.)
+MOST_MEMORY = 3 * 10**9
 seen = {"after a test": 0, "in a child": 0}  # bytes
 
 settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True, print_blob=True)
