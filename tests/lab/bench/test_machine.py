@@ -38,7 +38,7 @@ def test_decoding_is_timed_within_one_run_whatever_the_machine_does_meanwhile(mo
     ticks = iter([0.0, 7.0, *([8.0] * 50)])  # a slow prefill, then a clock that stands still
     with monkeypatch.context() as patch:
         patch.setattr(decode.time, "perf_counter", ticks.__next__)
-        first, rest, texts = decode._ours(toy())([[1, 2], [3]], 3)
+        first, rest, texts = decode.our_decoder(toy())([[1, 2], [3]], 3)
     assert (first, rest) == (7.0, 1.0)
     assert [len(text) for text in texts] == [3, 3]
 
@@ -48,7 +48,7 @@ def test_rates_count_the_tokens_that_there_are_where_the_context_cuts_texts(monk
     prompts = [[1, 2], [1, 2, 3]]  # 8 − 2 + 1 and 8 − 3 + 1 tokens are possible
     for module in (decode, prefix):
         monkeypatch.setattr(module, "load_model", lambda source, dtype: (model, object()))
-    monkeypatch.setattr(decode, "_prompts", lambda tokenizer, batch: prompts)
+    monkeypatch.setattr(decode, "prompt_ids", lambda tokenizer, batch: prompts)
     monkeypatch.setattr(prefix, "stem_prompts", lambda tokenizer, requests, stem: prompts)
     monkeypatch.setattr(decode, "elapsed", lambda *times: 2.0)
     monkeypatch.setattr(prefix, "elapsed", lambda *times: 2.0)
