@@ -47,7 +47,7 @@ def elsewhere(**names: str) -> Callable[[Function], Function]:
 
 def _hint(name: str, names: Mapping[str, str], known: Mapping[str, Any]) -> str:
     close = get_close_matches(name, known, 1)
-    others = ", ".join(other for other in known if other not in ("self", "args"))
+    others = ", ".join(other for other in known if other != "self")
     return names.get(name) or (f"did you mean {close[0]!r}?" if close else f"expected one of {others}")
 
 
