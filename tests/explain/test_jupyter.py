@@ -75,9 +75,8 @@ def test_a_notebook_is_run_stepped_and_its_control_changed(lab):
         size = page.get_by_label("page size")
         size.fill("4")
         size.press("Enter")
-        expect(pictures).not_to_have_text(pictures.inner_text(), timeout=60_000)
+        expect(pictures).not_to_have_js_property("innerHTML", before, timeout=60_000)  # other pages, another picture
         assert where.inner_text() == "4 / 17", "the place is kept"
-        assert pictures.inner_html() != before, "other pages, another picture"
         size.fill("-3")
         size.press("Enter")
         page.get_by_role("alert").get_by_text("page size: expected a whole number from 1").wait_for(timeout=60_000)
