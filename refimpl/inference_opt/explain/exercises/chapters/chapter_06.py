@@ -1,0 +1,7 @@
+"""Chapter 06: speculative decoding."""
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+EXERCISES: tuple[Any, ...] = ()

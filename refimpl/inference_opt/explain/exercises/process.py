@@ -1,0 +1,156 @@
+"""The judge's process: one that has all imports done, and forks a child for every solution.
+
+    parent   ──  folder with request.pickle  →  server  ──  fork  →  child  ──  verdict.json  →  folder
+                                                   └─ kills the child when its time is over
+
+A learner's code may loop, eat memory, end its process or change any module: it does so in a child of its own, which
+may have `MEMORY` bytes and `SECONDS` seconds, and is never used again. (It is no prison: it can write where you can.)
+"""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from inference_opt.explain.exercises.verdict import Verdict
+
+SECONDS = 25.0
+MEMORY = 2 << 30  # bytes beyond what the imports took
+
+
+class Server:
+    """The process that forks, started with the first check."""
+
+    def __init__(self) -> None:
+        quiet = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")} | {"TRITON_INTERPRET": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "inference_opt.explain.exercises.process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | quiet,
+            start_new_session=True,  # Ctrl-C is the parent's to hear
+        )
+
+    def ask(self, folder: Path) -> str:
+        """Judge the request in a folder; how the child ended."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(folder, file=self.process.stdin, flush=True)
+        return self.process.stdout.readline().strip()
+
+    def end(self) -> None:
+        """Stop it, and what it runs."""
+        self.process.terminate()
+        self.process.wait()
+
+
+_server: list[Server] = []
+
+
+def run(id: str, solution: Any, seed: int) -> Verdict:
+    """Have a solution judged by a child process."""
+    import cloudpickle
+
+    with tempfile.TemporaryDirectory(prefix="exercise-") as name:
+        folder = Path(name)
+        try:
+            (folder / "request.pickle").write_bytes(cloudpickle.dumps((id, solution, seed)))
+        except Exception as error:
+            raise ValueError(f"the function cannot be handed to the judge: {error}") from None
+        if not _server or _server[0].process.poll() is not None:
+            _server[:] = [Server()]
+        start = time.monotonic()
+        try:
+            ended = _server[0].ask(folder)
+        except BaseException:  # Ctrl-C: the child may be in an endless loop
+            _server.pop().end()
+            raise
+        if (folder / "verdict.json").exists():
+            return Verdict.from_json(json.loads((folder / "verdict.json").read_text(encoding="utf-8")))
+        tried = (folder / "tried.txt").read_text(encoding="utf-8") if (folder / "tried.txt").exists() else "loading it"
+        said = f"{ended or 'the judge’s process ended'}; it was trying: {tried}"
+        return Verdict(id, False, said, seconds=round(time.monotonic() - start, 2), seed=seed)
+
+
+# In the server
+
+
+def serve() -> None:
+    """Fork a child for every folder that is named on standard input, until that is closed."""
+    from inference_opt.explain.exercises import EXERCISES  # noqa: F401 (imports all: children begin with it done)
+
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            os.setsid()
+            _child(Path(line.strip()))
+            os._exit(0)
+        signal.signal(signal.SIGTERM, lambda *_: (_kill(child), os._exit(1)))
+        print(_waited(child), flush=True)
+
+
+def _waited(child: int) -> str:
+    """Wait for a child, at most `SECONDS`; say how it ended."""
+    end = time.monotonic() + SECONDS
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            code = os.waitstatus_to_exitcode(status)
+            return f"your code ended the process (signal {-code})" if code < 0 else f"your code ended the process ({code})"
+        if time.monotonic() > end:
+            _kill(child)
+            os.waitpid(child, 0)
+            return f"no verdict within {SECONDS:.0f} seconds: your code is too slow, or does not end"
+        time.sleep(0.005)
+
+
+def _kill(child: int) -> None:
+    try:
+        os.killpg(child, signal.SIGKILL)
+    except ProcessLookupError:
+        os.kill(child, signal.SIGKILL)
+
+
+def _child(folder: Path) -> None:
+    import cloudpickle
+
+    from inference_opt.explain.exercises import EXERCISES
+    from inference_opt.explain.exercises.judge import judge
+
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(nowhere, stream)
+    _limit_memory()
+    tried = os.open(folder / "tried.txt", os.O_WRONLY | os.O_CREAT)
+
+    def note(what: str) -> None:
+        text = what.encode()[:2000]
+        os.pwrite(tried, text, 0)
+        os.ftruncate(tried, len(text))
+
+    id, solution, seed = cloudpickle.loads((folder / "request.pickle").read_bytes())
+    verdict = judge(EXERCISES[id], solution, seed, note)
+    whole = folder / "whole.json"
+    whole.write_text(json.dumps(verdict.as_json(), ensure_ascii=False), encoding="utf-8")
+    whole.rename(folder / "verdict.json")
+
+
+def _limit_memory() -> None:
+    """The child may have `MEMORY` bytes more than it has. Linux alone can be asked for it."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+if __name__ == "__main__":
+    serve()
