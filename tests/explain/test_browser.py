@@ -7,7 +7,9 @@ import pytest
 
 from inference_opt.explain.player.page import inline, module
 from inference_opt.explain.player.page import page as html_page
+from inference_opt.explain.record import record
 from inference_opt.explain.scenarios import SCENARIOS, play
+from inference_opt.trace import emit
 from tests.explain.browser import launched, light, opened, picture, where
 
 
@@ -314,6 +316,51 @@ def test_a_player_among_others_says_that_it_wants_a_click(browser, files, tmp_pa
         assert "shows all keys" in page.locator(".hint").inner_text(), "a page of its own has the keys"
 
 
+def test_a_page_opens_at_a_step_and_an_address_leads_to_another(browser, tmp_path):
+    file = tmp_path / "at.html"
+    file.write_text(html_page(play("page-pool"), at=4), encoding="utf-8")
+    with opened(browser, file) as page:
+        assert where(page) == 5
+        page.keyboard.press("Home")
+        assert where(page) == 1
+    with opened(browser, file, "#step-12") as page:
+        assert where(page) == 12
+
+
+LONG = ", ".join(map(str, range(100, 220)))
+COMPARED = {
+    "sentence": "the pages of a node are found in the order in which they were inserted",
+    "given": {"tokens": list(range(12)), "text": "<b>&", "name": LONG},
+    "rows": [("page_table", [3, 1], [1, 3]), ("count", 2, 2), ("an unbroken name of some length", "x" * 400, LONG)],
+}
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_what_came_is_drawn_beside_what_is_right(browser, tmp_path, width):
+    with record("an exercise") as trace:
+        emit("exercise.given", given=COMPARED["given"])
+        emit("exercise.broken", **COMPARED)
+    file = tmp_path / "compared.html"
+    file.write_text(html_page(trace, at=1), encoding="utf-8")
+    with opened(browser, file, viewport={"width": width, "height": 800}) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.locator(".scene").evaluate("it => it.scrollWidth - it.clientWidth") <= 0, "a cell does not fit"
+        assert page.locator(".scene h3").inner_text().lower() == "what came, and what is right"
+        titles = page.locator(".scene title").all_text_contents()
+        assert titles == [
+            *("tokens", "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]", "text", "'<b>&'", "name", f"'{LONG}'"),
+            *("page_table", "[3, 1]", "[1, 3]", "count", "2", "2"),
+            *("an unbroken name of some length", f"'{'x' * 400}'", f"'{LONG}'"),
+        ]
+        assert page.locator(".scene .wrong").count() == 2
+        marks = page.locator(".scene text").all_text_contents()
+        assert [mark for mark in marks if mark in ("✓", "✗")] == ["✗", "✗", "✓", "✗"], "not by colour alone"
+        assert page.locator(".held .no").inner_text().endswith(COMPARED["sentence"])
+        assert serious(page) == []
+        page.keyboard.press("ArrowLeft")
+        assert page.locator(".sentence").inner_text().startswith("the input: tokens = [0, 1, ")
+
+
 def test_a_link_leads_to_its_step(browser, files):
     file, _ = files("page-pool")
     with opened(browser, file, "#step-12") as page:
@@ -360,7 +407,6 @@ def test_a_bad_trace_leaves_a_message_in_place(browser, files, tmp_path, change,
 
 def test_a_cut_recording_says_so(browser, tmp_path):
     from inference_opt.cache.pool import PagePool
-    from inference_opt.explain.record import record
 
     with record("cut", max_bytes=1500) as trace:
         pool = PagePool(30, 1)

@@ -18,6 +18,7 @@ from inference_opt.cache.contiguous import ContiguousCache
 from inference_opt.cache.pool import PagePool
 from inference_opt.explain import views
 from inference_opt.explain.player.page import frame, page
+from inference_opt.explain.player.widget import Player
 from inference_opt.explain.record import ROOT, Recorder, record
 from inference_opt.explain.scenarios import SCENARIOS, play
 from inference_opt.explain.scenarios.explore import explore
@@ -367,6 +368,40 @@ def test_questions_are_put_to_steps_that_there_are():
         trace.ask("speculation.reject", "?", "!", nth=1)
     with pytest.raises(ValueError, match="none of the choices"):
         trace.ask("speculation.reject", "?", "!", ("a", "b"))
+
+
+def test_a_page_opens_at_steps_that_there_are():
+    trace = play("rejection")
+    assert ", true, 1);" in page(trace, at=1)
+    assert ", true, 1);" in frame(trace, at=1)
+    assert Player(trace, at=1).at == 1
+    for shown in (page, frame, Player):
+        for at in (-1, len(trace)):
+            with pytest.raises(ValueError, match=f"at must be the index of a step, 0 to 1 in this trace, got {at}"):
+                shown(trace, at=at)
+
+
+def test_what_came_is_compared_as_it_is_written():
+    given = {"p": (Fraction(1, 3),), "table": {1: {2}}, "q": torch.tensor([0.1 + 0.2, 2]).double()}
+    rows = [("a", torch.tensor([0.3]), [0.3]), ("b", Fraction(1, 3), 1 / 3), ("c", {2, 1}, {1, 2}), ("d", 1, True)]
+    with record("x") as trace:
+        emit("exercise.given", given=given)
+        emit("exercise.broken", sentence="it {holds}", given=given, rows=rows)
+    jsonschema.validate(trace.as_json(), SCHEMA)
+    assert trace.steps[0]["text"] == "the input: p = (1/3,), table = {1: {2}}, q = [0.3, 2]"
+    assert trace.steps[1]["text"] == "it {holds}"
+    assert trace.steps[1]["invariants"] == {"it {holds}": False}
+    assert trace.steps[1]["state"]["comparison"] == {
+        "kind": "comparison",
+        "given": [["p", "(1/3,)"], ["table", "{1: {2}}"], ["q", "[0.3, 2]"]],
+        "rows": [
+            ["a", "[0.3]", "[0.3]", True],
+            ["b", "1/3", "0.333333", False],
+            ["c", "{1, 2}", "{1, 2}", True],
+            ["d", "1", "True", False],
+        ],
+        "broken": "it {holds}",
+    }
 
 
 def test_scenarios_and_parameters_that_there_are_not():

@@ -33,13 +33,22 @@ const value = (number) => {
 };
 const wide = (words, size = 13) => String(words).length * size * 0.6; // about how wide a text will be
 
-// Words in lines that fit, with the height they take: captions are read on a telephone, too.
-function lines(x, y, words, kind, width) {
-  const rows = [""];
-  for (const word of words.split(" ")) {
-    if (rows.at(-1) && x + wide(`${rows.at(-1)} ${word}`, 10.5) > width) rows.push("");
-    rows[rows.length - 1] += (rows.at(-1) ? " " : "") + word;
+// Words in rows that fit a width: a word that is longer is broken, and what lies beyond `most` rows is left out.
+function wrapped(words, width, size, most = Infinity) {
+  const fit = Math.max(1, Math.floor(width / wide("x", size))),
+    pieces = new RegExp(`\\S{1,${fit}}`, "gu"),
+    rows = [""];
+  for (const [piece] of words.matchAll(pieces)) {
+    const longer = rows.at(-1) ? `${rows.at(-1)} ${piece}` : piece;
+    if (longer.length > fit && rows.at(-1)) rows.push(piece);
+    else rows[rows.length - 1] = longer;
   }
+  return rows.length > most ? [...rows.slice(0, most - 1), `${rows[most - 1].slice(0, fit - 1)}…`] : rows;
+}
+
+// The same drawn, with the height they take: captions are read on a telephone, too.
+function lines(x, y, words, kind, width) {
+  const rows = wrapped(words, width - x, 10.5);
   return { body: rows.map((row, i) => text(x, y + i * 15, row, kind)).join(""), y: y + (rows.length - 1) * 15 };
 }
 

@@ -2,8 +2,9 @@
 
 const SWIPE = 40; // pixels
 
-// `was`: where the reader stood in the trace that this one replaces. What it returns ends it, and says that.
-function play(player, trace, alone, was) {
+// `was`: where the reader stood in the trace that this one replaces; `at`: the step that it opens at, if no address says
+// another. What it returns ends it, and says where the reader stands.
+function play(player, trace, alone, was, at = 0) {
   const steps = trace.steps,
     last = steps.length - 1;
   const invariants = [...new Set(steps.flatMap((step) => Object.keys(step.invariants)))];
@@ -33,7 +34,7 @@ function play(player, trace, alone, was) {
     zoom = 1,
     touch = null;
 
-  const linked = () => Number(location.hash.match(/^#step-(\d+)$/)?.[1] ?? 1) - 1;
+  const linked = () => Number(location.hash.match(/^#step-(\d+)$/)?.[1] ?? at + 1) - 1;
   const clamp = (i) => Math.min(last, Math.max(0, Number.isFinite(i) ? i : 0));
 
   // Looked up when the size changes, not at every step: a question about the layout makes the browser lay all out anew.
@@ -316,7 +317,7 @@ function play(player, trace, alone, was) {
   if (was) find("[data-do=speed]").value = was.speed;
   dark();
   measure();
-  go(was ? nearest(was) : linkable ? linked() : 0);
+  go(was ? nearest(was) : linkable ? linked() : at);
   if (was) for (let i = 0; i <= index; i++) answered.add(i); // what lies behind the reader is not asked
   watcher.observe(player);
   return () => {

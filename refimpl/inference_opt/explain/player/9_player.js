@@ -12,6 +12,7 @@ const SCENES = {
   mla: ["latent attention", drawLatent],
   speculation: ["acceptance", drawSpeculation],
   law: ["the law, path by path", drawLaw],
+  comparison: ["what came, and what is right", drawComparison],
 };
 
 function readTrace(given) {
@@ -39,7 +40,7 @@ export function render({ model, el }) {
   const start = () => {
     const was = stop();
     try {
-      stop = play(player, readTrace(model.get("trace")), alone, was);
+      stop = play(player, readTrace(model.get("trace")), alone, was, model.get("at"));
     } catch (error) {
       player.innerHTML = `<p class="trouble" role="alert">${esc(error.message)}</p>`;
       stop = () => was;
@@ -51,8 +52,8 @@ export function render({ model, el }) {
 }
 
 // A page that has no widget machinery: the trace stands in a script tag.
-export function mount(el, trace, alone) {
-  const given = { trace, alone };
+export function mount(el, trace, alone, at) {
+  const given = { trace, alone, at };
   return render({ model: { get: (name) => given[name] }, el });
 }
 

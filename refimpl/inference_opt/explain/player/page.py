@@ -48,8 +48,17 @@ def inline(trace: Trace) -> str:
     return json.dumps(trace.as_json(), ensure_ascii=False).replace("<", "\\u003c")
 
 
-def page(trace: Trace) -> str:
-    """A whole HTML file."""
+def checked(trace: Trace, at: int) -> int:
+    """A step's index. ValueError outside the trace."""
+    steps = max(1, len(trace))  # a page without steps says that there are none
+    if not 0 <= at < steps:
+        raise ValueError(f"at must be the index of a step, 0 to {steps - 1} in this trace, got {at}")
+    return at
+
+
+def page(trace: Trace, at: int = 0) -> str:
+    """A whole HTML file that opens at the step of index `at`. ValueError outside the trace."""
+    checked(trace, at)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -68,16 +77,16 @@ def page(trace: Trace) -> str:
 <script type="application/json" id="trace">{inline(trace)}</script>
 <script type="module">
 {classic()}
-mount(document.getElementById("player"), document.getElementById("trace").textContent, true);
+mount(document.getElementById("player"), document.getElementById("trace").textContent, true, {at});
 </script>
 </body>
 </html>
 """
 
 
-def frame(trace: Trace, height: int = 760) -> str:
-    """The page within another: nothing of either reaches the other."""
-    content = html.escape(page(trace), quote=True)
+def frame(trace: Trace, height: int = 760, at: int = 0) -> str:
+    """The page within another: nothing of either reaches the other. ValueError as of `page`."""
+    content = html.escape(page(trace, at), quote=True)
     title = html.escape(f"step through: {trace.title}", quote=True)
     style = f"width: 100%; height: {height}px; border: 0"
     return f'<iframe srcdoc="{content}" title="{title}" style="{style}" loading="lazy"></iframe>'

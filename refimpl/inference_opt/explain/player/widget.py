@@ -5,18 +5,19 @@ from typing import Any
 import anywidget
 import traitlets
 
-from inference_opt.explain.player.page import module
+from inference_opt.explain.player.page import checked, module
 from inference_opt.trace.trace import Trace
 
 
 class Player(anywidget.AnyWidget):
-    """Shows a trace. `show` puts another in its place."""
+    """Shows a trace, first the step of index `at`. `show` puts another in its place. ValueError outside the trace."""
 
     _esm = module()
     trace = traitlets.Dict().tag(sync=True)
+    at = traitlets.Int().tag(sync=True)
 
-    def __init__(self, trace: Trace, **more: Any) -> None:
-        super().__init__(trace=trace.as_json(), **more)
+    def __init__(self, trace: Trace, at: int = 0, **more: Any) -> None:
+        super().__init__(trace=trace.as_json(), at=checked(trace, at), **more)
 
     def show(self, trace: Trace) -> None:
         """Another trace, at the step nearest to the one that is shown: the same occurrence of the same event."""
