@@ -30,7 +30,7 @@ class Server:
     def __init__(self) -> None:
         quiet = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")} | {"TRITON_INTERPRET": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "inference_opt.explain.exercises.process"],
+            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -152,5 +152,3 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-if __name__ == "__main__":
-    serve()
