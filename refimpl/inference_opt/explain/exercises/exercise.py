@@ -24,15 +24,15 @@ import numpy as np
 import torch
 from hypothesis.strategies import SearchStrategy
 
+from inference_opt.explain.views.exercises import written
 from inference_opt.trace.trace import Trace
-from inference_opt.values import shown
 
 WIDTH = 100  # of the text of a starter
 TELLS = ("emit", "emit_at", "recording", "watched")  # the recorder's: no part of what a learner writes
 
 
 class Broken(AssertionError):
-    """A property does not hold: `sentence` says which part of it, `came` is the learner's value, `right` the judge's."""
+    """A property does not hold. `sentence`: which part of it; `came`: the learner's value; `right`: the judge's."""
 
     def __init__(self, sentence: str, came: Any = None, right: Any = None) -> None:
         super().__init__(sentence)
@@ -109,8 +109,9 @@ class Write(Exercise):
     def function(self) -> Any:
         """The same as a plain function."""
         found = self.reference
-        found = found.fget if isinstance(found, property) else getattr(found, "fn", found)  # a Triton kernel's
-        return inspect.unwrap(getattr(found, "__func__", found))
+        for inner in ("fget", "fn", "__func__"):  # of a property, a Triton kernel, a static method
+            found = getattr(found, inner, found)
+        return inspect.unwrap(found)
 
     @property
     def whose(self) -> str:
@@ -210,7 +211,9 @@ def imports_of(function: Any, leave_out: tuple[str, ...] = ()) -> str:
     plain = []
     for node in ast.parse(text).body:
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = {f"{a.name} as {a.asname}" if a.asname else a.name for a in node.names if (a.asname or a.name) in used}
+            names = {
+                f"{a.name} as {a.asname}" if a.asname else a.name for a in node.names if (a.asname or a.name) in used
+            }
             if names:
                 lines.setdefault(node.module, set()).update(names)
         elif isinstance(node, ast.Import):
@@ -218,7 +221,9 @@ def imports_of(function: Any, leave_out: tuple[str, ...] = ()) -> str:
                       for a in node.names if (a.asname or a.name).split(".")[0] in used]  # fmt: skip
         elif own := used & set(_defined(node)):
             lines.setdefault(module.__name__, set()).update(own)
-    return "\n".join([*plain, *(f"from {name} import {', '.join(sorted(names))}" for name, names in lines.items())]) + "\n"
+    return (
+        "\n".join([*plain, *(f"from {name} import {', '.join(sorted(names))}" for name, names in lines.items())]) + "\n"
+    )
 
 
 def _defined(node: ast.stmt) -> Iterator[str]:
@@ -277,12 +282,8 @@ def load(path: str) -> Any:
 
 def in_short(value: Any, most: int = 300) -> str:
     """A value as a counterexample shows it."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        text = np.array2string(value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy(), precision=4)
+    text = written(value)
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    if isinstance(value, torch.Tensor | np.ndarray):
         text += f"  (shape {tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')})"
-    elif isinstance(value, np.ndarray):
-        text = f"{np.array2string(value, precision=4)}  (shape {value.shape}, {value.dtype})"
-    else:
-        text = repr(value)
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text

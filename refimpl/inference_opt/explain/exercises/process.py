@@ -86,14 +86,27 @@ def serve() -> None:
     """Fork a child for every folder that is named on standard input, until that is closed."""
     from inference_opt.explain.exercises import EXERCISES  # noqa: F401 (imports all: children begin with it done)
 
+    signal.signal(signal.SIGTERM, _ended)
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
             os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             _child(Path(line.strip()))
             os._exit(0)
-        signal.signal(signal.SIGTERM, lambda *_: (_kill(child), os._exit(1)))
+        _children[:] = [child]
         print(_waited(child), flush=True)
+        _children.clear()
+
+
+_children: list[int] = []  # the one that runs
+
+
+def _ended(*_: Any) -> None:
+    """The server is asked to end: so does its child."""
+    for child in _children:
+        _kill(child)
+    os._exit(1)
 
 
 def _waited(child: int) -> str:
@@ -103,7 +116,9 @@ def _waited(child: int) -> str:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             code = os.waitstatus_to_exitcode(status)
-            return f"your code ended the process (signal {-code})" if code < 0 else f"your code ended the process ({code})"
+            return (
+                f"your code ended the process (signal {-code})" if code < 0 else f"your code ended the process ({code})"
+            )
         if time.monotonic() > end:
             _kill(child)
             os.waitpid(child, 0)
@@ -150,5 +165,3 @@ def _limit_memory() -> None:
         return
     limit = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
