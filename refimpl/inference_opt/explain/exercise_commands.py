@@ -40,7 +40,7 @@ def start(
     path = output or Path(exercise.file)
     if path.exists():
         raise ValueError(f"{path} is there already, and stays as it is: name another file with -o, or move it away")
-    write_whole(path, exercise.starter())
+    write_whole(path, exercise.file_text())
     print(f"{path}: {exercise.title}, about {exercise.minutes} minutes. Then: inference-opt exercise check {id} {path}")
 
 
