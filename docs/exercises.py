@@ -9,7 +9,6 @@ written to docs/results/mutants.json. Mutants are wrong solutions that nobody he
 
 import ast
 import importlib
-import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor

@@ -382,7 +382,8 @@ def judged() -> str:
         wrong, right = ([s for s in each["solutions"] if s["side"] == side] for side in ("wrong", "right"))
         refused, accepted = sum(not s["accepted"] for s in wrong), sum(s["accepted"] for s in right)
         slowest = max(s["seconds"] for s in each["solutions"])
-        rows.append([f"`{each['id']}`", each["title"], f"{refused} of {len(wrong)}", f"{accepted} of {len(right)}", f"{slowest:.1f}"])
+        counts = f"{refused} of {len(wrong)}", f"{accepted} of {len(right)}", f"{slowest:.1f}"
+        rows.append([f"`{each['id']}`", each["title"], *counts])
     return grid(["exercise", "what to do", "wrong ones refused", "right ones accepted", "slowest verdict, s"], rows)
 
 
