@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from inference_opt.explain.player.page import inline, module
+from inference_opt.explain.player.page import frame, inline, module
 from inference_opt.explain.player.page import page as html_page
 from inference_opt.explain.record import record
 from inference_opt.explain.scenarios import SCENARIOS, play
@@ -399,8 +399,17 @@ def test_a_page_opens_at_a_step_and_an_address_leads_to_another(browser, tmp_pat
         assert where(page) == 1
     with opened(browser, file, "#step-12") as page:
         assert where(page) == 12
+    file.write_text(f"<!doctype html><title>x</title>{frame(play('page-pool'), at=4)}", encoding="utf-8")
+    with opened(browser, file) as page:
+        assert page.frame_locator("iframe").locator(".where").inner_text() == "5 / 79", "within another page, too"
 
 
+OVERLAPS = """svg => {
+    const boxes = [...svg.querySelectorAll("text")].map((text) => text.getBoundingClientRect());
+    const edge = svg.getBoundingClientRect().right;
+    return boxes.filter((a) => a.right > edge || boxes.some((b) =>
+        a !== b && Math.abs(a.top - b.top) < 1 && a.left < b.left && a.right > b.left)).length;
+}"""
 LONG = ", ".join(map(str, range(100, 220)))
 COMPARED = {
     "sentence": "the pages of a node are found in the order in which they were inserted",
@@ -418,7 +427,8 @@ def test_what_came_is_drawn_beside_what_is_right(browser, tmp_path, width):
     file.write_text(html_page(trace, at=1), encoding="utf-8")
     with opened(browser, file, viewport={"width": width, "height": 800}) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.locator(".scene").evaluate("it => it.scrollWidth - it.clientWidth") <= 0, "a cell does not fit"
+        assert page.locator(".scene").evaluate("it => it.scrollWidth - it.clientWidth") <= 0, "the picture does not fit"
+        assert page.locator(".scene svg").evaluate(OVERLAPS) == 0, "a cell does not fit"
         assert page.locator(".scene h3").inner_text().lower() == "what came, and what is right"
         titles = page.locator(".scene title").all_text_contents()
         assert titles == [
