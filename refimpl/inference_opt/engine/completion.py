@@ -36,10 +36,10 @@ class Text:
             self.detokenizer.add(token)
         if finished:
             self.detokenizer.finish()
-        text = cut_at_stop(self.detokenizer.text, self.stop)
-        certain = text if finished else text[: len(text) - _held_back(text, self.stop)]
-        new = certain[self.shown :]
-        self.shown = len(certain)
+        # Only the rest needs to be searched: no stop string begins in what is shown.
+        rest = cut_at_stop(self.detokenizer.text[self.shown :], self.stop)
+        new = rest if finished else rest[: len(rest) - _held_back(rest, self.stop)]
+        self.shown += len(new)
         return new
 
 
