@@ -225,7 +225,7 @@ class Engine(Elsewhere):
         name = id.id if isinstance(id, Request) else id
         check_hashable("id", name)
         if name not in self.requests or (isinstance(id, Request) and self.requests[name] is not id):
-            hint = "give the handle that add() returned, or its id"
+            hint = "give the handle that add() returned, or the id that you gave to add()"
             raise ValueError(f"no unfinished request of this engine has the id {shown(name)}: {hint}")
         return self._abort(self.requests[name])
 

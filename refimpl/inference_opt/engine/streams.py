@@ -85,7 +85,7 @@ class Stream(Iterator[Delta]):
         for i, request in enumerate(self.requests):
             if request.error:
                 after = f"ended after {len(request.output)} tokens"
-                warnings.warn(f"request {i} ({request.id!r}) {after}: {request.error}", stacklevel=3)
+                warnings.warn(f"completion {i} {after}: {request.error}", stacklevel=3)
         return [Completion.of(request) for request in self.requests]
 
     def _arrive(self) -> None:
