@@ -52,7 +52,7 @@ def _held_back(text: str, stop: Sequence[str]) -> int:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Completion:
-    """A prompt's continuation. The prompt with these `params`, which hold the seed, gives it again."""
+    """A prompt's continuation. `params` holds the seed: to get the same text again, generate with these params."""
 
     prompt: list[int]
     tokens: list[int]  # with the token that ended the text: an end of sequence, or the last one of a stop string
