@@ -174,7 +174,7 @@ def diverging_insert(trace: Trace) -> None:
             found,
             "Whole pages are found: the edge is split behind the last page that both texts share.",
             {
-                end: "The edge goes on with other letters. Only its beginning is found.",
+                end: "Only the beginning of the edge is equal. The rest of it is not found.",
                 above: "The edge below begins with the same letters, too. It is split, and its beginning is found.",
                 shared: "A page is found whole or not at all, and in the last one of these another letter follows.",
             },
@@ -213,7 +213,7 @@ def sglang_tree(trace: Trace) -> None:
             "All words are found up to where the two texts part, whatever they mean.",
             {
                 found - 1: "One more is equal. The tree knows tokens, not where a system prompt ends.",
-                end: "The edge goes on with other words. Only its beginning is found.",
+                end: "Only the beginning of the edge is equal. The rest of it is not found.",
                 above: "An edge need not be found whole: it is split where the texts part.",
             },
         )
