@@ -16,6 +16,7 @@ from typing import Any
 
 from inference_opt.explain.exercises import process
 from inference_opt.explain.exercises.chapters import (
+    chapter_00,
     chapter_03,
     chapter_06,
 )
@@ -28,6 +29,7 @@ from inference_opt.files import check_file
 EXERCISES: dict[str, Exercise] = {
     each.id: each
     for chapter in (
+        chapter_00,
         chapter_03,
         chapter_06,
     )

@@ -1,0 +1,5 @@
+"""Chapter 01."""
+
+from typing import Any
+
+EXERCISES: tuple[Any, ...] = ()

@@ -1,0 +1,5 @@
+"""Chapter 02."""
+
+from typing import Any
+
+EXERCISES: tuple[Any, ...] = ()

@@ -1,0 +1,5 @@
+"""Chapter 04."""
+
+from typing import Any
+
+EXERCISES: tuple[Any, ...] = ()
