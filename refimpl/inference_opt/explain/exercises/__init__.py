@@ -17,6 +17,7 @@ from typing import Any
 from inference_opt.explain.exercises import process
 from inference_opt.explain.exercises.chapters import (
     chapter_00,
+    chapter_02,
     chapter_03,
     chapter_06,
 )
@@ -30,6 +31,7 @@ EXERCISES: dict[str, Exercise] = {
     each.id: each
     for chapter in (
         chapter_00,
+        chapter_02,
         chapter_03,
         chapter_06,
     )
