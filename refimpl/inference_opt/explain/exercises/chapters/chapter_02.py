@@ -11,6 +11,7 @@ from torch import Tensor
 from inference_opt.cache import paged
 from inference_opt.cache.paged import PagedBatch, PagedCache, slots_of
 from inference_opt.cache.pool import PagePool
+from inference_opt.explain.exercises.chapters.chapter_01 import SEEDS, Text, check_batch
 from inference_opt.explain.exercises.exercise import (
     Broken,
     Property,
@@ -20,7 +21,7 @@ from inference_opt.explain.exercises.exercise import (
     expect_close,
 )
 from inference_opt.explain.views.registry import last_line
-from inference_opt.trace import emit_at, recording, watched
+from inference_opt.trace import emit_at
 
 # The pool
 
@@ -158,30 +159,14 @@ SLOTS = Property(
 # Attention through page tables, on random numbers in float64
 
 LAYERS, HEADS, KV_HEADS, DIM, PAGES = 2, 2, 1, 2, 12
-SCALE = 0.6
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The last tokens of one text, query by query, head by head: softmax(q kᵀ · scale) v over what is not later."""
-    out = torch.empty(len(q), HEADS, v.shape[2], dtype=q.dtype)
-    for i in range(len(q)):
-        seen = len(k) - len(q) + i + 1
-        for head in range(HEADS):
-            shared = head * KV_HEADS // HEADS
-            weights = torch.softmax(k[:seen, shared] @ q[i, head] * SCALE, dim=0)
-            out[i, head] = weights @ v[:seen, shared]
-    return out
+class PagedText(Text):
+    """A text and its page table."""
 
-
-class Text:
-    """A text's queries, keys and values, its page table, and how many of its tokens are in the cache."""
-
-    def __init__(self, generator: torch.Generator, tokens: int, table: list[int]) -> None:
-        def numbers(heads: int) -> Tensor:
-            return torch.randn(tokens, heads, DIM, dtype=torch.float64, generator=generator)
-
-        self.q, self.k, self.v = numbers(HEADS), numbers(KV_HEADS), numbers(KV_HEADS)
-        self.table, self.done = table, 0
+    def __init__(self, name: str, generator: torch.Generator, tokens: int, table: list[int]) -> None:
+        super().__init__(name, generator, tokens, HEADS, KV_HEADS)
+        self.table = table
 
 
 def new_cache(page_size: int) -> PagedCache:
@@ -192,31 +177,16 @@ def new_cache(page_size: int) -> PagedCache:
     return cache
 
 
-def run_batch(cache: PagedCache, layer: int, texts: list[Text], counts: list[int], names: Sequence[str]) -> None:
+def run_batch(cache: PagedCache, layer: int, texts: list[PagedText], counts: list[int]) -> None:
     """One batch of one layer: `counts[i]` new tokens of text i. What comes out and what is kept, against the texts."""
-    starts = [text.done for text in texts]
-    batch = cache.batch([text.table for text in texts], starts, counts)
-    spans = [slice(start, start + count) for start, count in zip(starts, counts)]
-    fed = [torch.cat([getattr(text, x)[span] for text, span in zip(texts, spans)]) for x in "qkv"]
-    handed = [x.clone() for x in fed]
-    came = batch.attend(layer, handed[0], handed[1], handed[2], SCALE)
-    right = torch.cat([attention(t.q[span], t.k[: span.stop], t.v[: span.stop]) for t, span in zip(texts, spans)])
-    if not isinstance(came, Tensor) or came.shape != right.shape:
-        expect_close(came, right, "what each new token attends to")
-    if recording():
-        watched(batch).attend(layer, handed[0], handed[1], handed[2], SCALE)
-    size = cache.page_size
-    for name, text, span in zip(names, texts, spans):
-        text.done = span.stop
-        for kind, layers, numbers in (("key", cache.keys, text.k), ("value", cache.values or [], text.v)):
-            for t in range(text.done):
-                kept = layers[layer][text.table[t // size], t % size]
-                expect_close(kept, numbers[t], f"the {kind} of token {t} of text {name} lies in its slot", 1e-6)
-    for x, mine, its in zip("qkv", handed, fed):
-        expect_close(mine, its, f"{x} is the caller's: it stays as it is")
-    fed_tokens = [(name, t) for name, span in zip(names, spans) for t in range(span.start, span.stop)]
-    for (name, t), mine, its in zip(fed_tokens, came, right, strict=True):
-        expect_close(mine, its, f"what comes out for token {t} of text {name}", 1e-6)
+    batch = cache.batch([text.table for text in texts], [text.done for text in texts], counts)
+
+    def kept(i: int) -> tuple[Tensor, Tensor]:
+        size, text = cache.page_size, texts[i]
+        slots = [text.table[t // size] * size + t % size for t in range(text.done)]
+        return cache.keys[layer].flatten(0, 1)[slots], cache.values_of(layer).flatten(0, 1)[slots]
+
+    check_batch(batch, layer, texts, counts, kept)
 
 
 def attends_in_any_batches(batches: list[list[int]], page_size: int, layer: int, seed: int) -> None:
@@ -224,10 +194,11 @@ def attends_in_any_batches(batches: list[list[int]], page_size: int, layer: int,
     generator = torch.Generator().manual_seed(seed)
     totals = [sum(batch[i] for batch in batches) for i in range(len(batches[0]))]
     free = torch.randperm(PAGES, generator=generator).tolist()
-    texts = [Text(generator, total, [free.pop() for _ in range(-(-total // page_size))]) for total in totals]
+    tables = [[free.pop() for _ in range(-(-total // page_size))] for total in totals]
+    texts = [PagedText(*each) for each in zip("ABC", [generator] * 3, totals, tables)]
     cache = new_cache(page_size)
     for counts in batches:
-        run_batch(cache, layer, texts, counts, "ABC")
+        run_batch(cache, layer, texts, counts)
     other = torch.cat([x[1 - layer].flatten() for x in (cache.keys, cache.values or [])])
     if not other.isnan().all():
         raise Broken(f"layer {layer} was asked: the other layer's pages stay as they are")
@@ -237,18 +208,17 @@ def shares_within_a_batch(shared: int, own: int, reader_first: bool, page_size: 
     """Text A writes all of its tokens, text B only those behind the pages that it shares with A, in one batch."""
     generator = torch.Generator().manual_seed(seed)
     common = shared * page_size
-    a, b = (Text(generator, common + own, [*range(shared), shared + n, 8 + n]) for n in (0, 1))
+    a, b = (PagedText("AB"[n], generator, common + own, [*range(shared), shared + n, 8 + n]) for n in (0, 1))
     b.k[:common], b.v[:common], b.done = a.k[:common], a.v[:common], common
     texts = [b, a] if reader_first else [a, b]
     counts = [len(text.q) - text.done for text in texts]
-    run_batch(new_cache(page_size), 0, texts, counts, "BA" if reader_first else "AB")
+    run_batch(new_cache(page_size), 0, texts, counts)
 
 
 def finds_its_keys(table: list[int], page_size: int, tokens: int, seed: int) -> None:
     """One text in these pages: all of its tokens are fed at once."""
     generator = torch.Generator().manual_seed(seed)
-    text = Text(generator, tokens, table)
-    run_batch(new_cache(page_size), 0, [text], [tokens], "A")
+    run_batch(new_cache(page_size), 0, [PagedText("A", generator, tokens, table)], [tokens])
 
 
 def gathers_in_order(table: list[int], page_size: int, tokens: int) -> None:
@@ -268,7 +238,6 @@ def one_text(draw: Any) -> dict[str, Any]:
     return {"table": table, "page_size": size, "tokens": tokens}
 
 
-SEEDS = st.integers(0, 2**32 - 1)
 BATCHES = Property(
     "every new token attends to its own text, up to itself",
     st.fixed_dictionaries({
