@@ -231,7 +231,7 @@ def compare(real: Scheduler, plain: Simulation, cases: Sequence[Case], computed:
         commit(real, chunks)
         plain.commit(right)
         check_pages(real)
-    expect(real.cache.tree.evictable, len(real.cache.tree), "when all have left, no page is locked")
+    expect(real.cache.tree.evictable, len(real.cache.tree), "when all have left, every page of the tree can be evicted")
 
 
 def pages_run_out(
@@ -377,13 +377,13 @@ def goes_next(
     expect(list(real.waiting), before, "looking changes nothing: the same requests wait, in the same order")
 
 
-def goes_next_by_namespace(prompt: list[int], tree: str, request_: str) -> None:
-    """The tree has the prompt of the second request, perhaps of another namespace."""
+def goes_next_by_namespace(prompt: list[int], cached_in: str, namespace: str) -> None:
+    """The tree has the prompt of the second request, perhaps in another namespace."""
     real = scheduler(64, 1)
-    real.cache.tree.insert(prompt, real.cache.pool.allocate(len(prompt)), tree)
-    real.add(request("A", 0, [9, 9], namespace=request_))
-    real.add(request("B", 1, [*prompt, 9], namespace=request_))
-    right = "B" if tree == request_ else "A"
+    real.cache.tree.insert(prompt, real.cache.pool.allocate(len(prompt)), cached_in)
+    real.add(request("A", 0, [9, 9], namespace=namespace))
+    real.add(request("B", 1, [*prompt, 9], namespace=namespace))
+    right = "B" if cached_in == namespace else "A"
     expect(real._next().id, right, "a prefix counts in its own namespace only")
 
 
@@ -410,7 +410,7 @@ NEXT = Property(
 )  # fmt: skip
 NAMESPACES = Property(
     "namespaces share nothing",
-    st.fixed_dictionaries({"prompt": TOKENS, "tree": st.sampled_from("xy"), "request_": st.sampled_from("xy")}),
+    st.fixed_dictionaries({"prompt": TOKENS, "cached_in": st.sampled_from("xy"), "namespace": st.sampled_from("xy")}),
     goes_next_by_namespace,
 )
 
@@ -553,8 +553,11 @@ EXERCISES: tuple[Any, ...] = (
         the one with the longest cached prefix goes first; of equal ones the first arrival.
 
         `self.cache.tree.cached(tokens, namespace)` says how many tokens of a text the tree has. It is not a use:
-        nothing changes. A request never uses the whole of its tokens: the last one is always computed, so do not ask
-        for it.
+        nothing changes. A request never uses the whole of its tokens: the last one is always computed, so do not
+        ask for it.
+
+        A counterexample lists those that wait, A, B, …, as pairs: the prompt, and how often it was overtaken. In front
+        of them there may be a `crowd` of older requests of which nothing is cached.
         """,
         (
             "Write down the order as a tuple: what is compared first, second, third?",
@@ -594,8 +597,7 @@ EXERCISES: tuple[Any, ...] = (
 
         A counterexample lists the requests A, B, … in the order of arrival: their `prompts`, how many `new` tokens each
         gets and, if some run already, how many tokens of each are `computed`. The last `late` of them arrive later, one
-        before each step. `spare` counts the pages beyond
-        those that the largest request needs.
+        before each step. `spare` counts the pages beyond those that the largest request needs.
         """,
         (
             "There are two loops: one over those that run, one over those that wait. Both end when the budget is used "
