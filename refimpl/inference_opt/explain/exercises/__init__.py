@@ -75,7 +75,7 @@ def check(
         path = Path(answer)
         check_file(path)
         handed = Solution(file=str(path.resolve()), text=_text(path))
-    elif isinstance(exercise, Predict) != isinstance(answer, Mapping):
+    elif not (isinstance(answer, Mapping) if isinstance(exercise, Predict) else callable(answer)):
         wanted = "a dict of numbers" if isinstance(exercise, Predict) else "a function"
         raise ValueError(f"{id} is answered by {wanted}, or by the path of a file; got {answer!r}")
     else:
