@@ -16,7 +16,11 @@ from typing import Any
 
 from inference_opt.explain.exercises import process
 from inference_opt.explain.exercises.chapters import (
+    chapter_00,
+    chapter_01,
+    chapter_02,
     chapter_03,
+    chapter_04,
     chapter_06,
 )
 from inference_opt.explain.exercises.exercise import Exercise, Predict, Repair
@@ -28,7 +32,11 @@ from inference_opt.files import check_file
 EXERCISES: dict[str, Exercise] = {
     each.id: each
     for chapter in (
+        chapter_00,
+        chapter_01,
+        chapter_02,
         chapter_03,
+        chapter_04,
         chapter_06,
     )
     for each in chapter.EXERCISES

@@ -131,8 +131,9 @@ FINDS = Property(
 )
 LOCKS = Property(
     "a lock holds a whole prefix, however its edges are split",
-    st.fixed_dictionaries({"locked": st.lists(st.integers(0, 1), min_size=1, max_size=6), "texts": TEXTS,
-                           "page_size": SIZES}),  # fmt: skip
+    st.fixed_dictionaries(
+        {"locked": st.lists(st.integers(0, 1), min_size=1, max_size=6), "texts": TEXTS, "page_size": SIZES}
+    ),  # fmt: skip
     locks_survive_splits,
 )
 
