@@ -184,7 +184,7 @@ class Predict(Exercise):
         """What the code does."""
         return self._answers(self.run()[0])
 
-    def _answers(self, numbers: Mapping[str, float]) -> str:
+    def _answers(self, numbers: Mapping[str, Any]) -> str:
         lines = [line for name, question in self.questions.items() for line in (
             *(f"    # {part}" for part in textwrap.wrap(question.asks, WIDTH)),
             f"    {name!r}: {numbers.get(name, ...) if name in numbers else '...'},",
