@@ -87,7 +87,7 @@ def next_uses(texts: Sequence[bytes], page_bytes: int) -> list[list[float]]:
     uses: list[list[float]] = []
     for number in range(len(texts) - 1, -1, -1):
         uses.append([seen.get(name, inf) for name in prefixes[number]])
-        seen.update(dict.fromkeys(prefixes[number], number))
+        seen.update(dict.fromkeys(prefixes[number], float(number)))
     return uses[::-1]
 
 
@@ -117,4 +117,4 @@ class Belady(Policy):
             raise ValueError(f"{len(self._next)} texts were foreseen, each matched and then inserted: this is another")
         self._request += hit
         for node, request in zip(path, self._next[self._request]):
-            node.policy_state = -float(request)
+            node.policy_state = -request

@@ -3,7 +3,7 @@
 KEPT = "        if above.locks == 0:\n            self.evictable -= len(above.pages)\n"
 FREED = "        if above.locks == 0:\n            self.evictable += len(above.pages)\n"
 ASKED = "        uses.append([seen.get(name, inf) for name in prefixes[number]])\n"
-NOTED = "        seen.update(dict.fromkeys(prefixes[number], number))\n"
+NOTED = "        seen.update(dict.fromkeys(prefixes[number], float(number)))\n"
 
 WRONG = {
     "03.split": {

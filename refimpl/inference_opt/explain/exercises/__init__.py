@@ -45,7 +45,7 @@ def named(id: str) -> Exercise:
 
 def start(id: str) -> str:
     """The text to begin with: imports, signature, docstring, and no body."""
-    return named(id).starter()
+    return named(id).file_text()
 
 
 def check(
@@ -67,7 +67,7 @@ def check(
         path = Path(answer)
         check_file(path)
         handed = Solution(file=str(path.resolve()), text=_text(path))
-    elif isinstance(exercise, Predict) != isinstance(answer, Mapping):
+    elif not (isinstance(answer, Mapping) if isinstance(exercise, Predict) else callable(answer)):
         wanted = "a dict of numbers" if isinstance(exercise, Predict) else "a function"
         raise ValueError(f"{id} is answered by {wanted}, or by the path of a file; got {answer!r}")
     else:
@@ -89,7 +89,7 @@ def hint(id: str, folder: str | Path = ".") -> str:
 
 def solution(id: str, folder: str | Path = ".") -> str:
     """A file that is accepted: the reference itself, or the numbers that come out."""
-    text = named(id).solution()
+    text = named(id).file_text(solved=True)
     Progress(folder).solved(id)
     return text
 

@@ -14,7 +14,6 @@ import io
 import linecache
 import secrets
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -30,7 +29,6 @@ from inference_opt.explain.exercises.place import put
 from inference_opt.explain.exercises.verdict import Verdict
 from inference_opt.explain.record import record
 from inference_opt.trace import emit, emit_at
-from inference_opt.trace.trace import Trace
 
 TRYING, SHRINKING = 5.0, 2.0  # seconds for all properties of an exercise, and for making a counterexample small
 ONE_INPUT = 5.0  # seconds that a single input may take
@@ -243,6 +241,8 @@ def refusal(exercise: Write, function: Any, prop: Property, example: dict[str, A
     """What is said of a counterexample, and its recording."""
     shown = _shown(example)
     file = getattr(function, "fn", function).__code__.co_filename
+    if isinstance(error, NotImplementedError):
+        return Verdict(exercise.id, False, f"it is not written yet: {_said(error)}", line=_line(error, file))
     trace = None
     if not isinstance(error, Endless):
         with record(f"{exercise.id}, {exercise.title}: a counterexample") as trace:
@@ -264,10 +264,10 @@ def refusal(exercise: Write, function: Any, prop: Property, example: dict[str, A
 def _told(prop: Property, error: BaseException) -> tuple[str, str, str]:
     """(what broke, what came, what is right)."""
     if isinstance(error, Broken):
-        came, right = in_short(error.came), in_short(error.right) if error.right is not None else ""
+        came, right = (in_short(value) if value is not None else "" for value in (error.came, error.right))
+        if came == right != "":  # they differ in digits that are not shown, or by their types
+            came, right = f"{error.came!r}"[:300], f"{error.right!r}"[:300]
         return f"{prop.sentence}: {error.sentence}" if error.sentence else prop.sentence, came, right
-    if isinstance(error, NotImplementedError):
-        return f"it is not written yet: {_said(error)}", "", ""
     if isinstance(error, Endless):
         return f"{prop.sentence}: no answer within {ONE_INPUT:.0f} seconds on this input", "", ""
     return f"{prop.sentence}: your code raised an error", _said(error), ""
@@ -323,7 +323,9 @@ def _check_witness(exercise: Repair, witness: Any) -> None:
     put(exercise.owner, exercise.name, exercise.function)
     wrong = [error for each in exercise.properties if (error := _breaks(each, witness))]
     if wrong:
-        raise Refused(f"the witness {in_short(witness, 120)} is no input that the right function can take: {_said(wrong[0])}")
+        raise Refused(
+            f"the witness {in_short(witness, 120)} is no input that the right function can take: {_said(wrong[0])}"
+        )
     if not shows:
         raise Refused(f"the witness {in_short(witness, 120)} does not show the bug: the broken function is right on it")
 
@@ -352,13 +354,14 @@ def _predicted(exercise: Predict, answers: Any) -> Verdict:
     wrong = [name for name in answers if abs(answers[name] - right[name]) > 1e-6 * max(1, abs(right[name]))]
     if not wrong:
         return Verdict(exercise.id, True, f"{len(right)} numbers are what the code does.", trace=None)
-    why = {name: next((why for belief, why in exercise.questions[name].beliefs if abs(belief - answers[name]) < 1e-9), "")
-           for name in wrong}  # fmt: skip
-    said = "; ".join(
-        f"{name}: {answers[name]} is too {'small' if answers[name] < right[name] else 'large'}" + f" ({why[name]})" * bool(why[name])
-        for name in wrong
+    said = []
+    for name in wrong:
+        beliefs = exercise.questions[name].beliefs
+        why = next((f" ({why})" for belief, why in beliefs if abs(belief - answers[name]) < 1e-9), "")
+        said.append(f"{name}: {answers[name]} is too {'small' if answers[name] < right[name] else 'large'}{why}")
+    return Verdict(
+        exercise.id, False, "; ".join(said), {name: repr(value) for name, value in answers.items()}, trace=trace
     )
-    return Verdict(exercise.id, False, said, {name: repr(value) for name, value in answers.items()}, trace=trace)
 
 
 class Printed(io.TextIOBase):
