@@ -18,6 +18,7 @@ from inference_opt.explain.exercises import process
 from inference_opt.explain.exercises.chapters import (
     chapter_03,
     chapter_06,
+    chapter_08,
 )
 from inference_opt.explain.exercises.exercise import Exercise, Predict, Repair
 from inference_opt.explain.exercises.judge import Solution, any_seed
@@ -30,6 +31,7 @@ EXERCISES: dict[str, Exercise] = {
     for chapter in (
         chapter_03,
         chapter_06,
+        chapter_08,
     )
     for each in chapter.EXERCISES
 }
