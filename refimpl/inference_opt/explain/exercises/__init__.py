@@ -73,7 +73,8 @@ def check(
         wanted = "a dict of numbers" if isinstance(exercise, Predict) else "a function"
         raise ValueError(f"{id} is answered by {wanted}, or by the path of a file; got {answer!r}")
     else:
-        handed = Solution(value=dict(answer) if isinstance(answer, Mapping) else answer, sources=_sources(answer))
+        plain = dict(answer) if isinstance(answer, Mapping) else getattr(answer, "fn", answer)  # of a Triton kernel
+        handed = Solution(value=plain, sources=_sources(answer))
     if witness is not None and not (isinstance(exercise, Repair) and handed.value is not None):
         raise ValueError("witness goes with the function of a repair; a file has it as `witness = …`")
     handed.witness = witness

@@ -140,14 +140,14 @@ def _function(exercise: Write, solution: Solution, names: Mapping[str, Any]) -> 
     if not isinstance(plain, FunctionType):
         raise Refused(f"{wanted} must be a function, got {in_short(function, 80)}")
     kernel = hasattr(exercise.reference, "fn")
-    if kernel and plain is function:
+    if kernel and plain is function and solution.value is None:
         raise Refused(f"{wanted} must be a Triton kernel: keep the line @triton.jit above it")
     expected, got = inspect.signature(exercise.function), inspect.signature(plain)
     if [(p.name, p.kind) for p in expected.parameters.values()] != [(p.name, p.kind) for p in got.parameters.values()]:
         shapes = [f"({', '.join(map(str, s.replace(return_annotation=s.empty).parameters))})" for s in (expected, got)]
         line = plain.__code__.co_firstlineno
         raise Refused(f"{wanted} must take the parameters {shapes[0]}, yours takes {shapes[1]}", line)
-    return type(exercise.reference)(plain) if kernel else function  # a notebook's kernel may be no interpreted one
+    return type(exercise.reference)(plain) if kernel else function  # a notebook hands over the plain function
 
 
 def _answers(solution: Solution) -> Any:
