@@ -22,6 +22,7 @@ from inference_opt.explain.exercises.chapters import (
     chapter_03,
     chapter_04,
     chapter_06,
+    chapter_08,
 )
 from inference_opt.explain.exercises.exercise import Exercise, Predict, Repair
 from inference_opt.explain.exercises.judge import Solution, any_seed
@@ -38,6 +39,7 @@ EXERCISES: dict[str, Exercise] = {
         chapter_03,
         chapter_04,
         chapter_06,
+        chapter_08,
     )
     for each in chapter.EXERCISES
 }
@@ -79,7 +81,8 @@ def check(
         wanted = "a dict of numbers" if isinstance(exercise, Predict) else "a function"
         raise ValueError(f"{id} is answered by {wanted}, or by the path of a file; got {answer!r}")
     else:
-        handed = Solution(value=dict(answer) if isinstance(answer, Mapping) else answer, sources=_sources(answer))
+        plain = dict(answer) if isinstance(answer, Mapping) else getattr(answer, "fn", answer)  # of a Triton kernel
+        handed = Solution(value=plain, sources=_sources(answer))
     if witness is not None and not (isinstance(exercise, Repair) and handed.value is not None):
         raise ValueError("witness goes with the function of a repair; a file has it as `witness = …`")
     handed.witness = witness
