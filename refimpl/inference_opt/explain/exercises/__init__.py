@@ -17,6 +17,7 @@ from typing import Any
 from inference_opt.explain.exercises import process
 from inference_opt.explain.exercises.chapters import (
     chapter_03,
+    chapter_05,
     chapter_06,
 )
 from inference_opt.explain.exercises.exercise import Exercise, Predict, Repair
@@ -29,6 +30,7 @@ EXERCISES: dict[str, Exercise] = {
     each.id: each
     for chapter in (
         chapter_03,
+        chapter_05,
         chapter_06,
     )
     for each in chapter.EXERCISES

@@ -299,8 +299,8 @@ def in_words(rows: Sequence[Any]) -> str:
 ASKED = """
         In a counterexample `target` and `draft` are written as whole numbers, which the judge divides by their sum:
         [3, 1] is the distribution (3/4, 1/4). Your function gets arrays, of exact fractions or of floats. Every outcome
-        of `rng.uniform(i)` and `rng.choose(weights, i)` is followed, each with its probability. Draws with the same i
-        are the same draw.
+        of `rng.uniform(i)` and `rng.choose(weights, i)` is followed, each with its probability. Two draws of a
+        kind with the same i are the same draw.
 """
 
 EXERCISES: tuple[Any, ...] = (
@@ -417,7 +417,7 @@ EXERCISES: tuple[Any, ...] = (
     ),
     Write(
         "06.lookup",
-        "where did these tokens stand before?",
+        "find where these tokens stood before",
         """
         Prompt lookup drafts what followed the last few tokens when they stood in the text before. `text` is the whole
         text as bytes, `TOKEN_BYTES` = 4 of them a token. Return the number of tokens before the place where the copy
