@@ -21,6 +21,7 @@ from inference_opt.explain.exercises.chapters import (
     chapter_02,
     chapter_03,
     chapter_04,
+    chapter_05,
     chapter_06,
     chapter_08,
 )
@@ -38,6 +39,7 @@ EXERCISES: dict[str, Exercise] = {
         chapter_02,
         chapter_03,
         chapter_04,
+        chapter_05,
         chapter_06,
         chapter_08,
     )
