@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -107,8 +108,8 @@ if __name__ == "__main__":
     names = [Path(name).resolve() for name in sys.argv[1:] if name != "--write"]
     notebooks = names or sorted((ROOT / "notebooks").glob("*.ipynb"))
     execute(notebooks)
-    for path in notebooks:
-        solve(path)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(solve, notebooks))
     if "--write" in sys.argv[1:]:
         for notebook in notebooks:
             write(notebook)

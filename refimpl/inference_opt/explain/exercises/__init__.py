@@ -16,7 +16,12 @@ from typing import Any
 
 from inference_opt.explain.exercises import process
 from inference_opt.explain.exercises.chapters import (
+    chapter_00,
+    chapter_01,
+    chapter_02,
     chapter_03,
+    chapter_04,
+    chapter_05,
     chapter_06,
     chapter_08,
     chapter_09,
@@ -30,7 +35,12 @@ from inference_opt.files import check_file
 EXERCISES: dict[str, Exercise] = {
     each.id: each
     for chapter in (
+        chapter_00,
+        chapter_01,
+        chapter_02,
         chapter_03,
+        chapter_04,
+        chapter_05,
         chapter_06,
         chapter_08,
         chapter_09,

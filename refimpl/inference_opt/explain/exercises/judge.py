@@ -30,8 +30,9 @@ from inference_opt.explain.exercises.verdict import Verdict
 from inference_opt.explain.record import record
 from inference_opt.trace import emit, emit_at
 
-TRYING, SHRINKING = 5.0, 2.0  # seconds for all properties of an exercise, and for making a counterexample small
-ONE_INPUT = 5.0  # seconds that a single input may take
+# Seconds of the processor, so that a verdict does not depend on what else runs.
+TRYING, SHRINKING = 5.0, 2.0  # for all properties of an exercise, and for making a counterexample small
+ONE_INPUT = 5.0  # that a single input may take
 EXAMPLES = 300  # inputs of a property, if there is time
 PRINTED = 1000  # letters kept of what the learner's code prints
 
@@ -87,9 +88,9 @@ def _judge(exercise: Exercise, solution: Solution, chance: int, note: Callable[[
         _check_witness(exercise, witness)
     put(exercise.owner, exercise.name, function)
     tried = 0
-    end = time.monotonic() + TRYING
+    end = time.process_time() + TRYING
     for left, each in zip(range(len(exercise.properties), 0, -1), exercise.properties):
-        share = max((end - time.monotonic()) / left, 0.5)
+        share = max((end - time.process_time()) / left, 0.5)
         count, failed = first_failure(each, chance, share, note)
         tried += count
         if failed is not None:
@@ -170,7 +171,7 @@ def first_failure(
     prop: Property, chance: int, seconds: float, note: Callable[[str], None]
 ) -> tuple[int, tuple[dict[str, Any], BaseException] | None]:
     """How many inputs were tried, and the smallest found that breaks the property, with what it raised."""
-    until = time.monotonic() + seconds
+    until = time.process_time() + seconds
     failed: tuple[dict[str, Any], BaseException] | None = None
     tried = 0
 
@@ -179,7 +180,7 @@ def first_failure(
 
     def trial(example: dict[str, Any]) -> None:
         nonlocal until, failed, tried
-        if time.monotonic() > until:  # nothing more is found, nothing becomes smaller
+        if time.process_time() > until:  # nothing more is found, nothing becomes smaller
             return
         tried += 1
         note(f"{prop.sentence}, on the input {_shown(example)}")
@@ -190,7 +191,7 @@ def first_failure(
             raise
         except BaseException as error:
             if failed is None:
-                until = time.monotonic() + SHRINKING
+                until = time.process_time() + SHRINKING
             if isinstance(error, Endless):
                 until = 0
             failed = copy.deepcopy(example), _raised(error)
@@ -226,13 +227,13 @@ def _one_input() -> Iterator[None]:
     def late(*_: Any) -> None:
         raise Endless
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, ONE_INPUT)
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, ONE_INPUT)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 # Refusing
