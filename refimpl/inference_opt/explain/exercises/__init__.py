@@ -24,6 +24,7 @@ from inference_opt.explain.exercises.chapters import (
     chapter_05,
     chapter_06,
     chapter_08,
+    chapter_09,
 )
 from inference_opt.explain.exercises.exercise import Exercise, Predict, Repair
 from inference_opt.explain.exercises.judge import Solution, any_seed
@@ -42,6 +43,7 @@ EXERCISES: dict[str, Exercise] = {
         chapter_05,
         chapter_06,
         chapter_08,
+        chapter_09,
     )
     for each in chapter.EXERCISES
 }

@@ -414,6 +414,9 @@ EXERCISES: tuple[Any, ...] = (
         """
         A server with this `evict` was correct, and slower than it should have been: pages that nobody had asked for
         were gone, and their prefixes had to be computed again.
+
+        The witness: `texts` are lists of tokens, which are inserted; `uses` are the numbers of texts that are looked up
+        then; `lock` is the number of a text that is locked, or a larger number; `count` pages are asked for.
         """,
         (
             "How many pages go when one page is asked for, and the least used leaf has three?",
@@ -489,6 +492,9 @@ EXERCISES: tuple[Any, ...] = (
         A server ran well until two requests with the same prompt met. From then on it let in more requests than it
         had pages for, and one of them failed: "cannot allocate 3 pages: 1 of 64 are free". It asks `self.evictable`
         how many pages it could free.
+
+        The witness: `texts` are lists of tokens, which are inserted; `locks` are the numbers of texts that are then
+        locked, one after the other, and unlocked in the same order.
         """,
         (
             "`evict` returned fewer pages than `evictable` promised. Which pages did it refuse to give?",
