@@ -19,6 +19,7 @@ from inference_opt.explain.exercises.chapters import (
     chapter_03,
     chapter_05,
     chapter_06,
+    chapter_07,
 )
 from inference_opt.explain.exercises.exercise import Exercise, Predict, Repair
 from inference_opt.explain.exercises.judge import Solution, any_seed
@@ -32,6 +33,7 @@ EXERCISES: dict[str, Exercise] = {
         chapter_03,
         chapter_05,
         chapter_06,
+        chapter_07,
     )
     for each in chapter.EXERCISES
 }
