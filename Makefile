@@ -5,7 +5,7 @@ COQC ?= coqc
 BIN := $(VENV)/bin
 WORKERS := -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: tour test test-long lab notebooks docs bench check proofs tables figures screens clean
+.PHONY: tour test test-long lab notebooks docs bench check proofs tables figures screens exercises mutants clean
 
 tour: $(VENV)/.installed-base
 	$(BIN)/inference-opt tour
@@ -54,6 +54,15 @@ proofs:
 
 # The tables of the README and the chapters, out of docs/results.
 tables:
+	$(PYTHON) docs/tables.py
+
+# What the book holds of the exercises: tasks in notebooks and chapters, and the judge's verdicts on all solutions.
+exercises: $(VENV)/.installed-test
+	$(BIN)/python docs/exercises.py
+	$(PYTHON) docs/tables.py
+
+mutants: $(VENV)/.installed-test $(VENV)/.installed-mutants
+	$(BIN)/python docs/exercises.py --mutants
 	$(PYTHON) docs/tables.py
 
 figures: $(VENV)/.installed-base

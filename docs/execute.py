@@ -5,6 +5,8 @@ notebooks themselves: the outputs to commit. Without names, all of notebooks/.
 
 Where no widget runs (on GitHub, in the site), a player is shown as a picture: the file of chapters/figures that its
 cell's metadata name, put into the output, so that a notebook that is downloaded alone has it too.
+
+A notebook's exercises are run twice: as they are committed, not solved, and by themselves with the solutions put in.
 """
 
 import base64
@@ -13,13 +15,18 @@ import logging
 import os
 import re
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from jupyter_cache.executors import load_executor
+from nbclient import NotebookClient
 from nbformat import NotebookNode
+
+from inference_opt.explain.exercises import EXERCISES
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 300  # that a cell may take
@@ -63,6 +70,20 @@ def pictured(outputs: list[NotebookNode], picture: str | None) -> list[NotebookN
     return outputs
 
 
+def solve(path: Path) -> None:
+    """Run a notebook's exercises with the solutions put in. SystemExit where one is not accepted."""
+    notebook = nbformat.read(path, 4)
+    notebook.cells = [cell for cell in notebook.cells if "exercise" in cell.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        if id := cell.metadata.get("exercise"):
+            cell.source = EXERCISES[id].code(solved=True)
+    with tempfile.TemporaryDirectory() as folder:  # where the learner's progress goes
+        NotebookClient(notebook, timeout=SECONDS, resources={"metadata": {"path": folder}}).execute()
+    for cell in notebook.cells:
+        if cell.source.startswith("check(") and "accepted" not in str(cell.outputs):
+            sys.exit(f"{path.name}: {cell.source} with the solution put in:\n{cell.outputs}")
+
+
 def write(path: Path) -> None:
     """Put the outputs of a notebook's last execution, and the seconds that it took, into the file."""
     notebook = nbformat.read(path, 4)
@@ -87,6 +108,8 @@ if __name__ == "__main__":
     names = [Path(name).resolve() for name in sys.argv[1:] if name != "--write"]
     notebooks = names or sorted((ROOT / "notebooks").glob("*.ipynb"))
     execute(notebooks)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(solve, notebooks))
     if "--write" in sys.argv[1:]:
         for notebook in notebooks:
             write(notebook)

@@ -16,7 +16,7 @@ import card_tables
 import study_tables
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "chapters").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "docs/exercises.md", *sorted((ROOT / "chapters").glob("*.md"))]
 WRITERS: dict[str, Callable[[], str]] = {}  # by the marker's name
 
 
@@ -354,6 +354,56 @@ def shares() -> str:
     held = ((run["model"].removeprefix("random, "), run["weight_bytes"]) for run in runs)
     parts = (f"{each['ranks'][0] / each['one']:.0%} of {name}'s weights" for name, each in held)
     return ", ".join(parts) + " in the table below."
+
+
+# Exercises
+
+
+def exercises(number: str) -> str:
+    """A chapter's exercises."""
+    mine = [each for each in figures("exercises")["exercises"] if each["id"].startswith(number)]
+    rows = ([f"`{each['id']}`", each["kind"], each["title"], str(each["minutes"])] for each in mine)
+    begin = f"inference-opt exercise start {mine[0]['id']}"
+    return (
+        grid(["exercise", "kind", "what to do", "minutes"], rows)
+        + f"\n\n`{begin}` writes the file to begin with. They stand at the end of the notebook as well."
+    )
+
+
+for chapter in range(10):
+    WRITERS[f"EXERCISES_{chapter:02}"] = partial(exercises, f"{chapter:02}")
+
+
+@writes("EXERCISES_JUDGED")
+def judged() -> str:
+    """The page of exercises: how many solutions of each were judged, and how."""
+    rows = []
+    for each in figures("exercises")["exercises"]:
+        wrong, right = ([s for s in each["solutions"] if s["side"] == side] for side in ("wrong", "right"))
+        refused, accepted = sum(not s["accepted"] for s in wrong), sum(s["accepted"] for s in right)
+        slowest = max(s["seconds"] for s in each["solutions"])
+        counts = f"{refused} of {len(wrong)}", f"{accepted} of {len(right)}", f"{slowest:.1f}"
+        rows.append([f"`{each['id']}`", each["title"], *counts])
+    return grid(["exercise", "what to do", "wrong ones refused", "right ones accepted", "slowest verdict, s"], rows)
+
+
+@writes("EXERCISES_WRONG")
+def wrong_solutions() -> str:
+    """The page of exercises: each wrong solution, and what is said of it."""
+    parts = []
+    for each in figures("exercises")["exercises"]:
+        wrong = [s for s in each["solutions"] if s["side"] == "wrong" and s["name"] != "the starter"]
+        rows = ([s["name"], s["said"].replace("|", "\\|")] for s in wrong)
+        parts.append(f"### {each['id']}\n\n" + grid(["what is wrong with it", "what the judge says"], rows))
+    return "\n\n".join(parts)
+
+
+@writes("MUTANTS")
+def mutants() -> str:
+    """The page of exercises: mutants of the references, and those that survive."""
+    run = figures("mutants")
+    refused = sum(each["refused"] for each in run["mutants"])
+    return f"{len(run['mutants']):,} mutants, {refused:,} of them refused."
 
 
 WRITERS["STEPS_TABLE"] = partial(made, card_tables.steps, "bench_kernels")

@@ -1,6 +1,7 @@
 """Names of other libraries are answered with the names here."""
 
 import re
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -17,8 +18,14 @@ def function(first, *, second=2, third=3):
     return first, second, third
 
 
+@elsewhere(gone="there is none")
+def open_to_all(first, **variables):
+    return first, variables
+
+
 def test_an_alias_is_the_argument():
     assert function(1, other=5) == function(1, second=5) == (1, 5, 3)
+    assert open_to_all(1, thing=2) == (1, {"thing": 2})
     assert SamplingParams(max_tokens=7) == SamplingParams(max_new_tokens=7)
 
 
@@ -27,6 +34,8 @@ WRONG = {
     "did you mean 'third'?": lambda: function(1, thirt=1),
     "expected one of first, second, third": lambda: function(1, zzz=1),
     "other and second are the same": lambda: function(1, other=1, second=2),
+    "write max_new_tokens= alone, in dataclasses.replace, too": lambda: replace(SamplingParams(), max_tokens=5),
+    "open_to_all has no argument 'gone': there is none": lambda: open_to_all(1, gone=1),
     "only first may be given without a name; the others are second=, third=": lambda: function(1, 2),
 }
 
@@ -115,6 +124,10 @@ def test_as_users_of_other_libraries_would_type_it(smollm2, untyped):
     leads_to("logprobs must be True or False", ValueError, lambda: SamplingParams(logprobs=2))
     leads_to("give the messages to generate", AttributeError, lambda: llm.chat([]))
     # transformers: tokenizer(text), apply_chat_template, model.generate(max_new_tokens=, do_sample=, streamer=)
+    chat = tokenizer.chat
+    leads_to("chat returns the token ids of one conversation", TypeError, lambda: chat("Hello", tokenize=False))
+    leads_to("chat returns the token ids of one conversation", TypeError, lambda: chat("Hello", return_tensors="pt"))
+    assert chat("Hello", enable_thinking=False) == chat("Hello")
     leads_to("write encode(text), or chat(messages)", TypeError, lambda: tokenizer("Hello"))
     leads_to("write tokenizer.chat(messages)", AttributeError, lambda: tokenizer.apply_chat_template([]))
     leads_to("write Engine(model, tokenizer=tokenizer).generate(prompt)", TypeError, lambda: model.generate([[1]]))

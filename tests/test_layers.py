@@ -9,7 +9,7 @@ import inference_opt
 ORDER = ["values", "elsewhere", "files", "room", "environment", "trace"]
 ORDER += ["sampling", "model", "loading", "kernels", "naive"]
 ORDER += ["radix", "cache", "conversion", "speculative", "engine", "api", "generate"]
-ORDER += ["options", "lab", "experiment", "explain", "cli"]
+ORDER += ["options", "lab", "experiment", "explain", "exercises", "cli"]
 WINGS = ["lab", "experiment", "explain"]  # what proves, measures and shows; the techniques stand before it
 # Exceptions to the order, each narrower than it: parts that must not know these although they stand below them.
 NEVER = {

@@ -129,11 +129,12 @@ def test_a_name_that_the_engine_gives_is_no_user_s():
     engine.add([1], SHORT, id="request-1")
     unnamed = [engine.add([2], SHORT) for _ in range(3)]
     assert [f"{r.id}" for r in unnamed] == ["request-1", "request-2", "request-3"]
+    assert repr(unnamed[2]).startswith("<Request request-3, "), "no quotes: it is not what abort() takes as a text"
     later = engine.add([3], SHORT, id="request-2")
     assert len({r.id for r in unnamed} | {"request-1", "request-2"}) == len(engine.requests) == 5
     assert engine.abort("request-2") is later
     assert engine.abort(unnamed[1].id) is unnamed[1]
-    with pytest.raises(ValueError, match="no unfinished request of this engine has the id 'request-3'"):
+    with pytest.raises(ValueError, match=r"no unfinished request .* has the id 'request-3': .* gave to add"):
         engine.abort("request-3")
     assert {r.prompt[0] for r in engine.requests.values()} == {1, 2}
 

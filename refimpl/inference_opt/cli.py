@@ -1,4 +1,4 @@
-"""The command line: tour, generate, step, ablate, bench, fetch."""
+"""The command line: tour, generate, step, exercise, ablate, bench, fetch."""
 
 import json
 import os
@@ -12,6 +12,7 @@ import typer
 from rich.text import Text
 
 from inference_opt import __version__
+from inference_opt.explain.exercise_commands import exercise_app
 from inference_opt.files import write_json, write_whole
 from inference_opt.lab.bench import cuda
 from inference_opt.lab.bench.commands import bench_app
@@ -36,6 +37,7 @@ app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pret
 for command in (cuda.kernels, cuda.engine):
     bench_app.command()(command)
 app.add_typer(bench_app, name="bench")
+app.add_typer(exercise_app, name="exercise")
 
 
 def _print_version(asked: bool) -> bool:

@@ -16,11 +16,13 @@ def elsewhere(**names: str) -> Callable[[Function], Function]:
     """Decorate a function that takes most arguments by name. `names`: those that others use, and what to write here.
 
     An unknown name, or too many positional arguments, is a TypeError as in Python, whose message says what to write. A
-    hint that is the name of an argument makes the other name an alias of it.
+    hint that is the name of an argument makes the other name an alias of it. A function with `**` takes all names but
+    these.
     """
 
     def decorate(function: Function) -> Function:
         known = inspect.signature(function).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in known.values())
         free = [name for name, p in known.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
         called = function.__qualname__.removesuffix(".__init__")
 
@@ -28,10 +30,11 @@ def elsewhere(**names: str) -> Callable[[Function], Function]:
         def call(*given: Any, **named: Any) -> Any:
             for name in [name for name in named if names.get(name) in known]:
                 if names[name] in named:
-                    raise TypeError(f"{called}: {name} and {names[name]} are the same, give one of them")
+                    both = f"{name} and {names[name]} are the same, and both were given"
+                    raise TypeError(f"{called}: {both}: write {names[name]}= alone, in dataclasses.replace, too")
                 named[names[name]] = named.pop(name)
             for name in named:
-                if name not in known:
+                if name not in known and (name in names or not takes_any):
                     raise TypeError(f"{called} has no argument {name!r}: {_hint(name, names, known)}")
             if len(given) > len(free):
                 first = ", ".join(name for name in free if name != "self")

@@ -1,4 +1,5 @@
-"""Every chapter keeps the house's order: the problem, a figure, the idea, what goes wrong, three questions.
+"""Every chapter keeps the house's order: the problem, a figure, the idea, what goes wrong, three questions,
+exercises.
 
 The notation's names are the code's, and the glossary is in order.
 """
@@ -36,8 +37,9 @@ def test_a_chapter_keeps_the_order_of_the_house(chapter):
     (title,) = headings(tokens, "h1")
     assert title.startswith(f"{number} · ")
     assert "minutes" in next(each.content for each in tokens[3:] if each.type == "inline"), "its time to read"
-    first, idea, *_, wrong, questions = headings(tokens, "h2")
-    assert (first, wrong, questions) == ("The problem", "What goes wrong", "Three questions")
+    first, idea, *_, wrong, questions, exercises = [*headings(tokens, "h2"), *["Exercises"] * (number == "10")]
+    expected = ("The problem", "What goes wrong", "Three questions", "Exercises")  # the last chapter has none
+    assert (first, wrong, questions, exercises) == expected
     assert idea.startswith("The idea")
     before = tokens[: next(i for i, each in enumerate(tokens) if each.content == "What goes wrong")]
     images = [child for each in before for child in each.children or () if child.type == "image"]

@@ -38,7 +38,7 @@ def assert_sound_tree(tree):
         assert node.locks == node.users + sum(child.locks for child in node.children.values()), "locks"
     pages = [page for node in nodes for page in node.pages]
     assert len(set(pages)) == len(pages), "a page is there once"
-    assert set(pages) == tree._owned
+    assert set(pages) == tree._owned, "what the tree knows of its own pages"
     assert tree.evictable == sum(len(node.pages) for node in nodes if node.locks == 0), "evictable"
     assert len(tree) == tree.inserted - tree.evicted == len(pages)
     queued = Counter(node for key, _, node in tree.leaves.heap if key == node.queued)
@@ -80,9 +80,9 @@ def assert_sound(engine):
 
     private = [page for request in running for page in request.table[request.pages.shared :]]
     owned = [page for path in {node: node.pages for node in paths}.values() for page in path]
-    assert len(pool._free) == len(set(pool._free)) == sum(pool._is_free)
-    assert all(pool.is_free(page) for page in pool._free)
-    parts = sorted([*pool._free, *owned, *private])
+    assert len(pool.free_pages) == len(set(pool.free_pages)) == sum(map(pool.is_free, range(pool.num_pages)))
+    assert all(pool.is_free(page) for page in pool.free_pages)
+    parts = sorted([*pool.free_pages, *owned, *private])
     assert parts == list(range(pool.num_pages)), "free, the tree's and private pages partition the pool"
     for request in running:
         assert not any(pool.is_free(page) for page in request.table), "a live table names a free page"
@@ -119,7 +119,7 @@ def dump(engine):
         for r in (*scheduler.running, *scheduler.waiting.values())
     ]
     counters = (tree.clock, tree.evictable, tree.inserted, tree.evicted, len(tree.leaves.heap), len(engine.requests))
-    return sorted(nodes), requests, counters, list(engine.pool._free), engine.stats
+    return sorted(nodes), requests, counters, engine.pool.free_pages, engine.stats
 
 
 class Echo(Transformer):

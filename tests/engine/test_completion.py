@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_opt import Engine, SamplingParams, naive
+from inference_opt.engine import completion
 from inference_opt.engine.completion import Text
 from inference_opt.engine.prompts import is_one
 from inference_opt.loading.detokenizer import Detokenizer
@@ -54,6 +55,15 @@ def test_a_text_is_held_back_only_while_it_may_become_a_stop_string():
     growing, tokenizer = Text(byte_level(), ["xyz"]), byte_level()
     added = [growing.add(tokenizer.encode(piece), finished=False) for piece in ("a", "x", "y", "b", "xy", "z")]
     assert added == ["a", "", "", "xyb", "", ""]
+
+
+def test_stop_strings_are_looked_for_in_the_end_of_a_growing_text_only(monkeypatch):
+    searched = []
+    monkeypatch.setattr(completion, "cut_at_stop", lambda text, stop: searched.append(text) or cut_at_stop(text, stop))
+    growing, tokenizer = Text(byte_level(), ["xyz"]), byte_level()
+    for _ in range(50):
+        growing.add(tokenizer.encode("abcx"), finished=False)
+    assert set(searched) == {"abcx", "xabcx"}
 
 
 ONE = [

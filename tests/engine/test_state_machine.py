@@ -128,7 +128,7 @@ class EngineMachine(RuleBasedStateMachine):
             self.add(prompt, params, namespace)
 
     def advance(self):
-        busy, cached = bool(self.engine.requests), set(self.engine.tree._owned)
+        busy, cached = bool(self.engine.requests), set(content(self.engine.tree))
         self.removed.clear()
         outputs = self.engine.step()
         if outputs:
@@ -249,7 +249,7 @@ class EngineMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.engine.tree))
     @rule(data=st.data())
     def insert_what_is_owned(self, data):
-        page = data.draw(st.sampled_from(sorted(self.engine.tree._owned)))
+        page = data.draw(st.sampled_from(sorted(content(self.engine.tree))))
         self.refused("owns each page once", self.engine.tree.insert, [5] * self.engine.tree.page_size, [page])
 
     @rule(text=PROMPT, namespace=NAMESPACE)

@@ -9,8 +9,9 @@ from inference_opt.radix.eviction import LRU
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.models import SmallerModel
 from tests.engine.invariants import Echo, assert_sound, dump, expected
-from tests.engine.test_failures import interrupt_at
-from tests.toys import tokens_of
+from tests.engine.test_completion import byte_level
+from tests.engine.test_failures import Lines, interrupt_at
+from tests.toys import tokens_of, toy
 
 LONG = SamplingParams(max_new_tokens=6, ignore_eos=True)
 PROMPTS = {"a": [1, 2, 3], "b": [4, 4]}
@@ -175,6 +176,34 @@ def test_streams_cost_the_same_for_each_of_many_prompts(monkeypatch):
         assert tokens(engine.stream(*asked))
         costs.append(looks / n)
     assert costs[1] < 1.2 * costs[0]
+
+
+def test_a_stream_interrupted_at_any_line_yields_everything_once():
+    model, tokenizer = toy(3, vocab_size=256), byte_level()
+    params = [SamplingParams(n, ignore_eos=True, stop="\n\n\n") for n in (2, 1)]
+
+    def read(during):
+        """All that a stream yields of each text; whoever is interrupted asks again."""
+        stream = Engine(model, tokenizer=tokenizer, page_size=2, num_pages=60).stream([[65, 66], [67]], params)
+        tokens, texts, ends = [[], []], ["", ""], []
+        while True:
+            try:
+                new = during(lambda: next(stream, None))
+            except KeyboardInterrupt:
+                continue
+            if new is None:
+                return tokens, texts, sorted(ends)
+            tokens[new.index] += new.tokens
+            texts[new.index] += new.text
+            ends += [(new.index, new.finish_reason)] * bool(new.finish_reason)
+
+    places = []
+    whole = read(Lines(lambda *place: places.append(place)).during)
+    assert whole[2] == [(0, "length"), (1, "length")]
+    own = [n for n, file, _ in places if file.endswith(("streams.py", "completion.py"))]  # others: test_failures.py
+    assert len(own) > 50
+    for at in own:
+        assert read(interrupt_at(at).during) == whole
 
 
 @pytest.mark.parametrize("at", range(5, 400, 29))

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from inference_opt.explain.player.page import inline, module
+from inference_opt.explain.player.page import frame, inline, module
 from inference_opt.explain.player.page import page as html_page
 from inference_opt.explain.record import record
 from inference_opt.explain.scenarios import SCENARIOS, play
@@ -137,23 +137,96 @@ def test_it_is_paused_at_first_and_plays_at_the_chosen_speed_up_to_a_question(br
         page.get_by_role("button", name="play").click()
         page.locator(".question button").first.wait_for()
         assert where(page) == question, "what is asked for is not shown yet"
-        right = trace.steps[question]["question"]
-        wrong = next(choice for choice in right["choices"] if choice != right["answer"])
-        page.get_by_role("button", name=wrong, exact=True).click()
+        page.keyboard.press("Enter")
         assert where(page) == question + 1
-        assert page.locator(".verdict.no").inner_text() == f"Not so: {right['answer']}"
         page.keyboard.press("ArrowLeft")
         page.keyboard.press("ArrowRight")
         assert where(page) == question + 1, "no question is asked twice"
 
 
-def test_a_number_answers(browser, files):
+def said(question):
+    """The verdict and the reason that a player shows."""
+    return question.locator(".verdict").inner_text(), question.locator(".why").inner_text()
+
+
+@pytest.mark.parametrize("keys", [True, False], ids=["keys", "pointer"])
+def test_a_wrong_choice_is_told_why_and_may_be_mended(browser, files, keys):
     file, trace = files("rejection")
+    asked = trace.steps[1]["question"]
+    right, wrong = asked["right"], (asked["right"] + 1) % 3
+
+    def choose(at):
+        if keys:
+            page.keyboard.press(str(at + 1))
+        else:
+            page.get_by_role("button", name=asked["choices"][at][0], exact=True).click()
+
     with opened(browser, file) as page:
         page.keyboard.press("ArrowRight")
-        asked = trace.steps[1]["question"]
-        page.keyboard.press(str(asked["choices"].index(asked["answer"]) + 1))
-        assert page.locator(".verdict.yes").inner_text() == f"Right: {asked['answer']}"
+        question = page.locator(".question")
+        choose(wrong)
+        assert where(page) == 1, "the question stays"
+        assert said(question) == (f"Not so: {asked['choices'][wrong][0]}", asked["choices"][wrong][1])
+        assert question.locator("button.no").inner_text() == asked["choices"][wrong][0], "it is marked"
+        page.keyboard.press(" ")
+        assert where(page) == 1
+        assert serious(page) == []
+        choose(right)
+        assert where(page) == 2
+        assert said(question) == (f"Right: {asked['choices'][right][0]}", asked["choices"][right][1])
+
+
+@pytest.mark.parametrize("keys", [True, False], ids=["keys", "pointer"])
+def test_a_number_is_typed_and_a_wrong_one_is_told_why(browser, files, keys):
+    file, trace = files("page-pool")
+    at = next(i for i, step in enumerate(trace.steps) if "question" in step)
+    asked = trace.steps[at]["question"]
+
+    def enter(words):
+        if keys:
+            page.keyboard.type(words)
+            page.keyboard.press("Enter")
+        else:
+            question.get_by_role("textbox").fill(words)
+            question.get_by_role("button", name="check").click()
+
+    with opened(browser, file, f"#step-{at}") as page:
+        page.keyboard.press("ArrowRight")
+        question = page.locator(".question")
+        assert question.locator("p").first.inner_text() == asked["ask"]
+        assert question.locator(".pass").inner_text() == "Type a number, then Enter. → shows the answer."
+        assert question.get_by_role("textbox").get_attribute("inputmode") == "numeric"
+        page.keyboard.press(" ")
+        for wrong, why in asked["beliefs"]:
+            enter(str(wrong))  # in place of the one before
+            assert said(question) == (f"Not so: {wrong}", why)
+        enter("876")
+        assert said(question) == ("Not so: 876", "Look at the picture once more, and try again.")
+        question.get_by_role("textbox").fill("three")
+        question.get_by_role("textbox").press("Enter")
+        assert said(question) == ("Not so: three", "The answer is a whole number: type its digits.")
+        assert where(page) == at
+        assert serious(page) == []
+        enter(f"{asked['number']}")
+        assert where(page) == at + 1
+        assert said(question) == (f"Right: {asked['number']}", asked["why"])
+        page.keyboard.press("ArrowRight")
+        assert where(page) == at + 2, "the keys are the player's again"
+
+
+@pytest.mark.parametrize("leave", ["Escape", "Enter"])
+def test_who_typed_a_number_may_leave_it_and_be_told(browser, files, leave):
+    file, trace = files("full-acceptance")
+    asked = trace.steps[4]["question"]
+    with opened(browser, file, "#step-4") as page:
+        page.keyboard.press("ArrowRight")
+        page.keyboard.press("7")
+        page.keyboard.press("ArrowRight")  # in the text, not of the player
+        assert where(page) == 4
+        page.keyboard.press(leave)
+        page.keyboard.press("ArrowRight")
+        assert where(page) == 5
+        assert said(page.locator(".question")) == (str(asked["number"]), asked["why"])
 
 
 @pytest.mark.parametrize("key", ["ArrowRight", "Enter"])
@@ -174,7 +247,8 @@ def test_a_question_says_how_to_pass_it_and_space_does_not_answer_it(browser, fi
         assert question.locator("button").count() == len(trace.steps[1]["question"]["choices"])
         page.keyboard.press(key)
         assert where(page) == 2
-        assert question.locator(".verdict").inner_text() == trace.steps[1]["question"]["answer"]
+        asked = trace.steps[1]["question"]
+        assert list(said(question)) == asked["choices"][asked["right"]]
 
 
 def test_a_long_recording_has_named_parts(browser, files):
@@ -325,8 +399,17 @@ def test_a_page_opens_at_a_step_and_an_address_leads_to_another(browser, tmp_pat
         assert where(page) == 1
     with opened(browser, file, "#step-12") as page:
         assert where(page) == 12
+    file.write_text(f"<!doctype html><title>x</title>{frame(play('page-pool'), at=4)}", encoding="utf-8")
+    with opened(browser, file) as page:
+        assert page.frame_locator("iframe").locator(".where").inner_text() == "5 / 79", "within another page, too"
 
 
+OVERLAPS = """svg => {
+    const boxes = [...svg.querySelectorAll("text")].map((text) => text.getBoundingClientRect());
+    const edge = svg.getBoundingClientRect().right;
+    return boxes.filter((a) => a.right > edge || boxes.some((b) =>
+        a !== b && Math.abs(a.top - b.top) < 1 && a.left < b.left && a.right > b.left)).length;
+}"""
 LONG = ", ".join(map(str, range(100, 220)))
 COMPARED = {
     "sentence": "the pages of a node are found in the order in which they were inserted",
@@ -344,7 +427,8 @@ def test_what_came_is_drawn_beside_what_is_right(browser, tmp_path, width):
     file.write_text(html_page(trace, at=1), encoding="utf-8")
     with opened(browser, file, viewport={"width": width, "height": 800}) as page:
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.locator(".scene").evaluate("it => it.scrollWidth - it.clientWidth") <= 0, "a cell does not fit"
+        assert page.locator(".scene").evaluate("it => it.scrollWidth - it.clientWidth") <= 0, "the picture does not fit"
+        assert page.locator(".scene svg").evaluate(OVERLAPS) == 0, "a cell does not fit"
         assert page.locator(".scene h3").inner_text().lower() == "what came, and what is right"
         titles = page.locator(".scene title").all_text_contents()
         assert titles == [
@@ -389,7 +473,7 @@ def test_without_scripts_and_in_print_there_is_a_table(browser, files):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace('"version": 1', '"version": 7', 1), "has version 7; this player shows version 1"),
+        (lambda text: text.replace('"version": 2', '"version": 1', 1), "has version 1; this player shows version 2"),
         (lambda text: text[: len(text) // 2], "not whole (was the file truncated?)"),
         (lambda text: "{}", "not a trace"),
         (lambda text: json.dumps(json.loads(text) | {"steps": []}), "has no steps"),

@@ -271,7 +271,6 @@ def test_every_scenario_fits_the_schema_and_comes_back_from_a_file(name, tmp_pat
     trace.save(tmp_path / "trace.json")
     assert Trace.load(tmp_path / "trace.json").as_json() == whole == json.loads(json.dumps(whole))
     assert not trace.cut
-    assert any("question" in s for s in trace.steps) or name in ("continuous-batching", "exact-law", "speculative-step")
     broken = {held for s in trace.steps for held, so in s["invariants"].items() if not so}
     expected = {"the first token has the target's law", "the texts have the target's law"}
     assert broken == (expected if name == "biased-rule" else set())
@@ -299,7 +298,7 @@ def test_a_scenario_says_what_it_shows():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t | {"version": 2}, "version 2; this code reads version 1: record it anew"),
+        (lambda t: t | {"version": 1}, "version 1; this code reads version 2: record it anew"),
         (lambda t: t | {"format": "x"}, "not a trace"),
         (lambda t: [t], "not a trace"),
         (
@@ -362,12 +361,22 @@ def test_a_trace_nested_without_end_is_refused(tmp_path):
         Trace.load(file)
 
 
-def test_questions_are_put_to_steps_that_there_are():
+def test_questions_are_put_to_steps_that_there_are_and_have_wrong_answers():
     trace = play("rejection")
-    with pytest.raises(ValueError, match=r"has 1 steps 'speculation.reject', no number 1"):
-        trace.ask("speculation.reject", "?", "!", nth=1)
-    with pytest.raises(ValueError, match="none of the choices"):
-        trace.ask("speculation.reject", "?", "!", ("a", "b"))
+    for at in (-1, 0, 2):
+        with pytest.raises(ValueError, match=f"expected a step from 1 to 1, behind one that is shown, got {at}"):
+            trace.ask_number(at, "?", 1, "so", {})
+    for wrong in ([("b", "not so")], [("b", "not so"), ("a", "not so")], [("b", "not so"), ("b", "no")]):
+        with pytest.raises(ValueError, match="expected two or more wrong answers, all different"):
+            trace.ask(1, "?", ("a", "so"), *wrong)
+    trace.ask(1, "?", ("b", "so"), ("c", "not so"), ("a", "no"))
+    assert trace.steps[1]["question"] == {
+        "ask": "?",
+        "choices": [["a", "no"], ["b", "so"], ["c", "not so"]],
+        "right": 1,
+    }
+    trace.ask_number(1, "?", 2, "so", {3: "more", 2: "wrong in other recordings", 0: "less"})
+    assert trace.steps[1]["question"]["beliefs"] == [[0, "less"], [3, "more"]]
 
 
 def test_a_page_opens_at_steps_that_there_are():

@@ -1,9 +1,13 @@
 """Chat templates against `transformers`' own rendering, hostile templates, and what a template may be given."""
 
+import inspect
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import config
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from inference_opt.loading.tokenizer import Tokenizer
@@ -99,13 +103,44 @@ def test_the_tool_use_template_is_taken_for_tools():
         Shown(None, {"rag": "{{ raise_exception('no') }}"}, {}).chat("a", chat_template="rag")
 
 
-@pytest.mark.parametrize(
-    "messages",
-    [[], None, 5, ["a"], [[]], [{"content": "a"}], [{"role": 3, "content": "a"}], {"role": "user", "content": "a"}],
-)
-def test_what_is_no_conversation_is_refused(messages):
-    with pytest.raises(ValueError, match="message"):
-        shown("{{ messages }}", messages)
+GOOD = {"role": "user", "content": "a"}
+NO_CONVERSATION = {
+    "there are no messages: expected one or more": [],
+    "messages must be a list of mappings, one for each message, got None": None,
+    "one for each message, got 5": 5,
+    "one for each message, got {'role'": GOOD,
+    "messages[0] is 'a'": ["a"],
+    "messages[1] is []": [GOOD, []],
+    "the role of messages[1] is None: expected a role and a content that are texts": [GOOD, {"content": "a"}],
+    "the role of messages[0] is 3": [{"role": 3, "content": "a"}],
+}
+
+
+@pytest.mark.parametrize("told", NO_CONVERSATION)
+def test_what_is_no_conversation_is_refused(told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        shown("{{ messages }}", NO_CONVERSATION[told])
+
+
+PLAINEST = "{% for m in messages %}{{ m.role + m.content }}{% endfor %}"
+ODD = [None, 5, [{"type": "text", "text": "a"}], {"text": "a"}]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=str)
+def test_a_content_that_is_no_text_is_found_where_the_template_does_not_take_it(odd):
+    good = {"role": "user", "content": "a"}
+    told = f"the content of messages[1] is {odd!r}: expected a role and a content that are texts"
+    with pytest.raises(ValueError, match=re.escape(told)):
+        shown(PLAINEST, [good, {"role": "user", "content": odd}, good])
+    assert "user" in shown("{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}", [{**good, "content": odd}])
+
+
+@pytest.mark.parametrize("name", inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
+def test_no_argument_of_transformers_is_silently_a_variable(name):
+    ours = inspect.signature(Tokenizer.chat).parameters
+    if name not in ours and name != "kwargs":
+        with pytest.raises(TypeError, match=f"chat has no argument '{name}': "):
+            shown(PLAINEST, **{name: True})
 
 
 @pytest.mark.parametrize("more", [{"tools": "add"}, {"tools": [print]}, {"documents": ["a"]}])

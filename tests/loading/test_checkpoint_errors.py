@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from inference_opt.loading.checkpoint import GGUFFile, load_safetensors
+from inference_opt.loading.checkpoint import GGUFFile, SafetensorsFolder
 from inference_opt.loading.load import load_model
 
 CPU = torch.device("cpu")
@@ -78,7 +78,7 @@ def write_gguf(path, arch="llama", fields=(), left_out=()):
 
 
 def load_folder(folder):
-    return load_safetensors(folder, torch.float64, CPU)
+    return SafetensorsFolder(folder).load(torch.float64, CPU)
 
 
 def load_file(path):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from inference_opt.loading.checkpoint import load_safetensors
+from inference_opt.loading.checkpoint import SafetensorsFolder
 from inference_opt.loading.formats import ARCHITECTURES, config_from_gguf, config_from_hf
 from inference_opt.model.rope import frequencies
 from tests.loading.test_checkpoint_errors import CONFIG, load_folder, write_folder
@@ -283,7 +283,7 @@ def test_a_tied_head_that_differs_from_the_table_is_not_tied(tmp_path, same):
     saved.save_pretrained(tmp_path)
     values = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(values | {"tie_word_embeddings": True}))
-    ours = load_safetensors(tmp_path, torch.float64, CPU)
+    ours = SafetensorsFolder(tmp_path).load(torch.float64, CPU)
     assert ours.config.tied_embeddings == same
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     prompt = torch.arange(9)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_opt.cache.contiguous import ContiguousCache
-from inference_opt.loading.checkpoint import GGUFFile, load_safetensors
+from inference_opt.loading.checkpoint import GGUFFile, SafetensorsFolder
 from inference_opt.model.attention import QUERY_BLOCK, NoCache
 from inference_opt.model.linear import Linear, can_pack
 from tests.toys import run
@@ -126,7 +126,7 @@ def load_saved(model, dtype, **how):
     """Through a folder as `save_pretrained` writes it."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, **how)
-        return load_safetensors(Path(folder), dtype, CPU)
+        return SafetensorsFolder(Path(folder)).load(dtype, CPU)
 
 
 @given(st.data())
@@ -168,7 +168,7 @@ def test_several_safetensors_files_are_one_model(tmp_path):
     model = transformers.LlamaForCausalLM(config).eval()
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    ours = load_safetensors(tmp_path, torch.float64, CPU)
+    ours = SafetensorsFolder(tmp_path).load(torch.float64, CPU)
     prompt = torch.arange(0, 90, 10)
     assert error(our_logits(ours, prompt), expected_logits(model, prompt)) < EXACT
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from inference_opt.cache.contiguous import ContiguousCache
 from inference_opt.cache.paged import PagedCache
 from inference_opt.lab.training.block_diagonal import BlockDiagonalAttention
-from inference_opt.loading.checkpoint import load_safetensors
+from inference_opt.loading.checkpoint import SafetensorsFolder
 from inference_opt.loading.formats import config_from_hf
 from inference_opt.model.attention import QUERY_BLOCK, NoCache
 from inference_opt.model.config import ExpertsShape, LatentShape, ModelConfig
@@ -454,7 +454,7 @@ DENSE = {k: v for k, v in DEEPSEEK_V3.items() if "expert" not in k} | {"num_hidd
 def load_tensors(folder, shapes=LATENT_TENSORS, changes=()):
     (folder / "config.json").write_text(json.dumps(DENSE | dict(changes)))
     save_file({name: torch.ones(shape) for name, shape in shapes.items()}, folder / "model.safetensors")
-    return load_safetensors(folder, torch.float64, CPU)
+    return SafetensorsFolder(folder).load(torch.float64, CPU)
 
 
 def test_a_deepseek_checkpoint_that_says_it_is_another(tmp_path):

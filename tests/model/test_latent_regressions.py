@@ -113,7 +113,7 @@ def in_chunks(model, prompt, paged):
 def errors(saved):
     """Of every position, the largest logit's being 1: [form, whole or over which cache, position]."""
     folder, prompt, expected = saved
-    model, scale = checkpoint.load_safetensors(folder, torch.float64, CPU), expected.abs().amax(-1)
+    model, scale = checkpoint.SafetensorsFolder(folder).load(torch.float64, CPU), expected.abs().amax(-1)
     ways = []
     for form in ("explicit", "absorbed"):
         use_form(model, form)

@@ -86,7 +86,7 @@ class Scene:
 
     def check(self):
         assert_sound_tree(self.tree)
-        assert set(self.pages.values()) == self.tree._owned
+        assert set(self.pages.values()) == set(content(self.tree))
 
     def look_again(self):
         """After an error: what was inserted or removed before it, nobody said."""

@@ -347,7 +347,7 @@ def test_what_waits_for_eviction_stays_in_bounds(policy):
     for i in range(600):
         text = [i % 3, i % 5]
         found = tree.match(text).pages
-        free = iter(page for page in range(20) if page not in tree._owned)
+        free = iter(set(range(20)) - content(tree).keys())
         tree.insert(text, found + [next(free) for _ in range(2 - len(found))])
         for node in [tree.match(text).node]:
             tree.lock(node)

@@ -136,7 +136,7 @@ class PagedBatch(CacheBatch):
         size, device = cache.page_size, cache.device
         self.pages = [torch.tensor(table[: -(-end // size)], device=device) for table, end in zip(tables, self.ends)]
         spans = [torch.arange(start, end, device=device) for start, end in zip(starts, self.ends)]
-        slots = [pages[span // size] * size + span % size for pages, span in zip(self.pages, spans)]
+        slots = [slots_of(pages, span, size) for pages, span in zip(self.pages, spans)]
         none = torch.empty(0, dtype=torch.long, device=device)
         self.positions: Int[Tensor, tokens] = torch.cat([none, *spans])
         self.slots: Int[Tensor, tokens] = torch.cat([none, *slots])  # where each new key and value goes
@@ -177,6 +177,11 @@ class PagedBatch(CacheBatch):
         parts = zip(q.split(self.counts), self.pages, self.ends)
         outputs = [forms.over(queries, gather(latent_pages, pages, end)) for queries, pages, end in parts]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def slots_of(pages: Int[Tensor, "used"], positions: Int[Tensor, "new"], page_size: int) -> Int[Tensor, "new"]:
+    """Where a sequence's tokens lie: each in its page, page_size slots a page. `pages` is the sequence's page table."""
+    return pages[positions // page_size] * page_size + positions % page_size
 
 
 def gather(

@@ -43,10 +43,13 @@ METHODS = {  # of engines elsewhere
 
 
 class Name(str):
-    """The id of a request that was given none: told as text, and equal to no id that a user could give."""
+    """The id of a request that was given none: shown without quotes, and equal to no id that a user could give."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Name) and str.__eq__(self, other)
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __ne__(self, other: object) -> bool:
         return not self == other

@@ -1,9 +1,9 @@
 """What a step changes of a request, worked out before anything is written.
 
-A step may fail or be interrupted at any line, and nothing may be lost. So its results are worked out first, from what
-is there, and then written. Writing it twice gives the same as writing it once. If a step fails
-before its list of changes is made, it has not happened. If it fails later, the whole list is written once more, however
-much of it was written before, and the step has happened.
+A step may fail or be interrupted at any line, and nothing may be lost. So a list of its changes is worked out first,
+and then written. Writing the list twice gives the same as writing it once. If the step fails before the list is made,
+it has not happened. If it fails later, the whole list is written once more, however much of it was written before, and
+the step has happened.
 """
 
 from array import array

@@ -36,10 +36,10 @@ class Text:
             self.detokenizer.add(token)
         if finished:
             self.detokenizer.finish()
-        text = cut_at_stop(self.detokenizer.text, self.stop)
-        certain = text if finished else text[: len(text) - _held_back(text, self.stop)]
-        new = certain[self.shown :]
-        self.shown = len(certain)
+        # Only the rest needs to be searched: no stop string begins in what is shown.
+        rest = cut_at_stop(self.detokenizer.text[self.shown :], self.stop)
+        new = rest if finished else rest[: len(rest) - _held_back(rest, self.stop)]
+        self.shown += len(new)
         return new
 
 
@@ -52,7 +52,7 @@ def _held_back(text: str, stop: Sequence[str]) -> int:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Completion:
-    """A prompt's continuation. The prompt with these `params`, which hold the seed, gives it again."""
+    """A prompt's continuation. `params` holds the seed: to get the same text again, generate with these params."""
 
     prompt: list[int]
     tokens: list[int]  # with the token that ended the text: an end of sequence, or the last one of a stop string

@@ -80,10 +80,12 @@ class EagerRunner:
         counts: Sequence[int],
         states: Sequence[list[Tensor]],
     ) -> list[Result]:
-        """All rows are checked together, and so are those drawn that have no draft: the device is waited for once each.
+        """What each chunk emits.
 
-        A draft is judged as far as its rows are sound. The row behind the last draft that is judged is then missing,
-        and what the rule draws from it is left out: the next step draws it, or finds that it cannot.
+        All rows are checked at once, and the tokens of all chunks without a draft are drawn at once, so that the host
+        waits for the device only twice. Of a draft only the tokens whose rows are sound are judged. If all of these are
+        accepted, the token that the rule draws behind them has no sound row, and is left out: the next step draws it,
+        or finds that it cannot.
         """
         tops, best = logits.max(dim=-1)  # NaN if any is; ties go to the lowest id
         sound, tokens = torch.stack((tops.isfinite().long(), best)).tolist()

@@ -4,8 +4,8 @@
     draft      guesses behind the last token of those that decode                    speculation.py
     run        the model over all of them at once, prompts' chunks, single tokens    eager_runner.py, graph_runner.py
                and drafts alike; and what each request emits
-    commit     tokens that were fed and kept are now computed; a request whose       change.py
-               last known token was fed has its next one, or several
+    commit     the tokens that were fed and kept now count as computed; a request    change.py
+               whose last known token was fed has its next token, or several
 
 Plain decoding is speculation with no drafts: there is one step for both.
 
@@ -51,13 +51,13 @@ class Engine(Elsewhere):
     """Continuous batching on a paged cache, with prefixes reused (`radix`) or not.
 
     With a `tokenizer`, prompts may be texts and chats, and what comes back has text.
-    `num_pages`: by default for two texts of the model's full context, or as many as half of the free memory holds if
-    that is fewer; on a CPU they take memory as texts come to use them (`cache/paged.py`). `token_budget` bounds the
-    tokens of a step, `max_running` the requests in it, `patience` how often a waiting request may be overtaken.
-    With a `drafter` (`speculative/`; one of `DRAFTERS` by its name), requests in decode speculate: `gamma` drafts a
-    step (None: adapted to each), judged by `rule`, while a step has fewer than `draft_rows` rows. On CUDA
-    requests decode up to `decode_steps` tokens a step where there is no drafter (`graph_runner.py`). ValueError for
-    values that no engine can have.
+    `num_pages`: by default enough for two texts of the model's full context, but at most half of the free memory; on a
+    CPU a page takes memory only when a text first uses it (`cache/paged.py`). `token_budget` bounds the tokens of a
+    step, `max_running` the requests in it, `patience` how often a waiting request may be overtaken.
+    With a `drafter` (an object, see `speculative/`, or a name in `DRAFTERS`), requests in decode speculate: `gamma`
+    drafts a step (None: the engine adapts it to each request), judged by `rule`, as long as the step has fewer than
+    `draft_rows` rows. On CUDA and without a drafter, requests decode up to `decode_steps` tokens a step
+    (`graph_runner.py`). ValueError for values that no engine can have.
     """
 
     ELSEWHERE = METHODS
@@ -129,13 +129,13 @@ class Engine(Elsewhere):
     def _commit(
         self, chunks: list[Chunk], drafts: list[Draft], results: list[Result], timer: StepTimer
     ) -> list[Output]:
-        """Work out all that the step changes, then write it: as soon as one change is written, all will be."""
+        """Work out all that the step changes, then write it. If one change is written, all are, whatever happens."""
         changes = [work_out(*each) for each in zip(chunks, drafts, results)]
         writes: list[Change | Counted] = [*changes, self.observer.count(changes, timer)]
         try:
             for each in writes:
                 each.write()
-            self.speculation.learn(changes)  # before any page changes hands
+            self.speculation.learn(changes)  # while every request still has its pages
             timer.mark("draft")
             outputs = [self._conclude(change) for change in changes]
         except BaseException:
@@ -148,7 +148,7 @@ class Engine(Elsewhere):
         return outputs
 
     def _conclude(self, change: Change) -> Output:
-        """A change is written: pages that its request no longer needs are given back."""
+        """After a change is written: give back the pages that its request no longer needs."""
         request, chunk = change.request, change.chunk
         output = Output(request, chunk.start, chunk.count, change.tokens, change.draft.tokens)
         emit("engine.commit", self.scheduler, id=request.id, output=output, tokens=change.tokens)
@@ -182,11 +182,11 @@ class Engine(Elsewhere):
     ) -> Request:
         """A request arrives; the handle that is returned collects its tokens.
 
-        `prompt`, `params` and their fields by name: as of `generate`. `Completion.of(handle)` is its text so far.
-        `params` of the handle has the seed that the request runs with. `id`: anything hashable; without one the engine
-        makes one, and the handle must be used. `namespace`: anything hashable; prefixes are shared within one only.
+        `prompt`, `params` and their fields by name: as in `generate`. `Completion.of(handle)` is its text so far.
+        `handle.params` has the seed that the request runs with. `id`: anything hashable, for `abort`; a request without
+        one is aborted by its handle. `namespace`: anything hashable; prefixes are shared only within one namespace.
         ValueError, and no change, for a prompt that the model cannot continue, a request that could never fit in the
-        pool, or the `id` of one that is not finished.
+        pool, or the `id` of a request that is not finished.
         """
         return self._enter(self.request(prompt, sampling_params(params, named), id, namespace))
 
@@ -196,7 +196,7 @@ class Engine(Elsewhere):
         self._enter(request)
 
     def request(self, prompt: Prompt, params: SamplingParams, id: Any, namespace: Any) -> Request:
-        """A handle that could arrive. Changes nothing."""
+        """The handle of a request that has not arrived. ValueError if it could not. Changes nothing."""
         request = made(self.model.config, self.tokenizer, prompt, params, id, namespace)
         if id in self.requests:
             raise ValueError(f"request id {shown(id)} is taken by a request that is not finished")
@@ -215,17 +215,17 @@ class Engine(Elsewhere):
         except BaseException:
             self.requests.pop(request.id, None)
             self.scheduler.waiting.pop(request.arrival, None)
-            request.arrival = -1  # it is not here
+            request.arrival = -1  # it has not arrived
             raise
         return request
 
     @exclusive
     def abort(self, id: Any) -> Request:
-        """End a request now, by its id or its handle; what it has stays on the handle. ValueError if it is not here."""
+        """End a request now, by its id or its handle, which keeps its tokens. ValueError if it is not here."""
         name = id.id if isinstance(id, Request) else id
         check_hashable("id", name)
         if name not in self.requests or (isinstance(id, Request) and self.requests[name] is not id):
-            hint = "give the handle that add() returned, or its id"
+            hint = "give the handle that add() returned, or the id that you gave to add()"
             raise ValueError(f"no unfinished request of this engine has the id {shown(name)}: {hint}")
         return self._abort(self.requests[name])
 
@@ -233,7 +233,7 @@ class Engine(Elsewhere):
         try:
             request.finish_reason = "abort"
             self.observer.aborted(request)
-            self.speculation.end(request)  # before any page changes hands
+            self.speculation.end(request)  # while it still has its pages
             self._leave(request)
         except BaseException:
             self._begin_anew()
@@ -243,7 +243,7 @@ class Engine(Elsewhere):
         return request
 
     def abandon(self, requests: Sequence[Request]) -> None:
-        """Their caller is gone: abort them, now, or when the next step begins if a call is under way."""
+        """Abort requests whose caller is gone: now, or at the beginning of the next step if a call is under way."""
         self._abandoned += requests
         if not self.calls:
             self._sweep()
@@ -277,10 +277,11 @@ class Engine(Elsewhere):
     ) -> Stream:
         """Yield what is new of the texts as it comes, one `Delta` after another. None is lost if others call step().
 
-        Prompts, parameters and `n` as of `generate`. A delta's `index` is that of its text: sample j of prompt i is
-        number i · n + j. The prompts arrive with the first `next`. `close()`, the end of a `with` block, or dropping
-        the last reference aborts what is unfinished. A request whose logits are broken ends with a delta whose
-        `finish_reason` is "error". ValueError as of `add`, at once and before any prompt is taken.
+        Prompts, parameters and `n` are those of `generate`. A delta's `index` is that of its text: sample j of prompt i
+        is number i · n + j. The prompts arrive with the first `next`. `close()`, the end of a `with` block, or dropping
+        the last reference aborts what is unfinished. An interrupt loses nothing: call `next` again. A request whose
+        logits are broken ends with a delta whose `finish_reason` is "error". ValueError as from `add`, at once and
+        before any prompt is taken.
         """
         return Stream(self, prompts, sampling_params(params, named), n)
 
@@ -298,9 +299,9 @@ class Engine(Elsewhere):
         A prompt is a text (continued as it stands), a chat (messages with a role and a content each) or token ids.
         `params`: one object for all prompts, or a list with one for each. Or give its fields by name: `temperature=1`.
         Requests that share one params object get a seed each (`SamplingParams.split`); objects with equal seeds draw
-        the same noise. `n` samples: those of the first prompt before those of the second. `progress`: a bar on standard
-        error. ValueError as of `add`, before any prompt is taken. A request whose logits are broken fails alone, with a
-        warning: its `finish_reason` is "error". An interrupt aborts all requests of the call.
+        the same noise. `n`: samples of each prompt; those of the first prompt come first. `progress`: a bar on standard
+        error. ValueError as from `add`, before any prompt is taken. A request whose logits are broken fails alone, with
+        a warning: its `finish_reason` is "error". An interrupt aborts all requests of the call.
         """
         shown = switch("progress", progress)
         with (

@@ -23,9 +23,8 @@ def exclusive(method: Method) -> Method:
 
         try:
             try:
-                if (
-                    self.calls.setdefault("now", token) is not token
-                ):  # asked and set at once, whatever threads there are
+                # Test and set in one operation, so that no other thread comes between.
+                if self.calls.setdefault("now", token) is not token:
                     raise RuntimeError(
                         f"{method.__name__}() was called while another call of this engine is under way, from inside a "
                         "step or from another thread: use an engine from one thread, between its steps"

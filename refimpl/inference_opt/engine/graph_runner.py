@@ -9,13 +9,13 @@ next. Two remedies:
               one drawn with the noise of the request's seed (`kernels/race.py`). So the scheduler reserves pages for
               several steps, the graph is replayed as often, and the host looks once
 
-How a row samples lies in a buffer, too, so one graph serves every mix of requests. Three kinds of graphs know more or
-less: of greedy rows only, of all rows without filters, of all rows (`kernels/steps.py`).
+How a row samples lies in a buffer, too, so one graph serves every mix of requests. There are three kinds of graphs:
+for greedy rows only, for rows without filters, and for any rows (`kernels/steps.py`).
 
 The plan of who reads what (`kernels/plan.py`) is made for the last of these steps and serves all of them. A piece may
 reach further than its query can see; it stops at the query's position (`kernels/attention.py`), which each step moves
-by one. What follows the end of a text is dropped. A row that was granted fewer steps than others writes nowhere after
-its own (slot −1).
+by one. What follows the end of a text is dropped. If a row was granted fewer steps than others, it writes nothing in
+the steps after its own (slot −1).
 """
 
 from collections.abc import Callable, Sequence
@@ -66,11 +66,11 @@ class GraphRunner:
         self.pool = torch.cuda.graph_pool_handle() if cache.device.type == "cuda" else None
 
     def repeats(self, request: Request) -> bool:
-        """Unless somebody wants to see every step: a recording."""
+        """Always, unless a recording wants to see every step."""
         return not recording()
 
     def forget(self) -> None:
-        """Captured graphs know where the weights lay."""
+        """Drop the captured graphs, which hold the addresses of the old weights."""
         self.graphs.clear()
 
     # [run]
@@ -193,8 +193,8 @@ def _bucket(n: int) -> int:
 def runner_for(model: Transformer, cache: PagedCache, speculation: Speculation, max_steps: int, rows: int) -> Runner:
     """A `GraphRunner` where kernels run and no drafter takes part, else an `EagerRunner`.
 
-    A router's launches depend on the data, so a model of experts is not captured. Ranks (`model/parallel.py`), which
-    plan the same steps, replay them together if they speak through NCCL, whose sums are launches.
+    A router's launches depend on the data, so a model of experts is not captured. Ranks (`model/parallel.py`) plan the
+    same steps. They can replay them together if they communicate through NCCL, whose sums are captured as launches.
     """
     eager = EagerRunner(model, cache, speculation)
     if not isinstance(cache, PagedKernelCache) or not uses_triton(cache.keys[0]):

@@ -1,4 +1,4 @@
-"""Clocks and counts: what an engine observes of itself. A step that failed counts only if it was written."""
+"""Clocks and counts: what an engine observes of itself. A failed step counts only if its changes were written."""
 
 from collections.abc import Sequence
 from copy import copy
@@ -29,7 +29,7 @@ class StepTimer:
 
 @dataclass(frozen=True)
 class Counted:
-    """Metrics and totals after a step, worked out as its changes are: written twice, they are the same as once."""
+    """Metrics and totals after a step. Like its changes (change.py), they may be written twice."""
 
     observer: "Observer"
     totals: Stats

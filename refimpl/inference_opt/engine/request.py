@@ -116,7 +116,7 @@ class Request:
         return f"<Request {brief(self.id)}, {len(self.prompt)} prompt tokens, {len(self.output)} new, {state}>"
 
     def forget(self) -> None:
-        """It has stopped running: nothing that was computed for it is its own any more."""
+        """It has stopped running: it has no pages any more, and none of its tokens counts as computed."""
         self.pages, self.computed = Pages(), 0
         self.decoding, self.drafter_state = False, None
 
@@ -139,7 +139,7 @@ def made(
 
 
 def check_hashable(name: str, value: Any) -> None:
-    """ValueError for what cannot be looked up."""
+    """ValueError for a value that cannot be the key of a dict."""
     try:
         hash(value)
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""The seam between the engine and what runs the model: chunks and drafts in, what each chunk emits out.
+"""The seam between the engine and what runs the model: chunks and drafts go in, what each chunk emits comes out.
 
 `EagerRunner` (eager_runner.py) is the readable one, and runs everywhere. `GraphRunner` (graph_runner.py) replays
 captured steps on CUDA, several in a row. The engine does not know which one it has.
@@ -30,7 +30,7 @@ class Runner(Protocol):
     """Runs what the scheduler decided. It reserves no pages and changes no request."""
 
     def repeats(self, request: Request) -> bool:
-        """Whether it can decode the request several steps in a row, without asking."""
+        """Whether it can decode the request several steps in a row, without asking the scheduler in between."""
         ...
 
     def run(self, chunks: Sequence[Chunk], drafts: Sequence[Draft]) -> list[Result]:

@@ -246,12 +246,12 @@ class Scheduler:
         emit("schedule.leave", self, id=request.id, why=request.finish_reason)
 
     def restart(self, requests: Collection[Request]) -> None:
-        """A step failed, at whatever line: trust nothing that was computed. Of `requests`, the unfinished ones wait."""
+        """Trust nothing that was computed: a step failed. `requests` are all, by arrival; the unfinished ones wait."""
+        self.running, self.waiting = [], OrderedDict()
         for request in requests:
             request.forget()
-        unfinished = sorted((each for each in requests if not each.finished), key=_arrival)
-        self.waiting = OrderedDict((each.arrival, each) for each in unfinished)
-        self.running = []
+            if not request.finished:
+                self.waiting[request.arrival] = request
         self.cache.forget()
 
 

@@ -3,11 +3,11 @@
     propose   drafts for the requests that have room for some (scheduler.py)
               … the target reads tokens and drafts at once: eager_runner.py …
     accept    the rule decides, request by request, what is emitted (where there is no draft, the runner draws a token)
-    learn     the drafter reads what the target has kept, before any page changes hands
+    learn     the drafter reads what the target has kept, while every request still has its pages
 
-Every request has a draft length, a rule's decision and noise of its own, so the other requests of a batch do not change
-its distribution. (They may leave less room for drafts: with a rule other than `coupled`, a seed then gives another text
-of the same distribution.)
+Draft length, decision and noise are each request's own, so the other requests of a batch do not change its
+distribution. (They may leave less room for drafts: with a rule other than `coupled`, a seed then gives another text of
+the same distribution.)
 """
 
 from collections.abc import Callable, Sequence
@@ -36,8 +36,8 @@ MAX_GAMMA = 12  # drafts a step, if the engine decides
 class Speculation:
     """A drafter and a rule at work for one engine; without a drafter, plain decoding.
 
-    `gamma`: drafts a step for requests that do not say, None to adapt it to each. ValueError for a gamma below 0, a
-    rule that does not judge chains, and a drafter that does not fit the model.
+    `gamma`: drafts a step for requests without a gamma of their own; None adapts it to each. ValueError for a gamma
+    below 0, a rule that does not judge chains, and a drafter that does not fit the model.
     """
 
     def __init__(
@@ -91,10 +91,10 @@ class Speculation:
     # [/propose]
 
     def _noise(self, request: Request, drafting: bool) -> Noise:
-        """A step's chance, from the seed and where the step begins. Coupled, drafter and target share theirs.
+        """A step's noise, from the seed and where the step begins. With `coupled`, drafter and target share it.
 
-        Other rules need the two to be independent, and each step's from the last step's: `block` has looked at drafts
-        that it rejected, so their noise may not decide the same positions again.
+        The other rules need drafter and target to be independent, and each step to be independent of the last: `block`
+        has looked at drafts that it rejected, so their noise may not decide the same positions again.
         """
         seed, start = request.params.seed, len(request.tokens)
         assert seed is not None  # drawn when the request arrived
@@ -102,9 +102,10 @@ class Speculation:
 
     # [accept]
     def accept(self, request: Request, logits: Float[Tensor, "rows vocab"], draft: Draft) -> list[int]:
-        """What the step emits: `logits` are the target's behind the last known token and behind each draft, or some.
+        """What the step emits. `logits`: the target's rows after the last known token and after each draft.
 
-        If the row behind the last draft that is judged is missing, what follows that draft is not to be used.
+        Rows may be missing at the end. Then fewer drafts are judged, and if all of these are accepted, the token that
+        follows them means nothing: the caller drops it.
         """
         target = list(probabilities(logits, request.params).cpu().numpy())
         target += target[-1:] * (len(logits) <= len(draft.tokens))  # for the missing row
@@ -119,7 +120,10 @@ class Speculation:
 
     # [learn]
     def learn(self, changes: Sequence[Change]) -> None:
-        """What became of a step's drafts, and what the target has read and kept. Every page is still its request's."""
+        """Tell the drafter what the target has read and kept, and learn how many drafts were accepted.
+
+        Every request still has its pages.
+        """
         if self.drafter is None:
             return
         for change in changes:
@@ -132,7 +136,7 @@ class Speculation:
                 change.request.drafter_state = None  # nobody needs it any more
 
     def end(self, request: Request) -> None:
-        """The same for a request that is aborted: others may read its pages from now on."""
+        """The same for a request that is aborted, while it still has its pages."""
         if self.drafter is not None and request.table:
             self.drafter.observe([_observation(request, request.computed, [], "end")])
             request.drafter_state = None

@@ -42,9 +42,9 @@ class Stats:
     cached_tokens: int = 0
     run_seconds: float = 0.0  # the model, sampling and acceptance
     draft_seconds: float = 0.0
-    schedule_seconds: float = 0.0  # everything else of a step: scheduler, tree, pool, commit
+    schedule_seconds: float = 0.0  # the rest of a step: scheduler, tree, pool, commit
     preemptions: int = 0
-    evicted_pages: int = 0
+    evicted_pages: int = 0  # that left the tree: evicted, dropped after a failed step, or by `Engine.forget`
     pages: int = 0  # in the pool
     pages_cached: int = 0  # of these, the tree's
     pages_private: int = 0  # and those that belong to one running request

@@ -45,14 +45,22 @@ class Stream(Iterator[Delta]):
         self._arrive()
         while self.open:
             while self.news:
-                if delta := self._take(next(iter(self.news))):
-                    return delta
+                i = next(iter(self.news))
+                before = self.yielded[i], self.texts[i]
+                try:
+                    if delta := self._take(i):
+                        return delta
+                except BaseException:  # the tokenizer's error or an interrupt: nothing was yielded
+                    self.yielded[i], self.texts[i] = before
+                    self.news[i] = None
+                    self.open.add(i)
+                    raise
             self.engine.step()
         raise StopIteration
 
     def _take(self, i: int) -> Delta | None:
-        """What is new of request i, and it is news no more. If the tokenizer fails, nothing has changed."""
-        request, text = self.requests[i], copy(self.texts[i])
+        """What is new of request i, which is news no more. None if that is nothing."""
+        request, text = self.requests[i], copy(self.texts[i])  # a copy: what is kept must not change before the end
         tokens, ended = request.tokens[self.yielded[i] :].tolist(), request.finish_reason
         new = text.add(tokens, request.finished) if text else ""
         self.texts[i] = text
@@ -77,7 +85,7 @@ class Stream(Iterator[Delta]):
         for i, request in enumerate(self.requests):
             if request.error:
                 after = f"ended after {len(request.output)} tokens"
-                warnings.warn(f"request {i} ({request.id!r}) {after}: {request.error}", stacklevel=3)
+                warnings.warn(f"completion {i} {after}: {request.error}", stacklevel=3)
         return [Completion.of(request) for request in self.requests]
 
     def _arrive(self) -> None:

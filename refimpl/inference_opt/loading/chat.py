@@ -20,6 +20,8 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 
+from inference_opt.values import shown
+
 
 class _Generation(Extension):
     """`{% generation %}` marks the assistant's words for training; here it renders to its content."""
@@ -46,6 +48,7 @@ def _now(form: str) -> str:
     return datetime.now().strftime(form)
 
 
+MESSAGE = 'a role and a content that are texts, as in {"role": "user", "content": "Hello"}'
 MAX_RANGES = 1_000_000  # numbers in all ranges of one rendering
 MAX_ITEMS = 10_000_000  # characters of a text, or items of a list, that `*` makes
 MAX_BITS = 100_000  # bits of a number that `*` or `**` makes
@@ -102,10 +105,16 @@ def render(template: str, name: str, messages: Any, tools: Any, documents: Any, 
     ):
         if given is None and what != "messages":
             continue
-        if not isinstance(given, list | tuple) or not all(isinstance(one, Mapping) for one in given):
-            raise ValueError(f"{what} must be a list of mappings, one for each {form}, got {str(given)[:80]!r}")
-    if not messages or not all(isinstance(message.get("role"), str) for message in messages):
-        raise ValueError(f"expected one message or more, each with a role (a string), got {str(messages)[:80]!r}")
+        if not isinstance(given, list | tuple):
+            raise ValueError(f"{what} must be a list of mappings, one for each {form}, got {shown(given)}")
+        for i, one in enumerate(given):
+            if not isinstance(one, Mapping):
+                raise ValueError(f"{what} must be a list of mappings, but {what}[{i}] is {shown(one)}")
+    if not messages:
+        raise ValueError(f"there are no messages: expected one or more, each with {MESSAGE}")
+    for i, message in enumerate(messages):
+        if not isinstance(message.get("role"), str):
+            raise ValueError(f"the role of messages[{i}] is {shown(message.get('role'))}: expected {MESSAGE}")
     try:
         others = {"tools": tools, "documents": documents} | variables
         data = {key: _sanitised(value, key) for key, value in others.items()}
@@ -118,7 +127,12 @@ def render(template: str, name: str, messages: Any, tools: Any, documents: Any, 
     try:
         return _compiled(template).render(messages=chat, **data)
     except Exception as error:  # a template is a program: it may fail in any way
-        raise ValueError(f"{name} refuses these messages: {str(error) or type(error).__name__}") from error
+        why = str(error) or type(error).__name__
+        for i, message in enumerate(messages):
+            if not isinstance(content := message.get("content"), str):  # some templates take this, most do not
+                why += f"; the content of messages[{i}] is {shown(content)}: expected {MESSAGE}"
+                break
+        raise ValueError(f"{name} refuses these messages: {why}") from error
 
 
 def _message(message: dict[str, Any]) -> dict[str, Any]:

@@ -228,11 +228,6 @@ class SafetensorsFolder(Checkpoint):
         return build(self, config, dtype, device)
 
 
-def load_safetensors(folder: Path, dtype: torch.dtype, device: torch.device) -> Transformer:
-    """The model of a folder of `config.json` and safetensors files."""
-    return SafetensorsFolder(folder).load(dtype, device)
-
-
 def _latent_to_halves(rows: Tensor, name: str, config: ModelConfig) -> Tensor:
     """Reorder the rotated rows of latent attention: DeepSeek's rotary pairs are neighbours, ours half a head apart."""
     assert config.latent is not None

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
-from inference_opt.elsewhere import Elsewhere
+from inference_opt.elsewhere import Elsewhere, elsewhere
 from inference_opt.loading.detokenizer import Detokenizer
 from inference_opt.loading.folder import read_json
 from inference_opt.loading.vocabulary import CONTROL, USER_DEFINED, array, field, token_id, tokens_and_types
@@ -36,6 +36,15 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "qwen2": ("deepseek-r1-qwen", "kormo", "f2llmv2", "megrez"),
     "llama-bpe": ("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
 }
+# Arguments of `apply_chat_template` in transformers that are no variables of a template, and what to know here.
+_CHAT_ELSEWHERE = {
+    "conversation": "write chat(messages)",
+    "continue_final_message": "not implemented here",
+    "sanitize_control_tokens": "not implemented here",
+} | dict.fromkeys(
+    ("tokenize", "return_tensors", "return_dict", "return_assistant_tokens_mask", "padding", "truncation", "max_length",
+     "tokenizer_kwargs"), "chat returns the token ids of one conversation, all of them, as a list"
+)  # fmt: skip
 _NAMES = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 
 
@@ -100,6 +109,7 @@ class Tokenizer(Elsewhere):
         """The ids of special tokens, which are no part of a text, by name."""
         return {t.content: i for i, t in self.backend.get_added_tokens_decoder().items() if t.special}
 
+    @elsewhere(**_CHAT_ELSEWHERE)
     def chat(
         self,
         messages: Sequence[Mapping[str, Any]] | str,

@@ -40,8 +40,10 @@ class Node:
         self.life: object = parent.life if parent else life  # its tree's, from one `clear` to the next; None: evicted
         self.namespace = namespace  # a root's
         self.children: dict[bytes, Node] = {}  # by the first page of the child's edge
-        self.locks = 0  # requests that need this edge: those that locked this node or one below
-        self.users = 0  # those that locked this very node
+        # A lock on a node protects the whole path to it, so it counts in `locks` of every node of the path (SGLang's
+        # lock_ref), but in `users` only of the node that was given to `lock`. An edge may be evicted if `locks` is 0.
+        self.locks = 0  # locks taken here or below
+        self.users = 0  # of these, the locks taken here: as many `unlock`s of this very node are due
         self.born = self.used = now  # the tree's clock at insertion, and at the last use
         self.hits = 0  # matches that went through this edge
         self.queued: Any = None  # its key in the eviction heap, if it is there

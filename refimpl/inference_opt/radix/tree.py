@@ -46,7 +46,7 @@ class RadixTree:
             raise ValueError(f"expected a policy (radix/eviction.py), made for this tree, got {policy!r}")
         self.policy.serve(self)
         self.clock = 0  # counts uses
-        self.inserted = 0  # pages, since the beginning
+        self.inserted = 0  # pages that ever came in
         self.clear()
 
     def clear(self) -> None:
@@ -59,7 +59,7 @@ class RadixTree:
         self.roots: dict[Hashable, Node] = {}  # of the namespaces that have a page or a lock
         self.leaves = Leaves(self.policy)
         self.evictable = 0  # pages on unlocked nodes
-        self.evicted = self.inserted
+        self.evicted = self.inserted  # pages that left, in whatever way: by `evict`, `discard` or `clear`
 
     def __len__(self) -> int:
         """Pages that the tree owns."""

@@ -1,21 +1,25 @@
 """A trace: the steps of one recording, as plain JSON with a version, and how it is saved, read, checked and shown.
 
-    {"format": "inference-opt trace", "version": 1, "title": …, "about": …, "labels": {token: text}, "cut": "",
+    {"format": "inference-opt trace", "version": 2, "title": …, "about": …, "labels": {token: text}, "cut": "",
      "sources": [{"file", "line", "lines"}],
      "steps": [{"event", "text", "facts", "state": {kind: snapshot}, "invariants", "counters", "source", "question"?}]}
+
+    question: {"ask", "choices": [[answer, why], …], "right": index}
+          or  {"ask", "number", "why", "beliefs": [[wrong number, why], …]}
 
 `trace.schema.json` says the same as a JSON Schema. A trace feeds the notebook, the page and the tests alike.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from inference_opt.files import check_file, write_whole
 from inference_opt.values import shown
 
-FORMAT, VERSION = "inference-opt trace", 1
+FORMAT, VERSION = "inference-opt trace", 2
+Reasoned = tuple[str, str]  # an answer, and one line why it is right or wrong
 
 
 class Trace:
@@ -36,14 +40,35 @@ class Trace:
         """What happened, in order."""
         return [step["event"] for step in self.steps]
 
-    def ask(self, event: str, question: str, answer: str, choices: tuple[str, ...] = (), nth: int = 0) -> None:
-        """Let the player ask before it shows the nth step of an event. `answer`: one of the `choices`, if there are."""
-        if choices and answer not in choices:
-            raise ValueError(f"the answer {answer!r} is none of the choices {choices}")
-        found = [step for step in self.steps if step["event"] == event]
-        if nth >= len(found):
-            raise ValueError(f"the trace has {len(found)} steps {event!r}, no number {nth}")
-        found[nth]["question"] = {"ask": question, "answer": answer, "choices": list(choices)}
+    def where(self, event: str) -> list[int]:
+        """The indices of the steps of an event."""
+        return [i for i, step in enumerate(self.steps) if step["event"] == event]
+
+    def ask(self, at: int, question: str, right: Reasoned, *wrong: Reasoned) -> None:
+        """Let the player ask before it shows the step of index `at`; the reader chooses an answer.
+
+        The choices are put into alphabetical order, which does not tell the right one.
+        ValueError for a step that no other precedes, for fewer than two wrong answers, and for equal ones.
+        """
+        choices = sorted([right, *wrong])
+        if len(wrong) < 2 or len({answer for answer, _ in choices}) < len(choices):
+            raise ValueError(
+                f"expected two or more wrong answers, all different, got {[answer for answer, _ in wrong]}"
+            )
+        self._ask(at, {"ask": question, "choices": [list(each) for each in choices], "right": choices.index(right)})
+
+    def ask_number(self, at: int, question: str, number: int, why: str, beliefs: Mapping[int, str]) -> None:
+        """The same with a number that the reader types. `beliefs`: wrong numbers, each with a line why it is wrong.
+
+        A belief that happens to be right in this recording is left out.
+        """
+        wrong = [[belief, reason] for belief, reason in sorted(beliefs.items()) if belief != number]
+        self._ask(at, {"ask": question, "number": number, "why": why, "beliefs": wrong})
+
+    def _ask(self, at: int, question: dict[str, Any]) -> None:
+        if not 0 < at < len(self):
+            raise ValueError(f"expected a step from 1 to {len(self) - 1}, behind one that is shown, got {at}")
+        self.steps[at]["question"] = question
 
     def as_json(self) -> dict[str, Any]:
         """The whole trace."""

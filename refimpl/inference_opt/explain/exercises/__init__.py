@@ -16,10 +16,15 @@ from typing import Any
 
 from inference_opt.explain.exercises import process
 from inference_opt.explain.exercises.chapters import (
+    chapter_00,
+    chapter_01,
+    chapter_02,
     chapter_03,
+    chapter_04,
     chapter_05,
     chapter_06,
     chapter_07,
+    chapter_08,
 )
 from inference_opt.explain.exercises.exercise import Exercise, Predict, Repair
 from inference_opt.explain.exercises.judge import Solution, any_seed
@@ -30,10 +35,15 @@ from inference_opt.files import check_file
 EXERCISES: dict[str, Exercise] = {
     each.id: each
     for chapter in (
+        chapter_00,
+        chapter_01,
+        chapter_02,
         chapter_03,
+        chapter_04,
         chapter_05,
         chapter_06,
         chapter_07,
+        chapter_08,
     )
     for each in chapter.EXERCISES
 }
@@ -49,7 +59,7 @@ def named(id: str) -> Exercise:
 
 def start(id: str) -> str:
     """The text to begin with: imports, signature, docstring, and no body."""
-    return named(id).starter()
+    return named(id).file_text()
 
 
 def check(
@@ -71,11 +81,12 @@ def check(
         path = Path(answer)
         check_file(path)
         handed = Solution(file=str(path.resolve()), text=_text(path))
-    elif isinstance(exercise, Predict) != isinstance(answer, Mapping):
+    elif not (isinstance(answer, Mapping) if isinstance(exercise, Predict) else callable(answer)):
         wanted = "a dict of numbers" if isinstance(exercise, Predict) else "a function"
         raise ValueError(f"{id} is answered by {wanted}, or by the path of a file; got {answer!r}")
     else:
-        handed = Solution(value=dict(answer) if isinstance(answer, Mapping) else answer, sources=_sources(answer))
+        plain = dict(answer) if isinstance(answer, Mapping) else getattr(answer, "fn", answer)  # of a Triton kernel
+        handed = Solution(value=plain, sources=_sources(answer))
     if witness is not None and not (isinstance(exercise, Repair) and handed.value is not None):
         raise ValueError("witness goes with the function of a repair; a file has it as `witness = …`")
     handed.witness = witness
@@ -93,7 +104,7 @@ def hint(id: str, folder: str | Path = ".") -> str:
 
 def solution(id: str, folder: str | Path = ".") -> str:
     """A file that is accepted: the reference itself, or the numbers that come out."""
-    text = named(id).solution()
+    text = named(id).file_text(solved=True)
     Progress(folder).solved(id)
     return text
 

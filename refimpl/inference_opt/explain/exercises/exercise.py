@@ -24,15 +24,15 @@ import numpy as np
 import torch
 from hypothesis.strategies import SearchStrategy
 
+from inference_opt.explain.views.exercises import written
 from inference_opt.trace.trace import Trace
-from inference_opt.values import shown
 
 WIDTH = 100  # of the text of a starter
 TELLS = ("emit", "emit_at", "recording", "watched")  # the recorder's: no part of what a learner writes
 
 
 class Broken(AssertionError):
-    """A property does not hold: `sentence` says which part of it, `came` is the learner's value, `right` the judge's."""
+    """A property does not hold. `sentence`: which part of it; `came`: the learner's value; `right`: the judge's."""
 
     def __init__(self, sentence: str, came: Any = None, right: Any = None) -> None:
         super().__init__(sentence)
@@ -77,19 +77,25 @@ class Exercise:
         """The name that a learner's file has by default."""
         return self.id.replace(".", "_") + ".py"
 
-    def _head(self) -> str:
-        paragraphs = [textwrap.fill(" ".join(each.split()), WIDTH) if not each.startswith("    ") else each.rstrip()
-                      for each in textwrap.dedent(self.task).strip().split("\n\n")]  # fmt: skip
-        said = "\n\n".join([f"{self.id}: {self.title}.", *paragraphs, f"    inference-opt exercise check {self.id}"])
-        return f'"""{said}\n"""\n'
+    @property
+    def paragraphs(self) -> list[str]:
+        """The task; what is indented stays as it is."""
+        parts = textwrap.dedent(self.task).strip().split("\n\n")
+        return [part.rstrip() if part.startswith("    ") else " ".join(part.split()) for part in parts]
 
-    def starter(self) -> str:
-        """The file that a learner begins with."""
+    def code(self, solved: bool = False) -> str:
+        """What a learner begins with, or what is accepted; without the task."""
         raise NotImplementedError
 
-    def solution(self) -> str:
-        """A file that is accepted."""
+    def call(self) -> str:
+        """How a notebook has it judged."""
         raise NotImplementedError
+
+    def file_text(self, solved: bool = False) -> str:
+        """The same as a file, which begins with the task."""
+        filled = [part if part.startswith("    ") else textwrap.fill(part, WIDTH) for part in self.paragraphs]
+        said = "\n\n".join([f"{self.id}: {self.title}.", *filled, f"    inference-opt exercise check {self.id}"])
+        return f'"""{said}\n"""\n\n{self.code(solved)}'
 
 
 @dataclass(frozen=True)
@@ -109,8 +115,9 @@ class Write(Exercise):
     def function(self) -> Any:
         """The same as a plain function."""
         found = self.reference
-        found = found.fget if isinstance(found, property) else getattr(found, "fn", found)  # a Triton kernel's
-        return inspect.unwrap(getattr(found, "__func__", found))
+        for inner in ("fget", "fn", "__func__"):  # of a property, a Triton kernel, a static method
+            found = getattr(found, inner, found)
+        return inspect.unwrap(found)
 
     @property
     def whose(self) -> str:
@@ -124,16 +131,14 @@ class Write(Exercise):
         """The reference's own text."""
         return textwrap.dedent(inspect.getsource(self.function))
 
-    def starter(self) -> str:
-        """Imports, signature, docstring, and no body."""
-        return self._file(_without_body(self.source()), leave_out=TELLS)
+    def code(self, solved: bool = False) -> str:
+        """Imports, signature, docstring; and the body, if solved."""
+        source = self.source() if solved else _without_body(self.source())
+        return f"{imports_of(self.function, () if solved else TELLS)}\n\n# {self.whose}\n{source}"
 
-    def solution(self) -> str:
-        """The reference."""
-        return self._file(self.source())
-
-    def _file(self, source: str, before: str = "", leave_out: tuple[str, ...] = ()) -> str:
-        return f"{self._head()}\n{imports_of(self.function, leave_out)}\n{before}\n# {self.whose}\n{source}"
+    def call(self) -> str:
+        """With the function."""
+        return f'check("{self.id}", {self.function.__name__})'
 
 
 @dataclass(frozen=True)
@@ -152,14 +157,16 @@ class Repair(Write):
             source = source.replace(right, wrong)
         return source
 
-    def starter(self) -> str:
-        """The function with its bug, and a witness to be found."""
+    def code(self, solved: bool = False) -> str:
+        """A witness, and the function; if not solved, with its bug, and the witness to be found."""
         keys = ", ".join(f"{name!r}: …" for name in self.witness)
-        return self._file(self.broken(), f"\n# An input that shows the bug: {{{keys}}}\nwitness = ...\n")
+        witness = f"{dict(self.witness)!r}" if solved else f"...  # an input that shows the bug: {{{keys}}}"
+        source = self.source() if solved else self.broken()
+        return f"{imports_of(self.function)}\nwitness = {witness}\n\n\n# {self.whose}\n{source}"
 
-    def solution(self) -> str:
-        """The reference, and a witness."""
-        return self._file(self.source(), f"\nwitness = {dict(self.witness)!r}\n")
+    def call(self) -> str:
+        """With the witness."""
+        return f'check("{self.id}", {self.function.__name__}, witness=witness)'
 
 
 class Question(NamedTuple):
@@ -176,20 +183,18 @@ class Predict(Exercise):
     questions: Mapping[str, Question]
     run: Callable[[], tuple[dict[str, float], Trace]]
 
-    def starter(self) -> str:
+    def code(self, solved: bool = False) -> str:
         """A line for each answer."""
-        return self._answers({})
+        numbers: Mapping[str, Any] = self.run()[0] if solved else dict.fromkeys(self.questions, "...")
+        lines = []
+        for name, question in self.questions.items():
+            lines += [f"    # {part}" for part in textwrap.wrap(question.asks, WIDTH)]
+            lines.append(f"    {name!r}: {numbers[name]},")
+        return "\n".join(["answers = {", *lines, "}\n"])
 
-    def solution(self) -> str:
-        """What the code does."""
-        return self._answers(self.run()[0])
-
-    def _answers(self, numbers: Mapping[str, float]) -> str:
-        lines = [line for name, question in self.questions.items() for line in (
-            *(f"    # {part}" for part in textwrap.wrap(question.asks, WIDTH)),
-            f"    {name!r}: {numbers.get(name, ...) if name in numbers else '...'},",
-        )]  # fmt: skip
-        return "\n".join([self._head(), "answers = {", *lines, "}\n"])
+    def call(self) -> str:
+        """With the answers."""
+        return f'check("{self.id}", answers)'
 
 
 _REFERENCES: dict[tuple[Any, str], Any] = {}
@@ -205,12 +210,14 @@ def imports_of(function: Any, leave_out: tuple[str, ...] = ()) -> str:
     for node in ast.walk(tree):  # names within annotations that are strings
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
             used.add(node.value)
-    used -= {function.__name__, *leave_out}
+    used -= {function.__name__, *inspect.signature(function).parameters, *leave_out}
     lines: dict[str, set[str]] = {}
     plain = []
     for node in ast.parse(text).body:
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = {f"{a.name} as {a.asname}" if a.asname else a.name for a in node.names if (a.asname or a.name) in used}
+            names = {
+                f"{a.name} as {a.asname}" if a.asname else a.name for a in node.names if (a.asname or a.name) in used
+            }
             if names:
                 lines.setdefault(node.module, set()).update(names)
         elif isinstance(node, ast.Import):
@@ -218,7 +225,9 @@ def imports_of(function: Any, leave_out: tuple[str, ...] = ()) -> str:
                       for a in node.names if (a.asname or a.name).split(".")[0] in used]  # fmt: skip
         elif own := used & set(_defined(node)):
             lines.setdefault(module.__name__, set()).update(own)
-    return "\n".join([*plain, *(f"from {name} import {', '.join(sorted(names))}" for name, names in lines.items())]) + "\n"
+    return (
+        "\n".join([*plain, *(f"from {name} import {', '.join(sorted(names))}" for name, names in lines.items())]) + "\n"
+    )
 
 
 def _defined(node: ast.stmt) -> Iterator[str]:
@@ -277,12 +286,8 @@ def load(path: str) -> Any:
 
 def in_short(value: Any, most: int = 300) -> str:
     """A value as a counterexample shows it."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        text = np.array2string(value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy(), precision=4)
+    text = written(value)
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    if isinstance(value, torch.Tensor | np.ndarray):
         text += f"  (shape {tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')})"
-    elif isinstance(value, np.ndarray):
-        text = f"{np.array2string(value, precision=4)}  (shape {value.shape}, {value.dtype})"
-    else:
-        text = repr(value)
-    return text if len(text) <= most else text[: most - 1] + "…"
+    return text

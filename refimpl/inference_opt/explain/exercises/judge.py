@@ -14,7 +14,6 @@ import io
 import linecache
 import secrets
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -30,10 +29,10 @@ from inference_opt.explain.exercises.place import put
 from inference_opt.explain.exercises.verdict import Verdict
 from inference_opt.explain.record import record
 from inference_opt.trace import emit, emit_at
-from inference_opt.trace.trace import Trace
 
-TRYING, SHRINKING = 5.0, 2.0  # seconds for all properties of an exercise, and for making a counterexample small
-ONE_INPUT = 5.0  # seconds that a single input may take
+# Seconds of the processor, so that a verdict does not depend on what else runs.
+TRYING, SHRINKING = 5.0, 2.0  # for all properties of an exercise, and for making a counterexample small
+ONE_INPUT = 5.0  # that a single input may take
 EXAMPLES = 300  # inputs of a property, if there is time
 PRINTED = 1000  # letters kept of what the learner's code prints
 
@@ -89,9 +88,9 @@ def _judge(exercise: Exercise, solution: Solution, chance: int, note: Callable[[
         _check_witness(exercise, witness)
     put(exercise.owner, exercise.name, function)
     tried = 0
-    end = time.monotonic() + TRYING
+    end = time.process_time() + TRYING
     for left, each in zip(range(len(exercise.properties), 0, -1), exercise.properties):
-        share = max((end - time.monotonic()) / left, 0.5)
+        share = max((end - time.process_time()) / left, 0.5)
         count, failed = first_failure(each, chance, share, note)
         tried += count
         if failed is not None:
@@ -104,7 +103,7 @@ def _judge(exercise: Exercise, solution: Solution, chance: int, note: Callable[[
 
 def _loaded(exercise: Write, solution: Solution) -> dict[str, Any]:
     """The names that a learner's file defines."""
-    for file, lines in solution.sources.items():
+    for file, lines in (solution.sources | {solution.file: solution.text.splitlines(keepends=True)}).items():
         linecache.cache[file] = (sum(map(len, lines)), None, lines, file)
     if solution.value is not None:
         return {}
@@ -141,14 +140,15 @@ def _function(exercise: Write, solution: Solution, names: Mapping[str, Any]) -> 
     plain = getattr(function, "fn", function)
     if not isinstance(plain, FunctionType):
         raise Refused(f"{wanted} must be a function, got {in_short(function, 80)}")
-    if getattr(exercise.reference, "fn", None) is not None and plain is function:
+    kernel = hasattr(exercise.reference, "fn")
+    if kernel and plain is function and solution.value is None:
         raise Refused(f"{wanted} must be a Triton kernel: keep the line @triton.jit above it")
     expected, got = inspect.signature(exercise.function), inspect.signature(plain)
     if [(p.name, p.kind) for p in expected.parameters.values()] != [(p.name, p.kind) for p in got.parameters.values()]:
         shapes = [f"({', '.join(map(str, s.replace(return_annotation=s.empty).parameters))})" for s in (expected, got)]
         line = plain.__code__.co_firstlineno
         raise Refused(f"{wanted} must take the parameters {shapes[0]}, yours takes {shapes[1]}", line)
-    return function
+    return type(exercise.reference)(plain) if kernel else function  # a notebook hands over the plain function
 
 
 def _answers(solution: Solution) -> Any:
@@ -171,7 +171,7 @@ def first_failure(
     prop: Property, chance: int, seconds: float, note: Callable[[str], None]
 ) -> tuple[int, tuple[dict[str, Any], BaseException] | None]:
     """How many inputs were tried, and the smallest found that breaks the property, with what it raised."""
-    until = time.monotonic() + seconds
+    until = time.process_time() + seconds
     failed: tuple[dict[str, Any], BaseException] | None = None
     tried = 0
 
@@ -180,7 +180,7 @@ def first_failure(
 
     def trial(example: dict[str, Any]) -> None:
         nonlocal until, failed, tried
-        if time.monotonic() > until:  # nothing more is found, nothing becomes smaller
+        if time.process_time() > until:  # nothing more is found, nothing becomes smaller
             return
         tried += 1
         note(f"{prop.sentence}, on the input {_shown(example)}")
@@ -191,10 +191,10 @@ def first_failure(
             raise
         except BaseException as error:
             if failed is None:
-                until = time.monotonic() + SHRINKING
+                until = time.process_time() + SHRINKING
             if isinstance(error, Endless):
                 until = 0
-            failed = copy.deepcopy(example), error
+            failed = copy.deepcopy(example), _raised(error)
             raise Breaks from None
 
     for corner in prop.corners:
@@ -227,13 +227,13 @@ def _one_input() -> Iterator[None]:
     def late(*_: Any) -> None:
         raise Endless
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, ONE_INPUT)
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, ONE_INPUT)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 # Refusing
@@ -243,6 +243,8 @@ def refusal(exercise: Write, function: Any, prop: Property, example: dict[str, A
     """What is said of a counterexample, and its recording."""
     shown = _shown(example)
     file = getattr(function, "fn", function).__code__.co_filename
+    if isinstance(error, NotImplementedError):
+        return Verdict(exercise.id, False, f"it is not written yet: {_said(error)}", line=_line(error, file))
     trace = None
     if not isinstance(error, Endless):
         with record(f"{exercise.id}, {exercise.title}: a counterexample") as trace:
@@ -251,7 +253,7 @@ def refusal(exercise: Write, function: Any, prop: Property, example: dict[str, A
                 with _one_input():
                     prop.holds(**copy.deepcopy(example))
             except BaseException as again:
-                error = again
+                error = _raised(again)
             sentence, came, right = _told(prop, error)
             code, line = _place(function, error)
             rows = [(sentence, came or "nothing", right or "no error")]
@@ -264,10 +266,10 @@ def refusal(exercise: Write, function: Any, prop: Property, example: dict[str, A
 def _told(prop: Property, error: BaseException) -> tuple[str, str, str]:
     """(what broke, what came, what is right)."""
     if isinstance(error, Broken):
-        came, right = in_short(error.came), in_short(error.right) if error.right is not None else ""
+        came, right = (in_short(value) if value is not None else "" for value in (error.came, error.right))
+        if came == right != "":  # they differ in digits that are not shown, or by their types
+            came, right = f"{error.came!r}"[:300], f"{error.right!r}"[:300]
         return f"{prop.sentence}: {error.sentence}" if error.sentence else prop.sentence, came, right
-    if isinstance(error, NotImplementedError):
-        return f"it is not written yet: {_said(error)}", "", ""
     if isinstance(error, Endless):
         return f"{prop.sentence}: no answer within {ONE_INPUT:.0f} seconds on this input", "", ""
     return f"{prop.sentence}: your code raised an error", _said(error), ""
@@ -280,6 +282,11 @@ def _said(error: BaseException) -> str:
         return "RecursionError: it calls itself without end"
     words = str(error).strip()
     return f"{type(error).__name__}: {words}"[:PRINTED] if words else type(error).__name__
+
+
+def _raised(error: BaseException) -> BaseException:
+    """The error itself, where Triton's interpreter has wrapped it in its own."""
+    return error.__cause__ or error if type(error).__name__ == "InterpreterError" else error
 
 
 def _frames(error: BaseException) -> Iterator[tuple[CodeType, int]]:
@@ -323,7 +330,9 @@ def _check_witness(exercise: Repair, witness: Any) -> None:
     put(exercise.owner, exercise.name, exercise.function)
     wrong = [error for each in exercise.properties if (error := _breaks(each, witness))]
     if wrong:
-        raise Refused(f"the witness {in_short(witness, 120)} is no input that the right function can take: {_said(wrong[0])}")
+        raise Refused(
+            f"the witness {in_short(witness, 120)} is no input that the right function can take: {_said(wrong[0])}"
+        )
     if not shows:
         raise Refused(f"the witness {in_short(witness, 120)} does not show the bug: the broken function is right on it")
 
@@ -352,13 +361,14 @@ def _predicted(exercise: Predict, answers: Any) -> Verdict:
     wrong = [name for name in answers if abs(answers[name] - right[name]) > 1e-6 * max(1, abs(right[name]))]
     if not wrong:
         return Verdict(exercise.id, True, f"{len(right)} numbers are what the code does.", trace=None)
-    why = {name: next((why for belief, why in exercise.questions[name].beliefs if abs(belief - answers[name]) < 1e-9), "")
-           for name in wrong}  # fmt: skip
-    said = "; ".join(
-        f"{name}: {answers[name]} is too {'small' if answers[name] < right[name] else 'large'}" + f" ({why[name]})" * bool(why[name])
-        for name in wrong
+    said = []
+    for name in wrong:
+        beliefs = exercise.questions[name].beliefs
+        why = next((f" ({why})" for belief, why in beliefs if abs(belief - answers[name]) < 1e-9), "")
+        said.append(f"{name}: {answers[name]} is too {'small' if answers[name] < right[name] else 'large'}{why}")
+    return Verdict(
+        exercise.id, False, "; ".join(said), {name: repr(value) for name, value in answers.items()}, trace=trace
     )
-    return Verdict(exercise.id, False, said, {name: repr(value) for name, value in answers.items()}, trace=trace)
 
 
 class Printed(io.TextIOBase):

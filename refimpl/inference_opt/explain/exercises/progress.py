@@ -51,3 +51,12 @@ class Progress:
         known[id] = known.get(id, {}) | change(known.get(id, {}))
         write_whole(self.path, json.dumps(known, indent=1, sort_keys=True) + "\n")
         return known[id]
+
+
+def state(one: dict[str, Any]) -> str:
+    """What a learner has done of an exercise, in a few words."""
+    checks, hints = one.get("checks", 0), one.get("hints", 0)
+    said = ["accepted"] if one.get("accepted") else [f"{checks} tried"] if checks else []
+    said += [f"{hints} of 3 hints"] if hints else []
+    said += ["solution shown"] if one.get("solution") else []
+    return ", ".join(said)

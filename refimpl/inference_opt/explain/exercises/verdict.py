@@ -62,7 +62,7 @@ class Verdict:
         """A whole HTML file: the player, open at the step that breaks. ValueError where nothing was recorded."""
         if self.trace is None:
             raise ValueError(f"nothing was recorded of {self.id}")
-        return page(self.trace, at=len(self.trace) - 1)
+        return page(self.trace, at=breaks_at(self.trace))
 
     def __repr__(self) -> str:
         return "\n".join(self.lines())
@@ -71,4 +71,10 @@ class Verdict:
         colour = "#2b7a4b" if self.accepted else "#b3373d"
         words = html.escape("\n".join(self.lines()))
         told = f'<pre style="border-left: 4px solid {colour}; padding: .5em 1em; white-space: pre-wrap">{words}</pre>'
-        return told + (frame(self.trace, at=len(self.trace) - 1) if self.trace else "")
+        return told + (frame(self.trace, at=breaks_at(self.trace)) if self.trace else "")
+
+
+def breaks_at(trace: Trace) -> int:
+    """The first step at which an invariant does not hold; the last step, which tells of it, where all hold."""
+    broken = (i for i, step in enumerate(trace.steps) if not all(step["invariants"].values()))
+    return next(broken, len(trace) - 1)

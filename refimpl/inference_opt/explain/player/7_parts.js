@@ -17,7 +17,7 @@ const HELP = [
   ["c C", "next, previous part of the story"],
   ["g", "go to a step: choose with ← →"],
   ["→ Enter", "show the answer"],
-  ["1 2 3", "choose an answer"],
+  ["1 2 3", "choose an answer, or type a number"],
   ["l", "copy a link to this step"],
   ["t", "light or dark"],
   ["?", "these keys"],

@@ -115,23 +115,24 @@ function play(player, trace, alone, was, at = 0) {
   }
 
   function ask(at) {
-    const { ask: words, choices } = steps[(asked = at)].question;
-    const pass = TOUCH.matches ? "A swipe to the left shows the answer." : "<kbd>→</kbd> or <kbd>Enter</kbd> shows the answer.";
-    box.innerHTML =
-      `<p>${esc(words)}</p>` +
-      choices.map((choice, i) => `<button type="button" data-answer="${i}">${esc(choice)}</button>`).join("") +
-      `<p class="pass">${pass}</p>`;
+    box.innerHTML = drawQuestion(steps[(asked = at)].question);
     box.hidden = false; // the focus stays where it is: on a choice, Space would choose it
     disable("play", true);
   }
 
-  function answer(chosen) {
+  // A choice's place, or what was typed. A wrong one is told why, and the question stays; without one, the answer is shown.
+  function answer(given) {
     const at = asked,
-      { answer: right, choices } = steps[at].question;
+      verdict = judged(steps[at].question, given),
+      told = drawVerdict(verdict, given === undefined);
+    if (!verdict.right) {
+      find(".said").innerHTML = told;
+      box.querySelector(`[data-answer="${given}"]`)?.classList.add("no");
+      return box.querySelector("input") && player.focus({ preventScroll: true }); // → is the player's again
+    }
     answered.add(at);
     go(at);
-    const hit = chosen === undefined || !choices.length ? null : choices[chosen] === right;
-    box.innerHTML = `<p class="verdict ${hit === null ? "" : hit ? "yes" : "no"}">${hit === null ? "" : hit ? "Right: " : "Not so: "}${esc(right)}</p>`;
+    box.innerHTML = told;
     box.hidden = false;
     player.focus({ preventScroll: true });
   }
@@ -207,6 +208,7 @@ function play(player, trace, alone, was, at = 0) {
     link,
     theme,
     help,
+    check: () => answer(box.querySelector("input").value),
     jump: (to) => {
       find("[data-do=jump]").value = "";
       if (to.startsWith("@")) go(Number(to.slice(1)));
@@ -243,11 +245,20 @@ function play(player, trace, alone, was, at = 0) {
     const typing =
       target.tagName === "SELECT" || target.tagName === "TEXTAREA" || (target.tagName === "INPUT" && target !== range);
     const pushes = target.tagName === "BUTTON" && (event.key === " " || event.key === "Enter");
-    const digit = asked !== null && "123456789".indexOf(event.key);
-    const action =
-      digit !== false && digit >= 0 && digit < steps[asked].question.choices.length
-        ? () => answer(digit)
-        : keys[event.key];
+    const question = asked === null ? null : steps[asked].question,
+      number = box.querySelector("input");
+    if (target === number) {
+      if (event.key === "Enter") actions.check();
+      if (event.key === "Escape") player.focus({ preventScroll: true });
+      return event.stopPropagation(); // what is typed is no command, of the notebook neither
+    }
+    if (question && number && !typing && /^\d$/.test(event.key)) {
+      number.focus();
+      number.select(); // the digit goes there, in place of the last answer
+      return event.stopPropagation();
+    }
+    const choice = question?.choices?.[Number(event.key) - 1] && Number(event.key) - 1;
+    const action = choice === undefined ? keys[event.key] : () => answer(choice);
     if (typing || pushes || !action) return;
     if (event.repeat && asked !== null) return event.preventDefault(); // a key held down does not pass a question
     if (timer && action !== run && event.key !== "+" && event.key !== "-") pause();
@@ -288,7 +299,11 @@ function play(player, trace, alone, was, at = 0) {
       return manual(event.clientX < left + width / 2 ? actions.back : forward);
     }
     const it = event.target.closest("[data-do], [data-answer]");
-    if (it?.dataset.answer) return answer(Number(it.dataset.answer));
+    if (it?.dataset.answer) {
+      answer(Number(it.dataset.answer));
+      if (event.detail) player.focus({ preventScroll: true }); // by a pointer: Space does not choose it once more
+      return;
+    }
     if (it?.tagName === "BUTTON") {
       if (timer && it.dataset.do !== "play") pause();
       actions[it.dataset.do]();

@@ -1,7 +1,7 @@
 // The player: a trace, a step's number, and ways to change it. `render({ model, el })` is what anywidget calls;
 // a page calls it with a model of its own (see `mount`).
 
-const VERSION = 1;
+const VERSION = 2;
 const SCENES = {
   decode: ["what goes through the model", drawDecode],
   schedule: ["schedule", drawSchedule],

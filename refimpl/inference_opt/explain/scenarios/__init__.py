@@ -3,7 +3,8 @@
     trace = play("diverging-insert")                 # a Trace
     trace = play("page-pool", page_size=2)           # the same on other input
 
-A scenario is a function whose parameters, all with defaults, are what a reader may edit.
+A scenario is a function whose parameters, all with defaults, are what a reader may edit. What the player asks in it, a
+function of the same name in `questions.py` says.
 """
 
 import inspect
@@ -11,7 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from inference_opt.explain.scenarios import decoding, kernels, latent, law, pages, schedule, speculation, tree
+from inference_opt.explain.scenarios import (
+    decoding,
+    kernels,
+    latent,
+    law,
+    pages,
+    questions,
+    schedule,
+    speculation,
+    tree,
+)
 from inference_opt.trace import Trace
 
 
@@ -75,5 +86,8 @@ def play(name: str, **changes: Any) -> Trace:
     trace = scenario.run(**changes)
     if not trace.steps:
         raise ValueError(f"scenario {name!r} recorded no step on this input")
+    ask = getattr(questions, scenario.run.__name__, None)
+    if ask and not trace.cut:
+        ask(trace)
     trace.title, trace.about = scenario.sentence.rstrip("."), trace.about or scenario.about
     return trace

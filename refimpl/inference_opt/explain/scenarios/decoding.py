@@ -48,14 +48,6 @@ def naive_decoding(prompt: str = "again, and", new_tokens: int = 6, temperature:
         tokens = naive.stream(model, ids(prompt), new(new_tokens, temperature=temperature, seed=seed))
         while counts.next("naive", tokens):
             pass
-    if len(trace) > 2:
-        trace.ask(
-            "naive.token",
-            f"The prompt has {len(ids(prompt))} tokens, two are new. How many go through the model for the third?",
-            f"{len(ids(prompt)) + 2}: all of them, again",
-            ("one: the last", f"{len(ids(prompt)) + 2}: all of them, again"),
-            nth=2,
-        )
     return trace
 
 
@@ -71,12 +63,4 @@ def kv_cache(prompt: str = "again, and", new_tokens: int = 6, temperature: float
         both = naive.stream(model, ids(prompt), params), static.stream(model, [ids(prompt)], params)
         while counts.next("naive", both[0]):
             counts.next("cached", both[1])
-    if new_tokens > 1:
-        trace.ask(
-            "cache.token",
-            "The prompt is in the cache, and one new token is known. How many go through the model for the next?",
-            "one: the token that is new",
-            ("one: the token that is new", "the whole text", "none"),
-            nth=1,
-        )
     return trace

@@ -37,11 +37,4 @@ def pieces_of_attention(
     table = torch.tensor([t + [0] * (max(used) - len(t)) for t in tables], dtype=torch.int32)
     with record(only="kernel.") as trace:
         reference.attend_pieces(q, keys, values, table, plan, dim**-0.5)
-    if "kernel.merge" in trace.events():
-        trace.ask(
-            "kernel.merge",
-            "Two states over different keys are to be one. How much does each count?",
-            "by its share of the sum of exponentials",
-            ("by its number of keys", "by its share of the sum of exponentials", "one half"),
-        )
     return trace

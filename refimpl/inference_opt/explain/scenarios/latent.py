@@ -18,11 +18,4 @@ def latent_attention(prompt: str = "keep little", new_tokens: int = 4, heads: in
         arrivals(engine, f"{prompt}: {new_tokens}")
         while engine.requests:
             engine.step()
-    if "mla.absorb" in trace.events():
-        trace.ask(
-            "mla.absorb",
-            "One new token is decoded over all that is kept. Which form takes fewer multiplications?",
-            "absorbed: the query goes to the latents, and no key is made",
-            ("explicit: make every key and value", "absorbed: the query goes to the latents, and no key is made"),
-        )
     return trace

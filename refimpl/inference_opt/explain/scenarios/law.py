@@ -31,11 +31,4 @@ def biased_rule(gamma: int = 2, length: int = 2) -> Trace:
 
     The texts look fluent, and no single run shows the mistake. The sum over all paths does.
     """
-    trace = _grow(mutants.no_residual, gamma, length)
-    trace.ask(
-        "law.path",
-        "The rule draws the replacement from p. Which tokens will come too often?",
-        "those that the drafter says too rarely",
-        ("those that the drafter says too often", "those that the drafter says too rarely", "none"),
-    )
-    return trace
+    return _grow(mutants.no_residual, gamma, length)

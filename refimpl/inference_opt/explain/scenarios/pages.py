@@ -19,13 +19,6 @@ def page_pool(prompts: str = "ten tokens: 4\nsevenish: 9\nfives: 11", page_size:
         counts.requests = arrivals(engine, prompts)
         while engine.requests:
             engine.step()
-    if trace.events().count("pool.release") > 1:
-        trace.ask(
-            "pool.release",
-            "A request is done. Where do its pages go?",
-            "on top of the stack of free pages: the next to be taken",
-            ("to the end of the pool", "on top of the stack of free pages: the next to be taken"),
-        )
     return trace
 
 
@@ -39,12 +32,4 @@ def paged_attention(prompts: str = "a page: 6\nholds four: 5", page_size: int = 
         arrivals(engine, prompts)
         while engine.requests:
             engine.step()
-    if len(trace) > 4:
-        trace.ask(
-            "paged.attend",
-            "A decode step: how many keys and values does it compute for this request?",
-            "one: all others are in its pages",
-            ("one: all others are in its pages", "one for every token of its text"),
-            nth=2,
-        )
     return trace

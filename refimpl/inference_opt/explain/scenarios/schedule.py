@@ -39,16 +39,7 @@ def equal_prompts(
 
     A page is in the tree as soon as its computation is scheduled: all keys of a layer are written before any is read.
     """
-    trace = _play(Engine(toy(), page_size=page_size, num_pages=num_pages), prompts, "radix.")
-    if trace.events().count("schedule.admit") > 1:
-        trace.ask(
-            "schedule.admit",
-            "The second request has the same prompt, and nothing has been computed yet. How much of it is found?",
-            "all whole pages but the one that holds its last token",
-            ("nothing: no page has been filled", "all of it", "all whole pages but the one that holds its last token"),
-            nth=1,
-        )
-    return trace
+    return _play(Engine(toy(), page_size=page_size, num_pages=num_pages), prompts, "radix.")
 
 
 def preemption(
@@ -59,12 +50,4 @@ def preemption(
     What was computed is not lost at once: full pages of the prompt stay in the tree until they are evicted.
     """
     engine = Engine(toy(), page_size=page_size, num_pages=num_pages)
-    trace = _play(engine, prompts, "radix.match", "radix.insert", "radix.evict")
-    if "schedule.preempt" in trace.events():
-        trace.ask(
-            "schedule.preempt",
-            "There is no page left for the next token. Who has to go?",
-            "the latest arrival",
-            ("the longest text", "the latest arrival", "who has waited least"),
-        )
-    return trace
+    return _play(engine, prompts, "radix.match", "radix.insert", "radix.evict")

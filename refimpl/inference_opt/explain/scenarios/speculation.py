@@ -71,14 +71,7 @@ def full_acceptance(gamma: int = 4, seed: int = 0) -> Trace:
 
     p and q are equal, so p/q is 1 and every u lies below it.
     """
-    trace = _judge(rules.token_wise, TARGET, gamma, seed)
-    trace.ask(
-        "speculation.bonus",
-        "All drafts are kept. How many tokens does this one run of the target give?",
-        "one more than there are drafts",
-        ("as many as there are drafts", "one more than there are drafts"),
-    )
-    return trace
+    return _judge(rules.token_wise, TARGET, gamma, seed)
 
 
 def rejection(gamma: int = 4, seed: int = 10) -> Trace:
@@ -86,15 +79,7 @@ def rejection(gamma: int = 4, seed: int = 10) -> Trace:
 
     u · q(x) is a point under the draft's bar, anywhere with equal chance; it is kept where it lies under p as well.
     """
-    trace = _judge(rules.token_wise, DRAFT, gamma, seed)
-    if "speculation.replace" in trace.events():
-        trace.ask(
-            "speculation.replace",
-            "From which distribution must the replacement be drawn, so that the whole comes out as p?",
-            "from (p − q)⁺, what the target has in excess",
-            ("from p", "from (p − q)⁺, what the target has in excess", "from p without the rejected token"),
-        )
-    return trace
+    return _judge(rules.token_wise, DRAFT, gamma, seed)
 
 
 def block_verification(gamma: int = 3, seed: int = 12) -> Trace:
@@ -102,16 +87,7 @@ def block_verification(gamma: int = 3, seed: int = 12) -> Trace:
 
     w carries over what earlier tokens had in excess; a beginning stays with probability h, decided by the number u.
     """
-    trace = _judge(rules.block, DRAFT, gamma, seed)
-    if gamma > 1:
-        trace.ask(
-            "speculation.weigh",
-            "A beginning does not pass. Is the draft cut there?",
-            "no: the longest beginning that passes is kept",
-            ("yes, as by the token-wise rule", "no: the longest beginning that passes is kept"),
-            nth=1,
-        )
-    return trace
+    return _judge(rules.block, DRAFT, gamma, seed)
 
 
 def several_candidates(candidates: int = 3, seed: int = 10) -> Trace:
@@ -119,15 +95,7 @@ def several_candidates(candidates: int = 3, seed: int = 10) -> Trace:
 
     They were drawn without replacement: q of each is the drafter's distribution, less the candidates before it.
     """
-    trace = _judge(rules.multi_draft, DRAFT, candidates, seed, siblings())
-    if "speculation.reject" in trace.events():
-        trace.ask(
-            "speculation.reject",
-            "The first candidate is rejected. Against which distribution is the second one judged?",
-            "(p − q)⁺, normalised",
-            ("p again", "(p − q)⁺, normalised"),
-        )
-    return trace
+    return _judge(rules.multi_draft, DRAFT, candidates, seed, siblings())
 
 
 def draft_tree(depth: int = 2, width: int = 2, seed: int = 10) -> Trace:
@@ -139,12 +107,4 @@ def draft_tree(depth: int = 2, width: int = 2, seed: int = 10) -> Trace:
         raise ValueError(
             f"a tree of depth {depth} and width {width} has more than {MOST_NODES} nodes, too many to show"
         )
-    trace = _judge(rules.tree, DRAFT, depth, seed, branching(width))
-    if "speculation.accept" in trace.events():
-        trace.ask(
-            "speculation.accept",
-            "This candidate will be kept. Against which distribution are those below it judged?",
-            "the target's distribution behind it, which was read with all others",
-            ("what is left of p", "the target's distribution behind it, which was read with all others"),
-        )
-    return trace
+    return _judge(rules.tree, DRAFT, depth, seed, branching(width))

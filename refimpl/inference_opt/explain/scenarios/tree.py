@@ -60,23 +60,6 @@ def diverging_insert(
         tree.lock(node)
         pool.release(tree.evict(evict))
         tree.unlock(node)
-    if "radix.split" in trace.events():
-        trace.ask(
-            "radix.split",
-            "The second text is looked up. What must happen to the one edge that there is?",
-            "it is split after the last whole page that both share",
-            (
-                "it is split after the last letter that both share",
-                "it is split after the last whole page that both share",
-            ),
-        )
-    if "radix.evict" in trace.events():
-        trace.ask(
-            "radix.evict",
-            "Pages are wanted. Which go first?",
-            "the end of the unlocked leaf used least recently",
-            ("the end of the unlocked leaf used least recently", "the stem, which is oldest", "the locked leaf"),
-        )
     return trace
 
 
@@ -109,11 +92,4 @@ def sglang_tree(texts: str = FIGURE, num_pages: int = 30) -> Trace:
             tokens = words.ids(text)
             emit("figure.panel", tree, panel=panel.strip() or "?", tokens=tokens)
             serve(tree, pool, tokens)
-    if "radix.split" in trace.events():
-        trace.ask(
-            "radix.split",
-            "A second chat begins with the same system prompt. What will the two share?",
-            "all tokens up to where they part, “User:” included",
-            ("the system prompt only", "all tokens up to where they part, “User:” included"),
-        )
     return trace

@@ -25,12 +25,17 @@ def written(value: Any) -> str:
     return repr(value) if isinstance(value, str) else str(value)
 
 
+def told(value: Any) -> str:
+    """The same of a whole value: a text is told as it is."""
+    return value if isinstance(value, str) else written(value)
+
+
 def comparison(sentence: str, given: dict[str, Any], rows: Sequence[tuple[str, Any, Any]]) -> dict[str, Any]:
     """A broken promise as a table. `rows`: what is compared, what came, what is right; equal where written alike."""
-    compared = [[what, *map(written, (came, right))] for what, came, right in rows]
+    compared = [[what, *map(told, (came, right))] for what, came, right in rows]
     return {
         "kind": "comparison",
-        "given": [[name, written(value)] for name, value in given.items()],
+        "given": [[name, told(value)] for name, value in given.items()],
         "rows": [[*row, row[1] == row[2]] for row in compared],
         "broken": sentence,
         "invariants": {sentence: False},
@@ -39,7 +44,7 @@ def comparison(sentence: str, given: dict[str, Any], rows: Sequence[tuple[str, A
 
 def handed(given: dict[str, Any]) -> str:
     """The sentence of an input: str.format is yet to read it."""
-    words = ", ".join(f"{name} = {written(value)}" for name, value in given.items())
+    words = ", ".join(f"{name} = {told(value)}" for name, value in given.items())
     return f"the input: {words or 'nothing'}".replace("{", "{{").replace("}", "}}")
 
 

@@ -1,0 +1,186 @@
+"""The judge under code that loops, eats, ends, cheats or is no code: a clear refusal, and nothing hangs."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from inference_opt.exercises import check, hint, solution, start
+from inference_opt.explain.exercises import EXERCISES, process
+from inference_opt.explain.exercises.verdict import breaks_at
+from tests.explain.exercises.judging import text_of, verdict_on
+
+ID = "03.split"
+BODIES = {
+    "an endless loop": ("while True:\n        pass", "no answer within 5 seconds on this input"),
+    "a deep recursion": ("return self._split(node, within)", "RecursionError: it calls itself without end"),
+    "more memory than there is": ("all = [0] * 10**11", "MemoryError"),
+    "memory without end": ("all = [bytes(10**8) for _ in range(10**6)]", "MemoryError"),
+    "an exit": ("import sys\n    sys.exit(0)", "SystemExit(0): it asks to end the process"),
+    "an end without a word": ("import os\n    os._exit(0)", "your code ended the process (0)"),
+    "a crash": ("import ctypes\n    ctypes.string_at(0)", "your code ended the process (signal 11)"),
+    "nothing returned": ("pass", "AttributeError: 'NoneType' object"),
+    "not written": ("raise NotImplementedError", "it is not written yet"),
+    "the reference called": (
+        "from inference_opt.radix.tree import RadixTree\n    return RadixTree._split(self, node, within)",
+        "RecursionError",
+    ),
+}  # fmt: skip
+FILES = {
+    "no Python": ("def _split(self, node, within)\n    pass\n", "this is no Python: expected ':'"),
+    "another signature": ("def _split(self, node):\n    pass\n", "must take the parameters (self, node, within)"),
+    "no function": ("def split(self, node, within):\n    pass\n", "there is no function _split in 03_split.py"),
+    "a number": ("_split = 3\n", "_split must be a function, got 3"),
+    "an error on the way": ("1 / 0\n", "running the file raised ZeroDivisionError"),
+    "an exit on the way": ("import sys\nsys.exit()\n", "running the file raised SystemExit"),
+    "the reference handed in": (
+        "from inference_opt.radix.tree import RadixTree\n"
+        "reference = RadixTree._split\n\n\ndef _split(self, node, within):\n    return reference(self, node, within)\n",
+        "the package's own is not there",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BODIES)
+def test_whatever_the_code_does_it_is_refused_in_words(case):
+    body, said = BODIES[case]
+    text = start(ID).replace("raise NotImplementedError", body)
+    verdict = verdict_on(ID, text)
+    assert not verdict.accepted
+    assert said in repr(verdict)
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_whatever_the_file_holds_it_is_refused_in_words(case):
+    text, said = FILES[case]
+    verdict = verdict_on(ID, text)
+    assert not verdict.accepted
+    assert said in repr(verdict)
+
+
+def test_what_never_ends_is_killed_and_the_next_is_judged(monkeypatch):
+    text = start(ID).replace(
+        "raise NotImplementedError",
+        "import signal\n    signal.signal(signal.SIGPROF, signal.SIG_IGN)\n    while 1: pass",
+    )
+    monkeypatch.setattr(process, "SECONDS", 8)
+    monkeypatch.setattr(process, "_server", [])
+    verdict = verdict_on(ID, text)
+    assert "no verdict within 8 seconds" in verdict.sentence
+    assert "on the input" in verdict.sentence
+    assert verdict_on(ID, EXERCISES[ID].file_text(solved=True)).accepted
+
+
+def test_what_is_printed_is_shown_cut_and_changes_nothing():
+    text = (
+        EXERCISES[ID]
+        .file_text(solved=True)
+        .replace("    count =", "    print('an edge is cut at byte', within)\n    count =")
+    )
+    verdict = verdict_on(ID, text)
+    assert verdict.accepted
+    assert verdict.printed.startswith("an edge is cut at byte ")
+    assert "letters more" in verdict.printed
+    assert len(verdict.printed) < 1100
+
+
+def test_a_memory_of_the_inputs_does_not_pass(tmp_path):
+    """One solution notes what it is given; another is right on exactly that, and wrong elsewhere."""
+    text = EXERCISES[ID].file_text(solved=True)
+    notes = tmp_path / "notes"
+    noted = f"    open({str(notes)!r}, 'a').write(repr((within, head.edge, node.edge)) + ',')\n    emit("
+    assert verdict_on(ID, text.replace("    emit(", noted), seed=1).accepted
+    table = f"seen = set(eval('[' + open({str(notes)!r}).read() + ']'))\n"
+    cheat = "    head.locks *= (within, head.edge, node.edge) in seen\n    emit("
+    cheat = table + text.replace("    emit(", cheat)
+    assert verdict_on(ID, cheat, seed=1).accepted, "these were all of them"
+    assert not verdict_on(ID, cheat, seed=2).accepted
+
+
+def test_the_learners_file_is_only_read(tmp_path):
+    path = tmp_path / "03_split.py"
+    path.write_text(start(ID))
+    before = path.stat()
+    assert not check(ID, path, folder=tmp_path).accepted
+    assert (path.read_text(), path.stat().st_mtime_ns) == (start(ID), before.st_mtime_ns)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["03_split.py", "exercises.json"]
+
+
+def test_a_function_of_a_notebook_is_judged_with_what_it_calls(tmp_path):
+    def half(text, at):
+        return text[:at], text[at:]
+
+    def _split(self, node, within):
+        return half(node.edge, within)
+
+    verdict = check(ID, _split, folder=tmp_path)
+    assert not verdict.accepted
+    assert "AttributeError: 'tuple' object has no attribute" in verdict.came
+
+
+def test_progress_is_kept_and_a_broken_file_of_it_is_not_written_over(tmp_path):
+    hints = [hint(ID, tmp_path) for _ in range(4)]
+    assert [each.split(":")[0] for each in hints] == [f"hint {n} of 3" for n in (1, 2, 3, 3)]
+    assert solution(ID, tmp_path) == EXERCISES[ID].file_text(solved=True)
+    (tmp_path / "right.py").write_text(solution(ID, tmp_path))
+    assert check(ID, tmp_path / "right.py", folder=tmp_path).accepted
+    (tmp_path / "right.py").write_text(start(ID))
+    assert not check(ID, tmp_path / "right.py", folder=tmp_path).accepted
+    kept = json.loads((tmp_path / "exercises.json").read_text())
+    assert kept == {ID: {"accepted": True, "checks": 2, "hints": 3, "solution": True}}
+    (tmp_path / "exercises.json").write_text("{")
+    with pytest.raises(ValueError, match="does not hold the progress"):
+        hint(ID, tmp_path)
+    assert (tmp_path / "exercises.json").read_text() == "{"
+
+
+@pytest.mark.parametrize(
+    ("answer", "more", "said"),
+    [(3, {}, "is answered by a function"), ("no such file.py", {}, "no such file"), ({"a": 1}, {}, "by a function"),
+     (len, {"witness": {}}, "witness goes with the function of a repair")],
+)  # fmt: skip
+def test_wrong_use_is_an_error_in_words(answer, more, said, tmp_path):
+    with pytest.raises(ValueError, match=said):
+        check(ID, answer, folder=tmp_path, **more)
+    with pytest.raises(ValueError, match=r"there is no exercise '03.spilt'; there are 03"):
+        check("03.spilt", answer, folder=tmp_path, **more)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refusal_opens_where_an_invariant_breaks():
+    change = (("head.locks, head.policy_state = node.locks", "head.locks, head.policy_state = 0"),)
+    trace = verdict_on(ID, text_of(EXERCISES[ID], change)).trace
+    step = trace.steps[breaks_at(trace)]
+    assert step["event"].startswith("radix.")
+    assert step["invariants"]["a lock counts on every node up to the root"] is False
+    assert trace.steps[-1]["event"] == "exercise.broken"
+
+
+def command(folder, *words):
+    run = subprocess.run(
+        [sys.executable, "-m", "inference_opt.cli", "exercise", *words], cwd=folder, capture_output=True, text=True
+    )
+    return run.returncode, run.stdout, run.stderr
+
+
+def test_from_the_first_command_to_an_accepted_solution(tmp_path):
+    assert command(tmp_path, "start", ID)[:2][0] == 0
+    assert (tmp_path / "03_split.py").read_text() == start(ID)
+    status, _, said = command(tmp_path, "start", ID)
+    assert (status, "is there already" in said) == (2, True)
+    status, out, _ = command(tmp_path, "check", ID)
+    assert (status, "it is not written yet" in out) == (1, True)
+    text = solution(ID, tmp_path).replace("head.children[node.edge[:size]]", "head.children[head.edge[:size]]")
+    (tmp_path / "03_split.py").write_text(text)
+    status, out, _ = command(tmp_path, "check", ID, "--json", "verdict.json")
+    assert (status, "03_split.html" in out) == (1, True)
+    assert "exercise.broken" in (tmp_path / "03_split.html").read_text()
+    assert json.loads((tmp_path / "verdict.json").read_text())["accepted"] is False
+    (tmp_path / "03_split.py").write_text(solution(ID, tmp_path))
+    status, out, _ = command(tmp_path, "check", "--all")
+    assert (status, out.splitlines()[-1]) == (0, "1 of 1 accepted")
+    status, out, _ = command(tmp_path, "list")
+    assert (status, "accepted" in out) == (0, True)
+    status, _, said = command(tmp_path, "check")
+    assert (status, "expected the name of an exercise, or --all" in said) == (2, True)
