@@ -24,7 +24,7 @@ from inference_opt.explain.exercises.exercise import (
 from inference_opt.explain.record import record
 from inference_opt.explain.scenarios.toys import LETTERS, new, spell, toy
 from inference_opt.model import attention
-from inference_opt.model.attention import causal_attention
+from inference_opt.model.attention import QUERY_BLOCK, causal_attention
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.transformer import Transformer
 from inference_opt.trace import Trace, recording, watched
@@ -90,6 +90,8 @@ ATTENDS = Property(
         {"past": 1, "queries": 2, "kv_heads": 2, "group": 2, "size": 0, "single": False, "seed": 0},
         {"past": 1, "queries": 1, "kv_heads": 1, "group": 1, "size": 4, "single": False, "seed": 0},
         {"past": 1, "queries": 2, "kv_heads": 1, "group": 1, "size": 0, "single": True, "seed": 0},
+        {"past": 0, "queries": QUERY_BLOCK, "kv_heads": 1, "group": 1, "size": 0, "single": False, "seed": 0},
+        {"past": 2, "queries": 2 * QUERY_BLOCK + 3, "kv_heads": 1, "group": 2, "size": 0, "single": False, "seed": 0},
     ),
 )  # fmt: skip
 
