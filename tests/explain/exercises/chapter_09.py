@@ -29,6 +29,7 @@ WRONG = {
         "two locks": ((LOCK, 2 * LOCK),),
     },
     "09.publish": {
+        "also where nothing is to be shared": (("not self.radix or ", ""),),
         "its own pages stay in the table": (("pages.table[:full], pages.shared, pages.node = match.pages, full,",
                                              "pages.shared, pages.node = full,"),),
         "its own pages are lost": ((BACK, ""),),
@@ -104,6 +105,7 @@ RIGHT = {
         """,
     },
     "09.publish": {
+        "also where nothing is to be shared": (("not self.radix or ", ""),),
         "page by page": """
             def publish(self, request: Request, tokens: int) -> None:
                 size, pages = self.pool.page_size, request.pages
