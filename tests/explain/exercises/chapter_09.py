@@ -105,7 +105,6 @@ RIGHT = {
         """,
     },
     "09.publish": {
-        "also where nothing is to be shared": (("not self.radix or ", ""),),
         "page by page": """
             def publish(self, request: Request, tokens: int) -> None:
                 size, pages = self.pool.page_size, request.pages
