@@ -23,6 +23,7 @@ from inference_opt.explain.exercises.chapters import (
     chapter_04,
     chapter_05,
     chapter_06,
+    chapter_07,
     chapter_08,
     chapter_09,
 )
@@ -42,6 +43,7 @@ EXERCISES: dict[str, Exercise] = {
         chapter_04,
         chapter_05,
         chapter_06,
+        chapter_07,
         chapter_08,
         chapter_09,
     )

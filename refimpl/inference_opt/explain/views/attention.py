@@ -146,7 +146,8 @@ def attended(
     same = torch.allclose(torch.einsum("hk,khd->hd", weights, v), out[-1].double(), rtol=4 * eps, atol=max(1e-4, eps))
     fits = end <= len(pages) * cache.page_size
     invariants = {"the weights drawn give the output": same, "the page table has a page for every key": fits}
-    return picture | {"weights": weights.round(decimals=4).tolist(), "invariants": invariants}
+    shown = weights.nan_to_num().round(decimals=4).tolist()  # a slot that was not written may hold NaN
+    return picture | {"weights": shown, "invariants": invariants}
 
 
 def latent_state(

@@ -11,12 +11,13 @@ from inference_opt.engine.cache_manager import CacheManager
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Scheduler
+from inference_opt.engine.stats import Output
 from inference_opt.explain.exercises.exercise import Broken, Predict, Property, Question, Repair, Write, expect
 from inference_opt.explain.record import record
 from inference_opt.explain.scenarios.toys import arrivals, spell, toy
 from inference_opt.radix.tree import RadixTree
 from inference_opt.sampling import SamplingParams, StopCheck
-from inference_opt.trace import Trace
+from inference_opt.trace import Trace, emit
 
 NAMES = "ABCDEFGH"
 
@@ -157,19 +158,22 @@ class Simulation:
                         self.leave(one)
 
 
-def commit(real: Scheduler, chunks: Sequence[Any]) -> None:
+def commit(real: Scheduler, chunks: Sequence[Any], step: int) -> None:
     """What the engine does when the model has run, without drafts."""
+    outputs = []
     for chunk in chunks:
         one = chunk.request
         one.computed = chunk.start + chunk.count
-        if one.remaining == 0:
-            token = sampled(one.tokens)
-            one.tokens.append(token)
-            one.decoding, one.finish_reason = True, one.check.after(token)
-            if one.finished:
-                real.remove(one)
-                continue
-        real.cache.trim(one)
+        new = [sampled(one.tokens)] if one.remaining == 0 else []
+        outputs.append(Output(one, chunk.start, chunk.count, new, []))
+        if new:
+            one.tokens.append(new[0])
+            one.decoding, one.finish_reason = True, one.check.after(new[0])
+        if one.finished:
+            real.remove(one)
+        else:
+            real.cache.trim(one)
+    emit("engine.step", real, n=step, outputs=outputs)
 
 
 def check_pages(real: Scheduler) -> None:
@@ -196,9 +200,9 @@ def compare(real: Scheduler, plain: Simulation, cases: Sequence[Case], computed:
     for i, done in enumerate(computed):
         if done:
             one = request(NAMES[i], i, cases[i]["prompt"], cases[i]["new"])
-            real.cache.attach(one)
+            real.add(one)
+            real._admit(one)
             real.cache.reserve(one, done)
-            real.running.append(one)
             same = Simulated(NAMES[i], i, cases[i]["prompt"], cases[i]["new"])
             plain.take(same, done)
             plain.running.append(same)
@@ -228,7 +232,7 @@ def compare(real: Scheduler, plain: Simulation, cases: Sequence[Case], computed:
         waiting = [one.name for one in sorted(plain.waiting, key=lambda one: one.arrival)]
         expect([one.id for one in real.waiting.values()], waiting, f"step {step}: who waits, in the order of arrival")
         check_pages(real)
-        commit(real, chunks)
+        commit(real, chunks, step)
         plain.commit(right)
         check_pages(real)
     expect(real.cache.tree.evictable, len(real.cache.tree), "when all have left, every page of the tree can be evicted")

@@ -322,7 +322,7 @@ EXERCISES: tuple[Any, ...] = (
         turned by an angle of its own.
 
         `x` has shape [tokens, heads, d]. `cos` and `sin` have shape [tokens, 1, d]. Both halves of `cos` hold the
-        cosines of the d/2 angles. The second half of `sin` holds their sines, and the first half holds them with a minus.
+        cosines of the d/2 angles. The second half of `sin` holds their sines, the first half the same with a minus.
         Return a tensor of the shape and dtype of `x`. Change no argument.
 
         A counterexample gives the angles as twelfths of a full turn: 3 is a right angle. cos and sin are multiplied by

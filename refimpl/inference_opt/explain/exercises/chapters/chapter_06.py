@@ -173,10 +173,21 @@ FREE = {"target": [[1, 2]], "draft": [], "tokens": []}
 REJECTED = {"target": [[1, 3], [1, 1]], "draft": [[3, 1]], "tokens": [0]}
 ACCEPTED = {"target": [[1, 3], [3, 1]], "draft": [[3, 1]], "tokens": [1]}
 UNSCALED = {"target": [[3, 3, 2], [4, 3, 1], [1, 1, 1]], "draft": [[4, 2, 2], [1, 1, 6]], "tokens": [0, 2]}
+SELDOM = {"target": [[1, 10**6], [1, 1]], "draft": [[1, 1]], "tokens": [0]}
 TWO = {"target": [[1, 3], [3, 1], [1, 1]], "draft": [[3, 1], [1, 3]], "tokens": [0, 1]}
 KEPT = {"target": [[1, 1], [3, 1], [1, 3]], "draft": [[1, 1], [3, 1]], "tokens": [0, 0]}
 CARRIED = {"target": [[3, 1], [1, 3], [1, 1], [1, 0]], "draft": [[1, 1], [3, 1], [1, 1]], "tokens": [1, 0, 1]}
 
+
+TOKEN_WISE = rule_law(accepts_token_wise, False, FREE, REJECTED, ACCEPTED, SELDOM, TWO, KEPT)
+BLOCK = rule_law(accepts_by_block, False, FREE, REJECTED, ACCEPTED, TWO, KEPT, CARRIED, UNSCALED)
+POINT_MASS = rule_law(
+    accepts_what_was_found,
+    True,
+    {"target": [[1, 2]], "tokens": []},
+    {"target": [[1, 2], [1, 1]], "tokens": [0]},
+    {"target": [[1, 2], [2, 1], [1, 1]], "tokens": [0, 1]},
+)
 
 # Prompt lookup
 
@@ -353,7 +364,7 @@ EXERCISES: tuple[Any, ...] = (
         rules,
         "token_wise",
         (
-            rule_law(accepts_token_wise, False, FREE, REJECTED, ACCEPTED, TWO, KEPT),
+            TOKEN_WISE,
             on_floats("token_wise"),
             nearly_equal("token_wise"),
         ),
@@ -377,13 +388,7 @@ EXERCISES: tuple[Any, ...] = (
         rules,
         "point_mass",
         (
-            rule_law(
-                accepts_what_was_found,
-                True,
-                {"target": [[1, 2]], "tokens": []},
-                {"target": [[1, 2], [1, 1]], "tokens": [0]},
-                {"target": [[1, 2], [2, 1], [1, 1]], "tokens": [0, 1]},
-            ),
+            POINT_MASS,
             on_floats("point_mass", found=True),
             CERTAIN,
         ),
@@ -413,7 +418,7 @@ EXERCISES: tuple[Any, ...] = (
         30,
         rules,
         "block",
-        (rule_law(accepts_by_block, False, FREE, REJECTED, ACCEPTED, TWO, KEPT, CARRIED, UNSCALED), on_floats("block")),
+        (BLOCK, on_floats("block")),
     ),
     Write(
         "06.lookup",

@@ -8,6 +8,7 @@ import copy
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from itertools import product
 from types import FrameType
@@ -17,6 +18,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from inference_opt.explain.exercises.exercise import Broken, expect
+from inference_opt.explain.views.registry import PICTURES
 from inference_opt.explain.views.rules import RecordingRandomness, Verdict
 from inference_opt.lab.exactness.enumerate import Branching, every_path
 from inference_opt.speculative import rules
@@ -81,9 +83,9 @@ class Draws:
     """
 
     def __init__(
-        self, rng: Branching, recording: RecordingRandomness | None = None, allowed: range | None = None
+        self, branching: Branching, recording: RecordingRandomness | None = None, allowed: range | None = None
     ) -> None:
-        self.rng, self.recording, self.allowed = rng, recording, allowed
+        self.branching, self.recording, self.allowed = branching, recording, allowed
         self.numbers: dict[int, Any] = {}
 
     def uniform(self, i: int) -> "Number":
@@ -92,13 +94,13 @@ class Draws:
             raise Broken(f"rng.uniform({i}) belongs to another node: a node's own are `tried` and those behind it, one "
                          "for each candidate", i, list(self.allowed))  # fmt: skip
         if i not in self.numbers:
-            self.numbers[i] = self.rng.uniform(i)
+            self.numbers[i] = self.branching.uniform(i)
         return Number(self.numbers[i], self.recording)
 
     def choose(self, weights: Any, i: int) -> int:
         """A token, in proportion to its weight."""
         check_weights(weights)
-        return self.rng.race(np.array(weights), i)
+        return self.branching.race(np.array(weights), i)
 
 
 def check_weights(weights: Any) -> None:
@@ -176,9 +178,22 @@ def _asking() -> FrameType:
 class Telling(RecordingRandomness):
     """Tells of what a rule asks of `Draws`."""
 
+    rng: Draws
+
+    @property
+    def branching(self) -> Branching:
+        """What all outcomes are followed by."""
+        return self.rng.branching
+
     def uniform(self, i: int) -> Any:
         """A number that tells what it is compared with."""
         return self.rng.uniform(i)
+
+    def tell(self, event: str, frame: FrameType, **data: Any) -> None:
+        """Emit an event, unless a wrong rule stands where there is no picture: the recording would end there."""
+        with suppress(Exception):
+            PICTURES[event](verdict=self.verdict, **data)
+            super().tell(event, frame, **data)
 
 
 # Laws
@@ -243,11 +258,32 @@ def follows(
                  Odds(right.get(worst, 0)))  # fmt: skip
 
 
-def replay(verdict: Verdict, turns: Sequence[int], call: Callable[[Any], Any], allowed: range | None = None) -> None:
-    """One path once more, told step by step."""
-    draws = Draws(Branching(turns), allowed=allowed)
+def replay(verdict: Verdict, turns: Sequence[int], call: Callable[[Any], Any]) -> None:
+    """One path once more, told step by step, as far as it goes."""
+    draws = Draws(Branching(turns))
     draws.recording = Telling(verdict, draws)
-    call(draws.recording)
+    with suppress(Exception):  # what is wrong is said elsewhere
+        call(draws.recording)
+
+
+def gives_the_target(rule: Callable[..., Any], target: Sequence[Any], draft: Sequence[Any]) -> None:
+    """Texts that begin with a step, its drafts drawn from `draft`, and are continued by the target, have its law."""
+
+    tokens: list[int] = []
+
+    def step(draws: Any) -> Emitted:
+        tokens[:] = [draws.branching.choose(q, i) for i, q in enumerate(draft)]  # the drafter's randomness is its own
+        return emits(rule, target, draft, tokens, draws)
+
+    law, turns = law_of(step)
+    texts, right = continued(law, target), joint(target, len(target))
+    worst = furthest(texts, right)
+    if worst is None:
+        return
+    if recording():
+        shown = max((each for each in law if worst[: len(each)] == each), key=lambda each: law[each])
+        replay(Verdict(rule, target, draft, tokens), turns[shown], step)
+    raise Broken(f"the text {list(worst)} comes too often", Odds(texts[worst]), Odds(right.get(worst, 0)))
 
 
 def joint(target: Sequence[Any], texts: int) -> Law:
@@ -356,7 +392,7 @@ def emits_what_the_target_can_say(
     first = emits(rule, target, draft, tokens, Scripted(numbers, pick))
     for i, x in enumerate(first):
         if not target[i][x] > 0:
-            raise Broken(f"token {x} is emitted at place {i}, where the target never says it", list(first), target[i])
+            raise Broken(f"token {x} is emitted at place {i}, where its p is 0", list(first))
     for name, came, before in zip(("target", "draft"), (target, draft), given):
         if not all(np.array_equal(a, b) for a, b in zip(came, before)):
             raise Broken(f"the rule changes `{name}`", came, before)
