@@ -65,6 +65,7 @@ WRONG = {
              "    for above in upwards(node):\n        if above.locks:\n            break\n"),),
     },
     "03.unlock": {
+        "a lock that nobody holds": (("if node.users == 0:", "if node.locks == 0:"),),
         "still at every unlock": (
             ("        if above.locks == 0:\n            self.evictable", "        self.evictable"),),
         "before the count": (("        above.locks -= 1\n" + FREED, FREED + "        above.locks -= 1\n"),),

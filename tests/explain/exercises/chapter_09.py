@@ -29,6 +29,7 @@ WRONG = {
         "two locks": ((LOCK, 2 * LOCK),),
     },
     "09.publish": {
+        "also where nothing is to be shared": (("not self.radix or ", ""),),
         "its own pages stay in the table": (("pages.table[:full], pages.shared, pages.node = match.pages, full,",
                                              "pages.shared, pages.node = full,"),),
         "its own pages are lost": ((BACK, ""),),

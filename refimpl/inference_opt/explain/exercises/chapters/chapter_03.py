@@ -1,6 +1,7 @@
 """Chapter 03: the radix tree."""
 
 from collections.abc import Sequence
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -259,6 +260,10 @@ def locks_are_counted(texts: list[list[int]], locks: list[int], page_size: int) 
         tree.lock(held[-1])
         check_tree(tree, model)
         expect(held[-1].users, held.count(held[-1]), "`users` counts the locks on this very node")
+    for node in [*tree.nodes(), *tree.roots.values()]:
+        if not node.users:
+            expect_error(partial(tree.unlock, node), "a node that nobody locked, itself, cannot be unlocked")
+    check_tree(tree, model)
     for done, node in enumerate(held, start=1):
         tree.unlock(node)
         check_tree(tree, model)

@@ -460,7 +460,7 @@ if find_spec("triton"):
         "the parts’ states, joined, are attention over the keys that the page table names",
         st.fixed_dictionaries({
             "length": st.integers(1, 7), "splits": st.integers(1, 3), "page": st.integers(1, 3),
-            "block": st.sampled_from([2, 4]), "batch": st.integers(1, 2), "heads": st.integers(1, 2),
+            "block": st.sampled_from([2, 4]), "batch": st.integers(1, 2), "heads": st.integers(1, 3),
             "group": st.integers(1, 2), "size": st.sampled_from([1, 300]), "seed": SEEDS,
         }),
         through_the_page_table,
@@ -468,7 +468,7 @@ if find_spec("triton"):
             dict(zip(("length", "splits", "page", "block", "batch", "heads", "group", "size", "seed"), each))
             for each in (
                 (1, 1, 1, 2, 1, 1, 1, 1, 0), (5, 1, 2, 2, 1, 1, 1, 1, 0), (5, 2, 3, 2, 1, 1, 1, 300, 0),
-                (3, 2, 1, 4, 2, 1, 1, 1, 0), (3, 1, 2, 4, 1, 2, 2, 1, 0),
+                (3, 2, 1, 4, 2, 1, 1, 1, 0), (3, 1, 2, 4, 2, 3, 2, 1, 0),
             )
         ),
     )  # fmt: skip

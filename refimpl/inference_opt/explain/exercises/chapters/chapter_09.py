@@ -30,10 +30,10 @@ class Desk:
     It is what the engine does, without a model: whoever reads a slot must find the text that it expects there.
     """
 
-    def __init__(self, texts: list[list[int]], page_size: int, pages: int) -> None:
+    def __init__(self, texts: list[list[int]], page_size: int, pages: int, radix: bool) -> None:
         self.texts, self.size = texts, page_size
         self.pool, self.tree = PagePool(pages, page_size), RadixTree(page_size)
-        self.cache = CacheManager(self.pool, self.tree, radix=True)
+        self.cache = CacheManager(self.pool, self.tree, radix)
         self.running: dict[int, Request] = {}
         self.slots: dict[int, Text] = {}  # the text up to the token that was written there
 
@@ -127,7 +127,7 @@ class Desk:
         elif who in self.running:
             request = self.running[who]
             if verb == "publish":
-                self.publish(who, request, min(request.computed, len(request.tokens) - 1))
+                self.publish(who, request, min(request.computed, len(request.tokens) - 1, count or request.computed))
             elif verb == "draft":
                 self.draft(who, request, count)
             elif verb == "end":
@@ -219,7 +219,7 @@ class Desk:
 
     def publish(self, who: int, request: Request, count: int) -> None:
         """Full pages of the first tokens become the tree's."""
-        full = count // self.size
+        full = count // self.size if self.cache.radix else 0
         before, table, shared = self.known(), list(request.table), request.pages.shared
         text = request.tokens.tolist()
         right = list(table)
@@ -248,9 +248,11 @@ class Desk:
         self.check()
 
 
-def keeps_books(texts: list[list[int]], turns: list[tuple[str, int, int]], page_size: int, pages: int) -> None:
-    """Turns of requests 0, 1, …, whose prompts are `texts`: (verb, request, number of tokens)."""
-    desk = Desk(texts, page_size, pages)
+def keeps_books(
+    texts: list[list[int]], turns: list[tuple[str, int, int]], page_size: int, pages: int, radix: bool
+) -> None:
+    """Turns of requests 0, 1, …, whose prompts are `texts`: (verb, request, number of tokens; 0: all)."""
+    desk = Desk(texts, page_size, pages, radix)
     for verb, who, count in turns:
         desk.turn(verb, who % len(texts), count)
 
@@ -258,9 +260,11 @@ def keeps_books(texts: list[list[int]], turns: list[tuple[str, int, int]], page_
 SAME, LONG = [[0, 1, 0, 1], [0, 1, 0, 1]], [[0, 1, 0, 1, 0], [0, 1, 0, 1, 0]]
 
 
-def corner(texts: list[list[int]], *turns: tuple[str, int, int], page_size: int = 2, pages: int = 8) -> dict[str, Any]:
+def corner(
+    texts: list[list[int]], *turns: tuple[str, int, int], page_size: int = 2, pages: int = 8, radix: bool = True
+) -> dict[str, Any]:
     """An input that is tried first."""
-    return {"texts": texts, "turns": list(turns), "page_size": page_size, "pages": pages}
+    return {"texts": texts, "turns": list(turns), "page_size": page_size, "pages": pages, "radix": radix}
 
 
 BOOKS = Property(
@@ -269,7 +273,7 @@ BOOKS = Property(
         "texts": st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=6), min_size=1, max_size=3),
         "turns": st.lists(st.tuples(st.sampled_from(["compute", "publish", "draft", "end"]), st.integers(0, 2),
                                     st.integers(1, 6)), max_size=12),
-        "page_size": st.integers(1, 3), "pages": st.integers(5, 9),
+        "page_size": st.integers(1, 3), "pages": st.integers(5, 9), "radix": st.sampled_from([True, True, True, False]),
     }),
     keeps_books,
     (
@@ -280,6 +284,12 @@ BOOKS = Property(
         corner([[0]], *[("compute", 0, 1)] * 5, ("publish", 0, 0), ("compute", 0, 1), page_size=1, pages=5),
         corner([[1], [1, 0, 0, 0, 0]], ("compute", 0, 1), ("compute", 0, 1), ("publish", 0, 0), ("compute", 1, 1),
                page_size=1, pages=6),
+        corner([[0, 1, 0]], ("compute", 0, 2), ("publish", 0, 0), ("end", 0, 0), ("compute", 0, 1), radix=False),
+        corner(LONG, ("compute", 0, 4), ("publish", 0, 4), ("publish", 0, 2)),
+        corner(LONG, ("compute", 1, 2), ("compute", 0, 2), ("publish", 0, 0), ("compute", 1, 1)),
+        corner(LONG, ("compute", 1, 4), ("compute", 0, 4), ("publish", 0, 0), ("publish", 1, 0), ("compute", 1, 1)),
+        corner([[0, 1, 0], [0, 1, 0]], ("compute", 0, 2), ("publish", 0, 0), ("compute", 1, 3), pages=2),
+        corner([[0, 1], [0, 1, 0, 0, 0, 0, 0, 0, 0]], ("compute", 0, 2), ("end", 0, 0), ("compute", 1, 9), pages=4),
         corner(SAME, ("compute", 0, 4), ("end", 0, 0), ("compute", 1, 4)),
         corner(LONG, ("compute", 0, 4), ("compute", 1, 4), ("publish", 0, 0), ("publish", 1, 0), ("compute", 1, 1)),
         corner(LONG, ("compute", 1, 1), ("compute", 0, 5), ("publish", 0, 0), ("compute", 1, 4)),
@@ -414,6 +424,11 @@ EXERCISES: tuple[Any, ...] = (
 
         `self.tree.look(tokens, namespace)` says how many pages a match would find, and how many of these are
         evictable now. `self.available` is the number of pages that are free or can be evicted.
+
+        The witness says what requests do. `texts` are the prompts of requests 0, 1, …, tokens 0 and 1. `turns` are
+        ("compute", request, how many tokens), ("publish", request, 0), ("draft", request, how many drafts), and
+        ("end", request, 0). A request begins with its first "compute", which asks `fits`. `page_size` is in tokens,
+        `pages` is the size of the pool, and `radix` is True.
         """,
         (
             "The request needs pages for its tokens, less those that are found. Where do the others come from?",
