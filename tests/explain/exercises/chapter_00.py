@@ -94,6 +94,7 @@ WRONG = {
         "one too far": (("Noise(seed, position)", "Noise(seed, position + 1)"),),
         "the position as the draw": (("Noise(seed, position)", "Noise(seed, 0)"), (", 0)\n", ", position)\n")),
         "seed 0 is no seed": (("if params.seed is None else params.seed", "if not params.seed else params.seed"),),
+        "no seed is seed 0": (("secrets.randbits(63) if params.seed is None else params.seed", "params.seed or 0"),),
         "it changes the logits": (("weights(logits, params)", "weights(logits.add_(1), params)"),),
     },
 }  # fmt: skip

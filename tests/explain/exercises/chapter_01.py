@@ -78,6 +78,8 @@ WRONG = {
         "the first text's seed": (("each[i], position=", "each[0], position="),),
         "in the other order": (("enumerate(sorted(running))", "enumerate(sorted(running)[::-1])"),),
         "the position of the token before": (("position=len(texts[i])", "position=len(texts[i]) - 1"),),
+        "nobody goes on behind broken logits": (("continue\n", "break\n"),),
+        "broken logits are not told": (("for i, why in broken.items():", "for i, why in ():"),),
         "who has ended goes on": (("ids[n:] if i in running else []", "ids[n:]"),),
     },
 }  # fmt: skip

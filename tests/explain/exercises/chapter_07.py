@@ -69,6 +69,21 @@ WRONG = {
         "replaced by a draw from p": (("residual(p, q)", "p"),),
         "no residual": of_the_zoo(mutants.no_residual, "token_wise"),
     },
+    "07.siblings": {
+        "still the first distribution": (
+            ("probs.append(q / q.sum())", "probs.append(probs[0] if probs else q / q.sum())"),
+            ("choose(probs[-1],", "choose(q / q.sum(),"),
+        ),
+        "drawn from the first distribution": (("choose(probs[-1],", "choose(probs[0],"),),
+        "not normalised": (("probs.append(q / q.sum())", "probs.append(q)"),),
+        "q is changed": (("            q = q.copy()\n", ""),),
+        "always without replacement": (("if not replacement", "if True"),),
+        "always with replacement": (("if not replacement", "if False"),),
+        "one too many": (("len(tokens) < count", "len(tokens) <= count"),),
+        "does not end": ((" and q.any()", ""),),
+        "the uniform law": (("probs.append(q / q.sum())", "probs.append((q > 0) / Fraction(int((q > 0).sum())))"),),
+        "what is left afterwards": (("    return probs, tokens", "    return [*probs[1:], q][: len(tokens)], tokens"),),
+    },
     "07.biased": {
         "still unscaled": (("residual(w[accepted] * p, draft[accepted])", "residual(p, draft[accepted])"),),
         "scaled by the last w": (("residual(w[accepted]", "residual(w[-1]"),),
@@ -138,6 +153,23 @@ RIGHT = {
     "07.zero": {
         "p is asked first": (("not rng.uniform(i) < ratio(", "p[x] <= 0 or rng.uniform(i) > ratio("),),
         "without a division": (("if not rng.uniform(i) < ratio(p[x], q[x])", "if rng.uniform(i) * q[x] >= p[x]"),),
+    },
+    "07.siblings": {
+        "from the tokens": """
+            def _candidates(
+                q: Probs, count: int, choose: Callable[[Probs, int], int], replacement: bool
+            ) -> tuple[list[Probs], list[int]]:
+                probs, tokens = [], []
+                for i in range(count):
+                    left = q.copy()
+                    if not replacement:
+                        left[tokens] = Fraction(0)
+                    if left.sum() == 0:
+                        break
+                    tokens.append(choose(left, i))
+                    probs.append(left / left.sum())
+                return probs, tokens
+        """,
     },
     "07.biased": {
         "by hand": (

@@ -247,20 +247,31 @@ def refusal(exercise: Write, function: Any, prop: Property, example: dict[str, A
         return Verdict(exercise.id, False, f"it is not written yet: {_said(error)}", line=_line(error, file))
     trace = None
     if not isinstance(error, Endless):
-        with record(f"{exercise.id}, {exercise.title}: a counterexample") as trace:
-            emit("exercise.given", given=shown)
-            try:
-                with _one_input():
-                    prop.holds(**copy.deepcopy(example))
-            except BaseException as again:
-                error = _raised(again)
-            sentence, came, right = _told(prop, error)
-            code, line = _place(function, error)
-            rows = [(sentence, came or "nothing", right or "no error")]
-            emit_at(code, line, "exercise.broken", sentence=prop.sentence, given=shown, rows=rows)
+        trace, error = _recorded(exercise, function, prop, example)
+        if trace.cut:  # a picture could not be made of what the learner's code left behind
+            trace, error = _recorded(exercise, function, prop, example, only="exercise.")
     sentence, came, right = _told(prop, error)
     line = 0 if isinstance(error, Broken) else _line(error, file)
     return Verdict(exercise.id, False, sentence, shown, came, right, line, trace=trace)
+
+
+def _recorded(
+    exercise: Write, function: Any, prop: Property, example: dict[str, Any], only: str = ""
+) -> tuple[Trace, BaseException]:
+    """A counterexample run once more, step by step, and what it raised."""
+    shown, error = _shown(example), BaseException()
+    with record(f"{exercise.id}, {exercise.title}: a counterexample", only=only) as trace:
+        emit("exercise.given", given=shown)
+        try:
+            with _one_input():
+                prop.holds(**copy.deepcopy(example))
+        except BaseException as again:
+            error = _raised(again)
+        sentence, came, right = _told(prop, error)
+        code, line = _place(function, error)
+        rows = [(sentence, came, right or "no error")] if came or right else []
+        emit_at(code, line, "exercise.broken", sentence=sentence, given=shown, rows=rows)
+    return trace, error
 
 
 def _told(prop: Property, error: BaseException) -> tuple[str, str, str]:

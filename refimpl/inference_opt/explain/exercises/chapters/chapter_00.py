@@ -156,9 +156,9 @@ def keeps_few(weights: list[int], sixteenths: int) -> None:
     check_nucleus([float(weight) for weight in weights], sixteenths / 16)
 
 
-def keeps_few_of_many(tokens: int, top_p: float, seed: int) -> None:
-    """The softmax of random logits; not where rounding decides."""
-    weights = np.exp(np.random.default_rng(seed).normal(0, 3, tokens)).tolist()
+def keeps_few_of_many(tokens: int, top_p: float, halvings: int, seed: int) -> None:
+    """exp of random logits, times 2^−halvings; not where rounding decides."""
+    weights = (np.exp(np.random.default_rng(seed).normal(0, 3, tokens)) * 2.0**-halvings).tolist()
     cumulative = np.cumsum(sorted(weights, reverse=True)) / sum(weights)
     if np.abs(cumulative - top_p).min() > 1e-9:
         check_nucleus(weights, top_p)
@@ -173,7 +173,14 @@ NUCLEUS = (
     ),
     Property(
         "the nucleus of a large vocabulary stays",
-        st.fixed_dictionaries({"tokens": st.integers(1, 300), "top_p": st.floats(0.01, 0.999), "seed": SEEDS}),
+        st.fixed_dictionaries(
+            {
+                "tokens": st.integers(1, 300),
+                "top_p": st.floats(0.01, 0.999),
+                "halvings": st.integers(0, 30),
+                "seed": SEEDS,
+            }
+        ),
         keeps_few_of_many,
     ),
 )
@@ -205,6 +212,20 @@ SAMPLES = Property(
     follows_seed_and_position,
     tuple({"logits": [0] * 8, "seed": seed, "position": n, "greedy": False} for seed in (0, 7) for n in (0, 1, 9)),
 )  # fmt: skip
+
+
+def draws_a_seed(tokens: int, position: int) -> None:
+    """So many equal logits, and no seed: twenty draws are hardly ever one token."""
+    drawn = [sample(torch.zeros(tokens), SamplingParams(temperature=1.0), position) for _ in range(20)]
+    if len(set(drawn)) == 1:
+        raise Broken("without a seed every call draws its own", drawn, None)
+
+
+UNSEEDED = Property(
+    "a request without a seed cannot be foreseen",
+    st.fixed_dictionaries({"tokens": st.integers(1000, 1100), "position": PLACES}),
+    draws_a_seed,
+)
 
 PROMPT, NEW = "again, and", 6
 
@@ -354,7 +375,7 @@ EXERCISES: tuple[Any, ...] = (
         5,
         distribution,
         "sample",
-        (SAMPLES,),
+        (SAMPLES, UNSEEDED),
         (("Noise(seed, position)", "Noise(seed, 0)"),),
         {"logits": [0, 0, 0, 0, 0, 0, 0, 0], "seed": 7, "position": 9, "greedy": False},
     ),

@@ -24,7 +24,7 @@ from inference_opt.explain.exercises.exercise import (
 from inference_opt.explain.record import record
 from inference_opt.explain.scenarios.toys import LETTERS, new, spell, toy
 from inference_opt.model import attention
-from inference_opt.model.attention import causal_attention
+from inference_opt.model.attention import QUERY_BLOCK, causal_attention
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.transformer import Transformer
 from inference_opt.trace import Trace, recording, watched
@@ -90,6 +90,8 @@ ATTENDS = Property(
         {"past": 1, "queries": 2, "kv_heads": 2, "group": 2, "size": 0, "single": False, "seed": 0},
         {"past": 1, "queries": 1, "kv_heads": 1, "group": 1, "size": 4, "single": False, "seed": 0},
         {"past": 1, "queries": 2, "kv_heads": 1, "group": 1, "size": 0, "single": True, "seed": 0},
+        {"past": 0, "queries": QUERY_BLOCK, "kv_heads": 1, "group": 1, "size": 0, "single": False, "seed": 0},
+        {"past": 2, "queries": 2 * QUERY_BLOCK + 3, "kv_heads": 1, "group": 2, "size": 0, "single": False, "seed": 0},
     ),
 )  # fmt: skip
 
@@ -197,6 +199,45 @@ def is_the_oracles(texts: list[tuple[list[int], int]]) -> None:
         expect(mine, its, f"the new tokens of text {name} are those of the naive way")
 
 
+class Spoilt:
+    """A model whose logits hold NaN behind one token."""
+
+    def __init__(self, model: Transformer, token: int) -> None:
+        self.model, self.token = model, token
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def __call__(self, tokens: Tensor, positions: Tensor, kv: Any, rows: Tensor) -> Tensor:
+        """The logits of these rows."""
+        logits = self.model(tokens, positions, kv, rows=rows).clone()
+        logits[tokens[rows] == self.token] = torch.nan
+        return logits
+
+
+def ends_alone(texts: list[tuple[list[int], int]], token: int) -> None:
+    """The same, where the logits behind one token are broken: that text ends, and the others go on."""
+    model: Any = Spoilt(small_model(), token)
+    prompts, each = [prompt for prompt, _ in texts], [new(n, temperature=1.0, seed=i) for i, (_, n) in enumerate(texts)]
+
+    def until_broken(steps: Any) -> tuple[list[Any], bool]:
+        seen = []
+        try:
+            for step in steps:
+                seen.append(step)
+        except ValueError:
+            return seen, True
+        return seen, False
+
+    right = [until_broken(naive.stream(model, *one)) for one in zip(prompts, each)]
+    steps, raised = until_broken(cached.stream(model, prompts, each))
+    for i, (name, (its, _)) in enumerate(zip("ABCDEFGH", right)):
+        mine = [step[i] for step in steps if i in step]
+        expect(mine, its, f"text {name} has all tokens that come before broken logits")
+    said = "at the end, when the others are done, ValueError tells that a text was broken"
+    expect(raised, any(broken for _, broken in right), said)
+
+
 PROMPTS = st.lists(st.integers(0, len(LETTERS) - 1), min_size=1, max_size=3)
 ORACLES = Property(
     "the batch gives the same texts as the naive way",
@@ -204,6 +245,16 @@ ORACLES = Property(
     is_the_oracles,
     ({"texts": [([4, 5], 3)]}, {"texts": [([0], 1), ([7], 3), ([9], 3)]}),
 )
+
+ALONE = Property(
+    "a text whose logits hold NaN ends alone",
+    st.fixed_dictionaries({
+        "texts": st.lists(st.tuples(PROMPTS, st.integers(1, 3)), min_size=1, max_size=3),
+        "token": st.integers(0, len(LETTERS) - 1),
+    }),
+    ends_alone,
+    ({"texts": [([3], 2)], "token": 3}, {"texts": [([0], 2), ([3], 2), ([1], 2)], "token": 3}),
+)  # fmt: skip
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, PROMPT, NEW = 4, 8, 2, 16, 20, 12
 
@@ -358,7 +409,7 @@ EXERCISES: tuple[Any, ...] = (
         15,
         cached,
         "_continue",
-        (ORACLES,),
+        (ORACLES, ALONE),
         (("cumsum(0)[sorted(running)] - 1", "cumsum(0)[: len(running)] - 1"),),
         {"texts": [([0], 1), ([1], 3), ([2], 3)]},
     ),

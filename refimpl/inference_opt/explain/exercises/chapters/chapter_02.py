@@ -45,7 +45,9 @@ class Owners:
         stack = self.pool.free_pages
         expect(sorted(stack), sorted(self.free), "each free page is on the stack once, and no other page is")
         for page in range(self.num_pages):
-            expect(self.pool.is_free(page), page in self.free, f"`_is_free` says of page {page} whether it is free")
+            expect(
+                self.pool._is_free[page], int(page in self.free), f"`_is_free` says of page {page} whether it is free"
+            )
         expect(self.pool.peak, self.peak, "`peak` is the largest number of pages that were in use at one time")
 
     def allocate(self, count: int) -> None:

@@ -331,7 +331,7 @@ EXERCISES: tuple[Any, ...] = (
         (
             "Compare p and q token by token. What should stand where q is larger?",
             "p − q is negative where q is larger: put 0 there. Then look whether anything is left.",
-            "`np.maximum(p - q, 0)` is the excess. If `.any()` of it is not 0, it is the result, otherwise p. A "
+            "`np.maximum(p - q, 0)` is the excess. If any of it is above 0, it is the result, otherwise p. A "
             "threshold such as 1e-6 would be wrong: a small excess is still the right one.",
         ),
         5,
@@ -486,7 +486,7 @@ EXERCISES: tuple[Any, ...] = (
                 (
                     (0.38, "that is Σ p q, the chance that two independent draws agree"),
                     (1.0, "a draft can be rejected wherever q(x) > p(x)"),
-                    (0.5, "half of nothing here: sum min(p, q) over the tokens"),
+                    (0.5, "sum min(p, q) over all three tokens"),
                 ),
             ),
             "both": Question(

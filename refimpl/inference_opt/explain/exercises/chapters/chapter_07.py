@@ -12,7 +12,7 @@ from inference_opt.explain.exercises.chapters import chapter_06, exact
 from inference_opt.explain.exercises.exercise import Broken, Predict, Property, Question, Repair, Write, expect
 from inference_opt.explain.record import record
 from inference_opt.explain.views.rules import Verdict
-from inference_opt.lab.exactness import mutants
+from inference_opt.lab.exactness import mutants, proposals
 from inference_opt.lab.exactness.exact import step_law
 from inference_opt.sampling.noise import CommonNoise
 from inference_opt.speculative import rules
@@ -115,6 +115,86 @@ TRIES_FLOATS = Property(
     tries_floats,
     (NEVER_SAID | {"numbers": [0.0]},),
 )
+
+# The drafter's side of it
+
+
+def candidates_follow_the_law(p: list[int], q: list[int], count: int) -> None:
+    """`multi_draft`, given these candidates without replacement, emits a token with the target's law."""
+    target, drafter = exact.fractions([p, q])
+
+    behind, probs, tokens = list[Any](), list[Any](), list[int]()  # what the rule is given, at every path anew
+
+    def first(draws: Any) -> int:
+        probs[:], tokens[:] = proposals._candidates(drafter.copy(), count, draws.branching.choose, False)
+        behind[:] = [target] * (len(tokens) + 1)
+        return rules.multi_draft(behind, probs, tokens, draws)[0]
+
+    law, turns = exact.law_of(first)
+    worst = exact.furthest(law, dict(enumerate(target)))
+    if worst is None:
+        return
+    if recording():
+        exact.replay(Verdict(rules.multi_draft, behind, probs, tokens), turns[worst], first)
+    raise Broken(f"token {worst} comes too often", exact.Odds(law[worst]), exact.Odds(target[worst]))
+
+
+def candidates_are_reported(q: list[int], count: int, replacement: bool, picks: list[int]) -> None:
+    """What each was drawn from, and what it is said to have been drawn from."""
+    given = exact.fractions([q])[0]
+    left, right, tokens, asked = given.copy(), list[Any](), list[int](), list[Any]()
+
+    def choose(weights: Any, i: int) -> int:
+        exact.check_weights(weights)
+        if len(asked) == len(right):
+            raise Broken("a candidate more is drawn than there should be", len(asked) + 1, len(right))
+        asked.append(weights)
+        return tokens[len(asked) - 1]
+
+    while len(tokens) < count and left.any():
+        right.append(left / left.sum())
+        possible = np.flatnonzero(left)
+        tokens.append(int(possible[picks[len(tokens) % len(picks)] % len(possible)]))
+        if not replacement:
+            left[tokens[-1]] = Fraction(0)
+    drafter = given.copy()
+    probs, came = proposals._candidates(drafter, count, choose, replacement)
+    expect(list(came), tokens, "the tokens that were drawn, in order")
+    if not np.array_equal(drafter, given):
+        raise Broken("q must stay as it was", drafter.astype(float), given.astype(float))
+    sentences = ("candidate {j} is drawn from what q has without the earlier ones",
+                 "candidate {j} is reported with the distribution that it was drawn from")  # fmt: skip
+    for sentence, each in zip(sentences, (asked, probs)):
+        expect(len(each), len(right), "there is a distribution for each candidate")
+        for j, (a, b) in enumerate(zip(each, right)):
+            shares = np.array(a, dtype=float) / (float(sum(a)) if each is asked else 1)
+            if not np.allclose(shares, b.astype(float), rtol=exact.ROUNDING, atol=exact.ROUNDING):
+                raise Broken(sentence.format(j=j), shares, b.astype(float))
+
+
+OF_THE_TARGET = Property(
+    "with several candidates, too, the target's law comes out",
+    st.integers(2, 3).flatmap(
+        lambda vocab: st.fixed_dictionaries({
+            "p": exact.weights(vocab), "q": exact.weights(vocab), "count": st.integers(0, 3),
+        })
+    ),
+    candidates_follow_the_law,
+    ({"p": [1, 1], "q": [1, 3], "count": 2}, {"p": [0, 1, 2], "q": [1, 0, 1], "count": 2}),
+)  # fmt: skip
+REPORTED = Property(
+    "each candidate is reported with what it was drawn from",
+    st.fixed_dictionaries({
+        "q": st.integers(1, 4).flatmap(exact.weights), "count": st.integers(0, 4), "replacement": st.booleans(),
+        "picks": st.lists(st.integers(0, 3), min_size=1, max_size=4),
+    }),
+    candidates_are_reported,
+    (
+        {"q": [1, 2, 1], "count": 2, "replacement": False, "picks": [0]},
+        {"q": [1, 2, 1], "count": 3, "replacement": True, "picks": [0]},
+        {"q": [1, 1, 0], "count": 3, "replacement": False, "picks": [1]},
+    ),
+)  # fmt: skip
 
 # Coupled
 
@@ -408,6 +488,36 @@ EXERCISES: tuple[Any, ...] = (
             ),
         ),
         {"target": [[0, 1], [1, 1]], "draft": [[1, 1]], "tokens": [0], "numbers": [0.0], "pick": 0},
+    ),
+    Repair(
+        "07.siblings",
+        "candidates that were drawn from something else",
+        """
+        A drafter draws several candidates for one place, without replacement: no token twice. `try_all` judges them. It
+        is right, and so are the tokens that the drafter draws. Yet with this function the texts are a little biased.
+
+        `_candidates` draws up to `count` tokens with `choose(weights, i)` and returns two lists: for each candidate the
+        distribution that it was drawn from, given those before it, and the token. It ends early when no token is left.
+        With `replacement` tokens can come again. `q` stays as it was.
+
+        A witness has weights `p` of the target and `q` of the drafter, whole numbers that the judge divides by their
+        sum, and `count`.
+        """,
+        (
+            "What does a rule know of the drafter? Only what it is told: look at `probs`.",
+            "After token x was drawn and set aside, can x be drawn again? Which probability is reported for it?",
+            "Each candidate must be reported with q / q.sum() of that moment, from which it was drawn. For a witness "
+            "take three tokens and two candidates. Let p be 0 where q is large: then the first candidate is rejected.",
+        ),
+        15,
+        proposals,
+        "_candidates",
+        (OF_THE_TARGET, REPORTED),
+        (
+            ("probs.append(q / q.sum())", "probs.append(probs[0] if probs else q / q.sum())"),
+            ("choose(probs[-1], len(tokens))", "choose(q / q.sum(), len(tokens))"),
+        ),
+        {"p": [0, 1, 2], "q": [1, 0, 1], "count": 2},
     ),
     Repair(
         "07.biased",

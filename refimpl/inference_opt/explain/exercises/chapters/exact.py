@@ -214,7 +214,7 @@ def law_of(call: Callable[[Draws], Any]) -> tuple[dict[Any, Fraction], dict[Any,
     return dict(law), {outcome: script for outcome, (_, script) in turns.items()}
 
 
-def furthest(came: Law, right: Law) -> Any:
+def furthest(came: Mapping[Any, Fraction], right: Mapping[Any, Fraction]) -> Any:
     """What comes out too often by most, None where two laws agree."""
     off = {each: came[each] - right.get(each, 0) for each in came}
     worst = max(off, key=lambda each: off[each])
