@@ -28,7 +28,7 @@ from inference_opt.explain.exercises.exercise import Broken, Exercise, Predict, 
 from inference_opt.explain.exercises.place import put
 from inference_opt.explain.exercises.verdict import Verdict
 from inference_opt.explain.record import record
-from inference_opt.trace import emit, emit_at
+from inference_opt.trace import Trace, emit, emit_at
 
 # Seconds of the processor, so that a verdict does not depend on what else runs.
 TRYING, SHRINKING = 5.0, 2.0  # for all properties of an exercise, and for making a counterexample small
