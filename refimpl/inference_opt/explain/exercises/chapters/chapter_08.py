@@ -86,7 +86,7 @@ def at_work(scores: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> N
     """One query, whose keys lie in these states: the pieces that find them, and the merge."""
     ends = np.cumsum([0, *map(len, scores)]).tolist()
     count = len(scores)
-    rows = [[0, 0, 1, ends[-1], 0, *span, i] for i, span in enumerate(pairwise(ends))]
+    rows = [[0, 0, 1, ends[-1] - 1, 0, *span, i] for i, span in enumerate(pairwise(ends))]
     pieces = torch.tensor(rows, dtype=torch.int32)
     plan = TilePlan((Launch(pieces, tile(1)),), torch.tensor([0, count]), torch.arange(count), count)
     keys, numbers = torch.cat(list(scores)), torch.cat(list(values))
