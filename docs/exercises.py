@@ -160,7 +160,7 @@ if __name__ == "__main__":
     if "--mutants" in sys.argv[1:]:
         command = "python docs/exercises.py --mutants"
         write_json(RESULTS / "mutants.json", {"command": command, "machine": describe(), "mutants": judged_mutants()})
-    else:
+    else:  # notebooks first: the verdicts take minutes
         for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
             write_cells(path)
         command = "python docs/exercises.py"

@@ -193,6 +193,18 @@ def spread(counts: Array) -> tuple[Array, Array]:
 
 
 # [plan]
+def cut_rows(segments: Segments, most: int) -> Segments:
+    """Cut the queries of each segment into blocks of `most`, the last one perhaps smaller.
+
+    Causality: a block needs no key after its own last query.
+    """
+    owner, i = spread(-(-segments.queries // most))
+    blocks = segments[owner]
+    position, queries = blocks.position + i * most, np.minimum(most, blocks.queries - i * most)
+    end = np.minimum(blocks.end, position + queries)
+    return replace(blocks, token0=blocks.token0 + i * most, queries=queries, position=position, end=end)
+
+
 def plan(
     groups: Sequence[tuple[Segments, Tile]],
     group_size: int,
@@ -215,27 +227,21 @@ def plan(
     pairs = [np.zeros((0, 2), dtype=int)]  # (token, state)
     num_states = 0
     for segments, tile in groups:
-        # Cut the rows into blocks of whole queries. Causality: no block needs keys after its last query.
-        queries_each = max(tile.rows // group_size, 1)
-        owner, i = spread(-(-segments.queries // queries_each))
-        blocks = segments[owner]
-        token0 = blocks.token0 + i * queries_each
-        position = blocks.position + i * queries_each
-        queries = np.minimum(queries_each, blocks.queries - i * queries_each)
-        end = np.minimum(blocks.end, position + queries)
+        # Cut the rows into blocks of whole queries.
+        blocks = cut_rows(segments, max(tile.rows // group_size, 1))
 
         # Where a query has more heads than a tile has rows, it takes several tiles.
         tiles = -(-group_size // tile.rows)
 
         # Cut the keys of each block into chunks of one size.
-        keys = np.maximum(end - blocks.first, 0)
+        keys = np.maximum(blocks.end - blocks.first, 0)
         size = chunk_size(keys, kv_heads * tiles, processors * tile.resident, tile.block)
         chunks = np.maximum(-(-keys // size), 1)
         block, c = spread(chunks)
         first = blocks.first[block] + c * size
 
         # Number the states: a piece writes one for each query, unless it alone has all keys of its tokens.
-        partial = np.where((chunks > 1) | (segments_of[token0] > 1), queries, 0)[block]
+        partial = np.where((chunks > 1) | (segments_of[blocks.token0] > 1), blocks.queries, 0)[block]
         state = np.where(partial > 0, num_states + np.cumsum(partial) - partial, -1)
         num_states += int(partial.sum())
 
@@ -243,19 +249,19 @@ def plan(
         chunk, t = spread(np.full(len(block), tiles))
         columns = Piece(
             sequence=blocks.sequence[block][chunk],
-            token0=token0[block][chunk],
-            queries=queries[block][chunk],
-            position=position[block][chunk],
+            token0=blocks.token0[block][chunk],
+            queries=blocks.queries[block][chunk],
+            position=blocks.position[block][chunk],
             row0=t * tile.rows,
             first=first[chunk],
-            end=np.minimum(first + size, end[block])[chunk],
+            end=np.minimum(first + size, blocks.end[block])[chunk],
             state=state[chunk],
         )
         launches.append(Launch(int32(np.stack(columns, axis=1)), tile))
 
         # Note which token each state belongs to.
         chunk, i = spread(partial)
-        pairs.append(np.stack((token0[block][chunk] + i, state[chunk] + i), axis=1))
+        pairs.append(np.stack((blocks.token0[block][chunk] + i, state[chunk] + i), axis=1))
 
     # Sort the states by token: token t's are states[offsets[t] : offsets[t + 1]].
     listed = np.concatenate(pairs)

@@ -70,6 +70,27 @@ class LFU(Policy):
         return node.hits, node.used
 
 
+def next_uses(texts: Sequence[bytes], page_bytes: int) -> list[list[float]]:
+    """[text][page]: the number of the next text that begins with the same pages up to this one; inf if none does.
+
+    The rest of a text that fills no whole page does not count.
+    """
+    names: dict[tuple[int, bytes], int] = {}  # a prefix, by the name of the one a page shorter and its last page
+    prefixes: list[list[int]] = []
+    for text in texts:
+        prefixes.append([])
+        name = -1
+        for start in range(0, len(text) - page_bytes + 1, page_bytes):
+            name = names.setdefault((name, text[start : start + page_bytes]), len(names))
+            prefixes[-1].append(name)
+    seen: dict[int, float] = {}  # from the last text backwards: who uses each prefix next
+    uses: list[list[float]] = []
+    for number in range(len(texts) - 1, -1, -1):
+        uses.append([seen.get(name, inf) for name in prefixes[number]])
+        seen.update(dict.fromkeys(prefixes[number], float(number)))
+    return uses[::-1]
+
+
 class Belady(Policy):
     """The bound that no policy can pass: farthest next use first (Belady 1966), which needs the future.
 
@@ -79,21 +100,7 @@ class Belady(Policy):
 
     def __init__(self, texts: Sequence[bytes], page_size: int) -> None:
         self.page_size: int = integer("page_size", page_size, 1)
-        step = page_size * TOKEN_BYTES  # bytes of a page of tokens
-        names: dict[tuple[int, bytes], int] = {}  # a prefix, by the name of the one a page shorter and its last page
-        prefixes: list[list[int]] = []
-        for text in texts:
-            prefixes.append([])
-            name = -1
-            for start in range(0, len(text) - step + 1, step):
-                name = names.setdefault((name, text[start : start + step]), len(names))
-                prefixes[-1].append(name)
-        next_use: dict[int, float] = {}
-        self._next: list[list[float]] = []  # [request][page]: the request that uses it next
-        for request in range(len(texts) - 1, -1, -1):
-            self._next.append([next_use.get(name, inf) for name in prefixes[request]])
-            next_use.update(dict.fromkeys(prefixes[request], request))
-        self._next.reverse()
+        self._next = next_uses(texts, page_size * TOKEN_BYTES)
         self._request = -1
 
     def key(self, node: Node) -> float:
@@ -110,4 +117,4 @@ class Belady(Policy):
             raise ValueError(f"{len(self._next)} texts were foreseen, each matched and then inserted: this is another")
         self._request += hit
         for node, request in zip(path, self._next[self._request]):
-            node.policy_state = -float(request)
+            node.policy_state = -request

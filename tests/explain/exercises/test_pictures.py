@@ -26,12 +26,11 @@ def recorded(exercise):
 
 
 def test_counterexamples_open_at_the_broken_invariant(browser, tmp_path):
-    shown = 0
+    shown = set()  # an exercise of each chapter
     for exercise in EXERCISES.values():
-        verdict = None if exercise.kind == "predict" else recorded(exercise)
-        if verdict is None:
+        if exercise.kind == "predict" or exercise.chapter in shown or (verdict := recorded(exercise)) is None:
             continue
-        shown += 1
+        shown.add(exercise.chapter)
         trace, file = verdict.trace, tmp_path / f"{exercise.id}.html"
         file.write_text(verdict.page(), encoding="utf-8")
         with opened(browser, file) as page:
@@ -47,4 +46,4 @@ def test_counterexamples_open_at_the_broken_invariant(browser, tmp_path):
             assert "right" in told.inner_text()
             page.keyboard.press("Home")
             assert page.locator(".sentence").inner_text().startswith("the input:")
-    assert shown >= 8
+    assert len(shown) >= 8

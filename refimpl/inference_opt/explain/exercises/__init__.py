@@ -21,7 +21,11 @@ from inference_opt.explain.exercises.chapters import (
     chapter_02,
     chapter_03,
     chapter_04,
+    chapter_05,
     chapter_06,
+    chapter_07,
+    chapter_08,
+    chapter_09,
 )
 from inference_opt.explain.exercises.exercise import Exercise, Predict, Repair
 from inference_opt.explain.exercises.judge import Solution, any_seed
@@ -37,7 +41,11 @@ EXERCISES: dict[str, Exercise] = {
         chapter_02,
         chapter_03,
         chapter_04,
+        chapter_05,
         chapter_06,
+        chapter_07,
+        chapter_08,
+        chapter_09,
     )
     for each in chapter.EXERCISES
 }
@@ -79,7 +87,8 @@ def check(
         wanted = "a dict of numbers" if isinstance(exercise, Predict) else "a function"
         raise ValueError(f"{id} is answered by {wanted}, or by the path of a file; got {answer!r}")
     else:
-        handed = Solution(value=dict(answer) if isinstance(answer, Mapping) else answer, sources=_sources(answer))
+        plain = dict(answer) if isinstance(answer, Mapping) else getattr(answer, "fn", answer)  # of a Triton kernel
+        handed = Solution(value=plain, sources=_sources(answer))
     if witness is not None and not (isinstance(exercise, Repair) and handed.value is not None):
         raise ValueError("witness goes with the function of a repair; a file has it as `witness = …`")
     handed.witness = witness

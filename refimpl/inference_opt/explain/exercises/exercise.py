@@ -210,7 +210,7 @@ def imports_of(function: Any, leave_out: tuple[str, ...] = ()) -> str:
     for node in ast.walk(tree):  # names within annotations that are strings
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isidentifier():
             used.add(node.value)
-    used -= {function.__name__, *leave_out}
+    used -= {function.__name__, *inspect.signature(function).parameters, *leave_out}
     lines: dict[str, set[str]] = {}
     plain = []
     for node in ast.parse(text).body:

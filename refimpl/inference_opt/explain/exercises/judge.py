@@ -28,7 +28,7 @@ from inference_opt.explain.exercises.exercise import Broken, Exercise, Predict, 
 from inference_opt.explain.exercises.place import put
 from inference_opt.explain.exercises.verdict import Verdict
 from inference_opt.explain.record import record
-from inference_opt.trace import emit, emit_at
+from inference_opt.trace import Trace, emit, emit_at
 
 # Seconds of the processor, so that a verdict does not depend on what else runs.
 TRYING, SHRINKING = 5.0, 2.0  # for all properties of an exercise, and for making a counterexample small
@@ -103,7 +103,7 @@ def _judge(exercise: Exercise, solution: Solution, chance: int, note: Callable[[
 
 def _loaded(exercise: Write, solution: Solution) -> dict[str, Any]:
     """The names that a learner's file defines."""
-    for file, lines in solution.sources.items():
+    for file, lines in (solution.sources | {solution.file: solution.text.splitlines(keepends=True)}).items():
         linecache.cache[file] = (sum(map(len, lines)), None, lines, file)
     if solution.value is not None:
         return {}
@@ -140,14 +140,15 @@ def _function(exercise: Write, solution: Solution, names: Mapping[str, Any]) -> 
     plain = getattr(function, "fn", function)
     if not isinstance(plain, FunctionType):
         raise Refused(f"{wanted} must be a function, got {in_short(function, 80)}")
-    if getattr(exercise.reference, "fn", None) is not None and plain is function:
+    kernel = hasattr(exercise.reference, "fn")
+    if kernel and plain is function and solution.value is None:
         raise Refused(f"{wanted} must be a Triton kernel: keep the line @triton.jit above it")
     expected, got = inspect.signature(exercise.function), inspect.signature(plain)
     if [(p.name, p.kind) for p in expected.parameters.values()] != [(p.name, p.kind) for p in got.parameters.values()]:
         shapes = [f"({', '.join(map(str, s.replace(return_annotation=s.empty).parameters))})" for s in (expected, got)]
         line = plain.__code__.co_firstlineno
         raise Refused(f"{wanted} must take the parameters {shapes[0]}, yours takes {shapes[1]}", line)
-    return function
+    return type(exercise.reference)(plain) if kernel else function  # a notebook hands over the plain function
 
 
 def _answers(solution: Solution) -> Any:
@@ -193,7 +194,7 @@ def first_failure(
                 until = time.process_time() + SHRINKING
             if isinstance(error, Endless):
                 until = 0
-            failed = copy.deepcopy(example), error
+            failed = copy.deepcopy(example), _raised(error)
             raise Breaks from None
 
     for corner in prop.corners:
@@ -246,20 +247,31 @@ def refusal(exercise: Write, function: Any, prop: Property, example: dict[str, A
         return Verdict(exercise.id, False, f"it is not written yet: {_said(error)}", line=_line(error, file))
     trace = None
     if not isinstance(error, Endless):
-        with record(f"{exercise.id}, {exercise.title}: a counterexample") as trace:
-            emit("exercise.given", given=shown)
-            try:
-                with _one_input():
-                    prop.holds(**copy.deepcopy(example))
-            except BaseException as again:
-                error = again
-            sentence, came, right = _told(prop, error)
-            code, line = _place(function, error)
-            rows = [(sentence, came or "nothing", right or "no error")]
-            emit_at(code, line, "exercise.broken", sentence=prop.sentence, given=shown, rows=rows)
+        trace, error = _recorded(exercise, function, prop, example)
+        if trace.cut:  # a picture could not be made of what the learner's code left behind
+            trace, error = _recorded(exercise, function, prop, example, only="exercise.")
     sentence, came, right = _told(prop, error)
     line = 0 if isinstance(error, Broken) else _line(error, file)
     return Verdict(exercise.id, False, sentence, shown, came, right, line, trace=trace)
+
+
+def _recorded(
+    exercise: Write, function: Any, prop: Property, example: dict[str, Any], only: str = ""
+) -> tuple[Trace, BaseException]:
+    """A counterexample run once more, step by step, and what it raised."""
+    shown, error = _shown(example), BaseException()
+    with record(f"{exercise.id}, {exercise.title}: a counterexample", only=only) as trace:
+        emit("exercise.given", given=shown)
+        try:
+            with _one_input():
+                prop.holds(**copy.deepcopy(example))
+        except BaseException as again:
+            error = _raised(again)
+        sentence, came, right = _told(prop, error)
+        code, line = _place(function, error)
+        rows = [(sentence, came, right or "no error")] if came or right else []
+        emit_at(code, line, "exercise.broken", sentence=sentence, given=shown, rows=rows)
+    return trace, error
 
 
 def _told(prop: Property, error: BaseException) -> tuple[str, str, str]:
@@ -281,6 +293,11 @@ def _said(error: BaseException) -> str:
         return "RecursionError: it calls itself without end"
     words = str(error).strip()
     return f"{type(error).__name__}: {words}"[:PRINTED] if words else type(error).__name__
+
+
+def _raised(error: BaseException) -> BaseException:
+    """The error itself, where Triton's interpreter has wrapped it in its own."""
+    return error.__cause__ or error if type(error).__name__ == "InterpreterError" else error
 
 
 def _frames(error: BaseException) -> Iterator[tuple[CodeType, int]]:
