@@ -151,9 +151,9 @@ def check_nucleus(weights: list[float], top_p: float) -> None:
     expect(came, right, "of equal weights the lowest ids stay")
 
 
-def keeps_few(weights: list[int], sixteenths: int) -> None:
-    """Whole numbers and sixteenths, with which floating point is exact."""
-    check_nucleus([float(weight) for weight in weights], sixteenths / 16)
+def keeps_few(weights: list[int], sixteenths: int, scale: float) -> None:
+    """Whole numbers times 1 or 1/16, and sixteenths: with them floating point is exact."""
+    check_nucleus([weight * scale for weight in weights], sixteenths / 16)
 
 
 def keeps_few_of_many(tokens: int, top_p: float, halvings: int, seed: int) -> None:
@@ -167,9 +167,19 @@ def keeps_few_of_many(tokens: int, top_p: float, halvings: int, seed: int) -> No
 NUCLEUS = (
     Property(
         "the nucleus stays",
-        st.fixed_dictionaries({"weights": weights_up_to(4, 8), "sixteenths": st.integers(1, 15)}),
+        st.fixed_dictionaries(
+            {
+                "weights": weights_up_to(4, 8),
+                "sixteenths": st.integers(1, 15),
+                "scale": st.sampled_from([1.0, 1 / 16]),
+            }
+        ),
         keeps_few,
-        ({"weights": [1, 1, 1], "sixteenths": 8}, {"weights": [2, 1, 1], "sixteenths": 8}),
+        (
+            {"weights": [1, 1, 1], "sixteenths": 8, "scale": 1.0},
+            {"weights": [2, 1, 1], "sixteenths": 8, "scale": 1.0},
+            {"weights": [4, 2, 2], "sixteenths": 9, "scale": 1 / 16},
+        ),
     ),
     Property(
         "the nucleus of a large vocabulary stays",
