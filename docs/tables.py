@@ -14,6 +14,7 @@ from typing import Any
 
 import card_tables
 import study_tables
+import survivors
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "docs/exercises.md", *sorted((ROOT / "chapters").glob("*.md"))]
@@ -401,9 +402,16 @@ def wrong_solutions() -> str:
 @writes("MUTANTS")
 def mutants() -> str:
     """The page of exercises: mutants of the references, and those that survive."""
-    run = figures("mutants")
-    refused = sum(each["refused"] for each in run["mutants"])
-    return f"{len(run['mutants']):,} mutants, {refused:,} of them refused."
+    run = figures("mutants")["mutants"]
+    refused = sum(each["refused"] for each in run)
+    reasons: dict[tuple[str, str], int] = {}
+    for each in run:
+        if not each["refused"]:
+            key = each["id"], survivors.reason(each["id"], each["line"])
+            reasons[key] = reasons.get(key, 0) + 1
+    head = ["exercise", "mutants", "why they are no wrong solutions"]
+    table = grid(head, ([f"`{id}`", str(count), why] for (id, why), count in reasons.items()))
+    return f"Of {len(run):,} mutants the judge refuses {refused:,}. Those that it accepts:\n\n{table}"
 
 
 WRITERS["STEPS_TABLE"] = partial(made, card_tables.steps, "bench_kernels")
