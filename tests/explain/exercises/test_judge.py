@@ -20,6 +20,7 @@ BODIES = {
     "an exit": ("import sys\n    sys.exit(0)", "SystemExit(0): it asks to end the process"),
     "an end without a word": ("import os\n    os._exit(0)", "your code ended the process (0)"),
     "a crash": ("import ctypes\n    ctypes.string_at(0)", "your code ended the process (signal 11)"),
+    "hypothesis's own exception": ("import hypothesis\n    hypothesis.reject()", "UnsatisfiedAssumption"),
     "nothing returned": ("pass", "AttributeError: 'NoneType' object"),
     "not written": ("raise NotImplementedError", "it is not written yet"),
     "the reference called": (

@@ -22,7 +22,6 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis.errors import HypothesisException
 
 from inference_opt.explain.exercises.exercise import Broken, Exercise, Predict, Property, Repair, Write, in_short
 from inference_opt.explain.exercises.place import put
@@ -187,8 +186,6 @@ def first_failure(
         try:
             with _one_input():
                 prop.holds(**copy.deepcopy(example))
-        except HypothesisException:
-            raise
         except BaseException as error:
             if failed is None:
                 until = time.process_time() + SHRINKING
