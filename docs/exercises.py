@@ -4,11 +4,13 @@
     notebooks/*.ipynb             of each exercise of the chapter the task, what to begin with, and the check
 
 `--mutants` has every reference mutated by cosmic-ray (pip install cosmic-ray), each mutant judged, and the verdicts
-written to docs/results/mutants.json. Mutants are wrong solutions that nobody here wrote.
+written to docs/results/mutants.json; with names of exercises, those alone are judged anew. Mutants are wrong solutions
+that nobody here wrote.
 """
 
 import ast
 import importlib
+import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -102,11 +104,11 @@ def _bare(source: str) -> str:
     return ast.dump(tree)
 
 
-def judged_mutants() -> list[dict[str, Any]]:
-    """Every mutant of every reference, and whether the judge refused it."""
+def judged_mutants(ids: list[str]) -> list[dict[str, Any]]:
+    """Every mutant of the references of these exercises, and whether the judge refused it."""
     work, names = [], []
     for id, exercise in EXERCISES.items():
-        if isinstance(exercise, Write):
+        if isinstance(exercise, Write) and id in ids:
             witness = f"witness = {dict(exercise.witness)!r}\n" if isinstance(exercise, Repair) else ""
             for operator, line, text in mutants(exercise):
                 names.append((id, operator, line))
@@ -159,7 +161,12 @@ def write_cells(path: Path) -> None:
 if __name__ == "__main__":
     if "--mutants" in sys.argv[1:]:
         command = "python docs/exercises.py --mutants"
-        write_json(RESULTS / "mutants.json", {"command": command, "machine": describe(), "mutants": judged_mutants()})
+        ids = sys.argv[2:] or list(EXERCISES)
+        path = RESULTS / "mutants.json"
+        known = json.loads(path.read_text(encoding="utf-8"))["mutants"] if sys.argv[2:] else []
+        rows = [each for each in known if each["id"] not in ids] + judged_mutants(ids)
+        rows.sort(key=lambda each: list(EXERCISES).index(each["id"]))
+        write_json(path, {"command": command, "machine": describe(), "mutants": rows})
     else:  # notebooks first: the verdicts take minutes
         for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
             write_cells(path)

@@ -61,6 +61,46 @@ REASONS: dict[str, dict[str, str]] = {
         "~cached": "the order is the same: every number is one less",
         "if starved": "all that starve have the same number",
     },
+    "04.schedule": {
+        "!= self.max_running": "no more run than may",
+        "is not self.max_running": SMALL,
+        "request.remaining": "a running request has a token to compute, or more; a decode finds nothing new",
+        "victim == request": "a request equals itself alone",
+    },
+    "04.back": {"<= request.arrival": "no other request has the same arrival"},
+    "04.hit": {"< request.computed": "it takes the same pages once more"},
+    "05.expand": {"squeeze(": "a dimension is squeezed only if it is 1, and `view` says the shape again"},
+    "05.scale": {" is ": "Python keeps one object for each of these names"},
+    "06.block": {
+        "!= len(tokens)": "no more drafts are kept than there are",
+        "is not len(tokens)": SMALL,
+        "excess + 1 - w[i] != 0": NEVER_LESS,
+        "> 0 else": "a later beginning passes for certain, so it does not matter whether this one does",
+    },
+    "06.lookup": {
+        "for n in range": "an end longer than the text allows is found nowhere",
+        "while at": "position 0 is a whole number of tokens",
+    },
+    "06.gamma": {"max_gamma < -1": "`max` of no number raises ValueError as well"},
+    "07.coupled": {"is not x": SMALL},
+    "07.siblings": {"!= count": "no more candidates are drawn than are asked for", "is not count": SMALL},
+    "07.biased": {
+        "!= len(tokens)": "no more drafts are kept than there are",
+        "is not len(tokens)": SMALL,
+        "excess + 1 - w[i] != 0": NEVER_LESS,
+        "> 0 else": "a later beginning passes for certain, so it does not matter whether this one does",
+    },
+    "08.kernel": {
+        "key = n": "blocks begin at whole multiples of BLOCK, so no bit is carried",
+        "other=": "what is loaded there belongs to no key, and gets weight 0",
+        ", -1)": "the last axis is the only one",
+        "total = ": "the sum is 0, or at least 1: the largest score has weight 1",
+    },
+    "09.publish": {
+        "is not its": SMALL,
+        "full < pages.shared": "the same pages are inserted and locked once more",
+        "strict=False": "both have the same length",
+    },
 }
 
 

@@ -207,6 +207,8 @@ def finds_the_latest(tokens: list[int], max_ngram: int, min_ngram: int) -> None:
         sentence = f"no end of {min_ngram} to {max_ngram} tokens occurred before, so None is wanted"
     else:
         sentence = f"an end of {right[0]} tokens occurred before, and what followed it last stands at {right[1]}"
+    if not isinstance(came, int | np.integer | None):
+        raise Broken("a position is a whole number", came, wanted)
     expect(came if came is None else int(came), wanted, sentence)
 
 

@@ -105,6 +105,7 @@ TRIES = Property(
         ONE_CANDIDATE | {"tried": 0},
         TWO_CANDIDATES | {"tried": 0},
         TWO_CANDIDATES | {"tried": 2},
+        {"p": [1, 4, 5], "draft": [[8, 1, 1], [1, 8, 1]], "candidates": [0, 1], "tried": 1},
         {"p": [1, 1, 2], "draft": [[2, 1, 1], [2, 1, 1]], "candidates": [0, 0], "tried": 0},
         {"p": [1, 1, 6], "draft": [[6, 1, 1], [1, 1, 2], [1, 1, 1]], "candidates": [0, 0, 2], "tried": 0},
     ),
