@@ -24,8 +24,9 @@ def list_all() -> None:
     for id, each in EXERCISES.items():
         table.add_row(id, each.kind, each.title, str(each.minutes), state(known.get(id, {})))
     console().print(table)
-    solved = sum(known.get(id, {}).get("accepted", False) for id in EXERCISES)
-    print(f"{solved} of {len(EXERCISES)} accepted. Begin with: inference-opt exercise start {next(iter(EXERCISES))}")
+    left = [id for id in EXERCISES if not known.get(id, {}).get("accepted")]
+    said = f" The next: inference-opt exercise start {left[0]}" if left else ""
+    print(f"{len(EXERCISES) - len(left)} of {len(EXERCISES)} accepted.{said}")
 
 
 @exercise_app.command()

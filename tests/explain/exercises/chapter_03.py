@@ -7,6 +7,7 @@ NOTED = "        seen.update(dict.fromkeys(prefixes[number], float(number)))\n"
 
 WRONG = {
     "03.split": {
+        "the policy's notes are lost": ((", head.policy_state = node.locks, node.policy_state", " = node.locks"),),
         "the head is not locked": (
             ("head.locks, head.policy_state = node.locks", "head.locks, head.policy_state = 0"),),
         "the key of the rest is the head's": (("head.children[node.edge[:size]]", "head.children[head.edge[:size]]"),),

@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from inference_opt.exercises import check, hint, solution, start
 from inference_opt.explain.exercises import EXERCISES, process
 from inference_opt.explain.exercises.verdict import breaks_at
+from inference_opt.speculative import cost
 from tests.explain.exercises.judging import text_of, verdict_on
 
 ID = "03.split"
@@ -58,6 +62,72 @@ def test_whatever_the_file_holds_it_is_refused_in_words(case):
     verdict = verdict_on(ID, text)
     assert not verdict.accepted
     assert said in repr(verdict)
+
+
+def test_slow_wrong_code_is_not_accepted_for_want_of_time():
+    burns = "import time\n    end = time.process_time() + 2.7\n    while time.process_time() < end:\n        pass\n"
+    text = start("06.gamma").replace("raise NotImplementedError", burns + "    return 0")
+    assert not verdict_on("06.gamma", text).accepted
+
+
+def test_what_is_wrong_now_and_then_is_told_as_it_came():
+    text = "calls = 0\n" + EXERCISES["06.gamma"].file_text(solved=True)
+    text = text.replace(
+        "    if max_gamma", "    global calls\n    calls += 1\n    if calls == 40:\n        return 99\n    if max_gamma"
+    )
+    verdict = verdict_on("06.gamma", text)
+    assert not verdict.accepted
+    assert "99" in verdict.came
+    assert "keep something from one call to the next" in verdict.trace.steps[-1]["text"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), 10**400, "3", True, None, 3 + 0j])
+def test_no_number_is_no_answer(number, tmp_path):
+    answers = EXERCISES["05.bytes"].run()[0]
+    name = next(iter(answers))
+    assert not check("05.bytes", answers | {name: number}, folder=tmp_path).accepted
+    assert check("05.bytes", {key: np.float64(value) for key, value in answers.items()}, folder=tmp_path).accepted
+
+
+def test_the_package_s_own_function_is_no_answer(tmp_path):
+    verdict = check("06.gamma", cost.best_gamma, folder=tmp_path)
+    assert not verdict.accepted
+    assert "the package's own function" in verdict.sentence
+
+
+def test_what_cannot_be_shown_is_refused_in_words():
+    for body in (
+        "print('\\ud800')\n    return 0",
+        "class Odd(int):\n        def __repr__(self): 1 / 0\n    return Odd(99)",
+    ):
+        verdict = verdict_on("06.gamma", start("06.gamma").replace("raise NotImplementedError", body))
+        assert not verdict.accepted
+        assert "ended the process" not in verdict.sentence
+
+
+def test_what_a_solution_starts_does_not_outlive_it():
+    text = "import subprocess\nprint(subprocess.Popen(['sleep', '600']).pid)\n" + EXERCISES[ID].file_text(solved=True)
+    verdict = verdict_on(ID, text)
+    assert verdict.accepted
+    state = Path("/proc") / verdict.printed.split()[0] / "stat"
+    assert not state.exists() or state.read_text().split(")")[1].split()[0] == "Z"
+
+
+def test_a_learner_s_file_named_as_a_module_is_not_imported(tmp_path):
+    (tmp_path / "token.py").write_text("1 / 0\n")
+    (tmp_path / "03_split.py").write_text("\ufeff" + EXERCISES[ID].file_text(solved=True), encoding="utf-8")
+    code = "from inference_opt.exercises import check; print(check('03.split', '03_split.py'))"
+    run = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert "03.split: accepted" in run.stdout, run.stderr
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["03_split.py", "exercises.json", "token.py"]
+
+
+def test_checks_of_several_threads_take_turns(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        verdicts = list(
+            pool.map(lambda _: verdict_on("06.gamma", EXERCISES["06.gamma"].file_text(solved=True)), range(4))
+        )
+    assert all(verdict.accepted for verdict in verdicts)
 
 
 def test_what_never_ends_is_killed_and_the_next_is_judged(monkeypatch):

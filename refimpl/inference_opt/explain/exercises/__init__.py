@@ -32,6 +32,7 @@ from inference_opt.explain.exercises.judge import Solution, any_seed
 from inference_opt.explain.exercises.progress import Progress
 from inference_opt.explain.exercises.verdict import Verdict
 from inference_opt.files import check_file
+from inference_opt.values import integer
 
 EXERCISES: dict[str, Exercise] = {
     each.id: each
@@ -77,9 +78,12 @@ def check(
     `witness`: of a repair, where a function is given. `seed`: of the inputs that are tried; others every time without.
     The learner's file is only read. ValueError for an unknown exercise, for what is no solution, and for no file.
     """
-    exercise = named(id)
-    chance = any_seed() if seed is None else seed
+    exercise, progress = named(id), Progress(folder)
+    progress.read()  # what cannot be kept is said before minutes of work
+    chance = any_seed() if seed is None else integer("seed", seed, 0)
     if isinstance(answer, str | Path):
+        if "\n" in str(answer):
+            raise ValueError("expected the path of a file, got its text: write it to a file, or hand over the function")
         path = Path(answer)
         check_file(path)
         handed = Solution(file=str(path.resolve()), text=_text(path))
@@ -93,7 +97,7 @@ def check(
         raise ValueError("witness goes with the function of a repair; a file has it as `witness = …`")
     handed.witness = witness
     verdict = process.run(id, handed, chance)
-    Progress(folder).checked(verdict)
+    progress.checked(verdict)
     return verdict
 
 
@@ -113,7 +117,7 @@ def solution(id: str, folder: str | Path = ".") -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8 ({error.reason}, byte {error.start})") from None
 

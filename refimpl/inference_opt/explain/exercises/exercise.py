@@ -286,7 +286,10 @@ def load(path: str) -> Any:
 
 def in_short(value: Any, most: int = 300) -> str:
     """A value as a counterexample shows it."""
-    text = written(value)
+    try:
+        text = written(value)
+    except Exception as error:
+        return f"a {type(value).__name__} that cannot be shown ({type(error).__name__})"
     text = text if len(text) <= most else text[: most - 1] + "…"
     if isinstance(value, torch.Tensor | np.ndarray):
         text += f"  (shape {tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')})"

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from math import inf, isfinite, nan
+from numbers import Real
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -32,7 +34,7 @@ from inference_opt.trace import Trace, emit, emit_at
 # Seconds of the processor, so that a verdict does not depend on what else runs.
 TRYING, SHRINKING = 5.0, 2.0  # for all properties of an exercise, and for making a counterexample small
 ONE_INPUT = 5.0  # that a single input may take
-EXAMPLES = 300  # inputs of a property, if there is time
+EXAMPLES, FEWEST = 300, 25  # inputs of a property, if there is time; and what there must be time for
 PRINTED = 1000  # letters kept of what the learner's code prints
 
 
@@ -137,6 +139,8 @@ def _function(exercise: Write, solution: Solution, names: Mapping[str, Any]) -> 
     if function is None:
         raise Refused(f"there is no function {wanted} in {solution.file}")
     plain = getattr(function, "fn", function)
+    if getattr(plain, "__module__", "").startswith("inference_opt."):
+        raise Refused(f"this is the package's own function: write {wanted} yourself")
     if not isinstance(plain, FunctionType):
         raise Refused(f"{wanted} must be a function, got {in_short(function, 80)}")
     kernel = hasattr(exercise.reference, "fn")
@@ -179,8 +183,9 @@ def first_failure(
 
     def trial(example: dict[str, Any]) -> None:
         nonlocal until, failed, tried
-        if time.process_time() > until:  # nothing more is found, nothing becomes smaller
-            return
+        late = time.process_time() > until
+        if late and (failed is not None or tried >= FEWEST + len(prop.corners)):
+            return  # nothing more is found, nothing becomes smaller
         tried += 1
         note(f"{prop.sentence}, on the input {_shown(example)}")
         try:
@@ -244,31 +249,34 @@ def refusal(exercise: Write, function: Any, prop: Property, example: dict[str, A
         return Verdict(exercise.id, False, f"it is not written yet: {_said(error)}", line=_line(error, file))
     trace = None
     if not isinstance(error, Endless):
-        trace, error = _recorded(exercise, function, prop, example)
+        trace = _recorded(exercise, function, prop, example, error)
         if trace.cut:  # a picture could not be made of what the learner's code left behind
-            trace, error = _recorded(exercise, function, prop, example, only="exercise.")
+            trace = _recorded(exercise, function, prop, example, error, only="exercise.")
     sentence, came, right = _told(prop, error)
     line = 0 if isinstance(error, Broken) else _line(error, file)
     return Verdict(exercise.id, False, sentence, shown, came, right, line, trace=trace)
 
 
 def _recorded(
-    exercise: Write, function: Any, prop: Property, example: dict[str, Any], only: str = ""
-) -> tuple[Trace, BaseException]:
-    """A counterexample run once more, step by step, and what it raised."""
-    shown, error = _shown(example), BaseException()
+    exercise: Write, function: Any, prop: Property, example: dict[str, Any], error: BaseException, only: str = ""
+) -> Trace:
+    """A counterexample run once more, step by step, up to where it breaks; `error`: what it raised before."""
+    shown = _shown(example)
     with record(f"{exercise.id}, {exercise.title}: a counterexample", only=only) as trace:
         emit("exercise.given", given=shown)
+        again = None
         try:
             with _one_input():
                 prop.holds(**copy.deepcopy(example))
-        except BaseException as again:
-            error = _raised(again)
-        sentence, came, right = _told(prop, error)
-        code, line = _place(function, error)
-        rows = [(sentence, came, right or "no error")] if came or right else []
+        except BaseException as raised:
+            again = _raised(raised)
+        sentence, came, right = _told(prop, again or error)
+        if again is None:
+            sentence += ". (This time it was right: does your code keep something from one call to the next?)"
+        code, line = _place(function, again or error)
+        rows = [(sentence, came, right)] if came or right else []
         emit_at(code, line, "exercise.broken", sentence=sentence, given=shown, rows=rows)
-    return trace, error
+    return trace
 
 
 def _told(prop: Property, error: BaseException) -> tuple[str, str, str]:
@@ -280,7 +288,7 @@ def _told(prop: Property, error: BaseException) -> tuple[str, str, str]:
         return f"{prop.sentence}: {error.sentence}" if error.sentence else prop.sentence, came, right
     if isinstance(error, Endless):
         return f"{prop.sentence}: no answer within {ONE_INPUT:.0f} seconds on this input", "", ""
-    return f"{prop.sentence}: your code raised an error", _said(error), ""
+    return f"{prop.sentence}: your code raised an error", _said(error), "no error"
 
 
 def _said(error: BaseException) -> str:
@@ -288,7 +296,10 @@ def _said(error: BaseException) -> str:
         return f"SystemExit({error.code!r}): it asks to end the process, which is not its to end"
     if isinstance(error, RecursionError):
         return "RecursionError: it calls itself without end"
-    words = str(error).strip()
+    try:
+        words = str(error).strip()
+    except Exception:
+        words = "(and its message cannot be shown)"
     return f"{type(error).__name__}: {words}"[:PRINTED] if words else type(error).__name__
 
 
@@ -363,20 +374,27 @@ def _predicted(exercise: Predict, answers: Any) -> Verdict:
         raise Refused(f"expected answers = a dict with the keys {names}, got {in_short(answers, 120)}")
     if open_ := [name for name, value in answers.items() if value is ... or value is None]:
         raise Refused(f"not answered yet: {', '.join(open_)}")
-    if odd := [n for n, v in answers.items() if isinstance(v, bool) or not isinstance(v, int | float)]:
+    numbers = {name: _number(value) for name, value in answers.items()}
+    if odd := [name for name, number in numbers.items() if not isfinite(number)]:
         raise Refused(f"the answer to {odd[0]!r} must be a number, got {in_short(answers[odd[0]], 80)}")
     right, trace = exercise.run()
-    wrong = [name for name in answers if abs(answers[name] - right[name]) > 1e-6 * max(1, abs(right[name]))]
-    if not wrong:
-        return Verdict(exercise.id, True, f"{len(right)} numbers are what the code does.", trace=None)
     said = []
-    for name in wrong:
-        beliefs = exercise.questions[name].beliefs
-        why = next((f" ({why})" for belief, why in beliefs if abs(belief - answers[name]) < 1e-9), "")
-        said.append(f"{name}: {answers[name]} is too {'small' if answers[name] < right[name] else 'large'}{why}")
-    return Verdict(
-        exercise.id, False, "; ".join(said), {name: repr(value) for name, value in answers.items()}, trace=trace
-    )
+    for name, number in numbers.items():
+        if abs(number - right[name]) > 1e-6 * max(1, abs(right[name])):
+            beliefs = exercise.questions[name].beliefs
+            why = next((f" ({why})" for belief, why in beliefs if abs(belief - number) < 1e-9), "")
+            said.append(f"{name}: {answers[name]} is too {'small' if number < right[name] else 'large'}{why}")
+    if said:
+        return Verdict(exercise.id, False, "; ".join(said), trace=trace)
+    return Verdict(exercise.id, True, f"{len(right)} numbers are what the code does.")
+
+
+def _number(value: Any) -> float:
+    """The value as a float; nan for what is none."""
+    try:
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else nan
+    except OverflowError:
+        return inf
 
 
 class Printed(io.TextIOBase):

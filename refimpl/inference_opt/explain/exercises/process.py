@@ -7,6 +7,7 @@ A learner's code may loop, eat memory, end its process or change any module: it 
 may have `MEMORY` bytes and `SECONDS` seconds, and is never used again. (It is no prison: it can write where you can.)
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -14,9 +15,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from platformdirs import user_cache_path
 
 from inference_opt.explain.exercises.verdict import Verdict
 
@@ -29,8 +33,10 @@ class Server:
 
     def __init__(self) -> None:
         quiet = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")} | {"TRITON_INTERPRET": "1"}
+        quiet["HYPOTHESIS_STORAGE_DIRECTORY"] = str(user_cache_path("inference-opt") / "hypothesis")
         self.process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
+            # -P: a learner's token.py is not imported in the library's place.
+            [sys.executable, "-P", "-c", f"from {__name__} import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -52,13 +58,14 @@ class Server:
 
 
 _server: list[Server] = []
+_one = threading.Lock()  # a server judges one solution at a time
 
 
 def run(id: str, solution: Any, seed: int) -> Verdict:
     """Have a solution judged by a child process."""
     import cloudpickle
 
-    with tempfile.TemporaryDirectory(prefix="exercise-") as name:
+    with _one, tempfile.TemporaryDirectory(prefix="exercise-") as name:
         folder = Path(name)
         try:
             (folder / "request.pickle").write_bytes(cloudpickle.dumps((id, solution, seed)))
@@ -112,12 +119,15 @@ def _ended(*_: Any) -> None:
 
 def _waited(child: int, seconds: float) -> str:
     """Wait for a child, so long at most; say how it ended."""
-    end = time.monotonic() + seconds
+    end, parent = time.monotonic() + seconds, os.getppid()
     while True:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
+            _kill(child)  # what it has started and left behind
             code = os.waitstatus_to_exitcode(status)
             return f"your code ended the process ({f'signal {-code}' if code < 0 else code})"
+        if os.getppid() != parent:  # nobody waits for the verdict any more
+            _ended()
         if time.monotonic() > end:
             _kill(child)
             os.waitpid(child, 0)
@@ -126,10 +136,9 @@ def _waited(child: int, seconds: float) -> str:
 
 
 def _kill(child: int) -> None:
-    try:
-        os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:
-        os.kill(child, signal.SIGKILL)
+    for kill in (os.killpg, os.kill):  # its group, if it has one already
+        with contextlib.suppress(ProcessLookupError):
+            kill(child, signal.SIGKILL)
 
 
 def _child(folder: Path) -> None:
@@ -150,9 +159,13 @@ def _child(folder: Path) -> None:
         os.ftruncate(tried, len(text))
 
     id, solution, seed = cloudpickle.loads((folder / "request.pickle").read_bytes())
-    verdict = judge(EXERCISES[id], solution, seed, note)
+    try:
+        text = json.dumps(judge(EXERCISES[id], solution, seed, note).as_json())
+    except BaseException as error:  # of an object that cannot be shown, say
+        said = f"the judge cannot judge it: {type(error).__name__}. What the function returns must be plain values."
+        text = json.dumps(Verdict(id, False, said, seed=seed).as_json())
     whole = folder / "whole.json"
-    whole.write_text(json.dumps(verdict.as_json(), ensure_ascii=False), encoding="utf-8")
+    whole.write_text(text, encoding="utf-8")
     whole.rename(folder / "verdict.json")
 
 

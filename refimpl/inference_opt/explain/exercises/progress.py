@@ -1,11 +1,12 @@
 """What a learner has tried and solved: `exercises.json`, in the folder where the learner works."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 from inference_opt.explain.exercises.verdict import Verdict
-from inference_opt.files import write_whole
+from inference_opt.files import check_file, write_whole
 
 FILE = "exercises.json"
 
@@ -18,15 +19,19 @@ class Progress:
 
     def read(self) -> dict[str, dict[str, Any]]:
         """{exercise: {"checks": how many, "accepted": bool, "hints": shown, "solution": whether it was shown}}."""
+        if not self.path.parent.is_dir():
+            raise ValueError(f"there is no folder {self.path.parent}")
         if not self.path.exists():
             return {}
         try:
+            check_file(self.path)
             known = json.loads(self.path.read_text(encoding="utf-8"))
         except (ValueError, OSError) as error:
             raise ValueError(f"{self.path} does not hold the progress of exercises: {error}") from None
-        if not isinstance(known, dict) or not all(isinstance(each, dict) for each in known.values()):
+        rows = known.values() if isinstance(known, dict) else [None]
+        if not all(isinstance(row, dict) and all(isinstance(v, int) for v in row.values()) for row in rows):
             raise ValueError(f"{self.path} does not hold the progress of exercises: move it away")
-        return known
+        return dict(known)
 
     def checked(self, verdict: Verdict) -> None:
         """A solution was judged. What was accepted once stays so."""
@@ -49,7 +54,10 @@ class Progress:
     def _change(self, id: str, change: Any) -> dict[str, Any]:
         known = self.read()
         known[id] = known.get(id, {}) | change(known.get(id, {}))
-        write_whole(self.path, json.dumps(known, indent=1, sort_keys=True) + "\n")
+        try:
+            write_whole(self.path, json.dumps(known, indent=1, sort_keys=True) + "\n")
+        except OSError as error:  # the verdict, or the hint, is worth more
+            warnings.warn(f"your progress is not kept: {self.path}: {error.strerror}", stacklevel=4)
         return known[id]
 
 

@@ -57,11 +57,13 @@ class Prefixes:
 def check_tree(tree: RadixTree, model: Prefixes) -> None:
     """The tree's structure, its counts, and that it holds exactly the model's prefixes and pages."""
     held = {}
+    seen: list[tuple[Node, list[int]]] = []
     for root in tree.roots.values():
         stack: list[tuple[Node, list[int]]] = [(root, [])]
         while stack:
             node, above = stack.pop()
             text = above + node.tokens
+            seen.append((node, text))
             if node.parent is not None:
                 if not node.edge:
                     raise Broken("a node below the root has an empty edge")
@@ -75,11 +77,15 @@ def check_tree(tree: RadixTree, model: Prefixes) -> None:
                     raise Broken("a child's parent is the node that has it")
                 expect(key, child.edge[: tree.page_bytes], "a child is looked up by the first page of its edge")
                 if node.parent is not None and (node.hits < child.hits or node.used < child.used):
-                    uses = f"{node.hits} matches, last use {node.used}; below it {child.hits} and {child.used}"
-                    raise Broken("whatever used an edge has used the edges above it", uses)
+                    raise Broken(
+                        f"what has used the edge below {text} has used the one above it, too",
+                        f"above: hits = {node.hits}, used = {node.used}",
+                        f"at least hits = {child.hits}, used = {child.used}",
+                    )
                 stack.append((child, text))
-            counted = node.users + sum(child.locks for child in node.children.values())
-            expect(node.locks, counted, f"`locks` of the node at the end of {text} counts the locks on it and below it")
+    for node, text in reversed(seen):  # from below: where a count is wrong first, the mistake was made
+        counted = node.users + sum(child.locks for child in node.children.values())
+        expect(node.locks, counted, f"`locks` of the node at the end of {text} counts the locks on it and below it")
     expect(held, model.page, "the tree holds each page of each text once, under its own prefix")
     free = sum(len(node.pages) for node in tree.nodes() if node.locks == 0)
     expect(tree.evictable, free, "`evictable` is the number of pages on unlocked nodes")
@@ -123,6 +129,8 @@ def locks_survive_splits(locked: list[int], texts: list[list[int]], page_size: i
     node = tree.match(locked).node
     tree.lock(node)
     before = model.find(locked)
+    for each in upwards(node):
+        each.policy_state = "kept"  # a policy's notes, which are about the whole edge
     page = 100
     for text in texts:
         tokens = whole(text, page_size)
@@ -132,6 +140,10 @@ def locks_survive_splits(locked: list[int], texts: list[list[int]], page_size: i
         tree.insert(tokens, pages)
         model.insert(tokens, pages)
         check_tree(tree, model)
+    for each in upwards(node):
+        expect(
+            each.policy_state, "kept", "what a policy noted of an edge (`policy_state`) is noted of both of its parts"
+        )
     gone = tree.evict(1000)
     expect(sorted(set(gone) & set(before)), [], "a locked page is not evicted")
     if sorted(tree.match(locked).pages) != sorted(before):
@@ -396,8 +408,11 @@ EXERCISES: tuple[Any, ...] = (
         node there. `node` is the node whose edge is cut, `within` how many *bytes* of its edge belong to the new node
         above it (whole pages; a token is 4 bytes).
 
-        What must hold afterwards: every text finds the same pages as before. A handle to `node` that somebody keeps
-        still means the end of the whole prefix. Who holds a lock on the rest also holds the head.
+        Afterwards every text finds the same pages as before. Callers keep `node`, and for them it must still be the
+        end of the whole prefix. A request that has locked the rest needs the head as well: it counts as locked, too.
+
+        A `Node` has `edge`, `pages`, `parent`, `children`, `locks`, `users`, `used`, `hits`, `born` and `policy_state`;
+        radix/node.py says what each is. The tokens of a page take `self.page_bytes` bytes.
         """,
         (
             "`node` keeps its identity and becomes the lower part. The new node, the head, goes between `node` and "
