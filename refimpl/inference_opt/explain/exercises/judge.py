@@ -274,7 +274,7 @@ def _recorded(
         if again is None:
             sentence += ". (This time it was right: does your code keep something from one call to the next?)"
         code, line = _place(function, again or error)
-        rows = [(sentence, came, right)] if came or right else []
+        rows = [("your code", came, right)] if came or right else []
         emit_at(code, line, "exercise.broken", sentence=sentence, given=shown, rows=rows)
     return trace
 

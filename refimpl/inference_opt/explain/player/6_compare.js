@@ -15,7 +15,9 @@ function drawComparison({ state, width }) {
   };
   let body = "",
     y = 14;
-  for (const row of wrapped(broken, width - left, 13)) {
+  const bold = 14.5; // letters of 13 that are bold take as much room as these
+  const heading = wrapped(broken, width - left, bold);
+  for (const row of heading) {
     body += (y === 14 ? text(2, y, "✗", "bad bold") : "") + text(left, y, row, "bold");
     y += 19;
   }
@@ -54,7 +56,7 @@ function drawComparison({ state, width }) {
     y += high;
   }
   return {
-    width: Math.max(width * 0.5, end),
+    width: Math.max(width * 0.5, end, ...heading.map((row) => left + wide(row, bold))),
     height: y + 6,
     body,
     label:
