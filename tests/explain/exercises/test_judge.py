@@ -255,3 +255,17 @@ def test_from_the_first_command_to_an_accepted_solution(tmp_path):
     assert (status, "accepted" in out) == (0, True)
     status, _, said = command(tmp_path, "check")
     assert (status, "expected the name of an exercise, or --all" in said) == (2, True)
+
+
+def test_a_function_that_changes_its_arguments_or_remembers_is_refused():
+    """06.residual: (p − q)⁺, in the place of p; and right the first time only."""
+    in_place = "p -= q\n    p[p < 0] = 0\n    return p"
+    remembers = (
+        "residual.__dict__.setdefault('kept', np.maximum(p - q, 0) if (p != q).any() else p)\n    return residual.kept"
+    )
+    for body in (in_place, remembers):
+        text = start("06.residual").replace("raise NotImplementedError", body)
+        assert "NotImplementedError" not in text
+        verdict = verdict_on("06.residual", text)
+        assert not verdict.accepted
+        assert verdict.example, verdict
