@@ -39,7 +39,6 @@ README = commands(TEXTS["README.md"])
 # What a command of the README is given besides, so that a test of it takes seconds.
 SMALLER = {
     "generate": "--max-new-tokens 4",
-    "tour": "--max-new-tokens 2",
     "ablate prompts.jsonl": "--technique radix_attention --metric throughput --max-new-tokens 2 --repeats 1",
     "ablate": "chat --dtype bfloat16 --technique mla --metric throughput --requests 1 --max-new-tokens 2 --repeats 1 "
     "-o ablation",
@@ -62,8 +61,8 @@ def test_every_command_shown_is_one_that_parses(command):
         context = group.make_context(name, list(words), parent=context, resilient_parsing=hasattr(group, "commands"))
 
 
-# `make tour`, a step of .ci/run, runs the tour as it stands; it takes longest of all.
-@pytest.mark.parametrize("command", [c for c in README if c.startswith("inference-opt ") and c != "inference-opt tour"])
+# `make tour`, a step of .ci/run, runs the tour as it stands, and test_cli.py its options; it takes longest of all.
+@pytest.mark.parametrize("command", [c for c in README if re.match("inference-opt (?!tour)", c)])
 def test_the_readme_s_commands_run(command, run, tmp_path, monkeypatch, smollm2_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why is the sky blue?"}\n')

@@ -38,7 +38,7 @@ def test_a_notebook_ends_in_its_chapter_s_exercises_not_solved(path):
     tagged = [cell for cell in nbformat.read(path, 4).cells if "exercise" in cell.metadata.get("tags", [])]
     mine = cells([each for each in EXERCISES.values() if each.chapter == path.name[:2]])
     assert [(cell.cell_type, cell.source) for cell in tagged] == [(cell.cell_type, cell.source) for cell in mine]
-    assert not any("accepted" in str(cell.get("outputs", "")) for cell in tagged)
+    assert not any(": accepted" in str(cell.get("outputs", "")) for cell in tagged)
 
 
 def test_a_mutant_is_refused_or_there_is_a_reason_why_it_is_right():
@@ -48,5 +48,7 @@ def test_a_mutant_is_refused_or_there_is_a_reason_why_it_is_right():
     for id, parts in REASONS.items():
         for part in parts:
             assert any(part in line for line in lines[id]), f"{id}: no survivor has {part!r}"
-    assert {each["id"] for each in MUTANTS} == {id for id, each in EXERCISES.items() if each.kind != "predict"}
+    nothing_to_change = {"09.trim"}  # for cosmic-ray: it has no number, no comparison and no operator
+    asked = {id for id, each in EXERCISES.items() if each.kind != "predict"}
+    assert {each["id"] for each in MUTANTS} == asked - nothing_to_change
     assert sum(each["refused"] for each in MUTANTS) >= 50

@@ -24,11 +24,11 @@ def test_every_table_stands_somewhere_once():
 
 @pytest.mark.parametrize("name", tables.WRITERS)
 def test_whatever_stood_there_is_written_over(name):
-    text = f"Before.\n\n<!-- {name} -->\n| another |\n|---|\n| 0 |\n<!-- /{name} -->\n\nAfter.\n"
+    text = f"Before.\n\n<!-- {name} -->\n| stale text |\n|---|\n| 0 |\n<!-- /{name} -->\n\nAfter.\n"
     filled = tables.fill(text)
     assert filled.startswith(f"Before.\n\n<!-- {name} -->\n")
     assert filled.endswith(f"\n<!-- /{name} -->\n\nAfter.\n")
-    assert "another" not in filled
+    assert "stale text" not in filled
     assert tables.fill(filled) == filled
 
 

@@ -228,32 +228,28 @@ def test_a_refusal_opens_where_an_invariant_breaks():
     assert trace.steps[-1]["event"] == "exercise.broken"
 
 
-def command(folder, *words):
-    run = subprocess.run(
-        [sys.executable, "-m", "inference_opt.cli", "exercise", *words], cwd=folder, capture_output=True, text=True
-    )
-    return run.returncode, run.stdout, run.stderr
-
-
-def test_from_the_first_command_to_an_accepted_solution(tmp_path):
-    assert command(tmp_path, "start", ID)[:2][0] == 0
+def test_from_the_first_command_to_an_accepted_solution(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("exercise", "start", ID)[0] == 0
     assert (tmp_path / "03_split.py").read_text() == start(ID)
-    status, _, said = command(tmp_path, "start", ID)
+    status, _, said = run("exercise", "start", ID)
     assert (status, "is there already" in said) == (2, True)
-    status, out, _ = command(tmp_path, "check", ID)
+    status, out, _ = run("exercise", "check", ID)
     assert (status, "it is not written yet" in out) == (1, True)
     text = solution(ID, tmp_path).replace("head.children[node.edge[:size]]", "head.children[head.edge[:size]]")
     (tmp_path / "03_split.py").write_text(text)
-    status, out, _ = command(tmp_path, "check", ID, "--json", "verdict.json")
+    status, out, _ = run("exercise", "check", ID, "--json", "verdict.json")
     assert (status, "03_split.html" in out) == (1, True)
     assert "exercise.broken" in (tmp_path / "03_split.html").read_text()
     assert json.loads((tmp_path / "verdict.json").read_text())["accepted"] is False
-    (tmp_path / "03_split.py").write_text(solution(ID, tmp_path))
-    status, out, _ = command(tmp_path, "check", "--all")
+    status, out, _ = run("exercise", "hint", ID)
+    assert (status, out.startswith("hint 1 of 3")) == (0, True)
+    assert run("exercise", "solution", ID, "-o", "03_split.py")[0] == 0
+    status, out, _ = run("exercise", "check", "--all")
     assert (status, out.splitlines()[-1]) == (0, "1 of 1 accepted")
-    status, out, _ = command(tmp_path, "list")
+    status, out, _ = run("exercise", "list")
     assert (status, "accepted" in out) == (0, True)
-    status, _, said = command(tmp_path, "check")
+    status, _, said = run("exercise", "check")
     assert (status, "expected the name of an exercise, or --all" in said) == (2, True)
 
 
