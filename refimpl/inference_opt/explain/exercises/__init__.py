@@ -54,6 +54,8 @@ EXERCISES: dict[str, Exercise] = {
 
 def named(id: str) -> Exercise:
     """An exercise by its name. ValueError for one that there is not."""
+    if id == "08.kernel" and id not in EXERCISES:
+        raise ValueError("08.kernel needs Triton, which is not installed: pip install triton (on Linux)")
     if id not in EXERCISES:
         near = [name for name in EXERCISES if str(id).split(".")[0] == name.split(".")[0]] or list(EXERCISES)
         raise ValueError(f"there is no exercise {id!r}; there are {', '.join(near)}")
