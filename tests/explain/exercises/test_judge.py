@@ -64,6 +64,11 @@ def test_whatever_the_file_holds_it_is_refused_in_words(case):
     assert said in repr(verdict)
 
 
+@pytest.mark.parametrize("id", [ID, "05.bytes"])
+def test_a_file_that_does_not_end_is_refused_whatever_it_answers(id):
+    assert "running the file took longer than 5 seconds" in verdict_on(id, "while True:\n    pass\n").sentence
+
+
 def test_slow_wrong_code_is_not_accepted_for_want_of_time():
     burns = "import time\n    end = time.process_time() + 2.7\n    while time.process_time() < end:\n        pass\n"
     text = start("06.gamma").replace("raise NotImplementedError", burns + "    return 0")

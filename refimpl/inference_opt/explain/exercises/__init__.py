@@ -10,6 +10,7 @@ What was tried and accepted is kept in `exercises.json`, in the folder where you
 
 import linecache
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -54,11 +55,10 @@ EXERCISES: dict[str, Exercise] = {
 
 def named(id: str) -> Exercise:
     """An exercise by its name. ValueError for one that there is not."""
-    if id == "08.kernel" and id not in EXERCISES:
-        raise ValueError("08.kernel needs Triton, which is not installed: pip install triton (on Linux)")
     if id not in EXERCISES:
         near = [name for name in EXERCISES if str(id).split(".")[0] == name.split(".")[0]] or list(EXERCISES)
-        raise ValueError(f"there is no exercise {id!r}; there are {', '.join(near)}")
+        more = "" if find_spec("triton") else " (more where Triton is installed: pip install triton)"
+        raise ValueError(f"there is no exercise {id!r}; there are {', '.join(near)}{more}")
     return EXERCISES[id]
 
 

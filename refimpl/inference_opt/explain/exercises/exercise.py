@@ -11,7 +11,6 @@ tries inputs that hypothesis draws, and the smallest input that breaks it is the
 """
 
 import ast
-import importlib
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -277,11 +276,6 @@ def expect_error(call: Callable[[], Any], sentence: str) -> None:
     except ValueError:
         return
     raise Broken(sentence, came, "ValueError")
-
-
-def load(path: str) -> Any:
-    """A module by its dotted name."""
-    return importlib.import_module(path)
 
 
 def in_short(value: Any, most: int = 300) -> str:

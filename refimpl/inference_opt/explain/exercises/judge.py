@@ -108,7 +108,6 @@ def _loaded(exercise: Write, solution: Solution) -> dict[str, Any]:
         linecache.cache[file] = (sum(map(len, lines)), None, lines, file)
     if solution.value is not None:
         return {}
-    taken: dict[str, Any] = {}
 
     def hidden(*args: Any, **named: Any) -> Any:
         raise NotImplementedError(f"{exercise.name} is what is to be written: the package's own is not there")
@@ -116,20 +115,9 @@ def _loaded(exercise: Write, solution: Solution) -> dict[str, Any]:
     reference = exercise.reference
     put(exercise.owner, exercise.name, hidden)
     try:
-        names: dict[str, Any] = {"__name__": "solution", "__file__": solution.file}
-        with _one_input():
-            exec(compile(solution.text, solution.file, "exec", dont_inherit=True), names)
-        return names
-    except SyntaxError as error:
-        raise Refused(f"this is no Python: {error.msg}", error.lineno or 0) from None
-    except Endless:
-        raise Refused(f"running the file took longer than {ONE_INPUT:.0f} seconds") from None
-    except BaseException as error:
-        line = _line(error, solution.file)
-        raise Refused(f"running the file raised {_said(error)}", line) from None
+        return _run(solution)
     finally:
         put(exercise.owner, exercise.name, getattr(reference, "fget", getattr(reference, "__func__", reference)))
-        taken.clear()
 
 
 def _function(exercise: Write, solution: Solution, names: Mapping[str, Any]) -> Any:
@@ -155,16 +143,22 @@ def _function(exercise: Write, solution: Solution, names: Mapping[str, Any]) -> 
 
 
 def _answers(solution: Solution) -> Any:
-    if solution.value is not None:
-        return solution.value
-    names: dict[str, Any] = {}
+    return _run(solution).get("answers") if solution.value is None else solution.value
+
+
+def _run(solution: Solution) -> dict[str, Any]:
+    """Run a learner's file; the names that it defines. Refused if it raises an error, or does not end."""
+    names: dict[str, Any] = {"__name__": "solution", "__file__": solution.file}
     try:
-        exec(compile(solution.text, solution.file, "exec", dont_inherit=True), names)
+        with _one_input():
+            exec(compile(solution.text, solution.file, "exec", dont_inherit=True), names)
     except SyntaxError as error:
         raise Refused(f"this is no Python: {error.msg}", error.lineno or 0) from None
+    except Endless:
+        raise Refused(f"running the file took longer than {ONE_INPUT:.0f} seconds") from None
     except BaseException as error:
         raise Refused(f"running the file raised {_said(error)}", _line(error, solution.file)) from None
-    return names.get("answers")
+    return names
 
 
 # Trying
