@@ -3,6 +3,8 @@
 That they compile, and into the shared memory of an H100, is tested everywhere (`test_kernels.py`), and so are plans.
 """
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -25,12 +27,13 @@ def batches(draw, latent):
         st.sampled_from([(1, 1), (16, 1), (24, 1), (128, 1)] if latent else [(9, 3), (32, 8), (65, 1)])
     )
     dim, value_dim = (576, 512) if latent else (draw(st.sampled_from([64, 128])),) * 2
-    lengths = draw(st.lists(st.sampled_from([0, 1, 63, 64, 65, 127, 128, 129, 200, 333]), min_size=1, max_size=4))
+    lengths = draw(st.lists(st.sampled_from([0, 1, 63, 64, 65, 127, 128, 129, 200, 333, 700]), min_size=1, max_size=4))
     counts = [draw(st.sampled_from([1, 2, 40, length])) if length else 1 for length in lengths]
     lengths = [max(length, count) if length else 0 for length, count in zip(lengths, counts)]
     prefix = draw(st.sampled_from([0, 64, 192])) if all(lengths) else 0
     return {
-        "page": draw(st.sampled_from([64, 128])), "kv_heads": kv_heads, "heads": heads, "dim": dim,
+        "page": draw(st.sampled_from([64, 128] if latent else [8, 16, 48, 64, 128, 256])),
+        "kv_heads": kv_heads, "heads": heads, "dim": dim,
         "value_dim": value_dim, "latent": latent, "lengths": [n + prefix for n in lengths], "counts": counts,
         "prefix": prefix, "dtype": draw(st.sampled_from([torch.float16, torch.bfloat16])),
         "seed": draw(st.integers(0, 99)), "processors": draw(st.sampled_from([1, 8, 132])),
@@ -87,7 +90,6 @@ def test_plans_are_for_what_the_gluon_kernels_do(kernel, page, lengths, queries,
     for launch in plan.launches:
         if launch.tile.hopper:
             assert launch.tile.rows == rows
-            assert page % tiles.BLOCK.value == 0
-            assert (launch.columns.first % tiles.BLOCK.value == 0).all()
-    if prefix % 64 == 0 and max(counts) * heads // kv_heads > 64:
+            assert (launch.columns.first % math.gcd(page, launch.tile.block) == 0).all()
+    if prefix % page == 0 and max(counts) * heads // kv_heads > 64:
         assert plan.launches[-1].tile.hopper == kernel, "they are for many rows"

@@ -4,6 +4,8 @@ It computes what `model(tokens, positions, cache)` computes. It knows the layers
 no biases and no norms of queries and keys.
 """
 
+from collections.abc import Sequence
+
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from inference_opt.model.transformer import Layer, Transformer
 
 
 def can_fuse(model: Transformer) -> bool:
-    """Whether `fused_logits` knows the model's layers: Llama's, dense, and whole.
+    """Whether `fused_states` knows the model's layers: Llama's, dense, and whole.
 
     A model sharded over several cards sums after its products, which the fused ones would pass by.
     """
@@ -24,15 +26,16 @@ def can_fuse(model: Transformer) -> bool:
     return not extras and not config.experts and not model.head.weight.is_mkldnn and not model.is_sharded
 
 
-def fused_logits(
+def fused_states(
     model: Transformer,
     tokens: Int[Tensor, "tokens"],
     positions: Int[Tensor, "tokens"],
     slots: Int[Tensor, "tokens"],
     cache: PagedKernelCache,
     batch: Batch,
-) -> Float[Tensor, "tokens vocab"]:
-    """`model(tokens, positions, cache)`, in fewer launches; the caller has planned the batch and its slots.
+    taps: Sequence[int] = (),
+) -> tuple[Float[Tensor, "tokens dim"], list[Float[Tensor, "tokens dim"]]]:
+    """`model.hidden_states(tokens, positions, kv, taps=taps)`, in fewer launches; the caller has planned the batch.
 
     All kernels may start early: weights, positions, slots and plan are there before the lookup of the embeddings, which
     is an ordinary launch (`kernels/pdl.py`).
@@ -42,7 +45,8 @@ def fused_logits(
     assert cache.values is not None
     rope = model.rope
     h = model.embed(tokens)
-    for layer, k_pages, v_pages in zip(model.layers, cache.keys, cache.values):
+    tapped = []
+    for index, (layer, k_pages, v_pages) in enumerate(zip(model.layers, cache.keys, cache.values)):
         assert isinstance(layer, Layer)
         attention, mlp = layer.attention, layer.mlp
         assert isinstance(attention, GroupedQueryAttention)
@@ -53,4 +57,21 @@ def fused_logits(
         h = project(mixed.flatten(1), attention.out.weight, residual=h, pdl=True)
         gated = project(h, mlp.gate_up.weight, norm=layer.mlp_norm, gated=True, pdl=True)
         h = project(gated, mlp.down.weight, residual=h, pdl=True)
+        if index in taps:
+            tapped.append(h.clone())  # the next layer adds to it in place
+    return h, tapped
+
+
+def fused_logits(
+    model: Transformer,
+    tokens: Int[Tensor, "tokens"],
+    positions: Int[Tensor, "tokens"],
+    slots: Int[Tensor, "tokens"],
+    cache: PagedKernelCache,
+    batch: Batch,
+) -> Float[Tensor, "tokens vocab"]:
+    """`model(tokens, positions, kv)`, likewise."""
+    from inference_opt.kernels.fused import project  # needs Triton
+
+    h, _ = fused_states(model, tokens, positions, slots, cache, batch)
     return project(h, model.head.weight, norm=model.norm, pdl=True)

@@ -13,16 +13,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inference_opt.cache.fused_forward import can_fuse, fused_states
 from inference_opt.cache.paged import PagedCache
+from inference_opt.cache.paged_kernel import PagedKernelBatch
 from inference_opt.engine.request import Request
 from inference_opt.engine.runner import Result
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.engine.speculation import Speculation
 from inference_opt.kernels.batch import uses_triton
+from inference_opt.model.attention import CacheBatch
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import sample
 from inference_opt.speculative.drafter import Draft
-from inference_opt.trace import watched
+from inference_opt.trace import recording, watched
 
 
 class EagerRunner:
@@ -30,6 +33,8 @@ class EagerRunner:
 
     def __init__(self, model: Transformer, cache: PagedCache, speculation: Speculation) -> None:
         self.model, self.cache, self.speculation = model, cache, speculation
+        # On CUDA the layers run in fewer launches, if they are of a kind that `fused_states` knows.
+        self.fuses = cache.device.type == "cuda" and uses_triton(cache.keys[0]) and can_fuse(model)
 
     def repeats(self, request: Request) -> bool:
         """Never: the host decides after each step."""
@@ -67,10 +72,18 @@ class EagerRunner:
         ends = itertools.accumulate(counts)
         rows = [row for end, count in zip(ends, wanted) for row in range(end - count, end)]
         with torch.inference_mode():
-            h, tapped = self.model.hidden_states(tokens, batch.positions, watched(batch), taps=self.speculation.taps)
+            h, tapped = self._states(tokens, batch)
             logits = self.model.logits(h[torch.tensor(rows, device=h.device).long()])
         states = [list(each) for each in zip(*(tap.split(counts) for tap in tapped))]
         return logits, wanted, states or [[] for _ in chunks]
+
+    def _states(self, tokens: Tensor, batch: CacheBatch) -> tuple[Tensor, list[Tensor]]:
+        """The states after the last layer, and those that the drafter taps. A recording wants each operation."""
+        taps = self.speculation.taps
+        if self.fuses and isinstance(batch, PagedKernelBatch) and not recording():
+            plan = batch.plan(self.model.config.heads)
+            return fused_states(self.model, tokens, batch.positions, batch.slots, batch.cache, plan, taps)
+        return self.model.hidden_states(tokens, batch.positions, watched(batch), taps=taps)
 
     def _decide(
         self,

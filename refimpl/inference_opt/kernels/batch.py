@@ -109,8 +109,8 @@ def cut(
     group_size = heads // kv_heads
     sizes = tile_bytes(dim, value_dim, k_pages.element_size())
 
-    # The Gluon kernels load 64 keys at once, from one page: so each run of keys must begin at a multiple of 64.
-    aligned = all(keys % 64 == 0 for _, _, keys in prefixes)
+    # The Gluon kernels load parts of whole pages: so each run of keys must begin with a page.
+    aligned = all(keys % k_pages.shape[1] == 0 for _, _, keys in prefixes)
     hopper = hopper_kernel(k_pages, value_dim) if aligned else ""
 
     # Each sequence's queries against its own keys: those after its shared prefix.
@@ -133,13 +133,17 @@ def cut(
 
 
 def hopper_kernel(k_pages: Tensor, value_dim: int | None) -> str:
-    """The Gluon kernel that knows such pages, if any: half precision, a multiple of 64 tokens, a Hopper card."""
+    """The Gluon kernel that knows such pages, if any: on a Hopper card, in half precision, of widths that it knows.
+
+    Latents are loaded 64 tokens at once, from one page; other keys in parts of 8 tokens or more.
+    """
     hopper = k_pages.is_cuda and torch.cuda.get_device_capability(k_pages.device)[0] == 9
-    if not hopper or k_pages.element_size() != 2 or k_pages.shape[1] % 64:
+    if not hopper or k_pages.element_size() != 2:
         return ""
+    page = k_pages.shape[1]
     if value_dim is not None:
-        return "mla" if k_pages.shape[2:] == (1, 576) and value_dim == 512 else ""
-    return "gqa" if k_pages.shape[3] in (64, 128) else ""
+        return "mla" if page % 64 == 0 and k_pages.shape[2:] == (1, 576) and value_dim == 512 else ""
+    return "gqa" if page % 8 == 0 and k_pages.shape[3] in (64, 128) else ""
 
 
 def processors_of(device: torch.device) -> int:

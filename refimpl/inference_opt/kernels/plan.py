@@ -29,6 +29,7 @@ Array = NDArray[np.int64]
 Field = Any  # an int32 of one piece, or a column of them: a tensor, or an array
 
 PIECE_OVERHEAD = 64  # what starting a piece costs, in keys read
+STATE_OVERHEAD = 4  # what writing and merging the state of one row costs, likewise
 SHARED_MEMORY = 220 * 1024  # bytes a program may use: 227 KiB on an H100, less what the kernel keeps besides
 
 
@@ -145,7 +146,7 @@ def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -
     if hopper == "mla" and rows > 16:
         return Tile(64, 128, 8, 1, 1, hopper)
     if hopper == "gqa" and rows > 64:
-        return Tile(128, 64, 8, 2, 1, hopper)
+        return Tile(128, 128, 8, 2, 1, hopper)
 
     # Blocks are as long as shared memory allows with two programs on a multiprocessor, so that one loads while the
     # other computes. Latents are wide: a program has the multiprocessor to itself.
@@ -168,19 +169,27 @@ def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -
 
 
 # [chunk]
-def chunk_size(keys: Array, heads: int, programs: int, block: int) -> int:
-    """The number of keys a piece that finishes soonest: it minimises rounds · (keys + PIECE_OVERHEAD).
+def chunk_size(keys: Array, heads: int, programs: int, block: int, rows: int) -> int:
+    """The number of keys a piece with which the last piece ends soonest.
 
-    `keys`: of each tile of rows, to be cut for each of `heads`. The machine runs `programs` at a time, one round.
+    `keys`: of each tile of `rows` rows, to be cut for each of `heads`. The machine runs `programs` at a time, and
+    begins the longest pieces first. So all programs are busy until the last round, which consists of the shortest
+    pieces and may be partly empty:
+
+        time = max(longest piece, work / programs + empty part of the last round · shortest piece)
     """
     # Candidates: the longest divided by 1, 2, … 128, rounded up to whole blocks.
     longest = max(int(keys.max(initial=1)), 1)
     sizes = np.unique(-(-longest // np.arange(1, 129)) + block - 1) // block * block
 
-    # A last round that is nearly empty takes as long as a full one. Among many rounds it does not matter.
-    rounds = np.maximum(1.0, (-(-keys[:, None] // sizes)).sum(0) * heads / programs)
-    rounds = np.where(rounds < 8, np.ceil(rounds), rounds)
-    return int(sizes[(rounds * (sizes + PIECE_OVERHEAD)).argmin()])
+    # A piece costs its keys and its start; the state of a piece that is not alone must be merged.
+    pieces = np.maximum(-(-keys[:, None] // sizes), 1)
+    overhead = np.where(pieces > 1, max(PIECE_OVERHEAD, STATE_OVERHEAD * rows), PIECE_OVERHEAD)
+    work = (keys[:, None] + pieces * overhead).sum(0) * heads
+    shortest = (keys[:, None] - (pieces - 1) * sizes + overhead).min(0)
+    rounds = pieces.sum(0) * heads / programs
+    time = work / programs + (np.ceil(rounds) - rounds) * shortest
+    return int(sizes[np.maximum(time, np.minimum(sizes, longest) + overhead.max(0)).argmin()])
 
 
 # [/chunk]
@@ -235,7 +244,7 @@ def plan(
 
         # Cut the keys of each block into chunks of one size.
         keys = np.maximum(blocks.end - blocks.first, 0)
-        size = chunk_size(keys, kv_heads * tiles, processors * tile.resident, tile.block)
+        size = chunk_size(keys, kv_heads * tiles, processors * tile.resident, tile.block, tile.rows)
         chunks = np.maximum(-(-keys // size), 1)
         block, c = spread(chunks)
         first = blocks.first[block] + c * size
@@ -257,7 +266,8 @@ def plan(
             end=np.minimum(first + size, blocks.end[block])[chunk],
             state=state[chunk],
         )
-        launches.append(Launch(int32(np.stack(columns, axis=1)), tile))
+        longest_first = (columns.first - columns.end).argsort(kind="stable")
+        launches.append(Launch(int32(np.stack(columns, axis=1)[longest_first]), tile))
 
         # Note which token each state belongs to.
         chunk, i = spread(partial)

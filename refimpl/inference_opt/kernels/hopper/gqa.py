@@ -2,13 +2,17 @@
 
 With many rows attention multiplies more than it reads, so the tensor cores must never wait. The warps of a program
 have different tasks (warp specialisation, FlashAttention-3, 2407.08608). One warp loads blocks of keys and values
-through the tensor memory accelerator into STAGES buffers. Two groups of four warps have 64 query rows each: while one
-group does its softmax, the other multiplies. Neither waits for loads or spends registers on addresses.
+through the tensor memory accelerator into STAGES buffers. Two groups of four warps have 64 query rows each. A group
+starts the products of the next scores, and of the last weights with their values. It computes the softmax of the
+former while the latter are under way, and while the other group multiplies.
 
-    loader   K₀ V₀ K₁ V₁ K₂ V₂ …      a buffer is filled again when both groups have released it
-    groups   rows 0 … 63 and 64 … 127: scores of a block, softmax, sums; queries and sums stay in registers
+    loader     Kₙ Kₙ₋₁ Vₙ Kₙ₋₂ Vₙ₋₁ …     a buffer is filled again when both groups have released it
+    a group    QKₙ  softmaxₙ | QKₙ₋₁ PₙVₙ  softmaxₙ₋₁ | QKₙ₋₂ Pₙ₋₁Vₙ₋₁ …
 
-Pieces, masks and states are those of `attention.py`. Pages hold a multiple of BLOCK tokens.
+Blocks are read from the last to the first: those that need a mask come first, and the others need no check.
+A block's keys lie in several pages. Each page, or each part of it of BOX tokens, is a load of its own.
+
+Pieces, masks and states are those of `attention.py`. Pages hold a multiple of 8 tokens.
 """
 
 from jaxtyping import Float, Int
@@ -24,109 +28,143 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from inference_opt.kernels.attention import FIELDS
-from inference_opt.kernels.hopper.tiles import (
-    BLOCK,
-    LN2,
-    ROWS,
-    S_ROW,
-    SMEM,
-    S,
-    fields_of,
-    finite,
-    load_tile,
-    masked,
-    row_of,
-    zeroed,
-)
+from inference_opt.kernels.hopper.tiles import LN2, ROWS, SMEM, fields_of, finite, load_tile
 from inference_opt.kernels.plan import Launch
 
-STAGES = gl.constexpr(4)
+BLOCK = gl.constexpr(128)
+HALF = gl.constexpr(64)  # columns of a load: 128 bytes, as wide as shared memory is swizzled
+S = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 128, 16]))
+S_ROW = gl.constexpr(gl.SliceLayout(1, S))
+
+
+@gluon.jit
+def load_block(
+    tiles, table, n, last_page, column, full, buffers, stage, PAGE: gl.constexpr, BOX: gl.constexpr, D: gl.constexpr
+):
+    """Load the keys (or values) from n on: each part of BOX tokens lies in one page, and each half of columns apart."""
+    BOXES: gl.constexpr = BLOCK // BOX
+    HALVES: gl.constexpr = D // HALF
+    mbarrier.expect(full, BLOCK * D * 2)
+    for b in gl.static_range(BOXES):
+        m = n + b * BOX
+        row = gl.load(table + gl.minimum(m // PAGE, last_page)) * PAGE + m % PAGE
+        for h in gl.static_range(HALVES):
+            load_tile(tiles, [row, column + h * HALF], full, buffers.index((stage * HALVES + h) * BOXES + b))
 
 
 @gluon.jit
 def load_blocks(
-    k_tiles, v_tiles, table, first, blocks, last_page, column, buffers, barriers, PAGE: gl.constexpr, D: gl.constexpr
-):
-    """The loader: keys and values of every block, each into the next buffer as soon as both groups have released it."""
-    k, v = buffers
+    k_tiles, v_tiles, table, first, blocks, last_page, column, k, v, barriers,
+    PAGE: gl.constexpr, BOX: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """The loader: each block's keys, then the values of the block before, as soon as both groups released a buffer."""
     k_full, v_full, k_empty, v_empty, _ = barriers
-    row = row_of(table, first, last_page, PAGE)
-    for i in range(blocks):
-        stage, phase = i % STAGES, (i // STAGES & 1) ^ 1
-        next_row = row_of(table, first + (i + 1) * BLOCK, last_page, PAGE)
-        mbarrier.wait(k_empty.index(stage), phase)
-        mbarrier.expect(k_full.index(stage), BLOCK * D * 2)
-        load_tile(k_tiles, [row, column], k_full.index(stage), k.index(stage))
-        mbarrier.wait(v_empty.index(stage), phase)
-        mbarrier.expect(v_full.index(stage), BLOCK * D * 2)
-        load_tile(v_tiles, [row, column], v_full.index(stage), v.index(stage))
-        row = next_row
+    for i in range(blocks + 1):
+        if i < blocks:
+            stage = i % STAGES
+            mbarrier.wait(k_empty.index(stage), (i // STAGES & 1) ^ 1)
+            n = first + (blocks - 1 - i) * BLOCK
+            load_block(k_tiles, table, n, last_page, column, k_full.index(stage), k, stage, PAGE, BOX, D)
+        if i > 0:
+            stage = (i - 1) % STAGES
+            mbarrier.wait(v_empty.index(stage), ((i - 1) // STAGES & 1) ^ 1)
+            n = first + (blocks - i) * BLOCK
+            load_block(v_tiles, table, n, last_page, column, v_full.index(stage), v, stage, PAGE, BOX, D)
+
+
+@gluon.jit
+def softmax(s, m, l, scale_log2, MASKED: gl.constexpr):  # noqa: E741
+    """One block's weights, the new maximum and sum, and the factor by which earlier sums shrink."""
+    m_new = gl.maximum(m, gl.max(s, 1))
+    # A row that has seen no key yet subtracts 0. Without a mask there is no such row.
+    shift = (finite(m_new) if MASKED else m_new) * scale_log2
+    p = gl.exp2(s * scale_log2 - shift[:, None])
+    shrink = gl.exp2(m * scale_log2 - shift)
+    return p, m_new, l * shrink + gl.sum(p, 1), shrink
+
+
+@gluon.jit
+def scores(q, k, i, barriers, STAGES: gl.constexpr):
+    """The product of the queries with block i of the keys, under way."""
+    k_full, _, _, _, _ = barriers
+    stage = i % STAGES
+    mbarrier.wait(k_full.index(stage), i // STAGES & 1)
+    s = gl.zeros([ROWS, BLOCK], gl.float32, S)
+    return warpgroup_mma(q, k.index(stage).permute((1, 0)), s, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def add_values(weights, v, acc, i, barriers, STAGES: gl.constexpr):
+    """acc + weights · values of block i, under way."""
+    _, v_full, _, _, _ = barriers
+    stage = i % STAGES
+    mbarrier.wait(v_full.index(stage), i // STAGES & 1)
+    return warpgroup_mma(weights, v.index(stage), acc, is_async=True)
+
+
+@gluon.jit
+def masked(s, n, end, position):
+    """The scores of the keys from n on, −∞ for keys after the end or after a query's own position."""
+    key = n + gl.arange(0, BLOCK, gl.SliceLayout(0, S))
+    return gl.where((key < end)[None, :] & (key[None, :] <= position[:, None]), s, float("-inf"))
 
 
 @gluon.jit
 def attend_rows(
-    q, piece, row0, kv_head, blocks, scale_log2, buffers, barriers, outputs,
-    HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, FIRST: gl.constexpr,
+    q, q_rows, piece, row0, kv_head, blocks, scale_log2, k, v, boxes, barriers, outputs,
+    HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, WHO: gl.constexpr,
 ):  # fmt: skip
-    """One group: ROWS rows from row0 on. The FIRST group zeroes the values after the end, for both."""
+    """One group: ROWS rows from row0 on. Group 0 zeroes the values after the end, for both."""
     _, token0, queries, position0, _, first, end, state = piece
-    k, v = buffers
-    k_full, v_full, k_empty, v_empty, cut = barriers
+    _, v_full, k_empty, _, cut = barriers
     out, lse, partial, partial_lse = outputs
     O: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])  # noqa: E741
     O_ROW: gl.constexpr = gl.SliceLayout(1, O)
-    operand: gl.constexpr = gl.DotOperandLayout(0, S, 2)
 
-    # The queries, as the left operand of a product, in registers.
-    rows = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, operand))
+    # The queries, in shared memory as the tensor cores read them.
+    Q: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
+    rows = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, Q))
     where = (token0 + rows // GROUP).to(gl.int64) * HEADS + kv_head * GROUP + rows % GROUP
-    column = gl.arange(0, D, gl.SliceLayout(0, operand))
-    queried = gl.load(q + where[:, None] * D + column[None, :], mask=(rows // GROUP < queries)[:, None], other=0.0)
+    column = gl.arange(0, D, gl.SliceLayout(0, Q))
+    q_rows.store(gl.load(q + where[:, None] * D + column[None, :], mask=(rows // GROUP < queries)[:, None], other=0.0))
+    fence_async_shared()
 
-    # Every row sees all keys before `unmasked`: blocks before it need no mask.
+    # The first block from the end: it is always masked, and its values after the end are zeroed.
     position = position0 + (row0 + gl.arange(0, ROWS, S_ROW)) // GROUP
-    unmasked = gl.minimum(end, position0 + row0 // GROUP + 1)
-    acc = gl.zeros([ROWS, D], gl.float32, O)
+    n = first + (blocks - 1) * BLOCK
     m = gl.full([ROWS], float("-inf"), gl.float32, S_ROW)
     l = gl.zeros([ROWS], gl.float32, S_ROW)  # noqa: E741
-    for i in range(blocks):
-        stage, phase = i % STAGES, i // STAGES & 1
-        n = first + i * BLOCK
+    acc = gl.zeros([ROWS, D], gl.float32, O)
+    s = warpgroup_mma_wait(0, [scores(q_rows, k, 0, barriers, STAGES)])
+    mbarrier.arrive(k_empty.index(0), count=1)
+    p, m, l, _ = softmax(masked(s, n, end, position), m, l, scale_log2, True)  # noqa: E741
+    weights = gl.convert_layout(p.to(k.dtype), gl.DotOperandLayout(0, O, 2))
+    if n + BLOCK > end:
+        if WHO == 0:
+            mbarrier.wait(v_full.index(0), 0)
+            zero_after(boxes, gl.maximum(end - n, 0), D)
+            fence_async_shared()
+            mbarrier.arrive(cut.index(0), count=1)
+        else:
+            mbarrier.wait(cut.index(0), 0)
 
-        # Scores; the keys' buffer is free then.
-        mbarrier.wait(k_full.index(stage), phase)
-        s = gl.zeros([ROWS, BLOCK], gl.float32, S)
-        s = warpgroup_mma(queried, k.index(stage).permute((1, 0)), s, is_async=True)
-        s = warpgroup_mma_wait(0, [s]) * scale_log2
-        mbarrier.arrive(k_empty.index(stage), count=1)
-        if n + BLOCK > unmasked:
-            s = masked(s, n, end, position)
-
-        # The softmax so far, as in attention.py.
-        m_new = gl.maximum(m, gl.max(s, 1))
-        p = gl.exp2(s - finite(m_new)[:, None])
-        shrink = gl.exp2(m - finite(m_new))
-        m = m_new
-        l = l * shrink + gl.sum(p, 1)  # noqa: E741
-        acc = acc * gl.convert_layout(shrink, O_ROW)[:, None]
-        weights = gl.convert_layout(p.to(k.dtype), gl.DotOperandLayout(0, O, 2))
-
-        # The sums. In the last block, values after the end are zeroed first.
-        mbarrier.wait(v_full.index(stage), phase)
-        if n + BLOCK > end:
-            if FIRST:
-                zeroed(v.index(stage), end - n, gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0]))
-                fence_async_shared()
-                mbarrier.arrive(cut.index(0), count=1)
-            else:
-                mbarrier.wait(cut.index(0), 0)
-        acc = warpgroup_mma(weights, v.index(stage), acc, is_async=True)
-        acc = warpgroup_mma_wait(0, [acc])
-        mbarrier.arrive(v_empty.index(stage), count=1)
+    # Every row sees all keys before `unmasked`: the blocks before it need no mask.
+    unmasked = gl.minimum(end, position0 + row0 // GROUP + 1)
+    whole = gl.maximum(unmasked - first, 0) // BLOCK
+    split = gl.maximum(blocks - whole, 1)
+    for i in range(1, split):
+        weights, acc, m, l = step(  # noqa: E741
+            i, q_rows, k, v, weights, acc, m, l, n, end, position, scale_log2, barriers, STAGES, True, O
+        )
+    for i in range(split, blocks):
+        weights, acc, m, l = step(  # noqa: E741
+            i, q_rows, k, v, weights, acc, m, l, n, end, position, scale_log2, barriers, STAGES, False, O
+        )
+    acc = warpgroup_mma_wait(0, [add_values(weights, v, acc, blocks - 1, barriers, STAGES)])
 
     # The result: final, or a state to be merged.
     l_safe = gl.where(l > 0, l, 1.0)
-    total = (m + gl.log2(l_safe)) * LN2
+    total = (m * scale_log2 + gl.log2(l_safe)) * LN2
     acc = acc / gl.convert_layout(l_safe, O_ROW)[:, None]
     base = gl.where(state < 0, token0, state)
     rows = row0 + gl.arange(0, ROWS, S_ROW)
@@ -143,6 +181,41 @@ def attend_rows(
 
 
 @gluon.jit
+def zero_after(boxes, valid, D: gl.constexpr):
+    """Set the values of the keys from `valid` on to 0, in buffer 0: slices of 8 tokens, each half of columns apart.
+
+    Nobody wrote them, so they may be NaN, and a weight of 0 does not help: 0 · NaN is NaN.
+    """
+    L: gl.constexpr = gl.BlockedLayout([1, 4], [2, 16], [4, 1], [1, 0])
+    row = gl.arange(0, 8, gl.SliceLayout(1, L))
+    for h in range(D // HALF):
+        for b in range(valid // 8, BLOCK // 8):
+            box = boxes.index(h * (BLOCK // 8) + b)
+            there = box.load(L)
+            box.store(gl.where((b * 8 + row < valid)[:, None], there, gl.zeros_like(there)))
+
+
+@gluon.jit
+def step(
+    i, q_rows, k, v, weights, acc, m, l, last, end, position, scale_log2, barriers,  # noqa: E741
+    STAGES: gl.constexpr, MASKED: gl.constexpr, O: gl.constexpr,  # noqa: E741
+):  # fmt: skip
+    """The softmax of block i, while the weights of the block before meet their values."""
+    _, _, k_empty, v_empty, _ = barriers
+    s = scores(q_rows, k, i, barriers, STAGES)
+    acc = add_values(weights, v, acc, i - 1, barriers, STAGES)
+    s = warpgroup_mma_wait(1, [s])
+    mbarrier.arrive(k_empty.index(i % STAGES), count=1)
+    if MASKED:
+        s = masked(s, last - i * BLOCK, end, position)
+    p, m, l, shrink = softmax(s, m, l, scale_log2, MASKED)  # noqa: E741
+    acc = warpgroup_mma_wait(0, [acc])
+    mbarrier.arrive(v_empty.index((i - 1) % STAGES), count=1)
+    acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, O))[:, None]
+    return gl.convert_layout(p.to(k.dtype), gl.DotOperandLayout(0, O, 2)), acc, m, l
+
+
+@gluon.jit
 def launch_dependents(anything):
     """The next kernel may start beside this one (`pdl.py`)."""
     gl.inline_asm_elementwise(
@@ -153,7 +226,8 @@ def launch_dependents(anything):
 @gluon.jit
 def gqa_piece(
     k_tiles, v_tiles, q, table, pieces, out, lse, partial, partial_lse, table_width, scale_log2,
-    HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, PAGE: gl.constexpr,
+    HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, PAGE: gl.constexpr, BOX: gl.constexpr,
+    STAGES: gl.constexpr,
 ):  # fmt: skip
     """One piece for one key head."""
     launch_dependents(table_width)
@@ -162,13 +236,19 @@ def gqa_piece(
     piece = pieces + gl.program_id(0) // KV_HEADS * FIELDS
     fields = fields_of(piece)
     sequence, _, _, _, row0, first, end, _ = fields
-    blocks = gl.maximum(gl.cdiv(end - first, BLOCK), 0)
+    blocks = gl.maximum(gl.cdiv(end - first, BLOCK), 1)
     last_page = gl.maximum(gl.cdiv(end, PAGE) - 1, 0)
     table += sequence.to(gl.int64) * table_width
 
-    # Buffers for keys and values, each with two barriers: it is full, it is empty.
-    k = gl.allocate_shared_memory(k_tiles.dtype, [STAGES, BLOCK, D], SMEM)
-    v = gl.allocate_shared_memory(k_tiles.dtype, [STAGES, BLOCK, D], SMEM)
+    # Buffers for keys and values, each with two barriers: it is full, it is empty. As the loader sees them, tiles of
+    # BOX tokens and HALF columns; as the tensor cores do, BLOCK tokens and D columns: the same bytes.
+    PARTS: gl.constexpr = STAGES * (D // HALF) * (BLOCK // BOX)
+    k_parts = gl.allocate_shared_memory(k_tiles.dtype, [PARTS, BOX, HALF], SMEM)
+    v_parts = gl.allocate_shared_memory(k_tiles.dtype, [PARTS, BOX, HALF], SMEM)
+    k = k_parts._reinterpret(k_tiles.dtype, [STAGES, BLOCK, D], SMEM)
+    v = v_parts._reinterpret(k_tiles.dtype, [STAGES, BLOCK, D], SMEM)
+    boxes = v_parts._reinterpret(k_tiles.dtype, [STAGES * D * BLOCK // (8 * HALF), 8, HALF], SMEM)
+    q_rows = gl.allocate_shared_memory(k_tiles.dtype, [2, ROWS, D], SMEM)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -183,23 +263,25 @@ def gqa_piece(
     fence_async_shared()
 
     # Two groups of four warps, and the loader.
-    buffers = (k, v)
     barriers = (k_full, v_full, k_empty, v_empty, cut)
     outputs = (out, lse, partial, partial_lse)
     gl.warp_specialize(
         [
             (attend_rows, (
-                q, fields, row0, kv_head, blocks, scale_log2, buffers, barriers, outputs, HEADS, GROUP, D, True,
+                q, q_rows.index(0), fields, row0, kv_head, blocks, scale_log2, k, v, boxes, barriers, outputs,
+                HEADS, GROUP, D, STAGES, 0,
             )),
             (attend_rows, (
-                q, fields, row0 + ROWS, kv_head, blocks, scale_log2, buffers, barriers, outputs, HEADS, GROUP, D, False,
+                q, q_rows.index(1), fields, row0 + ROWS, kv_head, blocks, scale_log2, k, v, boxes, barriers, outputs,
+                HEADS, GROUP, D, STAGES, 1,
             )),
             (load_blocks, (
-                k_tiles, v_tiles, table, first, blocks, last_page, kv_head * D, buffers, barriers, PAGE, D,
+                k_tiles, v_tiles, table, first, blocks, last_page, kv_head * D, k_parts, v_parts, barriers,
+                PAGE, BOX, D, STAGES,
             )),
         ],
         [4, 1],
-        [176, 24],
+        [240, 24],
     )  # fmt: skip
 
 
@@ -217,11 +299,13 @@ def attend_pieces(
 ) -> None:
     """The pieces of a launch whose tile says "gqa" (`plan.choose_tile`)."""
     (_, page, kv_heads, dim), heads = k_pages.shape, q.shape[1]
+    box = min(page & -page, BLOCK.value)  # the largest power of two that divides a page
 
     def tiles(pages: Tensor) -> TensorDescriptor:
-        return TensorDescriptor.from_tensor(pages.flatten(0, 1).flatten(1), [64, dim], SMEM.value)
+        return TensorDescriptor.from_tensor(pages.flatten(0, 1).flatten(1), [box, HALF.value], SMEM.value)
 
     gqa_piece[(len(launch.pieces) * kv_heads,)](
         tiles(k_pages), tiles(v_pages), q, page_table, launch.pieces, out, lse, partial, partial_lse,
-        page_table.stride(0), scale_log2, heads, kv_heads, dim, page, num_warps=4, maxnreg=128,
+        page_table.stride(0), scale_log2, heads, kv_heads, dim, page, box, 256 // dim,
+        num_warps=4, maxnreg=168,
     )  # fmt: skip

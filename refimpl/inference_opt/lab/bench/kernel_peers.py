@@ -25,18 +25,19 @@ def flashinfer(case: Any, inputs: Any) -> Callable[[], Tensor] | None:
     """FlashInfer: tensor cores for grouped queries, the fa3 backend for latent attention."""
     if _module("flashinfer") is None:
         return None
-    used = inputs.table.shape[1]
-    start = torch.arange(case.batch + 1, dtype=torch.int32, device="cuda")
-    lengths = torch.full((case.batch,), case.length, dtype=torch.int32, device="cuda")
+    counts, lengths = (torch.tensor(each, dtype=torch.int32) for each in zip(*case.sequences))
+    used = -(-lengths // case.page)
+    first, start = (torch.nn.functional.pad(each.cumsum(0), (1, 0)).int() for each in (counts, used))
+    pages = torch.cat([row[:n] for row, n in zip(inputs.table, used.tolist())])
     workspace = torch.empty(256 * 2**20, dtype=torch.uint8, device="cuda")
     if case.shared:
         mla = _module("flashinfer.mla").BatchMLAPagedAttentionWrapper(workspace, backend="fa3")
         rest = case.dim - case.value_dim
         mla.plan(
-            start * case.queries,
-            start * used,
-            inputs.table.flatten(),
-            lengths,
+            first.cuda(),
+            start.cuda(),
+            pages,
+            lengths.cuda(),
             case.heads,
             case.value_dim,
             rest,
@@ -50,29 +51,23 @@ def flashinfer(case: Any, inputs: Any) -> Callable[[], Tensor] | None:
         pages = inputs.k_pages.squeeze(2)
         parts = [x.contiguous() for t in (q, pages) for x in t.split((case.value_dim, rest), dim=-1)]
         return lambda: mla.run(*parts)
-    if case.queries > 1:
-        return None
-    wrapper = _module("flashinfer").BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=True)
     last = lengths - (used - 1) * case.page
-    wrapper.plan(
-        start * used,
-        inputs.table.flatten(),
-        last,
-        case.heads,
-        case.kv_heads,
-        case.dim,
-        case.page,
-        q_data_type=torch.bfloat16,
-        kv_data_type=torch.bfloat16,
-        sm_scale=inputs.scale,
-    )
+    table = start.cuda(), pages, last.cuda()
+    sizes = case.heads, case.kv_heads, case.dim, case.page
+    types = {"q_data_type": torch.bfloat16, "kv_data_type": torch.bfloat16, "sm_scale": inputs.scale}
+    if max(counts) == 1:
+        wrapper = _module("flashinfer").BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=True)
+        wrapper.plan(*table, *sizes, **types)
+    else:
+        wrapper = _module("flashinfer").BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD")
+        wrapper.plan(first.cuda(), *table, *sizes, causal=True, **types)
     return lambda: wrapper.run(inputs.q, (inputs.k_pages, inputs.v_pages))
 
 
 def flash_mla(case: Any, inputs: Any) -> Callable[[], Tensor] | None:
     """FlashMLA, DeepSeek's own kernel: latent attention on pages of 64."""
     module = _module("flash_mla")
-    if module is None or not case.shared or case.page != 64:
+    if module is None or not case.shared or case.page != 64 or case.queries > 2:
         return None
     lengths = torch.full((case.batch,), case.length, dtype=torch.int32, device="cuda")
     plan = module.get_mla_metadata(lengths, case.queries * case.heads, 1)
@@ -85,7 +80,7 @@ def flash_mla(case: Any, inputs: Any) -> Callable[[], Tensor] | None:
 def sglang(case: Any, inputs: Any) -> Callable[[], Tensor] | None:
     """SGLang's Triton kernel. It addresses tokens, so any size of page will do."""
     module = _module("sglang.srt.layers.attention.triton_ops.decode_attention")
-    if module is None or case.queries > 1:
+    if module is None or case.queries > 1 or case.others:
         return None
     offsets = torch.arange(case.page, device="cuda", dtype=torch.int32)
     slots = (inputs.table[:, :, None] * case.page + offsets).view(case.batch, -1)[:, : case.length].flatten()

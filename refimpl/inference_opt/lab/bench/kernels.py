@@ -1,4 +1,4 @@
-"""`inference-opt bench kernels`: paged decoding by our kernels and by others', and the card's two limits.
+"""`inference-opt bench kernels`: paged attention by our kernels and by others', and the card's two limits.
 
 A row is one case: sequences of one length with shuffled pages and random keys and values in bfloat16. Every
 implementation gets the same tensors, and its output is compared with ours. Its time is that of a captured graph, with
@@ -6,7 +6,7 @@ the card's caches flushed before each replay: the median of `repeats`. The limit
 the read bandwidth and at the rate of matrix products that are measured in the same run:
 
     bytes       batch · length · kv_heads · (d + d_v) · 2     (latent attention: d only, the values are in the keys)
-    operations  2 · batch · length · queries · heads · (d + d_v)
+    operations  2 · (keys that each query sees) · heads · (d + d_v)
 """
 
 from collections.abc import Callable
@@ -26,7 +26,11 @@ from inference_opt.lab.bench.machine import graph_seconds, product_rate, read_ba
 
 @dataclass(frozen=True)
 class Case:
-    """One row. `shared`: values are the first `value_dim` columns of the keys. `stem`: keys of the shared prefix."""
+    """One row: `batch` sequences of `length` tokens, of which the last `queries` are asked for, and `others` with them.
+
+    `shared`: values are the first `value_dim` columns of the keys. `stem`: keys of the shared prefix. `others`:
+    (queries, length) of each further sequence.
+    """
 
     name: str
     batch: int
@@ -39,22 +43,29 @@ class Case:
     queries: int = 1
     page: int = 64
     stem: int = 0
+    others: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def sequences(self) -> list[tuple[int, int]]:
+        """Queries and length of each sequence."""
+        return [(self.queries, self.length)] * self.batch + list(self.others)
 
     @property
     def bytes(self) -> int:
         """Bytes of keys and values that must be read."""
-        keys = self.batch * (self.length - self.stem) + self.stem
+        keys = sum(length - self.stem for _, length in self.sequences) + self.stem
         return 2 * keys * self.kv_heads * (self.dim + (0 if self.shared else self.value_dim))
 
     @property
     def operations(self) -> int:
-        """Operations of both matrix products."""
-        return 2 * self.batch * self.length * self.queries * self.heads * (self.dim + self.value_dim)
+        """Operations of both matrix products. A query sees the keys up to its own."""
+        seen = sum(queries * length - queries * (queries - 1) // 2 for queries, length in self.sequences)
+        return 2 * seen * self.heads * (self.dim + self.value_dim)
 
 
-def grouped(name: str, batch: int, length: int, page: int = 64, stem: int = 0) -> Case:
-    """32 query heads on 8 key heads of width 128, as in Llama-3-8B."""
-    return Case(name, batch, length, 32, 8, 128, 128, page=page, stem=stem)
+def grouped(name: str, batch: int, length: int, dim: int = 128, **more: Any) -> Case:
+    """32 query heads on 8 key heads: of width 128 in Llama-3-8B, 64 in Llama-3.2-1B."""
+    return Case(name, batch, length, 32, 8, dim, dim, **more)
 
 
 def latent(name: str, heads: int, batch: int, length: int, queries: int = 1) -> Case:
@@ -69,14 +80,28 @@ CASES = {
         grouped("gqa-8x32768", 8, 32768),
         grouped("gqa-1x32768", 1, 32768),
         grouped("gqa-128x1024", 128, 1024),
-        grouped("gqa-64x8192-page16", 64, 8192, 16),
-        grouped("gqa-64x8192-page1", 64, 8192, 1),
+        grouped("gqa-64x8192-page16", 64, 8192, page=16),
+        grouped("gqa-64x8192-page1", 64, 8192, page=1),
         latent("mla16-128x4096", 16, 128, 4096),
         latent("mla128-128x4096", 128, 128, 4096),
         latent("mla128-128x4096-two", 128, 128, 4096, 2),
         latent("mla128-16x32768", 128, 16, 32768),
         latent("mla16-1x32768", 16, 1, 32768),
         grouped("stem-64x16640", 64, 16640, stem=16384),
+        grouped("ragged-64", 0, 0, others=tuple((1, 1 + 130 * i) for i in range(64))),
+        grouped("verify-32x4096", 32, 4096, queries=8),
+        grouped("verify-8x16384", 8, 16384, queries=4),
+        *(
+            case
+            for page in (16, 64)
+            for case in [
+                grouped(f"prefill-1x8192-page{page}", 1, 8192, queries=8192, page=page),
+                grouped(f"prefill-4x4096-half-page{page}", 4, 4096, queries=2048, page=page),
+                grouped(f"prefill-8x2048-narrow-page{page}", 8, 2048, 64, queries=2048, page=page),
+                grouped(f"mixed-63x4096-page{page}", 63, 4096, others=((512, 4096),), page=page),
+            ]
+        ),
+        latent("prefill-mla16-2x4096", 16, 2, 4096, 4096),
     ]
 }
 
@@ -88,10 +113,10 @@ STEPS = ("gqa-1x32768", "gqa-128x1024")  # the cases on which versions 1 to 3 of
 class Inputs:
     """The tensors that every implementation gets."""
 
-    q: Tensor  # [batch · queries, heads, dim]
+    q: Tensor  # [queries of all sequences, heads, dim]
     k_pages: Tensor  # [pages, page_size, kv_heads, dim]
     v_pages: Tensor | None
-    table: Tensor  # [batch, pages of a sequence]
+    table: Tensor  # [sequences, pages of the longest]
     scale: float
 
 
@@ -99,24 +124,26 @@ def make(case: Case, seed: int = 0) -> Inputs:
     """Random inputs in shuffled pages. All sequences share the pages of the common prefix."""
     generator = torch.Generator(device="cuda").manual_seed(seed)
     stem = case.stem // case.page
-    each = -(-case.length // case.page)  # pages of a sequence
-    pages = stem + case.batch * (each - stem)
+    each = [-(-length // case.page) for _, length in case.sequences]  # pages of a sequence
+    pages = stem + sum(n - stem for n in each)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device="cuda", dtype=torch.bfloat16)
 
     order = torch.randperm(pages, generator=generator, device="cuda").int()
-    own = order[stem:].view(case.batch, -1)
-    table = torch.cat((order[:stem].expand(case.batch, -1), own), dim=1).contiguous()
+    table = order.new_zeros(len(each), max(each))
+    table[:, :stem] = order[:stem]
+    for row, n, own in zip(table, each, order[stem:].split([n - stem for n in each])):
+        row[stem:n] = own
     keys = random(pages, case.page, case.kv_heads, case.dim)
     values = None if case.shared else random(pages, case.page, case.kv_heads, case.value_dim)
-    return Inputs(random(case.batch * case.queries, case.heads, case.dim), keys, values, table, case.dim**-0.5)
+    q = random(sum(queries for queries, _ in case.sequences), case.heads, case.dim)
+    return Inputs(q, keys, values, table, case.dim**-0.5)
 
 
 def ours(case: Case, inputs: Inputs, cascade: bool = True) -> Callable[[], Tensor]:
     """Our kernel. The plan is made once, as an engine makes it once a step, and one layer's part is timed."""
-    lengths = [case.length] * case.batch
-    counts = [case.queries] * case.batch
+    counts, lengths = map(list, zip(*case.sequences))
     inner = case.value_dim if case.shared else None
     prefixes = [kernels.SharedPrefix(0, case.batch, case.stem)] if case.stem and cascade else []
     batch = kernels.plan_batch(inputs.table, lengths, counts, inputs.k_pages, case.heads, inner, prefixes)
