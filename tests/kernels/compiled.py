@@ -64,7 +64,7 @@ def draw_memory(kernel: str, block: int, dtype: str) -> int:
     constants |= {"FILTERED": True} if kernel == "race" else {"SHIFT": {"bf16": 16, "fp16": 13, "fp32": 0}[dtype]}
     kinds = dict.fromkeys(fn.arg_names, "*fp32") | {"logits": f"*{dtype}", "N": "i32", "max_rows": "i32"}
     kinds |= dict.fromkeys(set(fn.arg_names) & {"how", "place", "last", "tokens"}, "*i64")
-    kinds |= ({"noises": "*fp64"} if kernel == "race" else {}) | dict.fromkeys(constants, "constexpr")
+    kinds |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(fn, kinds, {(fn.arg_names.index(name),): value for name, value in constants.items()}, {})
     options = {"num_warps": 8, "maxnreg": 128, **EXACT} if kernel == "race" else {"num_warps": 32}
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared

@@ -39,35 +39,82 @@ def weight(x, top, temperature, EXACT: tl.constexpr):
 
 
 @triton.jit
-def search(
-    row, N, low, high, need, top, temperature,
-    COUNT: tl.constexpr, EXACT: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The largest key from `low` to `high` such that the tokens at or above it count, or weigh, at least `need`."""
-    i = tl.arange(0, BLOCK)
-    dtype: tl.constexpr = tl.float64 if EXACT else tl.float32
+def guesses(low, high, by_value, SHIFT: tl.constexpr):
+    """Three keys that cut the keys from `low` + 1 to `high` into four parts: evenly, or so that their values do."""
+    span = high.to(tl.int64) - low.to(tl.int64)
+    a, b, c = (span + 3) // 4, (2 * span + 3) // 4, (3 * span + 3) // 4
+    a, b, c = (low + a).to(tl.int32), (low + b).to(tl.int32), (low + c).to(tl.int32)
+    if by_value:
+        bottom = value_of(low, SHIFT)
+        quarter = value_of(high, SHIFT) * 0.25 - bottom * 0.25
+        a = tl.minimum(tl.maximum(ordered(bottom + quarter, SHIFT), low + 1), high)
+        b = tl.minimum(tl.maximum(ordered(bottom + 2.0 * quarter, SHIFT), a), high)
+        c = tl.minimum(tl.maximum(ordered(bottom + 3.0 * quarter, SHIFT), b), high)
+    return a, b, c
+
+
+@triton.jit
+def part(low, high, a, b, c, ok_a, ok_b, ok_c):
+    """Which part remains, if the tokens at or above these guesses are enough."""
+    return (
+        tl.where(ok_c, c, tl.where(ok_b, b, tl.where(ok_a, a, low))),
+        tl.where(ok_c, high, tl.where(ok_b, c - 1, tl.where(ok_a, b - 1, a - 1))),
+    )
+
+
+@triton.jit
+def search_sample(x, low, high, share, top, temperature, COUNT: tl.constexpr, SHIFT: tl.constexpr):
+    """The largest key such that this share of a sample's tokens, or of their weight, lies at or above it."""
+    w = tl.where(x >= value_of(low, SHIFT), 1.0 if COUNT else weight(x, top, temperature, False), 0.0)
+    need = share * tl.sum(w, 0)
     passes = 0
     while low < high:
-        span = high.to(tl.int64) - low.to(tl.int64)
-        a, b, c = (span + 3) // 4, (2 * span + 3) // 4, (3 * span + 3) // 4
-        a, b, c = (low + a).to(tl.int32), (low + b).to(tl.int32), (low + c).to(tl.int32)
-        if passes < 5:
-            bottom = value_of(low, SHIFT)
-            quarter = value_of(high, SHIFT) * 0.25 - bottom * 0.25
-            a = tl.minimum(tl.maximum(ordered(bottom + quarter, SHIFT), low + 1), high)
-            b = tl.minimum(tl.maximum(ordered(bottom + 2.0 * quarter, SHIFT), a), high)
-            c = tl.minimum(tl.maximum(ordered(bottom + 3.0 * quarter, SHIFT), b), high)
+        a, b, c = guesses(low, high, passes < 5, SHIFT)
+        over_a = tl.sum(tl.where(x >= value_of(a, SHIFT), w, 0.0), 0)
+        over_b = tl.sum(tl.where(x >= value_of(b, SHIFT), w, 0.0), 0)
+        over_c = tl.sum(tl.where(x >= value_of(c, SHIFT), w, 0.0), 0)
+        low, high = part(low, high, a, b, c, over_a >= need, over_b >= need, over_c >= need)
+        passes += 1
+    return low
+
+
+@triton.jit
+def search(
+    row, N, low, high, guess, need, share, top, temperature,
+    COUNT: tl.constexpr, EXACT: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The largest key from `low` to `high` such that the tokens at or above it count, or weigh, at least `need`.
+
+    A `need` below 0 stands for this share of what the tokens at or above `low` weigh. The first pass tries keys around
+    `guess`.
+    """
+    i = tl.arange(0, BLOCK)
+    dtype: tl.constexpr = tl.float64 if EXACT else tl.float32
+    bottom = value_of(low, SHIFT)
+    passes = 0
+    while low < high:
+        a, b, c = guesses(low, high, passes < 5, SHIFT)
+        if passes == 0:
+            # The sample is off by some hundredths of the range of the logits.
+            b = tl.minimum(tl.maximum(guess, low + 1), high)
+            near = (value_of(high, SHIFT) - bottom) * 0.0078125
+            a = tl.minimum(tl.maximum(ordered(value_of(b, SHIFT) - near, SHIFT), low + 1), b)
+            c = tl.minimum(tl.maximum(ordered(value_of(b, SHIFT) + near, SHIFT), b), high)
         at_a, at_b, at_c = value_of(a, SHIFT), value_of(b, SHIFT), value_of(c, SHIFT)
         over_a, over_b, over_c = tl.zeros([BLOCK], dtype), tl.zeros([BLOCK], dtype), tl.zeros([BLOCK], dtype)
+        whole = tl.zeros([BLOCK], dtype)
         for begin in range(0, N, BLOCK):
             x = tl.load(row + begin + i, mask=begin + i < N, other=float("-inf")).to(tl.float32)
             w = 1.0 if COUNT else weight(x, top, temperature, EXACT)
             over_a += tl.where(x >= at_a, w, 0.0)
             over_b += tl.where(x >= at_b, w, 0.0)
             over_c += tl.where(x >= at_c, w, 0.0)
+            if not COUNT and not EXACT:
+                whole += tl.where(x >= bottom, w, 0.0)
+        if need < 0:
+            need = share * tl.sum(whole, 0)
         ok_a, ok_b, ok_c = tl.sum(over_a, 0) >= need, tl.sum(over_b, 0) >= need, tl.sum(over_c, 0) >= need
-        low = tl.where(ok_c, c, tl.where(ok_b, b, tl.where(ok_a, a, low)))
-        high = tl.where(ok_c, high, tl.where(ok_b, c - 1, tl.where(ok_a, b - 1, a - 1)))
+        low, high = part(low, high, a, b, c, ok_a, ok_b, ok_c)
         passes += 1
     return low
 
@@ -86,13 +133,13 @@ def weigh(row, N, least, top, temperature, EXACT: tl.constexpr, BLOCK: tl.conste
 
 
 @triton.jit
-def nucleus(row, N, low, high, top_p, top, temperature, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
+def nucleus(row, N, sample, low, high, top_p, top, temperature, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
     """The key of the last token in the nucleus of the tokens at or above `low`, and this token."""
     FEW: tl.constexpr = BLOCK // 4 if BLOCK >= 64 else BLOCK  # float64 takes many registers
     bottom = value_of(low, SHIFT)
-    above, same = weigh(row, N, bottom, top, temperature, False, BLOCK)
-    need = (above + same * weight(bottom, top, temperature, False)) * top_p.to(tl.float32)
-    least = search(row, N, low, high, need, top, temperature, False, False, SHIFT, BLOCK)
+    share = top_p.to(tl.float32)
+    guess = search_sample(sample, low, high, share, top, temperature, False, SHIFT)
+    least = search(row, N, low, high, guess, share * 0.0 - 1.0, share, top, temperature, False, False, SHIFT, BLOCK)
 
     # All of it, and what is above the answer, exactly.
     i = tl.arange(0, FEW)
@@ -107,7 +154,7 @@ def nucleus(row, N, low, high, top_p, top, temperature, SHIFT: tl.constexpr, BLO
     exact, over, same = tl.sum(whole_of, 0) * top_p, tl.sum(above_of, 0), tl.sum(same_of, 0)
     each = weight(at, top, temperature, True)
     if (over >= exact) | (over + same * each < exact):  # float32 was not enough
-        least = search(row, N, low, high, exact, top, temperature, False, True, SHIFT, FEW)
+        least = search(row, N, low, high, least, exact, share, top, temperature, False, True, SHIFT, FEW)
         at = value_of(least, SHIFT)
         over, same = weigh(row, N, at, top, temperature, True, FEW)
         each = weight(at, top, temperature, True)
@@ -171,10 +218,14 @@ def filter_row(
         top = tl.max(tops, 0)
         if tl.abs(top) < float("inf"):  # else its owner learns that the row is broken
             low, high = ordered(tl.min(bottoms, 0), SHIFT), ordered(top, SHIFT)
+            # A sample of the row: every so many-th token.
+            sample = tl.load(logits + i * tl.maximum(N // BLOCK, 1), mask=i < N, other=float("-inf")).to(tl.float32)
             if counts:
-                low = search(logits, N, low, high, top_k.to(tl.float32), top, temperature, True, False, SHIFT, BLOCK)
+                need = top_k.to(tl.float32)
+                guess = search_sample(sample, low, high, need / N, top, temperature, True, SHIFT)
+                low = search(logits, N, low, high, guess, need, 0.0, top, temperature, True, False, SHIFT, BLOCK)
             if top_p < 1:
-                low, token = nucleus(logits, N, low, high, top_p, top, temperature, SHIFT, BLOCK)
+                low, token = nucleus(logits, N, sample, low, high, top_p, top, temperature, SHIFT, BLOCK)
             if min_p > 0:
                 bound = lightest(low, high, min_p, top, temperature, SHIFT)
                 token = tl.where(bound > low, N, token)

@@ -12,6 +12,7 @@ The product of many rows with a matrix is best left to the library; there only w
 `cache/fused_forward.py` makes a whole forward pass of these.
 """
 
+import torch
 import triton
 import triton.language as tl
 from jaxtyping import Float, Int
@@ -93,7 +94,7 @@ def project(
     ordinary launch in front of this call (`pdl.py`).
     """
     if len(x) > 1:
-        x = x if norm is None else norm(x)
+        x = x if norm is None else normed(x, norm, pdl)
         if residual is not None:
             return residual.addmm_(x, weight.T)
         y = nn.functional.linear(x, weight)
@@ -110,6 +111,29 @@ def project(
         x, weight, x if norm is None else norm.weight, out, 0.0 if norm is None else norm.eps, n, k,
         norm is not None, residual is not None, gated, rows, block, num_warps=block // 256, **launch_options(pdl),
     )  # fmt: skip
+    return out
+
+
+@triton.jit
+def norm_token(x, weight, out, eps, K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """x / rms(x) · weight, of one token. The weight was there before the kernel in front."""
+    token = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, BLOCK)
+    w = tl.load(weight + k, mask=k < K, other=0.0).to(tl.float32)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    part = tl.load(x + token * K + k, mask=k < K, other=0.0).to(tl.float32)
+    tl.store(out + token * K + k, part / tl.sqrt(tl.sum(part * part, 0) / K + eps) * w, mask=k < K)
+
+
+def normed(x: Float[Tensor, "tokens width"], norm: nn.RMSNorm, pdl: bool = False) -> Float[Tensor, "tokens width"]:
+    """`norm(x)`. `pdl`: the norm's weight was there before the last ordinary launch in front of this call."""
+    out, (tokens, k) = torch.empty_like(x), x.shape
+    block = triton.next_power_of_2(k)
+    norm_token[(tokens,)](
+        x, norm.weight, out, norm.eps, k, block, num_warps=max(1, min(8, block // 256)), **launch_options(pdl)
+    )
     return out
 
 

@@ -1,7 +1,9 @@
 """The noise of `sampling/noise.py` on the card, bit for bit the same.
 
-The generator is Triton's own Philox4x64-10. The exponential is made of the same single steps as NumPy's, each rounded
-as IEEE 754 says. So a kernel that calls it is launched with EXACT: no product and sum are fused into one rounding.
+The generator is Philox4x64-10 (Salmon et al. 2011), as NumPy has it. Triton's own asks for the upper and for the lower
+half of each product, which are seven multiplications of the card; here both come from four. The exponential is made of
+the same single steps as NumPy's, each rounded as IEEE 754 says. So a kernel that calls it is launched with EXACT: no
+product and sum are fused into one rounding.
 """
 
 import triton
@@ -25,13 +27,43 @@ def uniform_of(word):
 
 
 @triton.jit
+def product(a, b: tl.constexpr):
+    """The upper and the lower 64 bits of a · b, from products of 32 bits."""
+    HALF: tl.constexpr = 0xFFFFFFFF
+    low, a1 = (a & HALF) * (b & HALF), a >> 32
+    middle = (a & HALF) * (b >> 32) + (low >> 32)
+    other = a1 * (b & HALF) + (middle & HALF)
+    return a1 * (b >> 32) + (middle >> 32) + (other >> 32), (other << 32) | (low & HALF)
+
+
+@triton.jit
+def four_words(seed, start, group):
+    """The random bits of tokens 4 · group … 4 · group + 3, for the target's draw 0 of a step."""
+    c0 = (group + 1).to(tl.uint64)
+    c1, c2, c3 = c0 * 0, c0 * 0, c0 * 0
+    key0, key1 = seed.to(tl.uint64, bitcast=True), start.to(tl.uint64)
+    for _ in tl.static_range(10):
+        high0, low0 = product(c0, 0xD2E7470EE14C6C93)
+        high1, low1 = product(c2, 0xCA5A826395121157)
+        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
+        key0 += 0x9E3779B97F4A7C15
+        key1 += 0xBB67AE8584CAA73B
+    return c0, c1, c2, c3
+
+
+@triton.jit
 def words(seed, start, first, COUNT: tl.constexpr):
-    """The random bits of tokens `first` (a multiple of 4) and following, for the target's draw 0 of a step."""
-    counter = (first // 4 + 1 + tl.arange(0, COUNT // 4)).to(tl.uint64)
-    zero = counter * 0
-    key0, key1 = seed.to(tl.uint64, bitcast=True) + zero, start.to(tl.uint64) + zero
-    w0, w1, w2, w3 = tl.philox_impl(counter, zero, zero, zero, key0, key1)
+    """The random bits of tokens `first` (a multiple of 4) and following."""
+    w0, w1, w2, w3 = four_words(seed, start, first // 4 + tl.arange(0, COUNT // 4))
     return tl.join(tl.join(w0, w2), tl.join(w1, w3)).reshape(COUNT)
+
+
+@triton.jit
+def word(seed, start, token):
+    """The random bits of each of some tokens."""
+    w0, w1, w2, w3 = four_words(seed, start, token // 4)
+    place = token % 4
+    return tl.where(place < 2, tl.where(place == 0, w0, w1), tl.where(place == 2, w2, w3))
 
 
 @triton.jit

@@ -4,15 +4,16 @@
     end_of_race     the first of those, or the largest logit for a greedy row; its log-probability; the row moves on
 
 A token arrives at E / w, where E = −log(1 − u) is its noise and w = exp((logit − largest logit) / temperature) ≤ 1 its
-weight. These are float64 as on the CPU, but a card is slow at float64. So the tokens' earliest arrivals, u / w, are
-computed in float32, and the exact ones of those in front only, until nobody else can be earlier.
+weight. These are float64 as on the CPU, but a card is slow at float64. So a block bounds them in float32, from
+u ≤ E ≤ u / (1 − u). Nearly always one token is first within these bounds. Only if two may be, their arrivals are
+computed. The arrivals of the blocks' first ones, which are few, are computed at the end.
 """
 
 import triton
 import triton.language as tl
 
 from inference_opt.kernels.greedy import move_on
-from inference_opt.kernels.philox import exponential, uniform_of, words
+from inference_opt.kernels.philox import exponential, uniform_of, word, words
 
 # How a row samples, 64 bits each (`steps.py` writes them).
 TEMPERATURE, TOP_K, TOP_P, MIN_P, SEED, LOGPROBS = (tl.constexpr(i) for i in range(6))
@@ -34,8 +35,7 @@ def race_of_block(
     last,  # [max_rows], with FILTERED: of the tokens with just this logit, the last one that it keeps
     tops,  # [rows, blocks]
     tokens,  # [rows, blocks]: the largest logit's, or who arrives first
-    levels,  # [rows, blocks]: this token's logit
-    noises,  # [rows, blocks]: its E
+    levels,  # [rows, blocks]: this token's logit; −∞ if nobody arrives
     sums,  # [rows, blocks]: of exp(logit − top), if asked for
     N,
     max_rows,
@@ -49,44 +49,55 @@ def race_of_block(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
+    # Everything is asked for at once, before any of it is used.
     out, begin = row * blocks + block, block * BLOCK
     n = begin + tl.arange(0, BLOCK)
     x = tl.load(logits + row * N + n, mask=n < N, other=float("-inf")).to(tl.float32)
+    temperature, seed = number(how, TEMPERATURE, row, max_rows), tl.load(how + SEED * max_rows + row)
+    scored, position = tl.load(how + LOGPROBS * max_rows + row), tl.load(place + row) + 1
+    lowest, final = float("-inf"), N
+    if FILTERED:
+        lowest, final = tl.load(least + row), tl.load(last + row)
+
     top = tl.max(tl.where(x == x, x, float("inf")), 0)  # NaN is as broken as infinity
-    temperature = number(how, TEMPERATURE, row, max_rows)
-    token, level, noise = begin, float("-inf"), 1.0 + temperature * 0.0
-    if tl.load(how + LOGPROBS * max_rows + row) > 0:
+    token, level = begin, float("-inf")
+    if scored > 0:
         tl.store(sums + out, tl.where(top == float("-inf"), 0.0, tl.sum(tl.exp(x - top), 0)))
     if temperature == 0:
         token, level = begin + tl.argmax(tl.where(x == x, x, float("-inf")), 0), top
     else:
         if FILTERED:
-            lowest = tl.load(least + row)
-            x = tl.where((x > lowest) | ((x == lowest) & (n <= tl.load(last + row))), x, float("-inf"))
-        if tl.max(x, 0) > float("-inf"):
-            # u / w from the upper 32 bits. Where u is so small that these are too few, it counts as 0.
-            bits = words(tl.load(how + SEED * max_rows + row), tl.load(place + row) + 1, begin, BLOCK)
-            u = ((bits >> 32).to(tl.uint32).to(tl.float32) + 0.5) * 2.3283064365386963e-10
-            w = tl.exp2((top - x) * (1.4426950408889634 / temperature).to(tl.float32))
-            earliest = tl.where((u < 9.5367431640625e-7) & (x > float("-inf")), 0.0, u * w * 0.9995)
-            first = tl.min(earliest, 0)
-            arrival = float("inf") + temperature
-            while (first <= arrival) & (first < float("inf")):
-                i = tl.argmin(earliest, 0)
-                own = tl.arange(0, BLOCK) == i
-                logit = tl.load(logits + row * N + begin + i).to(tl.float32)
-                e = exponential(uniform_of(tl.sum(tl.where(own, bits, 0), 0)))
-                exact = e * tl.exp((top.to(tl.float64) - logit.to(tl.float64)) / temperature)
-                # Of those that arrive together, the lowest id is first.
-                sooner = (exact < arrival) | ((exact == arrival) & (begin + i < token))
-                token, level = tl.where(sooner, begin + i, token), tl.where(sooner, logit, level)
-                noise, arrival = tl.where(sooner, e, noise), tl.where(sooner, exact, arrival)
-                earliest = tl.where(own, float("inf"), earliest)
-                first = tl.min(earliest, 0)
+            x = tl.where((x > lowest) | ((x == lowest) & (n <= final)), x, float("-inf"))
+        # The earliest that each can arrive, from the upper 32 bits of its word. Of a small u these are too few.
+        bits = words(seed, position, begin, BLOCK)
+        u = ((bits >> 32).to(tl.uint32).to(tl.float32) + 0.5) * 2.3283064365386963e-10
+        inverse = (1.4426950408889634 / temperature).to(tl.float32)
+        w = tl.exp2((top - x) * inverse)  # 1 / weight
+        earliest = tl.where(x > float("-inf"), tl.where(u < 9.5367431640625e-7, 0.0, u * w * 0.9995), float("inf"))
+        first, i = tl.min(earliest, 0, return_indices=True)
+        if first < float("inf"):
+            own = n == begin + i
+            second = tl.min(tl.where(own, float("inf"), earliest), 0)
+            token, level = begin + i, tl.load(logits + row * N + begin + i).to(tl.float32)
+            # The latest that the first can arrive.
+            u_own = first / (tl.exp2((top - level) * inverse) * 0.9995)
+            if (first == 0) | (second <= first * 1.002 / (1.0 - u_own)) | (u_own > 0.5):
+                # Of those that may be first, who is? Of those that arrive together, the lowest id.
+                arrival = float("inf") + temperature
+                while (first <= arrival) & (first < float("inf")):
+                    i = tl.argmin(earliest, 0)
+                    own = n == begin + i
+                    logit = tl.load(logits + row * N + begin + i).to(tl.float32)
+                    e = exponential(uniform_of(tl.sum(tl.where(own, bits, 0), 0)))
+                    exact = e * tl.exp((top.to(tl.float64) - logit.to(tl.float64)) / temperature)
+                    sooner = (exact < arrival) | ((exact == arrival) & (begin + i < token))
+                    token, level = tl.where(sooner, begin + i, token), tl.where(sooner, logit, level)
+                    arrival = tl.where(sooner, exact, arrival)
+                    earliest = tl.where(own, float("inf"), earliest)
+                    first = tl.min(earliest, 0)
     tl.store(tops + out, top)
     tl.store(tokens + out, token)
     tl.store(levels + out, level)
-    tl.store(noises + out, noise)
 
 
 # [/race]
@@ -98,7 +109,6 @@ def end_of_race(
     tops,  # [rows, blocks], and so on, as above
     tokens,
     levels,
-    noises,
     sums,
     step,  # [max_rows]: each row counts its own steps
     all_tops,  # [STEPS, max_rows]
@@ -121,14 +131,16 @@ def end_of_race(
         tl.extra.cuda.gdc_wait()
     inside, own = block < blocks, row * blocks + block
     top_of = tl.load(tops + own, mask=inside, other=float("-inf"))
-    top = tl.max(top_of, 0)
+    token_of = tl.load(tokens + own, mask=inside, other=0)
+    level_of = tl.load(levels + own, mask=inside, other=float("-inf"))
     temperature, now = number(how, TEMPERATURE, row, max_rows), tl.load(step + row)
+    seed, position = tl.load(how + SEED * max_rows + row), tl.load(place + row) + 1
+    top = tl.max(top_of, 0)
     if temperature == 0:
         where = tl.argmax(top_of, 0)
     else:
-        level = tl.load(levels + own, mask=inside, other=float("-inf")).to(tl.float64)
-        noise = tl.load(noises + own, mask=inside, other=1.0)
-        arrival = noise * tl.exp((top.to(tl.float64) - level) / temperature)
+        noise = exponential(uniform_of(word(seed, position, token_of)))
+        arrival = noise * tl.exp((top.to(tl.float64) - level_of.to(tl.float64)) / temperature)
         where = tl.argmin(tl.where(arrival == arrival, arrival, float("inf")), 0)
     token = tl.load(tokens + row * blocks + where)
     if tl.load(how + LOGPROBS * max_rows + row) > 0:

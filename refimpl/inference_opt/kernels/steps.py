@@ -18,6 +18,7 @@ from inference_opt.sampling import SamplingParams
 
 Kind = Literal["greedy", "sampled", "filtered"]
 COLD = 1e-30
+BLOCK = 2048  # tokens of one program of a race
 SHIFT = {torch.bfloat16: 16, torch.float16: 13, torch.float32: 0}  # bits of float32 that a type does not have
 
 
@@ -87,7 +88,7 @@ class Steps:
         """
         rows, vocab = logits.shape
         steps, max_rows = self.chosen.shape
-        block = min(4096, max(16, triton.next_power_of_2(vocab)))
+        block = min(BLOCK, max(16, triton.next_power_of_2(vocab)))
         blocks = triton.cdiv(vocab, block)
 
         def each(dtype: torch.dtype) -> Tensor:
@@ -107,12 +108,12 @@ class Steps:
                 logits, self.how, self.least, self.last, vocab, max_rows, SHIFT[logits.dtype], wide,
                 num_warps=max(1, min(32, wide // 256)), **options,
             )  # fmt: skip
-        found = (tops, tokens, each(torch.float32), each(torch.float64), each(torch.float32))
+        found = (tops, tokens, each(torch.float32), each(torch.float32))
         race_of_block[grid](
             logits, self.how, self.place, self.least, self.last, *found,
-            vocab, max_rows, block, kind == "filtered", num_warps=8, maxnreg=128, **EXACT, **options,
+            vocab, max_rows, block, kind == "filtered", num_warps=4, maxnreg=96, **EXACT, **options,
         )  # fmt: skip
-        end_of_race[(rows,)](self.how, *found, *noted, self.scores, *moved, **options)
+        end_of_race[(rows,)](self.how, *found, *noted, self.scores, *moved, **EXACT, **options)
 
 
 def draw_rows(
