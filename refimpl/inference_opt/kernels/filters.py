@@ -135,7 +135,7 @@ def weigh(row, N, least, top, temperature, EXACT: tl.constexpr, BLOCK: tl.conste
 @triton.jit
 def nucleus(row, N, sample, low, high, top_p, top, temperature, SHIFT: tl.constexpr, BLOCK: tl.constexpr):
     """The key of the last token in the nucleus of the tokens at or above `low`, and this token."""
-    FEW: tl.constexpr = BLOCK // 4 if BLOCK >= 64 else BLOCK  # float64 takes many registers
+    FEW: tl.constexpr = BLOCK // 2 if BLOCK >= 64 else BLOCK  # float64 takes many registers
     bottom = value_of(low, SHIFT)
     share = top_p.to(tl.float32)
     guess = search_sample(sample, low, high, share, top, temperature, False, SHIFT)

@@ -1,7 +1,7 @@
 """The commands of the benchmarks that need a CUDA device: `bench kernels` and `bench engine`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
@@ -53,7 +53,9 @@ def engine(
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens for each request; the first is the prefill's.")] = 128,
     decode_steps: Annotated[int, typer.Option(min=1, help="Tokens decoded in a row before the host looks.")] = 64,
-    peer: Annotated[bool, typer.Option(help="Beside transformers, its generate and its continuous batching.")] = True,
+    peer: Annotated[
+        bool, typer.Option(help="Beside transformers (its generate, its continuous batching) and vLLM.")
+    ] = True,
     gpt_fast: Annotated[
         Path | None, typer.Option(help="A checkout of gpt-fast, to run beside for one request.", exists=True)
     ] = None,
@@ -72,17 +74,34 @@ def engine(
         f"{figures['machine']['device']}: reads {figures['read_bandwidth'] / 1e9:,.0f} GB/s; tokens a second in decode"
     )
     table = Table(title=title, title_style="bold")
-    peers = ["transformers", "continuous batching"] if peer else []
-    who = ["inference-opt", *peers, *(["gpt-fast"] if gpt_fast else [])]
-    modes = cases[2]
+    first, modes = figures["results"][0], cases[2]
+    names = ("inference-opt", "vllm", "transformers", "continuous batching", "gpt-fast")
+    who = [name for name in names if name in first or (name == "gpt-fast" and gpt_fast)]
     for heading in ("shape", "batch", *who, *modes, "limit", "of the limit"):
         table.add_column(heading, justify="left" if heading == "shape" else "right")
     for row in figures["results"]:
         rates = [_rate(row[name]["decode"]) if name in row else "" for name in who]
-        rates += [f"{_rate(row['modes'][name]['decode'])} ({row['modes'][name]['of_greedy']:.0%})" for name in modes]
+        rates += [_mode(row["modes"][name]) for name in modes]
         table.add_row(row["shape"], str(row["batch"]), *rates, f"{row['limit']:,.0f}", f"{row['of_limit']:.0%}")
     out.print(table)
+    long = Table(title="seconds until the first tokens (TTFT), and of a token after (TPOT)", title_style="bold")
+    for heading in ("shape", "prompts", *names[:2], "TPOT"):
+        long.add_column(heading, justify="left" if heading == "shape" else "right")
+    for row in figures["results"]:
+        first = [f"{row[name]['prefill_seconds']:.4f}" if name in row else "" for name in names[:2]]
+        each = f"{row['batch'] / row['inference-opt']['decode']:.5f}"
+        long.add_row(row["shape"], f"{row['batch']} × {figures['prompt']}", *first, each)
+    for row in figures["prefill"]:
+        first = [f"{row[name]:.4f}" if name in row else "" for name in names[:2]]
+        long.add_row(row["shape"], f"{row['batch']} × {row['prompt']:,}", *first, "")
+    out.print(long)
     out.print(figures["command"], style="dim")
+
+
+def _mode(figures: dict[str, Any]) -> str:
+    """A mode's rate, its share of the greedy one, and vLLM's."""
+    ours = f"{_rate(figures['decode'])} ({figures['of_greedy']:.0%})"
+    return f"{ours}; vLLM {_rate(figures['vllm']['decode'])}" if "vllm" in figures else ours
 
 
 def _rate(decode: float | None) -> str:

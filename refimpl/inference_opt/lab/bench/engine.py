@@ -1,4 +1,4 @@
-"""`inference-opt bench engine`: the whole engine on CUDA, beside `transformers` and the limit of the card's memory.
+"""`inference-opt bench engine`: the whole engine on CUDA, beside `transformers`, vLLM and the limit of the memory.
 
 A decoding step reads every weight, and every key and value of every request, once:
 
@@ -7,8 +7,12 @@ A decoding step reads every weight, and every key and value of every request, on
 The weights are random, in the shape of a real model, because a step's time does not depend on their values. (That of
 top-p does: the flat distributions of random weights keep the most tokens.) Every request is greedy, then every one is
 as a mode says. Prompts are random, so no prefix is shared. Decoding is timed from the moment when every request has its
-first token. `transformers` does not report that moment, so the time of a run with one token is subtracted. A decoder
-whose runs take more than PATIENCE seconds in all is not repeated further.
+first token. The peers do not report that moment, so the time of a run with one token is subtracted. A decoder whose
+runs take more than PATIENCE seconds in all is not repeated further.
+
+The time to the first tokens (TTFT) is that of all prompts of a batch, which arrive together: it is measured for the
+short prompts of the batches, and for LONG ones, which are read in one step. The time per output token (TPOT) of a
+request is batch / (tokens a second).
 """
 
 import time
@@ -23,7 +27,7 @@ from rich.progress import Progress
 
 from inference_opt.engine.engine import Engine
 from inference_opt.environment import command_line, describe, elapsed
-from inference_opt.lab.bench.engine_peers import Decoder, continuous_batching, gpt_fast, transformers
+from inference_opt.lab.bench.engine_peers import Decoder, continuous_batching, gpt_fast, has_vllm, transformers, vllm
 from inference_opt.lab.bench.machine import read_bandwidth
 from inference_opt.lab.bench.shapes import SHAPES, random_model
 from inference_opt.model.config import ModelConfig
@@ -31,6 +35,7 @@ from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
 
 PROMPT = 128  # tokens
+LONG = 8, 2_048  # prompts, tokens
 PAGE = 16  # tokens
 PATIENCE = 10  # seconds
 MODES: dict[str, dict[str, Any]] = {
@@ -38,10 +43,11 @@ MODES: dict[str, dict[str, Any]] = {
     "top-p": {"temperature": 0.8, "top_p": 0.95},
     "log-probabilities": {"logprobs": True},
 }
+Sampled = Callable[[dict[str, Any]], Decoder]  # how requests sample → a decoder
 
 
-def _ours(config: ModelConfig, batch: int, longest: int, decode_steps: int) -> Callable[[dict[str, Any]], Decoder]:
-    """Our engine on one model of this shape, with pages for one request more than the batch; how requests sample."""
+def _ours(config: ModelConfig, batch: int, longest: int, decode_steps: int, budget: int = 8_192) -> Sampled:
+    """Our engine on one model of this shape, with pages for one request more than the batch."""
     model = random_model(config, torch.bfloat16, torch.device("cuda"))
     num_pages = (batch + 1) * -(-longest // PAGE)
     engine = Engine(
@@ -49,7 +55,7 @@ def _ours(config: ModelConfig, batch: int, longest: int, decode_steps: int) -> C
         radix=False,
         page_size=PAGE,
         num_pages=num_pages,
-        token_budget=8_192,
+        token_budget=budget,
         max_running=batch,
         decode_steps=decode_steps,
     )
@@ -83,8 +89,8 @@ def bench_engine(
 ) -> dict[str, Any]:
     """Tokens a second in decode, without the prefill, by shape and batch: ours, the peers', and the limit.
 
-    Greedy, and ours in each of `modes` as well, with its share of the greedy rate. ValueError for an unknown shape or
-    mode, and without CUDA.
+    Greedy, and ours and vLLM's in each of `modes` as well, ours with its share of the greedy rate. Besides, the seconds
+    of a prefill of LONG prompts. ValueError for an unknown shape or mode, and without CUDA.
     """
     shapes, modes = list(shapes), list(modes)
     for what, given, known in (("shapes", shapes, SHAPES), ("modes", modes, MODES)):
@@ -105,9 +111,23 @@ def bench_engine(
 
     bandwidth = read_bandwidth(4096, device="cuda")
     cases = [(shape, batch) for shape in shapes for batch in batches]
-    total = sum(1 + len(modes) + len(decoders(SHAPES[shape], batch)) for shape, batch in cases)
+    beside = peer and has_vllm()
+    total = sum((1 + len(modes)) * (1 + beside) + len(decoders(SHAPES[shape], batch)) for shape, batch in cases)
+    total += len(shapes) * (1 + beside)
     task = progress.add_task("bench engine", total=total)
-    results = []
+    results, prefill = [], []
+    for shape in shapes:
+        prompts = torch.randint(SHAPES[shape].vocab_size, LONG, generator=torch.Generator().manual_seed(0)).tolist()
+        who = {"inference-opt": _ours(SHAPES[shape], LONG[0], LONG[1] + 2, decode_steps, LONG[0] * LONG[1])({})}
+        if beside:
+            who["vllm"] = vllm(SHAPES[shape])({})
+        long: dict[str, Any] = {"shape": shape, "batch": LONG[0], "prompt": LONG[1]}
+        for name, decode in who.items():
+            long[name] = _measure(decode, prompts, 2, repeats)["prefill_seconds"]
+            progress.advance(task)
+        prefill.append(long)
+        del who
+        torch.cuda.empty_cache()
     for shape, batch in cases:
         config = SHAPES[shape]
         generator = torch.Generator().manual_seed(batch)
@@ -122,6 +142,12 @@ def bench_engine(
             progress.advance(task)
         del ours
         torch.cuda.empty_cache()
+        if beside:
+            row["vllm"] = _measure(vllm(config)({}), prompts, new, repeats)
+            progress.advance(task)
+            for mode in modes:
+                row["modes"][mode]["vllm"] = _measure(vllm(config)(MODES[mode]), prompts, new, repeats)
+                progress.advance(task)
         for name, make in decoders(config, batch).items():
             row[name] = _measure(make(), prompts, new, repeats)
             torch.cuda.empty_cache()
@@ -142,7 +168,7 @@ def bench_engine(
         "dtype": "bfloat16",
     }
     head = {"command": command_line(), "machine": machine, "read_bandwidth": bandwidth}
-    return head | sizes | {"results": results}
+    return head | sizes | {"prefill": prefill, "results": results}
 
 
 def _measure(decode: Decoder, prompts: list[list[int]], new: int, repeats: int) -> dict[str, Any]:

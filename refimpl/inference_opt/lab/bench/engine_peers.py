@@ -1,9 +1,13 @@
 """Other projects' decoders on CUDA, measured beside the engine: the same shape, random weights, the same prompts."""
 
 import importlib
+import importlib.util
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +20,13 @@ from inference_opt.model.config import ModelConfig
 Decoder = Callable[[list[list[int]], int], tuple[float, float | None]]
 
 
-def _llama(config: ModelConfig) -> Any:
-    """`transformers`' model of this shape, with random weights and no end token. ValueError if it is not installed."""
+def _shape(config: ModelConfig) -> Any:
+    """`transformers`' configuration of this shape. ValueError if it is not installed."""
     try:
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
     except ImportError as error:
         raise ValueError("--peer needs transformers: pip install 'inference-opt[test]', or say --no-peer") from error
-    shape = AutoConfig.for_model(
+    return AutoConfig.for_model(
         "llama",
         vocab_size=config.vocab_size,
         hidden_size=config.dim,
@@ -34,6 +38,13 @@ def _llama(config: ModelConfig) -> Any:
         tie_word_embeddings=True,
         attn_implementation="sdpa",
     )
+
+
+def _llama(config: ModelConfig) -> Any:
+    """`transformers`' model of this shape, with random weights and no end token."""
+    shape = _shape(config)
+    from transformers import AutoModelForCausalLM
+
     with torch.device("cuda"):
         model = AutoModelForCausalLM.from_config(shape).bfloat16().eval()
     model.generation_config.eos_token_id = model.config.eos_token_id = None
@@ -87,6 +98,50 @@ def _decoder(seconds: Callable[[list[list[int]], int], float]) -> Decoder:
         return first, len(prompts) * (new - 1) / (whole - first) if whole > first else None
 
     return decode
+
+
+def has_vllm() -> bool:
+    """Whether vLLM is installed."""
+    return importlib.util.find_spec("vllm") is not None
+
+
+@cache
+def vllm(config: ModelConfig) -> Callable[[dict[str, Any]], Decoder]:
+    """vLLM's engine in this process, made once for a shape, with random weights; how requests sample → its decoder.
+
+    It takes half of the card's memory.
+    """
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    library: Any = importlib.import_module("vllm")
+    shape = _shape(config)
+    shape.architectures, shape.dtype = ["LlamaForCausalLM"], torch.bfloat16
+    with tempfile.TemporaryDirectory() as folder:
+        shape.save_pretrained(folder)
+        llm = library.LLM(
+            folder,
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            dtype="bfloat16",
+            max_model_len=4_096,
+            max_num_seqs=256,
+            enable_prefix_caching=False,
+            gpu_memory_utilization=0.5,
+            disable_log_stats=True,
+        )
+
+    def sampled(how: dict[str, Any]) -> Decoder:
+        how = {"temperature": 0.0} | how | ({"logprobs": 0} if how.get("logprobs") else {})
+
+        def seconds(prompts: list[list[int]], new: int) -> float:
+            params = library.SamplingParams(max_tokens=new, min_tokens=new, ignore_eos=True, detokenize=False, **how)
+            began = time.perf_counter()
+            out = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+            assert all(len(each.outputs[0].token_ids) == new for each in out)
+            return elapsed(began)
+
+        return _decoder(seconds)
+
+    return sampled
 
 
 def gpt_fast(config: ModelConfig, folder: Path, longest: int) -> Decoder:
