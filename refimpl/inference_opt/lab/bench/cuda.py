@@ -53,9 +53,8 @@ def engine(
     ] = None,
     new_tokens: Annotated[int, typer.Option(min=2, help="Tokens for each request; the first is the prefill's.")] = 128,
     decode_steps: Annotated[int, typer.Option(min=1, help="Tokens decoded in a row before the host looks.")] = 64,
-    peer: Annotated[
-        bool, typer.Option(help="Beside transformers (its generate, its continuous batching) and vLLM.")
-    ] = True,
+    peer: Annotated[bool, typer.Option(help="Beside transformers, its generate and its continuous batching.")] = True,
+    vllm: Annotated[bool, typer.Option(help="Beside vLLM, where it is installed.")] = True,
     gpt_fast: Annotated[
         Path | None, typer.Option(help="A checkout of gpt-fast, to run beside for one request.", exists=True)
     ] = None,
@@ -68,7 +67,7 @@ def engine(
     out = console()
     with Progress(console=console(stderr=True)) as progress:
         cases = shape or list(SHAPES), batch or [1, 8, 64, 256], mode or list(MODES)
-        figures = bench_engine(*cases, new_tokens, decode_steps, repeats, peer, gpt_fast, progress)
+        figures = bench_engine(*cases, new_tokens, decode_steps, repeats, peer, vllm, gpt_fast, progress)
     write_json(json_file, figures)
     title = (
         f"{figures['machine']['device']}: reads {figures['read_bandwidth'] / 1e9:,.0f} GB/s; tokens a second in decode"

@@ -84,13 +84,14 @@ def bench_engine(
     decode_steps: int,
     repeats: int,
     peer: bool,
+    with_vllm: bool,
     gpt_fast_folder: Path | None,
     progress: Progress,
 ) -> dict[str, Any]:
     """Tokens a second in decode, without the prefill, by shape and batch: ours, the peers', and the limit.
 
-    Greedy, and ours and vLLM's in each of `modes` as well, ours with its share of the greedy rate. Besides, the seconds
-    of a prefill of LONG prompts. ValueError for an unknown shape or mode, and without CUDA.
+    Greedy, and ours and vLLM's (if it is installed) in each of `modes` as well, ours with its share of the greedy rate.
+    Besides, the seconds of a prefill of LONG prompts. ValueError for an unknown shape or mode, and without CUDA.
     """
     shapes, modes = list(shapes), list(modes)
     for what, given, known in (("shapes", shapes, SHAPES), ("modes", modes, MODES)):
@@ -111,7 +112,7 @@ def bench_engine(
 
     bandwidth = read_bandwidth(4096, device="cuda")
     cases = [(shape, batch) for shape in shapes for batch in batches]
-    beside = peer and has_vllm()
+    beside = with_vllm and has_vllm()
     total = sum((1 + len(modes)) * (1 + beside) + len(decoders(SHAPES[shape], batch)) for shape, batch in cases)
     total += len(shapes) * (1 + beside)
     task = progress.add_task("bench engine", total=total)
