@@ -44,16 +44,17 @@ def shared_memory(rows: int, group: int, dim: int, value_dim: int, latent: bool,
 
 def hopper_memory(kernel: str, dim: int, dtype: str) -> int:
     """Bytes that a program of a Gluon kernel takes."""
-    tiles = {"mla": {"q_tiles": 128, "wide": 128, "narrow": 64}, "gqa": {"k_tiles": dim, "v_tiles": dim}}[kernel]
-    sizes = {"mla": {"HEADS": 128}, "gqa": {"HEADS": 9, "KV_HEADS": 3, "D": dim}}[kernel]
+    tiles = {"mla": {"q_tiles": 128, "wide": 128, "narrow": 64}, "gqa": {"k_tiles": 64, "v_tiles": 64}}[kernel]
+    grouped = {"HEADS": 9, "KV_HEADS": 3, "D": dim, "BOX": 16, "STAGES": 256 // dim, "PAGE": 16}
+    constants = {"mla": {"HEADS": 128, "PAGE": 64}, "gqa": grouped}[kernel]
+    rows = constants.get("BOX", 64)
     fn = {"mla": mla.mla_piece, "gqa": gqa.gqa_piece}[kernel]
-    constants = sizes | {"PAGE": 64}
-    kinds = {name: f"tensordesc<{dtype}[64, {width}],{SMEM.value!r}>" for name, width in tiles.items()}
+    kinds = {name: f"tensordesc<{dtype}[{rows}, {width}],{SMEM.value!r}>" for name, width in tiles.items()}
     kinds |= dict.fromkeys({"mla": ("q_rows", "out"), "gqa": ("q", "out")}[kernel], f"*{dtype}")
     kinds |= dict.fromkeys(("table", "pieces"), "*i32") | dict.fromkeys(("lse", "partial", "partial_lse"), "*fp32")
     kinds |= {"table_width": "i32", "scale_log2": "fp32"} | dict.fromkeys(constants, "constexpr")
     source = GluonASTSource(fn, kinds, {(fn.arg_names.index(name),): value for name, value in constants.items()}, {})
-    options = {"num_warps": 4} | ({"maxnreg": 128} if kernel == "gqa" else {})
+    options = {"num_warps": 4} | ({"maxnreg": 168} if kernel == "gqa" else {})
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
 
 
@@ -66,7 +67,7 @@ def draw_memory(kernel: str, block: int, dtype: str) -> int:
     kinds |= dict.fromkeys(set(fn.arg_names) & {"how", "place", "last", "tokens"}, "*i64")
     kinds |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(fn, kinds, {(fn.arg_names.index(name),): value for name, value in constants.items()}, {})
-    options = {"num_warps": 8, "maxnreg": 128, **EXACT} if kernel == "race" else {"num_warps": 32}
+    options = {"num_warps": 4, "maxnreg": 96, **EXACT} if kernel == "race" else {"num_warps": 32}
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
 
 

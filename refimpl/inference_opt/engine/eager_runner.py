@@ -7,8 +7,10 @@ emitted    1 token                    1 to 3                         1
 """
 
 import itertools
+from array import array
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -62,12 +64,12 @@ class EagerRunner:
         A chunk's rows are those behind its last token and behind each draft; none where there is prompt left.
         """
         fed = [
-            chunk.request.tokens[chunk.start : chunk.start + chunk.count].tolist() + draft.tokens
+            chunk.request.tokens[chunk.start : chunk.start + chunk.count] + array("i", draft.tokens)
             for chunk, draft in zip(chunks, drafts)
         ]
         counts = [len(ids) for ids in fed]
         batch = self.cache.batch([chunk.request.table for chunk in chunks], [chunk.start for chunk in chunks], counts)
-        tokens = torch.tensor([token for ids in fed for token in ids], device=self.model.device)
+        tokens = torch.from_numpy(np.concatenate(fed)).to(self.model.device).long()
         wanted = [1 + len(draft.tokens) if chunk.samples else 0 for chunk, draft in zip(chunks, drafts)]
         ends = itertools.accumulate(counts)
         rows = [row for end, count in zip(ends, wanted) for row in range(end - count, end)]

@@ -178,8 +178,10 @@ def chunk_size(keys: Array, heads: int, programs: int, block: int, rows: int) ->
 
         time = max(longest piece, work / programs + empty part of the last round · shortest piece)
     """
+    if not len(keys):
+        return block
     # Candidates: the longest divided by 1, 2, … 128, rounded up to whole blocks.
-    longest = max(int(keys.max(initial=1)), 1)
+    longest = max(int(keys.max()), 1)
     sizes = np.unique(-(-longest // np.arange(1, 129)) + block - 1) // block * block
 
     # A piece costs its keys and its start; the state of a piece that is not alone must be merged.
@@ -266,7 +268,9 @@ def plan(
             end=np.minimum(first + size, blocks.end[block])[chunk],
             state=state[chunk],
         )
-        longest_first = (columns.first - columns.end).argsort(kind="stable")
+        # The longest begin first. Pieces of about one length keep their order: neighbours may read the same keys.
+        lengths = columns.end - columns.first
+        longest_first = np.argsort(-np.round(16 * lengths / max(lengths.max(initial=1), 1)), kind="stable")
         launches.append(Launch(int32(np.stack(columns, axis=1)[longest_first]), tile))
 
         # Note which token each state belongs to.

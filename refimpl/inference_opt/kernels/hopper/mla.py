@@ -87,12 +87,16 @@ def load_keys(wide, narrow, table, first, pairs, last_page, PAGE: gl.constexpr, 
 
 
 @gluon.jit
-def rotated_queries(q, row0):
-    """The rotated part of the queries, [ROWS, ROPE_DIM], in registers: shared memory has no room left for it."""
+def rotated_queries(q, row0, end):
+    """The rotated part of the queries, [ROWS, ROPE_DIM], in registers: shared memory has no room left for it.
+
+    The piece has the rows before `end`.
+    """
     layout: gl.constexpr = gl.DotOperandLayout(0, S, 2)
     row = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, layout))
     column = VALUE_DIM + gl.arange(0, ROPE_DIM, gl.SliceLayout(0, layout))
-    return gl.load(q + row.to(gl.int64)[:, None] * KEY_DIM + column[None, :])
+    at = q + row.to(gl.int64)[:, None] * KEY_DIM + column[None, :]
+    return gl.load(at, mask=(row < end)[:, None], other=0.0)
 
 
 # [parts]
@@ -102,7 +106,7 @@ def score_group(
     HEADS: gl.constexpr,
 ):  # fmt: skip
     """Scores and softmax of every block."""
-    _, _, _, position0, row0, first, end, state = piece
+    _, token0, queries, position0, row0, first, end, state = piece
     keys, rope = buffers
     weights, factors, total = handed
     full, _, weights_full, total_full = barriers
@@ -110,7 +114,7 @@ def score_group(
     # Every row sees all keys before `unmasked`: blocks before it need no mask.
     position = position0 + (row0 + gl.arange(0, ROWS, S_ROW)) // HEADS
     unmasked = gl.minimum(end, position0 + row0 // HEADS + 1)
-    q_rope = rotated_queries(q_rows, row_in)
+    q_rope = rotated_queries(q_rows, row_in, (token0 + queries) * HEADS)
     m = gl.full([ROWS], float("-inf"), gl.float32, S_ROW)
     l = gl.zeros([ROWS], gl.float32, S_ROW)  # noqa: E741
     mbarrier.wait(q_full.index(0), 0)
