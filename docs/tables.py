@@ -251,7 +251,7 @@ def quality() -> str:
     runs = figures("mla")["runs"]
     head = ["rank + rotated", "bytes a token, bfloat16"]
     for text in ("its own text", "people's text"):
-        head += [f"{text}: converted", "healed", "same favourite"]
+        head += [f"{text}: converted", "healed", "top-1 agreement"]
     whole, kept = runs[0]["quality"], runs[0]["kv_bytes_per_token"]["original"]
     rows = [["original", f"{kept:,}"]]
     for text in ("sampled", "written"):
