@@ -78,9 +78,10 @@ def converted() -> str:
     texts = [run["quality"][text] for text in ("sampled", "written")]
     was, now = ([f"{text[stage]['perplexity']:.2f}" for text in texts] for stage in ("original", "healed"))
     return (
-        "MLA is not the same model: it is SmolLM2 with converted attention, and it writes other texts. So it is compared\n"
-        "with a naive run of the converted model. Its cache is a third as large, but its quality is lower: perplexity\n"
-        f"{now[0]} instead of {was[0]} on text that SmolLM2 wrote, {now[1]} instead of {was[1]} on text that people wrote\n"
+        "MLA is not the same model: it is SmolLM2 with converted attention, and it writes other texts. So it is\n"
+        "compared with a naive run of the converted model. Its cache is a third as large, but its quality is lower: perplexity\n"
+        f"{now[0]} instead of {was[0]} on text that SmolLM2 wrote, "
+        f"{now[1]} instead of {was[1]} on text that people wrote\n"
         "([chapter 05](chapters/05_latent_attention.md))."
     )
 
@@ -239,7 +240,8 @@ def h100_says() -> str:
     crossed = sum(row["crossing"] is not None for row in run)
     assert earlier == crossed, "the text says that all cross earlier"
     return (
-        f"The advantage of the absorbed form grows as predicted, but is smaller than predicted. At {most:,} tokens it is\n"
+        f"The advantage of the absorbed form grows as predicted, but is smaller than predicted. "
+        f"At {most:,} tokens it is\n"
         f"{', '.join(met)}.\nIn {crossed} of the {len(run)} rows the explicit form overtakes it earlier than counted; "
         f"in the other {len(run) - crossed} it does not up to 1,024 new tokens."
     )
