@@ -79,8 +79,8 @@ def converted() -> str:
     was, now = ([f"{text[stage]['perplexity']:.2f}" for text in texts] for stage in ("original", "healed"))
     return (
         "MLA is not the same model: it is SmolLM2 with converted attention, and it writes other texts. So it is\n"
-        "compared with a naive run of the converted model. Its cache is a third as large, but its quality is lower: perplexity\n"
-        f"{now[0]} instead of {was[0]} on text that SmolLM2 wrote, "
+        "compared with a naive run of the converted model. Its cache is a third as large, but its quality is\n"
+        f"lower: perplexity {now[0]} instead of {was[0]} on text that SmolLM2 wrote, "
         f"{now[1]} instead of {was[1]} on text that people wrote\n"
         "([chapter 05](chapters/05_latent_attention.md))."
     )
