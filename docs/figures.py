@@ -128,7 +128,7 @@ def schedule_figure() -> Figure:
 def speculation_figure() -> Figure:
     """One step: four drafts, two kept, the third replaced by the target, and what that leaves in the pages."""
     known, drafts = ["the", "cat", "sat", "on", "the"], ["mat", "and", "then", "slept"]
-    target = ["mat", "and", "ran", "", ""]  # what the target says behind the last known token and behind each draft
+    target = ["mat", "and", "ran", "", ""]  # what the target says after the last known token and after each draft
     kept, page_size = 2, 4
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -168,8 +168,8 @@ def speculation_figure() -> Figure:
         label = "given back" if free else f"page {page + 1}"
         axes.text((left + right) / 2, y - 0.32, label, ha="center", va="center", fontsize=8, color=style)
     notes = {
-        "1. draft": "four guesses, and the\nlaws they were drawn from",
-        "2. verify": "five rows, one step: the\ntarget's law behind each",
+        "1. draft": "four guesses, each with\nits distribution",
+        "2. verify": "five rows, one step: the target's\ndistribution after each",
         "3. accept": "min(1, p/q), in order, up\nto the first rejection",
         "4. roll back": "its own word in their place;\nits slot is written next time",
     }

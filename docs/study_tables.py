@@ -41,7 +41,7 @@ def kept(study: dict[str, Any]) -> Table:
         "+ radix + MLA",
         "perplexity",
         "with MLA",
-        "same favourite",
+        "top-1 agreement",
         "exact",
     ]
     rows = []

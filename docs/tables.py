@@ -78,9 +78,10 @@ def converted() -> str:
     texts = [run["quality"][text] for text in ("sampled", "written")]
     was, now = ([f"{text[stage]['perplexity']:.2f}" for text in texts] for stage in ("original", "healed"))
     return (
-        "MLA is not the same model: it is SmolLM2 with its attention converted, and its texts are not SmolLM2's. So\n"
-        "it is held against a naive run of its own. A third of the cache costs quality: perplexity "
-        f"{now[0]} for {was[0]} on text\nthat SmolLM2 wrote, {now[1]} for {was[1]} on text that people wrote "
+        "MLA is not the same model: it is SmolLM2 with converted attention, and it writes other texts. So it is\n"
+        "compared with a naive run of the converted model. Its cache is a third as large, but its quality is\n"
+        f"lower: perplexity {now[0]} instead of {was[0]} on text that SmolLM2 wrote, "
+        f"{now[1]} instead of {was[1]} on text that people wrote\n"
         "([chapter 05](chapters/05_latent_attention.md))."
     )
 
@@ -150,7 +151,7 @@ def pages() -> str:
     """Chapter 02: what pages cost in the tour."""
     rate = {row["stage"]: row["tokens_per_second"] for row in figures("tour")["stages"]}
     row, paged = rate["KV cache"], rate["paged"]
-    return f"{row:.1f} tokens/s with a row of memory, {paged:.1f} with pages."
+    return f"{row:.1f} tokens/s with a contiguous cache, {paged:.1f} with pages."
 
 
 @writes("PREFIX")
@@ -231,7 +232,7 @@ def h100_says() -> str:
     run = figures("bench_mla_h100")["results"]
     most = max(row["context"] for row in run)
     met = [
-        f"{row['decode_speedup']:.1f} for {row['predicted_decode_speedup']:.1f} in {row['shape']}"
+        f"{row['decode_speedup']:.1f} instead of {row['predicted_decode_speedup']:.1f} in {row['shape']}"
         for row in run
         if row["context"] == most
     ]
@@ -239,9 +240,10 @@ def h100_says() -> str:
     crossed = sum(row["crossing"] is not None for row in run)
     assert earlier == crossed, "the text says that all cross earlier"
     return (
-        f"The advantage of the absorbed form grows as predicted, and is smaller. At {most:,} tokens it is\n"
-        f"{', '.join(met)}.\nThe explicit form overtakes it earlier than counted in {crossed} of the "
-        f"{len(run)} rows, and in the other {len(run) - crossed} not up to 1,024 new tokens."
+        f"The advantage of the absorbed form grows as predicted, but is smaller than predicted. "
+        f"At {most:,} tokens it is\n"
+        f"{', '.join(met)}.\nIn {crossed} of the {len(run)} rows the explicit form overtakes it earlier than counted; "
+        f"in the other {len(run) - crossed} it does not up to 1,024 new tokens."
     )
 
 
@@ -251,7 +253,7 @@ def quality() -> str:
     runs = figures("mla")["runs"]
     head = ["rank + rotated", "bytes a token, bfloat16"]
     for text in ("its own text", "people's text"):
-        head += [f"{text}: converted", "healed", "same favourite"]
+        head += [f"{text}: converted", "healed", "top-1 agreement"]
     whole, kept = runs[0]["quality"], runs[0]["kv_bytes_per_token"]["original"]
     rows = [["original", f"{kept:,}"]]
     for text in ("sampled", "written"):
@@ -367,7 +369,7 @@ def exercises(number: str) -> str:
     begin = f"inference-opt exercise start {mine[0]['id']}"
     return (
         grid(["exercise", "kind", "what to do", "minutes"], rows)
-        + f"\n\n`{begin}` writes the file to begin with. They stand at the end of the notebook as well."
+        + f"\n\n`{begin}` writes the file to start from. The exercises are also at the end of the notebook."
     )
 
 

@@ -1,4 +1,4 @@
-"""Every chapter keeps the house's order: the problem, a figure, the idea, what goes wrong, three questions,
+"""Every chapter keeps the house's order: the problem, a figure, the idea, what goes wrong, six questions,
 exercises.
 
 The notation's names are the code's, and the glossary is in order.
@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.md"))
+FIRST_EDITION = {"07", "08"}  # three questions, figures without captions
 
 
 def headings(tokens, tag):
@@ -38,7 +39,8 @@ def test_a_chapter_keeps_the_order_of_the_house(chapter):
     assert title.startswith(f"{number} · ")
     assert "minutes" in next(each.content for each in tokens[3:] if each.type == "inline"), "its time to read"
     first, idea, *_, wrong, questions, exercises = [*headings(tokens, "h2"), *["Exercises"] * (number == "10")]
-    expected = ("The problem", "What goes wrong", "Three questions", "Exercises")  # the last chapter has none
+    asks = "Three questions" if number in FIRST_EDITION else "Six questions"
+    expected = ("The problem", "What goes wrong", asks, "Exercises")  # the last chapter has none
     assert (first, wrong, questions, exercises) == expected
     assert idea.startswith("The idea")
     before = tokens[: next(i for i, each in enumerate(tokens) if each.content == "What goes wrong")]
@@ -46,10 +48,28 @@ def test_a_chapter_keeps_the_order_of_the_house(chapter):
     assert any(image.attrs["src"].endswith(".svg") and image.content for image in images), "a figure, and its words"
 
 
-def test_it_asks_three_questions_and_hides_the_answers(chapter):
-    asked = section(chapter[1], "Three questions")
+def captions(tokens):
+    """Of each drawing, the paragraph after it, or None if that is not all in italics."""
+    for i, each in enumerate(tokens):
+        if any(child.type == "image" and child.attrs["src"].endswith(".svg") for child in each.children or ()):
+            after = next((other for other in tokens[i + 1 :] if other.type in ("inline", "fence", "html_block")), each)
+            whole = after.content
+            yield whole if after.type == "inline" and re.fullmatch(r"\*[^*]+(\*[^*]+\*[^*]+)*\*", whole) else None
+
+
+def test_every_drawing_has_a_caption(chapter):
+    number, tokens = chapter
+    if number not in FIRST_EDITION:
+        assert list(captions(tokens))
+        assert all(captions(tokens)), "the paragraph after a drawing says, in *italics*, what is drawn"
+
+
+def test_it_asks_six_questions_and_hides_the_answers(chapter):
+    number, tokens = chapter
+    count = 3 if number in FIRST_EDITION else 6
+    asked = section(tokens, "Three questions" if count == 3 else "Six questions")
     starts = [i for i, each in enumerate(asked) if each.type == "list_item_open" and each.level == 1]
-    assert len(starts) == 3
+    assert len(starts) == count
     for begin, end in zip(starts, [*starts[1:], None]):
         question, *_ = [each.content for each in asked[begin:end] if each.type == "inline"]
         hidden = "".join(each.content for each in asked[begin:end] if each.type in ("html_block", "inline"))
@@ -57,6 +77,10 @@ def test_it_asks_three_questions_and_hides_the_answers(chapter):
         assert question.strip()
         assert re.sub("<[^>]+>", "", answer).strip()
         assert "</details>" in answer
+        if count == 6:
+            assert len(re.sub("<[^>]+>", "", answer).split()) >= 12, f"an answer without a reason: {question}"
+    if count == 6:
+        assert sum(each.content.startswith("*Compute.*") for each in asked if each.type == "inline") >= 2
 
 
 def test_names_in_the_notation_are_names_in_the_code():

@@ -22,6 +22,12 @@ def test_every_table_stands_somewhere_once():
     assert sorted(names) == sorted(tables.WRITERS)
 
 
+@pytest.mark.parametrize("page", TEXTS)
+def test_a_marker_has_a_line_of_its_own(page):
+    """Markdown would take the rest of the line for HTML."""
+    assert re.findall(r"^.*<!-- /?[A-Z0-9_]+ -->.+$|^.+<!-- /?[A-Z0-9_]+ -->.*$", TEXTS[page], flags=re.MULTILINE) == []
+
+
 @pytest.mark.parametrize("name", tables.WRITERS)
 def test_whatever_stood_there_is_written_over(name):
     text = f"Before.\n\n<!-- {name} -->\n| stale text |\n|---|\n| 0 |\n<!-- /{name} -->\n\nAfter.\n"
