@@ -22,7 +22,7 @@ from inference_opt.lab.exactness.kit.likeness import RIGHT
 from inference_opt.lab.exactness.kit.pairs import panel
 from inference_opt.lab.exactness.kit.sampled import samples_for
 from inference_opt.lab.exactness.kit.sampled import test as sampled_test
-from inference_opt.lab.exactness.kit.subject import Subject, drafted, emitted_by, total_variation
+from inference_opt.lab.exactness.kit.subject import Subject, continued, drafted, emitted_by, total_variation
 from inference_opt.lab.exactness.noise_sharing import by_position, on_a_grid, same_stream
 from inference_opt.lab.exactness.proposals import chain
 from inference_opt.lab.exactness.zoo import ZOO
@@ -115,11 +115,11 @@ def whole_texts(rule, sharing):
 def test_noise_shared_by_steps_is_seen_in_whole_texts():
     """A step alone shows nothing of it."""
     each = BY_NAME["block, noise by position"]
-    pairs = panel(3, 2)[:2]
-    verdict = judge_text(whole_texts(each.rule, each.sharing), length=2, search=0, pairs=pairs)
+    shape = {"vocab": 2, "length": 2, "search": 0, "pairs": panel(2, 2)[:2]}
+    verdict = judge_text(whole_texts(each.rule, each.sharing), **shape)
     assert not verdict
     assert verdict.like == (each.name,)
-    right = judge_text(whole_texts(each.right_rule, each.right_sharing), length=2, search=0, pairs=pairs)
+    right = judge_text(whole_texts(each.right_rule, each.right_sharing), **shape)
     assert right
     assert right.like == ("a right rule",)
 
@@ -145,6 +145,25 @@ def test_numbers_alone_will_do():
     """As many as the sampler likes, compared, multiplied and searched for in cumulative sums."""
     verdict = judge(token_wise, search=3)
     assert verdict
+    assert verdict.like == ("token-wise",)
+    assert verdict.numbers == 3
+
+
+def in_float32(draft, target, tokens, uniforms):
+    """As engines do it: all numbers read at once, in torch's float32."""
+    p, q = (torch.tensor(each, dtype=torch.float32) for each in (target, draft))
+    x, places = torch.tensor(tokens), torch.arange(len(tokens))
+    u = torch.tensor(uniforms.take(len(tokens) + 1), dtype=torch.float32)
+    n = int((u[:-1] < p[places, x] / q[places, x]).cumprod(0).sum())
+    rest = (p[n] - q[n]).clamp(min=0) if n < len(tokens) else p[n]
+    sums = (rest if rest.any() else p[n]).cumsum(0)
+    return torch.cat([x[:n], torch.searchsorted(sums / sums[-1], u[-1:], right=True)])
+
+
+def test_float32_is_exact_to_its_precision():
+    verdict = judge(in_float32, tolerance=1e-5, search=0)
+    assert verdict
+    assert 1e-10 < verdict.bias < 1e-6
     assert verdict.like == ("token-wise",)
     assert verdict.numbers == 3
 
@@ -242,34 +261,42 @@ def test_a_sampler_with_its_own_noise_is_tested():
         judge(by_seed(rules.block), noise="sobol")
 
 
-LEVEL, POWER, SEES = 0.01, 0.9, 0.3
+LEVEL, POWER, SEES = 0.01, 0.9, 0.28
 
 
-def short_test(accept, seed):
-    """Two tokens and one draft, of a sampler whose target is p but for what `accept` does; on the first four pairs."""
+PAIRS = panel(2, 1)[:4]
 
-    def run(handed, seed):
+
+def short(accept):
+    """Two tokens and one draft, of a sampler whose target is p but for what `accept` does."""
+
+    def run(handed, noise):
         draft, target, (x,) = handed
-        rng = random.Random(seed)
-        if rng.random() * draft[0, x] < accept(target[0, x]):
-            return x, int(rng.random() >= target[1, 0])
+        number = noise if callable(noise) else random.Random(noise).random
+        if number() * draft[0, x] < accept(target[0, x]):
+            return x, int(number() >= target[1, 0])
         rest = np.maximum(target[0] - draft[0], 0)
-        return (int(rng.random() * rest.sum() >= rest[0]),)
+        return (int(number() * rest.sum() >= rest[0]),)
 
-    subject = Subject(lambda pair, choose: drafted(pair, chain, 1, choose), run, 2, 1, 2, False)
-    return sampled_test(subject, subject.pairs()[:4], "seed", LEVEL, POWER, SEES, seed)[0]
+    return Subject(lambda pair, choose: drafted(pair, chain, 1, choose), run, 2, 1, 2, False)
+
+
+def found_out(subject, seed):
+    return not sampled_test(subject, PAIRS, "seed", LEVEL, POWER, SEES, seed)[0].passed
 
 
 def test_false_alarms_are_below_the_level():
-    alarms = sum(not short_test(lambda p: p, seed).passed for seed in range(1000))
-    assert alarms <= 1000 * LEVEL
+    right = short(lambda p: p)
+    assert sum(found_out(right, seed) for seed in range(1000)) <= 1000 * LEVEL
 
 
 def test_the_power_is_what_is_stated():
     """Of a bias hardly above `sees` on one pair, and far below it on the others."""
-    biases = sorted(short_test(lambda p: 1.8 * p, 0).bias.values())
-    assert biases[-2] < 0.2 < biases[-1] < 0.4
-    assert sum(not short_test(lambda p: 1.8 * p, seed).passed for seed in range(100)) >= 100 * POWER
+    wrong = short(lambda p: 1.8 * p)
+    laws = {pair: continued(wrong.law(pair).probability, pair, 2) for pair in PAIRS}
+    biases = sorted(total_variation(law, wrong.right(pair)) for pair, law in laws.items())
+    assert biases[-2] < SEES / 2 < SEES < biases[-1] < 1.1 * SEES
+    assert sum(found_out(wrong, seed) for seed in range(100)) >= 100 * POWER
     assert samples_for(4, LEVEL, POWER, SEES / 2) > 3.5 * samples_for(4, LEVEL, POWER, SEES)
 
 

@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ class Test:
 
 
 # [sampled]
+@cache
 def samples_for(cells: int, level: float, power: float, sees: float) -> int:
     """The number of texts whose G-test, over that many cells, sees every total variation from `sees` up."""
     n = 1
