@@ -46,13 +46,14 @@ def interpreted(source: Wheel, *names: str, **more: Any) -> list[ModuleType]:
     try:
         import triton
         import triton.language as tl
-        from triton.language.extra import libdevice
         from triton.runtime.interpreter import InterpretedFunction
     except ImportError:
         raise Missing("Triton is not installed") from None
     if not isinstance(tl.sum, InterpretedFunction):
         raise Missing("Triton was imported to compile; set TRITON_INTERPRET=1 before the process starts")
-    given = {"vllm.triton_utils": {"triton": triton, "tl": tl, "tldevice": libdevice, "HAS_TRITON": True}}
+    # The interpreter has no device library: log(1 + x) in double precision takes its place.
+    device = SimpleNamespace(log1p=lambda x: tl.log(1.0 + x.to(tl.float64)).to(tl.float32))
+    given = {"vllm.triton_utils": {"triton": triton, "tl": tl, "tldevice": device, "HAS_TRITON": True}}
     given["vllm.model_executor.warmup.jit_warmup_triton_helper"] = {
         "triton_kernel_dispatcher_with_warmup": _dispatcher
     }
@@ -178,43 +179,45 @@ def vllm_v2(
             return sampling.tl.max(logits, axis=0, return_indices=True)
 
         with patch.object(sampling, "tl_rand32", number), patch.object(sampling, "gumbel_block_argmax", argmax):
-            emitted = sample(target, draft if told else None, tokens, 0, 0, block, synthetic)
+            q = torch.stack([tensor(row) for row in draft])[None] if told and len(tokens) else None
+            [emitted] = sample(target, q, [tuple(tokens)], [0], [0], block, synthetic)
         return [*emitted[:-1], uniforms.choose(np.nan_to_num(seen["weights"]))]
 
     return sampler
 
 
-def vllm_v2_seeded(source: Wheel = VLLM, block: bool = False) -> Callable[..., list[int]]:
+def vllm_v2_seeded(source: Wheel = VLLM, block: bool = False) -> Callable[..., list[tuple[int, ...]]]:
     """The same with the kernels' own noise, and drafts drawn by the kernel that its drafters use.
 
-    (target, draft, prefix, gamma, seed) → what a step emits; the noise depends on the seed and on positions alone.
+    (target, draft, texts, gamma, seeds) → what a step emits behind each text. Noise is keyed by seed and position alone.
     """
     sample, _, gumbel = _vllm_v2(source)
     drafting = {"is_drafting": True} if "is_drafting" in inspect.signature(gumbel.gumbel_sample).parameters else {}
 
-    def step(target: Any, draft: Any, prefix: tuple[int, ...], gamma: int, seed: int) -> list[int]:
-        tokens: list[int] = []
+    def step(target: Any, draft: Any, texts: list[Any], gamma: int, seeds: list[int]) -> list[tuple[int, ...]]:
+        longer = [tuple(text) for text in texts]
         qs = []
         for i in range(gamma):
-            qs.append(draft((*prefix, *tokens)))
-            mixed = seed ^ (i << 32) if hasattr(gumbel, "spec_step_seed") else seed  # where its drafter caches logits
+            qs.append(torch.stack([tensor(draft(text)) for text in longer]))
+            mixed = [seed ^ (i << 32) if hasattr(gumbel, "spec_step_seed") else seed for seed in seeds]
             drawn = gumbel.gumbel_sample(
-                tensor(qs[-1]).log().float()[None],
-                torch.tensor([0], dtype=torch.int32),
-                torch.ones(1),
-                torch.tensor([mixed]),
-                torch.tensor([len(prefix) + i]),  # as the position of the logit that the drafted token is judged by
+                qs[-1].log().float(),
+                torch.arange(len(texts), dtype=torch.int32),
+                torch.ones(len(texts)),
+                torch.tensor(mixed),  # as it mixes them where a drafter's logits are kept
+                torch.tensor([len(text) for text in texts]) + i,  # the position of the logit that judges this token
                 apply_temperature=True,
                 **drafting,
             )
-            tokens.append(int(drawn))
-        ps = [target((*prefix, *tokens[:i])) for i in range(gamma + 1)]
-        return sample(ps, qs, tokens, seed, len(prefix), block, None)
+            longer = [(*text, int(x)) for text, x in zip(longer, drawn)]
+        ps = [target(text[: len(text) - gamma + i]) for text in longer for i in range(gamma + 1)]
+        drafts = [text[len(text) - gamma :] for text in longer]
+        return sample(ps, torch.stack(qs, dim=1), drafts, seeds, [len(text) for text in texts], block, None)
 
     return step
 
 
-def _vllm_v2(source: Wheel) -> tuple[Callable[..., list[int]], ModuleType, ModuleType]:
+def _vllm_v2(source: Wheel) -> tuple[Callable[..., list[tuple[int, ...]]], ModuleType, ModuleType]:
     sampling, gumbel = interpreted(
         source,
         "vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils",
@@ -222,26 +225,27 @@ def _vllm_v2(source: Wheel) -> tuple[Callable[..., list[int]], ModuleType, Modul
     )
 
     def sample(
-        target: Any, draft: Any, tokens: Any, seed: int, position: int, block: bool, rates: list[float] | None
-    ) -> list[int]:
-        gamma = len(tokens)
-        rows = torch.zeros(gamma + 1, dtype=torch.int32)
-        emitted, count = sampling.rejection_sample(
+        target: Any, draft: Any, drafts: Any, seeds: Any, positions: Any, block: bool, rates: list[float] | None
+    ) -> list[tuple[int, ...]]:
+        count, gamma = len(drafts), len(drafts[0])
+        local = torch.arange(gamma + 1, dtype=torch.int32).repeat(count)
+        request = torch.arange(count, dtype=torch.int32)
+        emitted, lengths = sampling.rejection_sample(
             torch.stack([tensor(p) for p in target]).log().float(),
-            None if draft is None or not gamma else torch.stack([tensor(q) for q in draft]).log().float()[None],
-            torch.tensor([0, *tokens], dtype=torch.int32),
-            torch.tensor([0, gamma + 1], dtype=torch.int32),
-            torch.arange(position, position + gamma + 1),
-            rows[:1],
-            rows,
-            torch.arange(gamma + 1, dtype=torch.int32),
-            torch.ones(1),
-            torch.tensor([seed]),
+            None if draft is None or not gamma else draft.log().float(),
+            torch.tensor([x for tokens in drafts for x in (0, *tokens)], dtype=torch.int32),
+            torch.arange(count + 1, dtype=torch.int32) * (gamma + 1),
+            torch.tensor(positions).repeat_interleave(gamma + 1) + local,
+            request,
+            request.repeat_interleave(gamma + 1),
+            local,
+            torch.ones(count),
+            torch.tensor(seeds),
             gamma,
             synthetic_conditional_rates=rates and torch.tensor(rates),
             use_block_verification=block,
         )
-        return emitted[0, : int(count[0])].tolist()
+        return [tuple(row[:length]) for row, length in zip(emitted.tolist(), lengths.tolist())]
 
     return sample, sampling, gumbel
 
