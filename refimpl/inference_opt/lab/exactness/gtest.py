@@ -39,7 +39,7 @@ def power(stated: Numbers, truth: Numbers, samples: int, alarm: float) -> float:
     """The probability that `samples` draws from `truth` are found out, with false alarms at the rate `alarm`."""
     divergence, impossible, cells = _compare(stated, truth)
     proof = 1 - (1 - impossible) ** samples
-    return proof + (1 - proof) * _power(2 * samples * divergence, cells, alarm)
+    return proof + (1 - proof) * power_at(2 * samples * divergence, cells, alarm)
 
 
 def samples_needed(stated: Numbers, truth: Numbers, alarm: float = 1e-3, power: float = 0.9) -> int:
@@ -52,11 +52,18 @@ def samples_needed(stated: Numbers, truth: Numbers, alarm: float = 1e-3, power: 
     if divergence <= 0:
         raise ValueError("the two distributions are the same: no number of samples tells them apart")
     high = 1.0
-    while _power(high, cells, alarm) < power:
+    while power_at(high, cells, alarm) < power:
         high *= 2
-    noncentrality = brentq(lambda value: _power(value, cells, alarm) - power, 0, high)
+    noncentrality = brentq(lambda value: power_at(value, cells, alarm) - power, 0, high)
     rarest = min(p for p in stated if p > 0)
     return max(math.ceil(noncentrality / (2 * divergence)), math.ceil(5 / rarest))
+
+
+def power_at(noncentrality: float, cells: int, alarm: float) -> float:
+    """The tail of the noncentral χ² above the threshold of the false alarms."""
+    from scipy.stats import chi2, ncx2
+
+    return float(ncx2.sf(chi2.isf(alarm, cells - 1), cells - 1, noncentrality))
 
 
 # [/gtest]
@@ -70,10 +77,3 @@ def _compare(stated: Numbers, truth: Numbers) -> tuple[float, float, int]:
     x = (r[both] - p[both]) / p[both]
     terms = p[both] * ((1 + x) * np.log1p(x) - x)
     return float(terms.sum() + p[(p > 0) & (r == 0)].sum()), float(r[p == 0].sum()), int((p > 0).sum())
-
-
-def _power(noncentrality: float, cells: int, alarm: float) -> float:
-    """The tail of the noncentral χ² above the threshold of the false alarms."""
-    from scipy.stats import chi2, ncx2
-
-    return float(ncx2.sf(chi2.isf(alarm, cells - 1), cells - 1, noncentrality))
