@@ -59,15 +59,17 @@ class Wheel:
         if done.returncode or not (folder() / self.file).exists():
             raise Missing(f"pip did not download {self.file}: {done.stderr.decode()[-200:].strip()}")
 
-    def unpacked(self) -> Path:
-        """The folder of its Python files."""
-        wheel, into = folder() / self.file, folder() / "unpacked" / self.file.removesuffix(".whl")
-        if not into.exists():
+    def unpacked(self, kinds: tuple[str, ...] = (".py",), name: str = "") -> Path:
+        """The folder of its files of these kinds; wheels that need each other get one name."""
+        wheel, into = folder() / self.file, folder() / "unpacked" / (name or self.file.removesuffix(".whl"))
+        done = into / f"{self.file}.unpacked"
+        if not done.exists():
             if not wheel.exists():
                 raise Missing(f"{self} is not in {folder()}: run with --download ({self.megabytes} MB)")
             check(wheel.read_bytes(), self.sha256, self.file)
             with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(into, [name for name in archive.namelist() if name.endswith((".py", ".so"))])
+                archive.extractall(into, [member for member in archive.namelist() if member.endswith(kinds)])
+            done.touch()
         return into
 
 

@@ -146,6 +146,8 @@ def dflash() -> Sampler:
 
     def rule(target: Any, draft: Any, tokens: Any, rng: Any) -> list[int]:
         tokens = list(tokens)
+        if not tokens:  # its loop then draws from the target
+            return [rng.choose(target[0], 0)]
         with scripted(rng):
             accepted, last = module._rejection_sample(
                 torch.tensor([tokens]),
@@ -170,9 +172,7 @@ def eagle_3() -> Sampler:
         candidates = torch.tensor([[0, x] for x in tokens])
         behind = [torch.stack([tensor(target[0]), tensor(target[j + 1])]).log() for j in range(len(tokens))]
         with scripted(rng):
-            best, accepted, p = module.evaluate_posterior(
-                torch.stack(behind), candidates, lambda ids, scores: scores
-            )
+            best, accepted, p = module.evaluate_posterior(torch.stack(behind), candidates, lambda ids, scores: scores)
             last = torch.multinomial(p, 1)
         return [*candidates[best, 1 : accepted + 1].tolist(), int(last)]
 

@@ -70,7 +70,7 @@ def toy_model(model: Callable[..., Any]) -> Any:
 
 
 def assisted(target: Any, draft: Any, length: int, gamma: int = 2, **settings: Any) -> Callable[[Any], tuple[int, ...]]:
-    """`generate` with an assistant (or, with draft None, by `settings`) as a program: rng → the first `length` tokens."""
+    """`generate` with an assistant (or, where draft is None, by `settings`) as a program: rng → `length` tokens."""
     model, assistant = toy_model(target), draft and toy_model(draft)
     bos = len(target(()))
     model.generation_config.pad_token_id = bos

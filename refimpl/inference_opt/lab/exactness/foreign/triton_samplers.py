@@ -1,8 +1,8 @@
 """Samplers written as Triton kernels: vLLM's two runners and SGLang's. They run under Triton's interpreter.
 
-Each function returns a sampler as the kit takes it: (draft, target, tokens, uniforms) → what is emitted. Uniform numbers
-reach the kernels as numbers; where a kernel draws a token by a race of noisy weights, the weights are read and the token
-is chosen by `uniforms.choose`. `vllm_v2_seeded` leaves the kernels' own noise as it is.
+Each function returns a sampler as the kit takes it: (draft, target, tokens, uniforms) → what is emitted. Uniform
+numbers reach the kernels as numbers; where a kernel draws a token by a race of noisy weights, the weights are read
+and the token is chosen by `uniforms.choose`. `vllm_v2_seeded` leaves the kernels' own noise as it is.
 """
 
 import inspect
@@ -31,6 +31,13 @@ VLLM_BEFORE = Wheel(
     "addb0ffdaafd8155d75e9b3f5ddb3da28fdee9e8a7097ede91f7db2e9e1a3889",
     315,
 )
+VLLM_BETWEEN = Wheel(
+    "vllm",
+    "0.31.0",
+    "vllm-0.31.0-cp38-abi3-manylinux_2_28_x86_64.whl",
+    "39132b433967f0962d03d8a5f633b9bee6b32708f566c7d5637b79f8d0ef3433",
+    321,
+)
 SGLANG = Wheel(
     "sglang",
     "0.5.23",
@@ -54,9 +61,7 @@ def interpreted(source: Wheel, *names: str, **more: Any) -> list[ModuleType]:
     # The interpreter has no device library: log(1 + x) in double precision takes its place.
     device = SimpleNamespace(log1p=lambda x: tl.log(1.0 + x.to(tl.float64)).to(tl.float32))
     given = {"vllm.triton_utils": {"triton": triton, "tl": tl, "tldevice": device, "HAS_TRITON": True}}
-    given["vllm.model_executor.warmup.jit_warmup_triton_helper"] = {
-        "triton_kernel_dispatcher_with_warmup": _dispatcher
-    }
+    given["vllm.model_executor.warmup.jit_warmup_triton_helper"] = {"triton_kernel_dispatcher_with_warmup": _dispatcher}
     return load(source, *names, given=given, **more)
 
 
@@ -84,10 +89,10 @@ def vllm_v1(source: Wheel = VLLM, told: bool = True, synthetic: list[float] | No
     """
     [module] = interpreted(source, "vllm.v1.sample.rejection_sampler")
 
+    known: dict[Any, np.ndarray] = {}  # weights, by what they depend on
+
     def sampler(draft: Any, target: Any, tokens: Any, uniforms: Any) -> list[int]:
         gamma = len(tokens)
-        if gamma == 0:
-            return [uniforms.choose(target[0])]
         p = torch.stack([tensor(row) for row in target]).float()
         q = torch.stack([tensor(row) for row in draft]).float()
         drafted = torch.tensor([*tokens], dtype=torch.int32)
@@ -119,8 +124,10 @@ def vllm_v1(source: Wheel = VLLM, told: bool = True, synthetic: list[float] | No
         length = next(i + 1 for i, x in enumerate(emitted) if x < -1)
         if emitted[length - 1] == -8:
             return [*emitted[: length - 1], uniforms.choose(target[gamma])]
-        weights = residual_weights(module, drafted, q if told else None, p, length - 1)
-        return [*emitted[: length - 1], uniforms.choose(weights)]
+        key = (tuple(tokens), length, p.numpy().tobytes(), q.numpy().tobytes())
+        if key not in known:
+            known[key] = residual_weights(module, drafted, q if told else None, p, length - 1)
+        return [*emitted[: length - 1], uniforms.choose(known[key])]
 
     return sampler
 
@@ -128,8 +135,8 @@ def vllm_v1(source: Wheel = VLLM, told: bool = True, synthetic: list[float] | No
 def residual_weights(module: ModuleType, drafted: Any, q: Any, p: Any, place: int) -> np.ndarray:
     """What the kernel of recovered tokens draws from: token v against token 0 … by the noise that makes them draw.
 
-    The kernel takes the argmax of weight / noise. With two tokens in the race and all others far behind, bisection of one's
-    noise gives the ratio of their weights.
+    The kernel takes the argmax of weight / noise. With two tokens in the race and all others far behind, bisection of
+    one's noise gives the ratio of their weights.
     """
     gamma, vocab = len(drafted), p.shape[1]
 
@@ -165,7 +172,7 @@ def vllm_v2(
     source: Wheel = VLLM, told: bool = True, block: bool = False, synthetic: list[float] | None = None
 ) -> KitSampler:
     """`rejection_sample` of vLLM's second runner: token by token, in blocks, or with made-up acceptance rates."""
-    sample, sampling, gumbel = _vllm_v2(source)
+    sample, sampling, _ = _vllm_v2(source)
 
     def sampler(draft: Any, target: Any, tokens: Any, uniforms: Any) -> list[int]:
         seen: dict[str, Any] = {}
@@ -189,7 +196,7 @@ def vllm_v2(
 def vllm_v2_seeded(source: Wheel = VLLM, block: bool = False) -> Callable[..., list[tuple[int, ...]]]:
     """The same with the kernels' own noise, and drafts drawn by the kernel that its drafters use.
 
-    (target, draft, texts, gamma, seeds) → what a step emits behind each text. Noise is keyed by seed and position alone.
+    (target, draft, texts, gamma, seeds) → what a step emits behind each text. Noise is keyed by seed and position.
     """
     sample, _, gumbel = _vllm_v2(source)
     drafting = {"is_drafting": True} if "is_drafting" in inspect.signature(gumbel.gumbel_sample).parameters else {}
