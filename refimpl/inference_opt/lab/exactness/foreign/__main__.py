@@ -18,8 +18,10 @@ def main() -> None:
     parser.add_argument(
         "--download", action="store_true", help="first fetch the wheels with pip: 1.1 GB, vLLM's above all"
     )
-    parser.add_argument("--only", nargs="*", choices=list(ALL), default=list(ALL), help="which projects")
-    parser.add_argument("--json", type=Path, help="where to write what was found")
+    parser.add_argument(
+        "--only", nargs="*", choices=list(ALL), default=list(ALL), help="which projects; rows of others in FILE stay"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to write what was found")
     asked = parser.parse_args()
     if asked.download:
         folder().mkdir(parents=True, exist_ok=True)
@@ -30,9 +32,18 @@ def main() -> None:
                 print(reason)
     found = judge_all(tuple(asked.only))
     if asked.json:
-        command = f"python -m inference_opt.lab.exactness.foreign --json {asked.json}"
-        meta = {"command": command, "date": datetime.now(UTC).date().isoformat()}
-        asked.json.write_text(json.dumps({**meta, **found}, indent=1) + "\n")
+        before = json.loads(asked.json.read_text("utf-8")) if asked.json.exists() else {"findings": [], "skipped": {}}
+        command = "python -m inference_opt.lab.exactness.foreign --json docs/results/foreign.json"
+        rows = [row for row in before["findings"] if row["project"] not in asked.only] + found["findings"]
+        rows.sort(key=lambda row: list(ALL).index(row["project"]))
+        skipped = {project: why for project, why in before["skipped"].items() if project not in asked.only}
+        written = {
+            "command": command,
+            "date": datetime.now(UTC).date().isoformat(),
+            "findings": rows,
+            "skipped": {**skipped, **found["skipped"]},
+        }
+        asked.json.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -536,7 +536,8 @@ def judge_all(names: tuple[str, ...] = tuple(ALL), say: Callable[[str], None] = 
     for each in names:
         try:
             for finding in ALL[each]():
-                findings.append({k: v for k, v in asdict(finding).items() if v not in (None, "")})
+                row = {key: value for key, value in asdict(finding).items() if value not in (None, "")}
+                findings.append({"project": each, **row})
                 say(f"{finding.sampler} {finding.version}, {finding.mode}: {finding.verdict}, {finding.bias:.2g}")
         except Missing as reason:
             skipped[each] = str(reason)

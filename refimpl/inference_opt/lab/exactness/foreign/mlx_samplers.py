@@ -1,6 +1,7 @@
 """MLX-LM's speculative decoding, and dflash's sampler for MLX, on MLX's own CPU build."""
 
 import sys
+from fractions import Fraction
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -94,7 +95,8 @@ def mlx_lm(target: Any, draft: Any, length: int, gamma: int = 2) -> Any:
     def program(rng: Any) -> tuple[int, ...]:
         def sampler(logprobs: Any) -> Any:
             rows = np.exp(np.array(logprobs, dtype=np.float64)).reshape(-1, logprobs.shape[-1])
-            return core.array([rng.choose(row, i) for i, row in enumerate(rows)], dtype=core.uint32)
+            weights = [np.array([Fraction(w) for w in row], dtype=object) for row in rows]
+            return core.array([rng.choose(row, i) for i, row in enumerate(weights)], dtype=core.uint32)
 
         steps = module.speculative_generate_step(
             core.array([len(target(()))]),

@@ -1,4 +1,4 @@
-"""Where the foreign code comes from: the version and hash of each file, and its import without the rest of its engine."""
+"""Where foreign code comes from: the version and hash of each file, and its import without the rest of its engine."""
 
 import hashlib
 import importlib
@@ -117,10 +117,13 @@ class Checkout:
 class Anything:
     """What a stub module gives for any name: a class, a function, a decorator, a base class."""
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if len(args) == 1 and callable(args[0]) else super().__new__(cls)  # as a decorator: no change
+
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return args[0] if len(args) == 1 and callable(args[0]) else self  # as a decorator it changes nothing
+        return type(self)(*args)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -132,8 +135,6 @@ class Anything:
 
 
 class _Stub(ModuleType):
-    __path__: list[str] = []
-
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)

@@ -1,13 +1,12 @@
-"""Samplers written in plain torch: gpt-fast, DeepSpec, dflash, EAGLE, SGLang's Uno; every path of them is run.
+"""Samplers written in plain torch: gpt-fast, DeepSpec, dflash, EAGLE; every path of them is run.
 
-Each function here has the signature of a rule: (target, draft, tokens, rng) → what is emitted. Those marked `whole` also
-draft by themselves: they get the models, and (prefix, gamma) in place of the tokens.
+Each function here gives a rule: (target, draft, tokens, rng) → what is emitted. Whole steps, which draft by themselves,
+get the models, and (prefix, gamma) in place of the tokens (see `toys.whole`).
 """
 
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
@@ -211,8 +210,3 @@ def eagle_1(temperature: float = 1.0) -> Sampler:
 
 
 # [/eagle]
-
-
-def without_compiling() -> Any:
-    """`torch.compile` does nothing while a module is imported that compiles its functions."""
-    return patch.object(torch, "compile", lambda *a, **kw: a[0] if a and callable(a[0]) else (lambda f: f))

@@ -13,7 +13,7 @@ Logits = Float[torch.Tensor, "vocab"]
 
 
 # [toys]
-def tensor(probs: Sequence[Any]) -> Float[torch.Tensor, "vocab"]:
+def tensor(probs: Any) -> Float[torch.Tensor, "vocab"]:
     """A distribution as floats."""
     return torch.tensor([float(p) for p in probs], dtype=torch.float64)
 

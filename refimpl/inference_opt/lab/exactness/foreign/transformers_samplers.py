@@ -1,7 +1,7 @@
-"""Transformers' assisted generation: `generate` as it is, with toy models, on every path; and what its drafters report.
+"""Transformers' assisted generation: `generate` as it is, with toy models; and what its drafters report.
 
-The installed release is judged whole. Of others, the files of their drafters are taken from their wheels: what a drafter
-draws from, and what it hands to the verification as q.
+The installed release is judged whole. Of others, the files of their drafters are taken from their wheels: what a
+drafter draws from, and what it hands to the verification as q.
 """
 
 from collections.abc import Callable
@@ -49,11 +49,8 @@ def toy_model(model: Callable[..., Any]) -> Any:
     vocab = len(model(()))
     rows = torch.stack([*(logits(model, (x,)) for x in range(vocab)), logits(model, ())])  # the last: behind BOS
 
-    class Config(transformers.PretrainedConfig):
-        model_type = "toy"
-
     class ToyModel(transformers.PreTrainedModel, transformers.GenerationMixin):
-        config_class = Config
+        config_class = transformers.PretrainedConfig
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)
@@ -65,7 +62,8 @@ def toy_model(model: Callable[..., Any]) -> Any:
                 past_key_values.update(empty, empty, 0)
             return CausalLMOutputWithPast(logits=rows[input_ids], past_key_values=past_key_values)
 
-    config = Config(vocab_size=vocab + 1, num_hidden_layers=1, hidden_size=1, num_attention_heads=1, eos_token_id=None)
+    sizes = {"vocab_size": vocab + 1, "num_hidden_layers": 1, "hidden_size": 1, "num_attention_heads": 1}
+    config = transformers.PretrainedConfig(**sizes, eos_token_id=None)
     return ToyModel(config).eval()
 
 
