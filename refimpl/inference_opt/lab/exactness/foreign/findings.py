@@ -57,10 +57,15 @@ def continued(law: Law, target: Model, length: int) -> dict[Prefix, Fraction]:
     """A step's law, each text continued by the target itself to the length."""
     texts: dict[Prefix, Fraction] = defaultdict(Fraction)
     for text, weight in law.items():
-        rest = joint_law(lambda more, text=text: target((*text, *more)), max(0, length - len(text)))
+        rest = joint_law(behind(target, text), max(0, length - len(text)))
         for more, p in rest.items():
             texts[(*text, *more)[:length]] += Fraction(weight) * p
     return texts
+
+
+def behind(target: Model, text: Prefix) -> Model:
+    """The target, as a model of what follows a text."""
+    return lambda more: target((*text, *more))
 
 
 def found(
@@ -330,10 +335,10 @@ def mlx() -> list[Finding]:
     rows = [
         found(mlx_samplers.MLX_LM, "speculative_generate_step", law, joint_law(TARGET, 2), "plain decoding", length=2)
     ]
-    law = kit_law(mlx_samplers.dflash_mlx())
+    numbers = kit_law(mlx_samplers.dflash_mlx())
     right = rule_law(rules.token_wise)
-    method = "numbers, integrated"
-    rows.append(found(torch_samplers.DFLASH, "MLX", law, right, "token_wise", method=method, accepted=accepted(law)))
+    more: dict[str, Any] = {"method": "numbers, integrated", "accepted": accepted(numbers)}
+    rows.append(found(torch_samplers.DFLASH, "MLX", numbers, right, "token_wise", **more))
     return rows
 
 
@@ -345,13 +350,15 @@ def transformers() -> list[Finding]:
     """`generate` of the installed release, and three drafters of three releases."""
     right = joint_law(TARGET, 3)
     rows = []
-    for mode, settings in (("assistant", {}), ("assistant, confidence cut at 0.4", {"confidence": 0.4})):
+    settings: dict[str, Any] = {}
+    for mode in ("assistant", "assistant, confidence cut at 0.4"):
+        settings = {"confidence": 0.4} if "cut" in mode else {}
         law = text_law(transformers_samplers.assisted(TARGET, DRAFT, 3, **settings))
         thread = "vllm#48202" if settings else ""
         rows.append(found(None, f"generate, {mode}", law, right, "plain decoding", thread=thread))
     settings = {"prompt_lookup_num_tokens": 2, "prompt": [3, 0, 1, 2, 0]}
     law = text_law(transformers_samplers.assisted(TARGET, None, 2, **settings))
-    after_0: Model = lambda text: TARGET((0, *text))  # noqa: E731
+    after_0 = behind(TARGET, (0,))
     rows.append(
         found(None, "generate, prompt lookup", law, joint_law(after_0, 2), "plain decoding", target=after_0, length=2)
     )

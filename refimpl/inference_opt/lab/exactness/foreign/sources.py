@@ -169,11 +169,11 @@ class _Finder:
 @contextmanager
 def _found_first(finder: _Finder) -> Iterator[None]:
     kept = {name: sys.modules.pop(name) for name in list(sys.modules) if finder.owns(name)}
-    sys.meta_path.insert(0, finder)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
-        sys.meta_path.remove(finder)  # type: ignore[arg-type]
+        sys.meta_path.remove(finder)
         for name in [name for name in sys.modules if finder.owns(name)]:
             del sys.modules[name]
         sys.modules.update(kept)

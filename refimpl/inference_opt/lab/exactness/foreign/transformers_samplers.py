@@ -49,7 +49,9 @@ def toy_model(model: Callable[..., Any]) -> Any:
     vocab = len(model(()))
     rows = torch.stack([*(logits(model, (x,)) for x in range(vocab)), logits(model, ())])  # the last: behind BOS
 
-    class ToyModel(transformers.PreTrainedModel, transformers.GenerationMixin):
+    bases: Any = (transformers.PreTrainedModel, transformers.GenerationMixin)
+
+    class ToyModel(*bases):  # type: ignore[misc]
         config_class = transformers.PretrainedConfig
 
         def __init__(self, config: Any) -> None:
