@@ -87,7 +87,7 @@ def test_transformers_drafters_of_the_installed_release():
         assert finding.difference < ROUNDING
 
 
-@pytest.mark.parametrize("project", ["gpt-fast", "DeepSpec", "dflash", "EAGLE", "MLX", "SGLang"])
+@pytest.mark.parametrize("project", ["gpt-fast", "DeepSpec", "dflash", "EAGLE", "MLX"])
 def test_a_foreign_sampler_is_what_the_enumeration_says(project):
     try:
         found = findings.ALL[project]()
