@@ -11,6 +11,7 @@ test (`gtest.py`) takes to notice.
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache, partial
+from typing import Literal
 
 from inference_opt.lab.exactness import mutants
 from inference_opt.lab.exactness.enumerate import Branching, every_path
@@ -40,6 +41,10 @@ DRAFT = table(start="8 7 5", after_0="4 3 3", after_1="6 1 3", after_2="3 2 5")
 NEVER_0, OFTEN_0 = table(start="0 1 1"), table(start="2 1 1")
 
 
+# What it was where its sources lead. Right: they only ask about it. Harmless: it is done, to drafts that no q judges.
+There = Literal["a bug", "right", "harmless", "lossy by design", "found here"]
+
+
 # [mutant]
 @dataclass(frozen=True)
 class Mutant:
@@ -58,7 +63,7 @@ class Mutant:
     draft: Model = DRAFT
     gamma: int = 2
     length: int = 3
-    asked: bool = False  # its sources asked about it, and had it right or took no harm
+    there: There = "a bug"
 
     @cache  # noqa: B019 (entries live as long as the module)
     def law(self) -> dict[Prefix, Fraction]:
@@ -165,18 +170,18 @@ ZOO = [
     Mutant(
         "unsure token dropped",
         "a token of low q ends the draft and is thrown away: what is left was drawn from another distribution",
-        _thread("ikawrakow/ik_llama.cpp/pull/1820"),  # harmless there: drafts are compared, not judged by p / q
+        _thread("ikawrakow/ik_llama.cpp/pull/1820"),  # there drafts are compared, not judged by p / q
         rules.token_wise,
         propose=mutants.stop_early(keep=False),
         right_propose=mutants.stop_early(keep=True),
-        asked=True,
+        there="harmless",
     ),
     Mutant(
         "no residual",
         "a rejected token is replaced by a draw from p",
         _thread("eth-sri/language-model-arithmetic/issues/14", "NJUNLP/MCSD/issues/5"),
         mutants.no_residual,
-        asked=True,
+        there="right",
     ),
     Mutant(
         "residual at the token only",
@@ -195,12 +200,14 @@ ZOO = [
         "drafts are accepted twice as gladly; the paper offers it as lossy",
         _thread(ARXIV + "2211.17192"),
         mutants.lenient,
+        there="lossy by design",
     ),
     Mutant(
         "typical acceptance",
         "what the target finds likely enough is accepted; offered as lossy",
         _thread(ARXIV + "2401.10774", "vllm-project/vllm/pull/5131"),
         mutants.typical,
+        there="lossy by design",
     ),
     Mutant(
         "one uniform number",
@@ -239,7 +246,7 @@ ZOO = [
         propose=mutants.original_q,
         right_rule=rules.multi_draft,
         right_propose=siblings(),
-        asked=True,
+        there="right",
     ),
     Mutant(
         "draft and target share noise",
@@ -257,6 +264,7 @@ ZOO = [
         right_rule=rules.token_wise,
         right_sharing=by_position,
         length=2,
+        there="found here",
     ),
     Mutant(
         "u ≤ p / q, and u = 0",

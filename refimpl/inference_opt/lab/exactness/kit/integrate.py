@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from inference_opt.lab.exactness.kit.uniforms import INSIDE, NO_RACES, Races, Uniforms
+from inference_opt.lab.exactness.kit.uniforms import INSIDE, LARGEST, NO_RACES, Races, Uniforms
 
 RESOLUTION = 2.0**-34  # how precisely a place is found where the outcome changes
-LARGEST = 1 - 2.0**-24  # uniform number of a float32; the smallest is 0
 BETWEEN = (0.17, 0.59, 0.83)  # where an interval is looked at, beside its ends
 POINTS = 4  # drawn inside a box before it is believed to be uncut
 

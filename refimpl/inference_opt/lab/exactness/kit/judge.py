@@ -1,6 +1,6 @@
 """Judging a sampler: the distribution of the text that it gives, against the target's own, on many pairs of models."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +70,7 @@ def judge(
     noise: Noise = "uniforms",
     tolerance: float = 1e-6,
     search: int = 40,
+    pairs: Sequence[Pair] | None = None,
     level: float = 1e-3,
     power: float = 0.9,
     sees: float = 0.05,
@@ -86,9 +87,9 @@ def judge(
     is, numbers ("uniforms"), an int ("seed") or a `torch.Generator` ("generator").
 
     With numbers the distribution is computed: `exact` if its total variation from the target's is within `tolerance`
-    (float32 code: 1e-5) on a panel of pairs of models and on `search` more, which climb towards the worst. Otherwise it
-    is tested: a right sampler is called biased with probability at most `level`, a sampler whose total variation is at
-    least `sees` on a pair of the panel is found out with probability `power` or more.
+    (float32 code: 1e-5) on a panel of pairs of models (or `pairs`) and on `search` more, which climb towards the worst.
+    Otherwise it is tested: a right sampler is called biased with probability at most `level`, a sampler whose total
+    variation is at least `sees` on a pair of the panel is found out with probability `power` or more.
 
     ValueError where tokens come back that there are not, where the sampler is no step function of its numbers, and for
     settings out of range.
@@ -103,8 +104,8 @@ def judge(
         whole=False,
     )
     if noise != "uniforms":
-        return _tested(subject, noise, level, power, sees, seed)
-    return _computed(subject, tolerance, search, seed)
+        return _tested(subject, pairs, noise, level, power, sees, seed)
+    return _computed(subject, pairs, tolerance, search, seed)
 
 
 def judge_text(
@@ -116,6 +117,7 @@ def judge_text(
     noise: Noise = "uniforms",
     tolerance: float = 1e-6,
     search: int = 40,
+    pairs: Sequence[Pair] | None = None,
     level: float = 1e-3,
     power: float = 0.9,
     sees: float = 0.05,
@@ -140,14 +142,14 @@ def judge_text(
         whole=True,
     )
     if noise != "uniforms":
-        return _tested(subject, noise, level, power, sees, seed)
-    return _computed(subject, tolerance, search, seed)
+        return _tested(subject, pairs, noise, level, power, sees, seed)
+    return _computed(subject, pairs, tolerance, search, seed)
 
 
 # [/judge]
 
 
-def _computed(subject: Subject, tolerance: float, search: int, seed: int) -> Verdict:
+def _computed(subject: Subject, pairs: Sequence[Pair] | None, tolerance: float, search: int, seed: int) -> Verdict:
     laws: dict[Pair, Law] = {}
     bias: dict[Pair, float] = {}
     impossible: dict[Pair, tuple[Prefix, ...]] = {}
@@ -158,7 +160,7 @@ def _computed(subject: Subject, tolerance: float, search: int, seed: int) -> Ver
         impossible[pair] = tuple(sorted(e for e in laws[pair].at_ends if probability_of(e, pair) == 0))
         return bias[pair]
 
-    pairs = subject.pairs()
+    pairs = pairs or subject.pairs()
     for pair in pairs:
         look(pair)
     worst = max(pairs, key=lambda pair: bias[pair])
@@ -187,8 +189,10 @@ def _computed(subject: Subject, tolerance: float, search: int, seed: int) -> Ver
     )
 
 
-def _tested(subject: Subject, noise: Noise, level: float, power: float, sees: float, seed: int) -> Verdict:
-    pairs = subject.pairs()[: sampled.PAIRS]
+def _tested(
+    subject: Subject, pairs: Sequence[Pair] | None, noise: Noise, level: float, power: float, sees: float, seed: int
+) -> Verdict:
+    pairs = pairs or subject.pairs()[: sampled.PAIRS]
     test, counts = sampled.test(subject, pairs, noise, level, power, sees, seed)
     candidates = likeness.candidates_for(subject, exact=test.passed)
     like, distance = likeness.likeliest(counts, subject, level, candidates)

@@ -11,8 +11,9 @@ for which the noncentral χ² with this λ is above the threshold with the proba
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ class Test:
 
 
 # [sampled]
+@cache
 def samples_for(cells: int, level: float, power: float, sees: float) -> int:
     """The number of texts whose G-test, over that many cells, sees every total variation from `sees` up."""
     n = 1
@@ -60,7 +62,7 @@ def samples_for(cells: int, level: float, power: float, sees: float) -> int:
 
 
 def test(
-    subject: Subject, pairs: list[Pair], noise: Noise, level: float, power: float, sees: float, seed: int
+    subject: Subject, pairs: Sequence[Pair], noise: Noise, level: float, power: float, sees: float, seed: int
 ) -> tuple[Test, dict[Pair, Counter[Prefix]]]:
     """The test, and what was emitted: counts by pair."""
     share = level / (2 * len(pairs))
@@ -69,7 +71,12 @@ def test(
     emitted, p_values, bias = {}, {}, {}
     for pair in pairs:
         right = subject.right(pair)
-        emitted[pair] = Counter(_once(subject, pair, noise, rng) for _ in range(n))
+        handed, _, shares = zip(*subject.hands(pair))
+        emitted[pair] = Counter(
+            subject.run(each, source(noise, int(rng.integers(2**31))))
+            for each, count in zip(handed, rng.multinomial(n, np.array(shares) / sum(shares)))
+            for _ in range(count)
+        )
         texts: Counter[Prefix] = Counter()
         for text, count in emitted[pair].items():
             behind = continued({text: 1.0}, pair, subject.length)
@@ -81,17 +88,6 @@ def test(
 
 
 # [/sampled]
-
-
-def _once(subject: Subject, pair: Pair, noise: Noise, rng: np.random.Generator) -> Prefix:
-    handed = subject.hand(pair, lambda weights, i: draw(rng, weights))
-    return subject.run(handed, source(noise, int(rng.integers(2**31))))
-
-
-def draw(rng: np.random.Generator, weights: Any) -> int:
-    """A token, by its weight."""
-    share = np.array(weights, dtype=float)
-    return int(rng.choice(len(share), p=share / share.sum()))
 
 
 def g_of(counts: Mapping[Prefix, int], law: Mapping[Prefix, float]) -> tuple[float, int]:

@@ -1,7 +1,7 @@
 """A sampler under judgement, as a program of its randomness: what it is given, and what its text is worth."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -29,9 +29,8 @@ class Subject:
     length: int
     whole: bool  # a text, or else what a step emits
 
-    def law(self, pair: Pair) -> Law:
-        """What comes out, computed: every draft in turn, by exact fractions, and for each the sampler integrated."""
-        law = Law()
+    def hands(self, pair: Pair) -> Iterator[tuple[Any, Races, float]]:
+        """Everything that can be handed in on a pair, with its probability, and the noise that drew it, as races."""
 
         def once(rng: Branching) -> tuple[Any, Races]:
             # By race, so that the sampler can share the noise of place i. A tree's nodes share none with each other.
@@ -39,9 +38,15 @@ class Subject:
             return handed, {i: (np.array(weights, dtype=float), winner) for i, (weights, winner) in rng.won.items()}
 
         for (handed, races), probability in every_path(once):
+            yield handed, races, float(probability)
+
+    def law(self, pair: Pair) -> Law:
+        """What comes out, computed: whatever is handed in, in turn, and for each the sampler integrated."""
+        law = Law()
+        for handed, races, probability in self.hands(pair):
             part = integrate(partial(self.run, handed), races)
             for outcome, share in part.probability.items():
-                law.probability[outcome] = law.probability.get(outcome, 0.0) + float(probability) * share
+                law.probability[outcome] = law.probability.get(outcome, 0.0) + probability * share
             law.at_ends |= part.at_ends
             law.runs += part.runs
             law.numbers = max(law.numbers, part.numbers)

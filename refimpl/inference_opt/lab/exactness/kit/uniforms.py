@@ -12,6 +12,7 @@ Races = Mapping[Hashable, tuple[np.ndarray, int]]  # place: (weights, winner)
 NO_RACES: Races = {}
 # Where in its interval a number is first tried: no threshold that people write is here.
 INSIDE = 0.3819660112501051
+LARGEST = 1 - 2.0**-24  # uniform number of a float32: what is above would be rounded to 1
 
 
 # [uniforms]
@@ -39,7 +40,7 @@ class Uniforms:
     def __getitem__(self, key: Hashable) -> float:
         """The number of a key, the same whenever it is asked for."""
         if key not in self.read:
-            self.read[key] = self.numbers.get(key, INSIDE)
+            self.read[key] = min(self.numbers.get(key, INSIDE), LARGEST)
             self.trace.append(("number", key))
         return self.read[key]
 
