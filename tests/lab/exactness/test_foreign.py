@@ -16,6 +16,7 @@ from inference_opt.lab.exactness.foreign import findings, sources, torch_sampler
 from inference_opt.lab.exactness.foreign.scripted import scripted
 from inference_opt.lab.exactness.foreign.sources import Checkout, Missing, Wheel, load
 from inference_opt.lab.exactness.foreign.toys import tensor, whole
+from inference_opt.lab.exactness.kit import judge
 from inference_opt.lab.exactness.zoo import DRAFT, TARGET
 from inference_opt.speculative import rules
 
@@ -149,3 +150,19 @@ def test_the_results_hold_what_was_promised():
 
 def test_a_step_that_drafts_by_itself_gets_the_models():
     assert whole(TARGET, DRAFT, (0, 1), 2, None) == (TARGET, DRAFT, ((0, 1), 2))
+
+
+def test_the_kit_judges_the_rule_of_transformers():
+    pytest.importorskip("transformers")
+    verify = transformers_samplers.verification()
+
+    def sampler(draft, target, tokens, uniforms):
+        rows = [torch.stack([tensor(row) for row in given]).log()[None] for given in (draft, target)]
+        with scripted(uniforms):
+            valid, _ = verify(torch.tensor([[*tokens]]), rows[0], len(tokens), rows[1])
+        return valid[0].tolist()
+
+    verdict = judge(sampler, gamma=1, tolerance=1e-5, search=0)
+    assert verdict.bias < 1e-5
+    assert verdict.impossible  # it compares u <= p / q: a number that is exactly 0 passes what the target never says
+    assert "u ≤ p / q, and u = 0" in verdict.like
