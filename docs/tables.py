@@ -416,6 +416,32 @@ def mutants() -> str:
     return f"Of {len(run):,} mutants the judge refuses {refused:,}. Those that it accepts:\n\n{table}"
 
 
+@writes("FOREIGN")
+def foreign() -> str:
+    """Chapter 07: the samplers of other projects."""
+    run = figures("foreign")
+    head = ["sampler", "mode", "verdict", "total variation", "enumerated as", "thread"]
+    rows = []
+    for each in run["findings"]:
+        bias = "below 1e-5" if each["verdict"].endswith("exact") else f"{each['bias']:.4f}"
+        if each["method"] == "samples":
+            bias = f"{each['samples']:,} texts: p = {each['p_of_target']:.1g}"
+        threads = ", ".join(f"[{t}]({THREADS[t]})" for t in each.get("thread", "").split(", ") if t)
+        sampler = f"{each['sampler'].rpartition('/')[2]} {each['version']}"
+        rows.append([sampler, each["mode"], each["verdict"], bias, each["enumerated_as"], threads])
+    skipped = " ".join(f"*{each}*: {why}." for each, why in run["skipped"].items())
+    return f"{grid(head, rows)}\n\nJudged on {run['date']}. Not judged: {skipped}"
+
+
+THREADS = {
+    "transformers#47932": "https://github.com/huggingface/transformers/issues/47932",
+    "DeepSpec#31": "https://github.com/deepseek-ai/DeepSpec/issues/31",
+    "dflash#169": "https://github.com/z-lab/dflash/pull/169",
+    "vllm#40149": "https://github.com/vllm-project/vllm/issues/40149",
+    "vllm#47386": "https://github.com/vllm-project/vllm/pull/47386",
+    "vllm#48202": "https://github.com/vllm-project/vllm/issues/48202",
+    "vllm#54282": "https://github.com/vllm-project/vllm/pull/54282",
+}
 WRITERS["STEPS_TABLE"] = partial(made, card_tables.steps, "bench_kernels")
 WRITERS["KERNELS_TABLE"] = partial(made, card_tables.kernels, "bench_kernels")
 WRITERS["ENGINE_TABLE"] = partial(made, card_tables.engine, "bench_engine_1b", "bench_engine_smollm2")
