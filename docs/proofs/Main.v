@@ -141,9 +141,9 @@ Theorem multi_draft_remembering_exact : forall V p memory (q : memory -> drafter
   prob (decode_on memory (learning memory (fun m t => chain V (q m t) (more m t) (gamma m t) [])
                                           (judge_siblings V p) learn) L L m []) s == target_law V p L s.
 Proof.
-  intros. apply remembering; intros; auto.
-  - apply learning_exact. now apply multi_draft_step_exact.
-  - apply learning_emits, multi_draft_step_emits.
+  intros V p memory q more gamma learn m L Hp Hq. apply remembering; [assumption | |]; intros m'.
+  - apply learning_exact, (multi_draft_step_exact V p (q m') (more m') (gamma m')); auto.
+  - apply learning_emits, (multi_draft_step_emits V p (q m') (more m') (gamma m')).
 Qed.
 
 Theorem tree_remembering_exact : forall V p memory (how : memory -> text -> plan) learn m L,
@@ -151,9 +151,9 @@ Theorem tree_remembering_exact : forall V p memory (how : memory -> text -> plan
   prob (decode_on memory (learning memory (fun m t => grow V (how m t)) (judge_tree V p) learn) L L m []) s
   == target_law V p L s.
 Proof.
-  intros. apply remembering; intros; auto.
-  - apply learning_exact. now apply tree_step_exact.
-  - apply learning_emits, tree_step_emits.
+  intros V p memory how learn m L Hp Hq. apply remembering; [assumption | |]; intros m'.
+  - apply learning_exact, (tree_step_exact V p (how m')); auto.
+  - apply learning_emits, (tree_step_emits V p (how m')).
 Qed.
 
 Check token_wise_token_exact. Print Assumptions token_wise_token_exact.
