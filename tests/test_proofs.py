@@ -32,7 +32,7 @@ SOURCES = re.findall(r"^\w+\.v$", (PROOFS / "_CoqProject").read_text(), flags=re
 # draft that ends behind an unsure token; and something to learn of a step, which is the memory and the length of the
 # next draft. The same as below in Python.
 PRELUDE = """
-From Speculation Require Import Main Wrong Block PointMass Memory Coupled MultiDraft Tree Noise.
+From Speculation Require Import Main Wrong Block PointMass Memory Coupled MultiDraft Tree Traversal Noise.
 Definition state (n : nat) (t : text) : nat := fold_left (fun s x => Nat.modulo (2 * s + x + 1) n) t 0%nat.
 Definition rows (laws : list (list Q)) : model := fun t x => nth x (nth (state (length laws) t) laws []) 0.
 Definition seeing (laws : list (list Q)) (m : nat) : drafter := fun start t x => let n := length laws in
@@ -64,6 +64,20 @@ Fixpoint wild (laws : list (list Q)) (t : text) (most : nat) (waiting expanded :
             (node :: expanded) (past ++ tokens))
   | _, _ => Done
   end.
+
+(* The usual tree, branch by branch: `wide` candidates without replacement at each node above a depth. *)
+Fixpoint branches (V : nat) (q : model) (t : text) (wide most depth more : nat) (path earlier : text) : growth :=
+  match most, depth, more with
+  | S fewer, S lower, S others =>
+      if left_over V (q (t ++ path)) earlier then
+        Sprout (without_replacement V (q (t ++ path)) earlier)
+          (fun x => branches V q t wide fewer lower wide (path ++ [x]) [])
+          (fun x _ => branches V q t wide fewer depth others path (earlier ++ [x]))
+      else Stop
+  | _, _, _ => Stop
+  end.
+Definition grown_learn (m : nat) (drafted : forest) (emitted : text) : nat :=
+  (m + match drafted with Bare => 0 | Candidate x _ _ _ => 1 + x end + List.length emitted)%nat.
 Definition width (depth : nat) (node : text) : nat := if (List.length node <? depth)%nat then 2%nat else 0%nat.
 Definition shown (d : dist text) := map (fun '(s, w) => (s, (Qnum w, Zpos (Qden w)))) d.
 """
@@ -346,6 +360,14 @@ class Case:
             step = f"tree_step {v} p (fun t => branching {draw} {more} q (width {depth}) t 9 [[]] [])"
             yield f"{step} {t}", step_law(p, q, depth, rules.tree, prefix, branching(replacement=replacement))
             yield f"output_law ({step}) 1", output_law(p, q, depth, rules.tree, 1, branching(replacement=replacement))
+        for wide in (1, 2):
+            step = f"traversal_step {v} p (fun t => branches {v} q t {wide} 9 {depth} {wide} [] [])"
+            propose = branching(wide)
+            yield f"{step} {t}", step_law(p, q, depth, rules.traversal, prefix, propose)
+            yield f"output_law ({step}) {n}", output_law(p, q, depth, rules.traversal, n, propose)
+        drafting = f"(fun m t => sprout {v} (branches {v} q t 2 9 {depth} 2 [] []))"
+        learning = f"learning nat {drafting} (judge_traversal {v} p) grown_learn 2 {t}"
+        yield f"o <- {learning};; ret (snd o :: fst o)", self.learned_branches(depth)
         grown = wild(self.laws["q"], 4 - depth)
         step = f"tree_step {v} p (fun t => wild qs t {4 - depth} [[]] [] [])"
         yield f"{step} {t}", step_law(p, q, depth, rules.tree, prefix, grown)
@@ -368,6 +390,19 @@ class Case:
                 f"numbers <- {name} (grid 3);; ret [by_three {v} (p {t}) (q {t}) numbers]",
                 self.shared(*pair, which),
             )
+
+    def learned_branches(self, depth):
+        """The law of a step by `traversal`, by the first token drafted and what was emitted."""
+        law, p, q, text = defaultdict(Fraction), self.model("p"), self.model("q"), tuple(self.text)
+
+        def step(rng):
+            laws, probs, tokens = branching()(p, q, text, depth, rng.choose)
+            emitted = rules.traversal(laws, probs, tokens, rng)
+            return (2 + (1 + tokens[()][0] if tokens[()] else 0) + len(emitted), *emitted)
+
+        for outcome, w in every_path(step):
+            law[outcome] += w
+        return dict(law)
 
     def learned_tree(self, most):
         """The law of a step by a wild tree, by what was learned for the next step and what was emitted."""

@@ -1,6 +1,6 @@
 (* What is proved, in one place: the theorems on whole texts, then the statement of each and what it rests on. *)
 
-From Speculation Require Import Decode Memory PointMass Block Coupled MultiDraft Tree Wrong Noise.
+From Speculation Require Import Decode Memory PointMass Block Coupled MultiDraft Tree Traversal Wrong Noise.
 
 (* [stopping] *)
 (* The same where `more` decides behind each draft token, from what was drafted so far, whether to draft another, and
@@ -92,6 +92,16 @@ Proof.
   - now apply without_replacement_model.
 Qed.
 
+(* [traversal] *)
+(* A tree judged from its leaves up. It is drafted branch by branch, each part by all that was drafted before. *)
+Theorem traversal_exact : forall V p how L, is_model V p -> (forall t, is_growth V (how t)) -> forall s,
+  prob (output_law (traversal_step V p how) L) s == target_law V p L s.
+(* [/traversal] *)
+Proof.
+  intros. etransitivity; [| now apply joint_law_is_the_product]. apply same_law_prob.
+  apply steps_add_up; [now apply traversal_step_exact | apply traversal_step_emits].
+Qed.
+
 (* Steps that remember: m is the memory to begin with. *)
 Lemma remembering : forall V p memory step (m : memory) L, is_model V p ->
   (forall m, exact V p (emitted_by memory step m)) -> (forall m, emits (emitted_by memory step m)) ->
@@ -156,6 +166,16 @@ Proof.
   - apply learning_emits, (tree_step_emits V p (how m')).
 Qed.
 
+Theorem traversal_remembering_exact : forall V p memory (how : memory -> text -> growth) learn m L,
+  is_model V p -> (forall m t, is_growth V (how m t)) -> forall s,
+  prob (decode_on memory (learning memory (fun m t => sprout V (how m t)) (judge_traversal V p) learn) L L m []) s
+  == target_law V p L s.
+Proof.
+  intros V p memory how learn m L Hp Hq. apply remembering; [assumption | |]; intros m'.
+  - apply learning_exact, (traversal_step_exact V p (how m')); auto.
+  - apply learning_emits, (traversal_step_emits V p (how m')).
+Qed.
+
 Check token_wise_token_exact. Print Assumptions token_wise_token_exact.
 Check token_wise_step_exact. Print Assumptions token_wise_step_exact.
 Check steps_add_up. Print Assumptions steps_add_up.
@@ -189,3 +209,6 @@ Check tree_remembering_exact. Print Assumptions tree_remembering_exact.
 Check noise_apart_exact. Print Assumptions noise_apart_exact.
 Check noise_in_the_verdict_is_biased. Print Assumptions noise_in_the_verdict_is_biased.
 Check noise_in_the_replacement_is_biased. Print Assumptions noise_in_the_replacement_is_biased.
+Check traversal_step_exact. Print Assumptions traversal_step_exact.
+Check traversal_exact. Print Assumptions traversal_exact.
+Check traversal_remembering_exact. Print Assumptions traversal_remembering_exact.
