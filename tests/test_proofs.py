@@ -6,6 +6,7 @@ each must be the one that `lab/exactness/exact.py` enumerates.
 """
 
 import ast
+import os
 import random
 import re
 import shutil
@@ -24,6 +25,7 @@ from inference_opt.lab.exactness.exact import output_law, step_law
 from inference_opt.lab.exactness.proposals import branching, chain, from_start, siblings, target_along
 from inference_opt.speculative import rules
 
+CASES = 200 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 20  # of each program
 PROOFS = Path(__file__).resolve().parent.parent / "docs" / "proofs"
 SOURCES = re.findall(r"^\w+\.v$", (PROOFS / "_CoqProject").read_text(), flags=re.MULTILINE)
 
@@ -428,7 +430,7 @@ def coq(value):
 
 @pytest.mark.parametrize("questions", [Case.questions, Case.candidates])
 def test_what_is_proved_is_what_runs(compiled, questions):
-    cases = [Case(seed) for seed in range(200)]
+    cases = [Case(seed) for seed in range(CASES)]
     lines, wanted = [PRELUDE], []
     for number, case in enumerate(cases):
         lines.append(f"Module Case{number}.")
