@@ -331,6 +331,10 @@ class Case:
             judged, plain = self.coupled(pick, noise)
             yield f"ret (coupled_decode p {zs} {found} {self.length} {self.length} [])", {judged: 1}
             yield f"ret (plain p {zs} {self.length} [])", {plain: 1}
+            tokens = self.drafts[0]
+            laws = [np.array(p(tuple(tokens[:i])), dtype=object) for i in range(len(tokens) + 1)]
+            emitted = rules.coupled(laws, [], tokens, Fixed(pick, noise))
+            yield f"ret (coupled {zs} 0 (verdicts p [] (nth 0 drafts [])) (nth 0 drafts []))", {tuple(emitted): 1}
         law = defaultdict(Fraction)
         for zs in product([Fraction(k, 3) for k in range(3)], repeat=self.length):
             law[self.coupled(by_sum, zs)[0]] += Fraction(1, 3**self.length)
