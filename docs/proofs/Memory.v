@@ -8,20 +8,25 @@ Section Memory.
 Variables (V : nat) (memory : Type).
 
 (* [memory] *)
-(* `step_law`, which afterwards learns what was drafted and what was emitted; all that drafts goes by the memory. *)
+(* A step drafts and judges, and afterwards learns what was drafted and what was emitted. All that drafts goes by the
+   memory. *)
+Definition learning {drafts} (draft : memory -> text -> dist drafts) (judge : text -> drafts -> dist text)
+    (learn : memory -> drafts -> text -> memory) (m : memory) (t : text) : dist (text * memory) :=
+  guesses <- draft m t;;
+  emitted <- judge t guesses;;
+  ret (emitted, learn m guesses emitted).
+
+(* So does `step_law` by any rule. *)
 Definition learning_step (r : rule) (p : model) (q : memory -> drafter) (more : memory -> text -> policy)
-    (gamma : memory -> text -> nat) (learn : memory -> text -> text -> memory) (m : memory) (t : text)
-    : dist (text * memory) :=
-  guesses <- chain V (q m t) (more m t) (gamma m t) t;;
-  emitted <- r (verdicts p t (map fst guesses)) (map snd guesses) (map fst guesses);;
-  ret (emitted, learn m (map fst guesses) emitted).
+    (gamma : memory -> text -> nat) (learn : memory -> text -> text -> memory) :=
+  learning (fun m t => chain V (q m t) (more m t) (gamma m t) t)
+           (fun t guesses => r (verdicts p t (map fst guesses)) (map snd guesses) (map fst guesses))
+           (fun m guesses => learn m (map fst guesses)).
 
 (* The same for a draft that was found. *)
 Definition learning_search (p : model) (propose : memory -> text -> dist text)
-    (learn : memory -> text -> text -> memory) (m : memory) (t : text) : dist (text * memory) :=
-  tokens <- propose m t;;
-  emitted <- point_mass V (verdicts p t tokens) tokens;;
-  ret (emitted, learn m tokens emitted).
+    (learn : memory -> text -> text -> memory) :=
+  learning propose (fun t tokens => point_mass V (verdicts p t tokens) tokens) learn.
 
 (* `decode`, by steps that hand on a memory. *)
 Fixpoint decode_on (step : memory -> text -> dist (text * memory)) (steps length : nat) (m : memory) (t : text)
@@ -55,36 +60,19 @@ Proof.
 Qed.
 
 (* A step that learns emits what the same step does that learns nothing. *)
-Lemma learning_step_exact : forall r p q more gamma learn m,
-  exact V p (step_law V r p (q m) (more m) (gamma m)) ->
-  exact V p (emitted_by (learning_step r p q more gamma learn) m).
+Lemma learning_exact : forall p drafts (draft : memory -> text -> dist drafts) judge learn m,
+  exact V p (fun t => guesses <- draft m t;; judge t guesses) -> exact V p (emitted_by (learning draft judge learn) m).
 Proof.
-  intros r p q more gamma learn m Exact t length f. rewrite <- (Exact t length f).
-  unfold emitted_by, learning_step, step_law. rewrite !mean_bind. apply mean_ext. intros guesses _.
-  rewrite !mean_bind. apply mean_ext. intros e _. now rewrite !mean_ret.
+  intros p drafts draft judge learn m Exact t length f. rewrite <- (Exact t length f). unfold emitted_by, learning.
+  rewrite !mean_bind. apply mean_ext. intros guesses _. rewrite !mean_bind. apply mean_ext. intros e _.
+  now rewrite !mean_ret.
 Qed.
 
-Lemma learning_search_exact : forall p propose learn m,
-  exact V p (point_mass_step V p (propose m)) -> exact V p (emitted_by (learning_search p propose learn) m).
+Lemma learning_emits : forall drafts (draft : memory -> text -> dist drafts) judge learn m,
+  emits (fun t => guesses <- draft m t;; judge t guesses) -> emits (emitted_by (learning draft judge learn) m).
 Proof.
-  intros p propose learn m Exact t length f. rewrite <- (Exact t length f).
-  unfold emitted_by, learning_search, point_mass_step. rewrite !mean_bind. apply mean_ext. intros tokens _.
-  rewrite !mean_bind. apply mean_ext. intros e _. now rewrite !mean_ret.
-Qed.
-
-Lemma learning_step_emits : forall r p q more gamma learn m,
-  emits (step_law V r p (q m) (more m) (gamma m)) -> emits (emitted_by (learning_step r p q more gamma learn) m).
-Proof.
-  intros r p q more gamma learn m Emits t H. apply (Emits t).
+  intros drafts draft judge learn m Emits t H. apply (Emits t).
   apply in_bind in H as (o & H & [E | []]). apply in_bind in H as (guesses & Drafted & H).
-  apply in_bind in H as (e & Emitted & [<- | []]). simpl in E. subst e. apply in_bind. eauto.
-Qed.
-
-Lemma learning_search_emits : forall p propose learn m,
-  emits (point_mass_step V p (propose m)) -> emits (emitted_by (learning_search p propose learn) m).
-Proof.
-  intros p propose learn m Emits t H. apply (Emits t).
-  apply in_bind in H as (o & H & [E | []]). apply in_bind in H as (tokens & Found & H).
   apply in_bind in H as (e & Emitted & [<- | []]). simpl in E. subst e. apply in_bind. eauto.
 Qed.
 

@@ -41,6 +41,7 @@ RIGHT = {
     "multi_draft with replacement": (rules.multi_draft, siblings(True)),
     "tree without replacement": (rules.tree, branching(2, False)),
     "tree with replacement": (rules.tree, branching(2, True)),
+    "traversal": (rules.traversal, branching(2, False)),
 }
 # Vocabulary, gamma, length: texts of more than one step, sizes that enumeration can do.
 SIZES = st.sampled_from(
@@ -53,7 +54,7 @@ LARGE = {"token_wise": (4, 4, 3), "block": (3, 4, 3), "coupled": (3, 3, 3), "poi
 @given(sizes=SIZES, seeds=st.tuples(st.integers(0, 99), st.integers(0, 99)))
 def test_the_law_of_a_text_is_the_target_s(name, sizes, seeds):
     (vocab, gamma, length), (rule, propose) = sizes, RIGHT[name]
-    if rule is rules.tree:
+    if rule in (rules.tree, rules.traversal):
         gamma, length = min(gamma, 2), min(length, 3)
     target, draft = random_model(seeds[0], vocab), random_model(seeds[1], vocab, point=rule is rules.point_mass)
     assert output_law(target, draft, gamma, rule, length, propose) == joint_law(target, length)
@@ -74,6 +75,13 @@ def test_a_draft_that_is_the_target(name):
     assert output_law(target, target, gamma, rule, 3, propose) == joint_law(target, 3)
     if rule in (rules.token_wise, rules.block, rules.coupled):
         assert all(len(emitted) == gamma + 1 for emitted in step_law(target, target, gamma, rule)), "all are accepted"
+
+
+def test_traversal_of_a_chain_is_block():
+    for seed in range(10):
+        target, draft = random_model(seed, 3), random_model(seed + 100, 3)
+        law = step_law(target, draft, 3, rules.traversal, (), branching(1))
+        assert law == step_law(target, draft, 3, rules.block)
 
 
 def accepted(target, draft, gamma, rule):

@@ -15,6 +15,7 @@ needs no case of its own: all of p is on one token, and a draft is accepted if i
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import count
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -157,3 +158,32 @@ def tree(
             return [*path, rng.choose(rest, len(path))]
         tried += len(candidates)
         path = (*path, candidates[winner])
+
+
+def traversal(
+    target: Mapping[Path, Probs],
+    draft: Mapping[Path, Sequence[Probs]],
+    tokens: Mapping[Path, Sequence[int]],
+    rng: Randomness,
+) -> list[int]:
+    """Judge a tree from its leaves up, and keep the first path that passes (Weng et al. 2505.12398).
+
+    It takes what `tree` takes. w is carried down as in `block`; if nothing passes below a candidate x ~ q, the node
+    still owes (w p − q)⁺ of mass S, and goes on with that for p and S / (S + 1 − w) for w, as `try_all` does with
+    w = 1. A single candidate at every node is `block`. The candidates at a node must differ, since what is below a
+    token is judged once.
+    """
+    judged = count()
+
+    def climb(path: Path, w: Any) -> list[int] | None:
+        p = target[path]
+        for q, x in zip(draft[path], tokens[path]):
+            if (emitted := climb((*path, x), ratio(w * p[x], q[x]))) is not None:
+                return emitted
+            owed = np.maximum(w * p - q, 0)
+            mass = owed.sum()
+            p = owed / mass if mass > 0 else p
+            w = mass / (mass + 1 - w) if mass + 1 - w > 0 else 0
+        return [*path, rng.choose(p, len(path))] if rng.uniform(next(judged)) < w else None
+
+    return climb((), 1) or [rng.choose(target[()], 0)]  # nothing passed: only by rounding

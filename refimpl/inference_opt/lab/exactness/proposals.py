@@ -107,7 +107,7 @@ def from_start(propose: Propose) -> Propose:
     return lambda target, draft, start, gamma, choose: propose(target, draft(start), start, gamma, choose)
 
 
-PROPOSALS: dict[Rule, Propose] = {rules.multi_draft: siblings(), rules.tree: branching()}
+PROPOSALS: dict[Rule, Propose] = {rules.multi_draft: siblings(), rules.tree: branching(), rules.traversal: branching()}
 # [/proposals]
 
 
