@@ -28,7 +28,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from inference_opt.kernels.attention import FIELDS
-from inference_opt.kernels.hopper.tiles import LN2, ROWS, SMEM, fields_of, finite, load_tile
+from inference_opt.kernels.hopper.tiles import LN2, ROWS, SMEM, fields_of, finite, load_tile, reinterpret
 from inference_opt.kernels.plan import Launch
 
 BLOCK = gl.constexpr(128)
@@ -245,9 +245,9 @@ def gqa_piece(
     PARTS: gl.constexpr = STAGES * (D // HALF) * (BLOCK // BOX)
     k_parts = gl.allocate_shared_memory(k_tiles.dtype, [PARTS, BOX, HALF], SMEM)
     v_parts = gl.allocate_shared_memory(k_tiles.dtype, [PARTS, BOX, HALF], SMEM)
-    k = k_parts._reinterpret(k_tiles.dtype, [STAGES, BLOCK, D], SMEM)
-    v = v_parts._reinterpret(k_tiles.dtype, [STAGES, BLOCK, D], SMEM)
-    boxes = v_parts._reinterpret(k_tiles.dtype, [STAGES * D * BLOCK // (8 * HALF), 8, HALF], SMEM)
+    k = reinterpret(k_parts, k_tiles.dtype, [STAGES, BLOCK, D], SMEM)
+    v = reinterpret(v_parts, k_tiles.dtype, [STAGES, BLOCK, D], SMEM)
+    boxes = reinterpret(v_parts, k_tiles.dtype, [STAGES * D * BLOCK // (8 * HALF), 8, HALF], SMEM)
     q_rows = gl.allocate_shared_memory(k_tiles.dtype, [2, ROWS, D], SMEM)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())

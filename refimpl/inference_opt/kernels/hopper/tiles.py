@@ -20,6 +20,8 @@ SMEM = gl.constexpr(gl.NVMMASharedLayout(128, 16))
 # These were renamed after triton 3.6.
 load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 group_barrier = getattr(gl, "barrier", None) or gl.thread_barrier
+_descriptor = gl.shared_memory_descriptor
+reinterpret = getattr(_descriptor, "reinterpret", None) or _descriptor._reinterpret  # the same bytes in another shape
 
 
 @gluon.jit
