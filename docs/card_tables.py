@@ -34,16 +34,17 @@ def kernels(run: dict[str, Any]) -> Table:
     for result in run["results"]:
         case, times = result["case"], result["times"]
         kind = f"MLA {case['heads']} heads" if case["shared"] else f"GQA {case['heads']}/{case['kv_heads']}"
-        label = f"{kind}, {case['batch']} × {case['length']:,}"
+        many = f"{case['batch']} × {case['length']:,}" if case["batch"] else f"{len(case['others'])} ragged"
+        label = f"{kind}, {many}"
+        label += f", width {case['dim']}" if case["dim"] < 128 else ""
         label += f", page {case['page']}" if case["page"] != 64 else ""
-        label += f", {case['queries']} queries" if case["queries"] > 1 else ""
+        label += f", {case['queries']:,} queries" if case["queries"] > 1 else ""
+        label += f", and a chunk of {case['others'][0][0]}" if case["batch"] and case["others"] else ""
         label += f", shared prefix of {case['stem']:,}" if case["stem"] else ""
-        peers = [f"{1e6 * times[p]['seconds']:,.1f}" if p in times else "–" for p in ("FlashInfer", "SGLang")]
-        rows.append([label, *_pace(times["inference-opt"]), *peers])
+        rows.append([label, *_pace(times["inference-opt"]), f"{1e6 * times['FlashInfer']['seconds']:,.1f}"])
         if each := times.get("inference-opt, no cascade"):
-            rows.append([f"{label}, read by each", *_pace(each), "", ""])
-    head = ["", "ours, µs", "ours, GB/s", "ours, TFLOP/s"]
-    return [*head, "FlashInfer 0.6.6, µs", "SGLang 0.5.2 (page 1), µs"], rows
+            rows.append([f"{label}, read by each", *_pace(each), ""])
+    return ["", "ours, µs", "ours, GB/s", "ours, TFLOP/s", "FlashInfer 0.6.14, µs"], rows
 
 
 def _pace(time: dict[str, float]) -> list[str]:
@@ -53,8 +54,13 @@ def _pace(time: dict[str, float]) -> list[str]:
 
 
 def engine(*runs: dict[str, Any]) -> Table:
-    """Whole steps of the engine on an H100."""
-    peers = {"transformers": "`generate`", "continuous batching": "`generate_batch`", "gpt-fast": "gpt-fast"}
+    """Whole steps of the engine on an H100, greedy."""
+    peers = {
+        "vllm": "vLLM",
+        "transformers": "`generate`",
+        "continuous batching": "`generate_batch`",
+        "gpt-fast": "gpt-fast",
+    }
     rows = (
         [f"{row['shape']}, batch {row['batch']}", f"{row['inference-opt']['decode']:,.0f}", f"{row['limit']:,.0f}",
          f"{row['of_limit']:.0%}"]
@@ -63,6 +69,19 @@ def engine(*runs: dict[str, Any]) -> Table:
         for row in run["results"]
     )  # fmt: skip
     return ["", "tokens/s", "limit", "of the limit", *peers.values()], list(rows)
+
+
+def modes(run: dict[str, Any]) -> Table:
+    """How requests sample, ours with its share of the greedy rate, and vLLM's rate in the same run."""
+    names = list(run["results"][0]["modes"])
+    rows = []
+    for row in run["results"]:
+        cells = [f"{row['inference-opt']['decode']:,.0f} / {row['vllm']['decode']:,.0f}"]
+        for name in names:
+            mode = row["modes"][name]
+            cells.append(f"{mode['decode']:,.0f} ({mode['of_greedy']:.0%}) / {mode['vllm']['decode']:,.0f}")
+        rows.append([f"batch {row['batch']}", *cells])
+    return ["ours / vLLM, tokens/s", "greedy", *names], rows
 
 
 def parallel(*runs: dict[str, Any]) -> Table:

@@ -445,6 +445,7 @@ THREADS = {
 WRITERS["STEPS_TABLE"] = partial(made, card_tables.steps, "bench_kernels")
 WRITERS["KERNELS_TABLE"] = partial(made, card_tables.kernels, "bench_kernels")
 WRITERS["ENGINE_TABLE"] = partial(made, card_tables.engine, "bench_engine_1b", "bench_engine_smollm2")
+WRITERS["MODES_TABLE"] = partial(made, card_tables.modes, "bench_engine_1b")
 WRITERS["PARALLEL_TABLE"] = partial(made, card_tables.parallel, "parallel_h100", "parallel_8b_h100")
 WRITERS["ABLATION_TABLE"] = partial(made, study_tables.speed, "ablation")
 WRITERS["EFFECTS_TABLE"] = partial(made, study_tables.effects, "ablation")
