@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_opt import Engine, SamplingParams, naive
-from inference_opt.cache.fused_forward import fused_logits
+from inference_opt.cache.fused_forward import fused_logits, fused_states
 from inference_opt.cache.paged_kernel import PagedKernelCache
 from inference_opt.engine import graph_runner
 from inference_opt.engine.eager_runner import EagerRunner
@@ -302,4 +302,21 @@ def test_fused_layers_give_the_model_s_logits():
             expected = model(tokens[:rows], theirs.positions, theirs)
             plan = mine.plan(model.config.heads)
             got = fused_logits(model, tokens[:rows], mine.positions, mine.slots, caches[1], plan)
+            torch.testing.assert_close(got, expected, **CLOSE)
+
+
+def test_fused_layers_read_prompts_and_tap_states_as_the_model_does():
+    model = toy(dtype=torch.float32).to(DEVICE)
+    caches = [
+        PagedKernelCache(**model.config.kv_shape, num_pages=8, page_size=4, dtype=model.dtype, device=model.device)
+        for _ in range(2)
+    ]
+    tokens = torch.tensor([1, 2, 3, 4, 5, 6, 7, 8], device=DEVICE)
+    tables, taps = [[3, 1], [5, 2]], tuple(range(model.config.depth))
+    with torch.inference_mode():
+        for starts, counts, part in (([0, 0], [5, 3], slice(0, 8)), ([5, 3], [1, 2], slice(2, 5))):
+            theirs, mine = (cache.batch(tables, starts, counts) for cache in caches)
+            expected = model.hidden_states(tokens[part], theirs.positions, theirs, taps=taps)
+            plan = mine.plan(model.config.heads)
+            got = fused_states(model, tokens[part], mine.positions, mine.slots, caches[1], plan, taps)
             torch.testing.assert_close(got, expected, **CLOSE)

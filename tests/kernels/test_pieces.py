@@ -1,5 +1,8 @@
 """A plan done piece by piece in plain PyTorch is attention over all keys at once, and what it tells of itself is so."""
 
+import heapq
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -9,6 +12,7 @@ from inference_opt.explain.record import record
 from inference_opt.explain.scenarios import play
 from inference_opt.kernels import batch as planning
 from inference_opt.kernels import reference, shared_prefixes
+from inference_opt.kernels.plan import PIECE_OVERHEAD, STATE_OVERHEAD, chunk_size
 
 
 @st.composite
@@ -79,3 +83,49 @@ def test_a_block_tells_the_softmax_of_all_its_piece_has_read(batch):
 def test_bad_input_of_the_scenario_is_named(changes, says):
     with pytest.raises(ValueError, match=says):
         play("pieces-of-attention", **changes)
+
+
+def ends_at(keys, size, heads, programs, rows):
+    """When the last piece ends, if each program takes the longest one that is left (in keys)."""
+    split = max(PIECE_OVERHEAD, STATE_OVERHEAD * rows)
+    pieces = []
+    for n in keys:
+        alone = n <= size
+        each = [min(size, n - i) + (PIECE_OVERHEAD if alone else split) for i in range(0, max(n, 1), size)]
+        pieces += each * heads
+    ends = [0] * programs
+    for piece in sorted(pieces, reverse=True):
+        heapq.heapreplace(ends, ends[0] + piece)
+    return max(ends)
+
+
+@given(
+    keys=st.lists(st.integers(1, 5000), min_size=1, max_size=40),
+    alike=st.booleans(),
+    heads=st.sampled_from([1, 2, 8]),
+    programs=st.sampled_from([4, 8, 132]),
+    block=st.sampled_from([32, 64, 128]),
+    rows=st.sampled_from([16, 64, 128]),
+)
+def test_the_length_of_pieces_is_near_the_best(keys, alike, heads, programs, block, rows):
+    """Against the end that is worked out piece by piece, for every length that comes into question."""
+    keys = [keys[0]] * len(keys) if alike else keys
+    chosen = chunk_size(np.array(keys), heads, programs, block, rows)
+    sizes = {block * -(-max(keys) // (n * block)) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)}
+    best = min(ends_at(keys, size, heads, programs, rows) for size in sizes | {max(keys)})
+    assert ends_at(keys, chosen, heads, programs, rows) <= 1.6 * best
+
+
+@given(queries=st.integers(1000, 9000), cached=st.sampled_from([0, 2048]))
+def test_a_prompt_that_fills_the_machine_is_not_cut_by_keys(queries, cached):
+    """Its tiles have different lengths. They begin with the longest, and none leaves a state to be merged."""
+    pages = torch.empty(1, 16, 8, 128, dtype=torch.bfloat16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "hopper_kernel", lambda k_pages, value_dim: "gqa")
+        patch.setattr(planning, "processors_of", lambda device: 8)
+        plan = planning.cut([queries + cached], [queries], [], pages, 32)
+    (launch,) = plan.launches
+    assert plan.num_states == 0
+    lengths = launch.columns.end - launch.columns.first
+    assert (lengths.diff() <= lengths.max() / 16 + 1).all()
+    assert int(lengths[0]) >= int(lengths.max() * 15 / 16)
