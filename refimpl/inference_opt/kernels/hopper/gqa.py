@@ -28,7 +28,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from inference_opt.kernels.attention import FIELDS
-from inference_opt.kernels.hopper.tiles import LN2, ROWS, SMEM, fields_of, finite, load_tile, reinterpret
+from inference_opt.kernels.hopper.tiles import (
+    LN2,
+    ROWS,
+    SMEM,
+    fields_of,
+    finite,
+    load_tile,
+    masked,
+    reinterpret,
+    row_of,
+)
 from inference_opt.kernels.plan import Launch
 
 BLOCK = gl.constexpr(128)
@@ -46,8 +56,7 @@ def load_block(
     HALVES: gl.constexpr = D // HALF
     mbarrier.expect(full, BLOCK * D * 2)
     for b in gl.static_range(BOXES):
-        m = n + b * BOX
-        row = gl.load(table + gl.minimum(m // PAGE, last_page)) * PAGE + m % PAGE
+        row = row_of(table, n + b * BOX, last_page, PAGE)
         for h in gl.static_range(HALVES):
             load_tile(tiles, [row, column + h * HALF], full, buffers.index((stage * HALVES + h) * BOXES + b))
 
@@ -100,13 +109,6 @@ def add_values(weights, v, acc, i, barriers, STAGES: gl.constexpr):
     stage = i % STAGES
     mbarrier.wait(v_full.index(stage), i // STAGES & 1)
     return warpgroup_mma(weights, v.index(stage), acc, is_async=True)
-
-
-@gluon.jit
-def masked(s, n, end, position):
-    """The scores of the keys from n on, −∞ for keys after the end or after a query's own position."""
-    key = n + gl.arange(0, BLOCK, gl.SliceLayout(0, S))
-    return gl.where((key < end)[None, :] & (key[None, :] <= position[:, None]), s, float("-inf"))
 
 
 @gluon.jit

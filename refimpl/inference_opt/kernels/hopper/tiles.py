@@ -45,7 +45,7 @@ def row_of(table, n, last_page, PAGE: gl.constexpr):
 @gluon.jit
 def masked(s, n, end, position):
     """The scores of the keys from n on, −∞ for keys after the end or after a query's own position."""
-    key = n + gl.arange(0, BLOCK, gl.SliceLayout(0, S))
+    key = n + gl.arange(0, s.shape[1], gl.SliceLayout(0, s.type.layout))
     return gl.where((key < end)[None, :] & (key[None, :] <= position[:, None]), s, float("-inf"))
 
 
