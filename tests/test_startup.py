@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import inference_opt
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DEPENDENCIES = {re.split("[><=]", each)[0] for each in PROJECT["dependencies"]}
+FOR_THE_SITE = {re.split("[><=]", each)[0] for each in PROJECT["optional-dependencies"]["docs"]}
 NAMES = ", ".join(inference_opt.__all__)
 
 
@@ -40,6 +42,28 @@ def test_its_names_import_no_plots_no_widgets_and_no_command_line():
     needed = imported_by("import torch, numpy, jaxtyping, safetensors.torch, tokenizers")
     more = imported_by(f"from inference_opt import {NAMES}") - needed - {"inference_opt"}
     assert not {name for name in more - sys.stdlib_module_names if "cython" not in name}  # NumPy's own
+
+
+def at_import(tree):
+    """Names that importing a file imports: those inside functions are imported later."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from at_import(node)
+
+
+def test_the_site_s_environment_can_import_every_module():
+    """The site is built where only its own dependencies are installed, and its pages import what they describe."""
+    package = Path(inference_opt.__file__).parent
+    sources = [ast.parse(file.read_text(encoding="utf-8")) for file in package.rglob("*.py")]
+    roots = {name.split(".")[0] for source in sources for name in at_import(source)}
+    foreign = roots - sys.stdlib_module_names - {"inference_opt"}
+    of = packages_distributions()
+    assert "pytest" in foreign
+    assert not {name for name in foreign if not {each.lower() for each in of[name]} & (DEPENDENCIES | FOR_THE_SITE)}
 
 
 def test_a_name_that_is_none_is_said_as_of_any_module():
