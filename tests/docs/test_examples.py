@@ -67,6 +67,13 @@ def test_02_six_tokens_in_three_pages():
     says("02", f"{TABLE[d // SIZE]} \\cdot {SIZE} + {d % SIZE} = {slots[d]}", f"the page table {TABLE}")
 
 
+def test_02_a_window_in_five_layers_of_six():
+    text, window = 32_768, 1_024
+    kept = text + 5 * window
+    says("02", f"{text:,} + 5 · {window:,} = {kept:,} tokens, instead of 6 · {text:,} = {6 * text:,}")
+    says("02", f"That is {kept / (6 * text):.0%}.")
+
+
 def drawn(tree):
     """The tree as the chapter writes it."""
 
