@@ -140,7 +140,7 @@ def test_a_window_with_an_effect(arch, changes, culprit):
         config_from_hf(CONFIG | WINDOW | long | {"model_type": arch} | changes)
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "gemma3", "deepseek_v32", "qwen3_moe"])
+@pytest.mark.parametrize("model_type", ["mixtral", "gemma3", "deepseek_v32", "qwen2_moe", "kimi_k25", "glm4_moe"])
 def test_another_architecture_is_refused_with_those_that_are_computed(model_type):
     with pytest.raises(ValueError, match=f"{model_type!r}.*{', '.join(ARCHITECTURES)}"):
         config_from_hf(CONFIG | {"model_type": model_type})
