@@ -92,6 +92,20 @@ def test_all_rows_to_the_same_experts(monkeypatch, arch, top):
     assert all(len(indices.unique()) == top for _, indices in chosen)  # the other experts: nobody chose them
 
 
+@pytest.mark.parametrize("arch", ROUTERS)
+def test_the_experts_of_a_layer_are_loaded_one_behind_the_other(arch):
+    make_config, make_model, options = ROUTERS[arch]
+    ours = load_saved(filled(make_model(make_config(**SIZES | options, num_experts_per_tok=2)), 7), torch.float64)
+    mixtures = [layer.mlp for layer in ours.layers if isinstance(layer.mlp, MixtureOfExperts)]
+    assert mixtures
+    for mixture in mixtures:
+        for part in ("gate_up", "down"):
+            weights = [getattr(expert, part).weight for expert in mixture.experts]
+            size = weights[0].numel() * weights[0].element_size()
+            assert [w.data_ptr() - weights[0].data_ptr() for w in weights] == [i * size for i in range(8)]
+            assert weights[0].untyped_storage().nbytes() == 8 * size  # and nothing else is there
+
+
 @given(
     first=st.integers(0, 5),
     step=st.integers(1, 4),

@@ -25,8 +25,9 @@ from inference_opt.loading.folder import INDEX, check_file, named, read_json, we
 from inference_opt.loading.formats import config_from_gguf, config_from_hf, extra_layers
 from inference_opt.loading.fp8 import SUFFIX, block_size, check_scale, dequantize
 from inference_opt.model.config import ModelConfig
+from inference_opt.model.experts import MixtureOfExperts
 from inference_opt.model.fields import Fields
-from inference_opt.model.linear import Linear
+from inference_opt.model.linear import Linear, can_pack
 from inference_opt.model.transformer import Transformer, check_fits
 
 # Our name in a layer → Hugging Face's names; several tensors are stacked along the output dimension.
@@ -129,10 +130,13 @@ def build(source: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: t
     check_fits(config, dtype, device)
 
     # Now the values, one parameter at a time. The head is packed last, because the embedding may share its tensor.
+    stacks = _stacks(model, dtype, device)
     for module, name, parts in _places(model):
         # In bfloat16, a router's correction that separates two experts may no longer do so.
         kind = torch.promote_types(dtype, torch.float32) if name == "correction" else dtype
-        whole = torch.empty(getattr(module, name).shape, dtype=kind, device=device)
+        whole = stacks.get(module)
+        if whole is None:
+            whole = torch.empty(getattr(module, name).shape, dtype=kind, device=device)
         for place, part in zip(whole.split([shape[0] for shape in parts.values()]), parts, strict=True):
             place.copy_(source.tensor(part))
         setattr(module, name, nn.Parameter(whole, requires_grad=False))
@@ -152,6 +156,21 @@ def _counted(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     if (shape := config.experts) and shape.layers(config.depth):
         first = next(index for index in range(config.depth) if shape.in_layer(index))
         yield f"model.layers.{first}.mlp.gate.weight", (shape.n_routed_experts, config.dim)
+
+
+def _stacks(model: Transformer, dtype: torch.dtype, device: torch.device) -> dict[nn.Module, Tensor]:
+    """Memory for the experts' weights: those of a layer one behind the other, where kernels find them by number.
+
+    Weights that will be packed get none, because packing them would not free it before the last.
+    """
+    stacks: dict[nn.Module, Tensor] = {}
+    for mixture in () if can_pack(dtype, device) else model.modules():
+        if isinstance(mixture, MixtureOfExperts):
+            for part in ("gate_up", "down"):
+                products = [getattr(expert, part) for expert in mixture.experts]
+                shape = products[0].weight.shape
+                stacks |= zip(products, torch.empty(len(products), *shape, dtype=dtype, device=device), strict=True)
+    return stacks
 
 
 def _places(model: Transformer) -> Iterator[tuple[nn.Module, str, dict[str, tuple[int, ...]]]]:
