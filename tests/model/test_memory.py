@@ -10,10 +10,14 @@ from safetensors.torch import save_file
 
 from tests.model.test_latent import DEEPSEEK_V3
 
+# ru_maxrss would not do: a process begins with its parent's. Writing 5 sets the peak back to what is held now.
 PROGRAM = """
-import resource, sys
+import re, sys
+from pathlib import Path
+import gguf, safetensors.torch, tokenizers
 from inference_opt import load_model
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+Path("/proc/self/clear_refs").write_text("5")
+peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 before = peak()
 model, _ = load_model(sys.argv[1], dtype=sys.argv[2])
 print((peak() - before) / model.weight_bytes())
@@ -26,7 +30,7 @@ def peak(path, dtype):
     return float(out.stdout)
 
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss has other units elsewhere")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 
 
 @linux
@@ -36,8 +40,8 @@ def test_loading_peaks_below_twice_the_weights(smollm2_path, dtype):
 
 
 @linux
-@pytest.mark.parametrize("dtype", ["float32", "float64"])  # the first is packed, the second stacked
-def test_experts_in_fp8_are_loaded_without_a_second_copy(tmp_path, dtype):
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 2), ("float64", 1.5)])  # the first packed, the second stacked
+def test_experts_in_fp8_are_loaded_without_a_second_copy(tmp_path, dtype, most):
     """The one layer's experts are nearly all of the model: in float32, the file is a quarter of its size."""
     dim, width, experts, block = 512, 1024, 32, [128, 128]
     sizes = {"num_hidden_layers": 1, "first_k_dense_replace": 0, "hidden_size": dim, "moe_intermediate_size": width}
@@ -59,4 +63,4 @@ def test_experts_in_fp8_are_loaded_without_a_second_copy(tmp_path, dtype):
             tensors[weight + "_scale_inv"] = torch.ones(rows // 128, columns // 128)
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file(tensors, tmp_path / "model.safetensors")
-    assert peak(tmp_path, dtype) < 1.6
+    assert peak(tmp_path, dtype) < most
