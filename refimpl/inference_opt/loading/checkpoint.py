@@ -159,7 +159,7 @@ def _counted(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def _stacks(model: Transformer, dtype: torch.dtype, device: torch.device) -> dict[nn.Module, Tensor]:
-    """Memory for the experts' weights: those of a layer one behind the other, where kernels find them by number.
+    """Memory for the experts' weights: those of a layer one after another, where kernels find them by number.
 
     Weights that will be packed get none, because packing them would not free it before the last.
     """

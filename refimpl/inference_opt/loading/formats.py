@@ -127,7 +127,7 @@ def config_from_hf(values: Mapping[str, Any], eos_token_ids: Sequence[int] = ())
 
 
 def extra_layers(config: ModelConfig, values: Mapping[str, Any]) -> range:
-    """Indices of layers, behind the model's own, that a checkpoint may hold for multi-token prediction."""
+    """Indices of layers, after the model's own, that a checkpoint may hold for multi-token prediction."""
     count = Fields(values).get("num_nextn_predict_layers", COUNT, 1 if config.latent else 0)
     return range(config.depth, config.depth + count)
 
