@@ -6,6 +6,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference_opt import Engine, SamplingParams, naive
 from inference_opt.model.config import ExpertsShape
 from inference_opt.model.experts import MixtureOfExperts, Router
 from tests.model.test_architectures import EXACT, LINEAR, PLAIN, load_saved, our_logits
@@ -104,6 +105,23 @@ def test_the_experts_of_a_layer_are_loaded_one_behind_the_other(arch):
             size = weights[0].numel() * weights[0].element_size()
             assert [w.data_ptr() - weights[0].data_ptr() for w in weights] == [i * size for i in range(8)]
             assert weights[0].untyped_storage().nbytes() == 8 * size  # and nothing else is there
+
+
+@pytest.mark.parametrize("arch", ROUTERS)
+def test_a_request_whose_router_gives_nan_fails_alone(arch):
+    make_config, make_model, options = ROUTERS[arch]
+    model = load_saved(filled(make_model(make_config(**SIZES | options, num_experts_per_tok=2)), 7), torch.float64)
+    params = SamplingParams(4)
+    whole = naive.generate(model, [1, 2, 3], params)
+    routed = []
+    model.layers[-1].mlp.router.register_forward_hook(lambda _, __, out: routed.append(out[0].isnan().any(-1)))
+    with torch.no_grad():
+        model.embed.weight[7] = float("nan")
+    with pytest.warns(match="completion 1 ended after 0 tokens: .*NaN"):
+        good, broken = Engine(model, page_size=2).generate([[1, 2, 3], [4, 7, 5]], params)
+    assert any(rows.any() and not rows.all() for rows in routed)  # both were routed in one batch
+    assert (good.tokens, good.error) == (whole, None)
+    assert (broken.tokens, broken.finish_reason) == ([], "error")
 
 
 @given(

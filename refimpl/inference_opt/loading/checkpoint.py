@@ -253,7 +253,7 @@ class SafetensorsFolder(Checkpoint):
         values = self._where[name][1].get_tensor(name)
         if values.dtype == torch.float8_e4m3fn:
             assert self._block is not None
-            with named(Path(f"{self.path}: {name}{SUFFIX}")):
+            with named(f"{self.path}: {name}{SUFFIX}"):
                 values = dequantize(values, self._where[name + SUFFIX][1].get_tensor(name + SUFFIX), self._block)
         if self.config.latent and self.config.latent.rope_interleave:
             values = _latent_to_halves(values, name, self.config)
