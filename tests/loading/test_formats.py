@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from inference_opt.loading.checkpoint import SafetensorsFolder
 from inference_opt.loading.formats import ARCHITECTURES, config_from_gguf, config_from_hf
 from inference_opt.model.rope import frequencies
+from inference_opt.model.transformer import count_weights
 from tests.loading.test_checkpoint_errors import CONFIG, load_folder, write_folder
 from tests.model.test_architectures import CPU, EXACT, error, expected_logits, our_logits
 from tests.model.test_latent import DEEPSEEK_V2, DEEPSEEK_V3
@@ -289,6 +290,22 @@ def test_hostile_values_are_refused_or_make_the_model_of_transformers(tmp_path_f
     except Exception:  # of its own making: what it does not read, it does not read otherwise
         return
     assert_same(values, folder)
+
+
+EXPERT_NAMES = ["num_hidden_layers", "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok",
+                "moe_intermediate_size", "decoder_sparse_step", "mlp_only_layers", "mlp_layer_types",
+                "first_k_dense_replace", "norm_topk_prob", "n_group", "topk_group", "quantization_config"]  # fmt: skip
+
+
+@given(st.sampled_from([GLM, QWEN3_MOE]), st.dictionaries(st.sampled_from(EXPERT_NAMES), HOSTILE, max_size=3))
+def test_hostile_values_of_experts_are_refused_or_make_a_model_that_can_be_counted(config, changes):
+    try:
+        read = config_from_hf(config | changes)
+    except ValueError:
+        return
+    assert count_weights(read) > 0
+    if read.experts:
+        assert 0 <= read.experts.layers(read.depth) <= read.depth
 
 
 GGUF_FIELDS = {"general.architecture": "llama"} | {
