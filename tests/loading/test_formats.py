@@ -13,6 +13,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from inference_opt.loading.checkpoint import SafetensorsFolder
 from inference_opt.loading.formats import ARCHITECTURES, config_from_gguf, config_from_hf
 from inference_opt.model.rope import frequencies
+from inference_opt.model.transformer import count_weights
 from tests.loading.test_checkpoint_errors import CONFIG, load_folder, write_folder
 from tests.model.test_architectures import CPU, EXACT, error, expected_logits, our_logits
 from tests.model.test_latent import DEEPSEEK_V2, DEEPSEEK_V3
@@ -101,6 +102,80 @@ def test_what_deepseek_does_not_say_is_what_transformers_takes(name, values):
     assert ours.get(name, getattr(config.experts, name, None)) == getattr(made, name)
 
 
+GLM = {k: v for k, v in DEEPSEEK_V3.items() if k != "first_k_dense_replace"} | {"model_type": "glm4_moe_lite"}
+QWEN3_MOE = CONFIG | {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 3}
+
+
+@pytest.mark.parametrize(
+    "name", ["n_shared_experts", "routed_scaling_factor", "norm_topk_prob", "q_lora_rank", "max_position_embeddings"]
+)
+def test_what_glm_does_not_say_is_what_transformers_takes(name):
+    config = config_from_hf({k: v for k, v in GLM.items() if k != name})
+    made = transformers.Glm4MoeLiteConfig()
+    ours = {"max_position_embeddings": config.max_context, "q_lora_rank": config.latent.q_lora_rank}
+    assert ours.get(name, getattr(config.experts, name, None)) == getattr(made, name)
+    assert config.norm_eps == made.rms_norm_eps
+    assert config.latent.rope_interleave == made.rope_interleave
+
+
+def test_what_qwen_does_not_say_of_its_experts_is_what_transformers_takes():
+    bare = {k: v for k, v in CONFIG.items() if k not in ("num_key_value_heads", "head_dim", "num_attention_heads")}
+    config = config_from_hf(bare | {"model_type": "qwen3_moe", "num_attention_heads": 32, "hidden_size": 128})
+    made = transformers.Qwen3MoeConfig(num_attention_heads=32, hidden_size=128)
+    assert (config.kv_heads, config.head_dim, config.max_context) == (4, 4, made.max_position_embeddings)
+    for name in ("num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "decoder_sparse_step"):
+        assert getattr(config.experts, name) == getattr(made, name)
+    assert config.experts.n_routed_experts == made.num_experts
+    assert list(config.experts.mlp_only_layers) == made.mlp_only_layers
+
+
+@pytest.mark.parametrize(
+    ("changes", "dense"),
+    [
+        ({}, [0]),
+        ({"first_k_dense_replace": 1}, [0]),
+        ({"mlp_layer_types": ["sparse", "dense"]}, [1]),
+        ({"mlp_layer_types": ["dense", "dense"], "first_k_dense_replace": 2}, [0, 1]),
+        ({"mlp_layer_types": ["sparse", "sparse"], "first_k_dense_replace": 0}, []),
+    ],
+)
+def test_the_dense_layers_of_glm(changes, dense):
+    experts = config_from_hf(GLM | changes).experts
+    assert [i for i in range(2) if not experts.in_layer(i)] == dense
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (GLM, {"first_k_dense_replace": 2}, r"first_k_dense_replace is 2, but the dense layers are \[0\]"),
+        (GLM, {"mlp_layer_types": ["sparse", "dense"], "first_k_dense_replace": 1}, r"the dense layers are \[1\]"),
+        (GLM, {"mlp_layer_types": ["dense"]}, "mlp_layer_types must name .* each of 2 layers"),
+        (GLM, {"mlp_layer_types": ["dense", "moe"]}, "mlp_layer_types must name 'dense' or 'sparse'"),
+        (GLM, {"topk_method": "greedy"}, "chosen by 'greedy' .* glm4_moe_lite takes 'noaux_tc'"),
+        (GLM, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        (QWEN3_MOE, {"num_local_experts": 9}, "num_experts and num_local_experts must be the same number"),
+        (QWEN3_MOE, {"num_experts_per_tok": 9}, r"num_experts_per_tok must lie in \[1, 8\]"),
+        (QWEN3_MOE, {"decoder_sparse_step": 0}, "decoder_sparse_step must be a positive integer, got 0"),
+        (
+            QWEN3_MOE,
+            {"mlp_only_layers": [True]},
+            r"mlp_only_layers must be a list of integers of 0 or more, got \[True\]",
+        ),
+        (QWEN3_MOE, {"norm_topk_prob": 1}, "norm_topk_prob must be true or false"),
+    ],
+)
+def test_experts_not_computed_here(config, changes, message):
+    config_from_hf(config)
+    with pytest.raises(ValueError, match=message):
+        config_from_hf(config | changes)
+
+
+@pytest.mark.parametrize("arch", ["deepseek2", "qwen3moe", "kimi-linear"])
+def test_experts_are_not_read_from_gguf(arch):
+    with pytest.raises(ValueError, match=f"unknown architecture '{arch}'.*from GGUF; load other .* from safetensors"):
+        config_from_gguf(GGUF_FIELDS | {"general.architecture": arch})
+
+
 WINDOW = {"max_position_embeddings": 64, "num_hidden_layers": 2}
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -116,6 +191,8 @@ FULL, SLIDING = "full_attention", "sliding_attention"
         ("qwen3", {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 0}),
         ("qwen3", {"sliding_window": 8, "use_sliding_window": True, "layer_types": [FULL, FULL]}),
         ("qwen3", {"sliding_window": 99, "use_sliding_window": True, "layer_types": [SLIDING, FULL]}),
+        ("qwen3_moe", {"sliding_window": 8}),
+        ("qwen3_moe", {"sliding_window": 64, "use_sliding_window": True}),
     ],
 )
 def test_a_window_without_effect(arch, changes):
@@ -130,6 +207,7 @@ def test_a_window_without_effect(arch, changes):
         ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}, "use_sliding_window"),
         ("qwen3", {"sliding_window": 8, "use_sliding_window": True, "layer_types": [SLIDING, FULL]}, "layer_types"),
         ("qwen3", {"sliding_window": 99, "layer_types": [SLIDING, FULL]}, "layer_types.* sliding_window is None"),
+        ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 63, "max_window_layers": 2}, "use_sliding_window"),
         ("qwen3", {"layer_types": [FULL]}, "layer_types must name .* each of 2 layers"),
         ("llama", {"layer_types": [FULL, "chunked_attention"]}, "layer_types must name"),
     ],
@@ -140,7 +218,7 @@ def test_a_window_with_an_effect(arch, changes, culprit):
         config_from_hf(CONFIG | WINDOW | long | {"model_type": arch} | changes)
 
 
-@pytest.mark.parametrize("model_type", ["mixtral", "gemma3", "deepseek_v32", "qwen3_moe"])
+@pytest.mark.parametrize("model_type", ["mixtral", "gemma3", "deepseek_v32", "qwen2_moe", "kimi_k25", "glm4_moe"])
 def test_another_architecture_is_refused_with_those_that_are_computed(model_type):
     with pytest.raises(ValueError, match=f"{model_type!r}.*{', '.join(ARCHITECTURES)}"):
         config_from_hf(CONFIG | {"model_type": model_type})
@@ -212,6 +290,22 @@ def test_hostile_values_are_refused_or_make_the_model_of_transformers(tmp_path_f
     except Exception:  # of its own making: what it does not read, it does not read otherwise
         return
     assert_same(values, folder)
+
+
+EXPERT_NAMES = ["num_hidden_layers", "num_experts", "num_local_experts", "n_routed_experts", "num_experts_per_tok",
+                "moe_intermediate_size", "decoder_sparse_step", "mlp_only_layers", "mlp_layer_types",
+                "first_k_dense_replace", "norm_topk_prob", "n_group", "topk_group", "quantization_config"]  # fmt: skip
+
+
+@given(st.sampled_from([GLM, QWEN3_MOE]), st.dictionaries(st.sampled_from(EXPERT_NAMES), HOSTILE, max_size=3))
+def test_hostile_values_of_experts_are_refused_or_make_a_model_that_can_be_counted(config, changes):
+    try:
+        read = config_from_hf(config | changes)
+    except ValueError:
+        return
+    assert count_weights(read) > 0
+    if read.experts:
+        assert 0 <= read.experts.layers(read.depth) <= read.depth
 
 
 GGUF_FIELDS = {"general.architecture": "llama"} | {

@@ -1,5 +1,6 @@
-"""Logits of tiny random DeepSeek-V2 and V3 models against `transformers`, in float64, at every position."""
+"""Logits of tiny random DeepSeek-V2, V3 and GLM-4-MoE-Lite models against `transformers`, in float64, everywhere."""
 
+import sys
 from unittest.mock import patch
 
 import torch
@@ -7,7 +8,6 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.deepseek_v2 import modeling_deepseek_v2 as v2
-from transformers.models.deepseek_v3 import modeling_deepseek_v3 as v3
 
 from inference_opt.cache.contiguous import ContiguousCache
 from inference_opt.cache.paged import PagedCache
@@ -18,6 +18,7 @@ from tests.toys import run
 CLASSES = {
     "deepseek_v2": (transformers.DeepseekV2Config, transformers.DeepseekV2ForCausalLM),
     "deepseek_v3": (transformers.DeepseekV3Config, transformers.DeepseekV3ForCausalLM),
+    "glm4_moe_lite": (transformers.Glm4MoeLiteConfig, transformers.Glm4MoeLiteForCausalLM),
 }
 CONTEXT = 80
 PLAIN = st.fixed_dictionaries({"rope_type": st.just("default"), "rope_theta": st.sampled_from([100.0, 10_000.0])})
@@ -40,11 +41,17 @@ YARN = st.fixed_dictionaries(
 def models(draw):
     arch = draw(st.sampled_from(sorted(CLASSES)))
     group, groups = draw(st.integers(2, 3)), draw(st.integers(1, 3))
-    grouped = arch == "deepseek_v3" or draw(st.booleans())
+    layers = draw(st.integers(1, 3))
+    grouped = arch != "deepseek_v2" or draw(st.booleans())
     kept = draw(st.integers(1, groups))
     options = {"topk_method": "group_limited_greedy" if grouped else "greedy"} if arch == "deepseek_v2" else {}
-    if arch == "deepseek_v3":
+    if arch != "deepseek_v2":
         options = {"rope_interleave": draw(st.booleans()), "norm_topk_prob": draw(st.booleans())}
+    if arch == "glm4_moe_lite":
+        kinds = st.lists(st.sampled_from(["dense", "sparse"]), min_size=layers, max_size=layers)
+        options["mlp_layer_types"] = draw(st.none() | kinds)
+    else:
+        options["first_k_dense_replace"] = draw(st.integers(0, 2))
     heads = draw(st.integers(1, 4))
     make_config, make_model = CLASSES[arch]
     config = make_config(
@@ -52,7 +59,7 @@ def models(draw):
         hidden_size=heads * draw(st.integers(1, 8)),
         intermediate_size=draw(st.integers(1, 24)),
         moe_intermediate_size=draw(st.integers(1, 12)),
-        num_hidden_layers=draw(st.integers(1, 3)),
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=heads,
         q_lora_rank=draw(st.sampled_from([None, 1, 6])),
@@ -65,7 +72,6 @@ def models(draw):
         n_group=groups,
         topk_group=kept,
         n_shared_experts=draw(st.integers(1, 2)),
-        first_k_dense_replace=draw(st.integers(0, 2)),
         routed_scaling_factor=draw(st.sampled_from([1.0, 2.5])),
         max_position_embeddings=CONTEXT,
         rms_norm_eps=draw(st.sampled_from([1e-6, 2e-3])),
@@ -75,13 +81,17 @@ def models(draw):
         experts_implementation="eager",
         **options,
     )
-    model = make_model(config).eval()
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
-    with torch.no_grad():
-        for name, p in (*model.named_parameters(), *model.named_buffers()):
-            if "inv_freq" not in name:
-                p.normal_(1.0 if "norm" in name else 0.0, 0.5, generator=generator)
-    return model
+    return filled(make_model(config), draw(st.integers(0, 1000)))
+
+
+@torch.no_grad()
+def filled(model, seed):
+    """With random weights, norms and corrections of the routing."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, p in (*model.named_parameters(), *model.named_buffers()):
+        if "inv_freq" not in name:
+            p.normal_(1.0 if "norm" in name else 0.0, 0.5, generator=generator)
+    return model.eval()
 
 
 class Torch:
@@ -94,7 +104,7 @@ class Torch:
         return getattr(torch, name)
 
 
-WIDE = Torch(float32=torch.float64)
+WIDE = Torch(float32=torch.float64, float=torch.float64)
 # torch.polar rounds a cosine's last bit otherwise than torch.cos, which DeepSeek's own code and V3 here take.
 PLAIN_COSINE = Torch(polar=lambda radius, angle: torch.complex(radius * angle.cos(), radius * angle.sin()))
 
@@ -114,7 +124,7 @@ def expected_logits(model, prompt):
     widen(model)
     for module in model.modules():
         if type(module).__name__.endswith("Router"):
-            module.forward = widened(v2 if "V2" in type(module).__name__ else v3, module.forward)
+            module.forward = widened(sys.modules[type(module).__module__], module.forward)
     rotate = patch.object(v2, "apply_rotary_emb", widened(v2, v2.apply_rotary_emb))
     with rotate, patch.object(v2, "torch", PLAIN_COSINE):
         return model(input_ids=prompt[None]).logits[0]
@@ -123,7 +133,10 @@ def expected_logits(model, prompt):
 @st.composite
 def prompts(draw, model):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
-    return torch.randint(model.config.vocab_size, (draw(st.integers(1, CONTEXT)),), generator=generator)
+    length = draw(st.integers(1, CONTEXT))
+    if draw(st.booleans()):  # one token again and again: all rows are equal, and go to the same experts
+        return torch.full((length,), draw(st.integers(0, model.config.vocab_size - 1)))
+    return torch.randint(model.config.vocab_size, (length,), generator=generator)
 
 
 def error(ours, expected):

@@ -473,9 +473,36 @@ def test_a_deepseek_checkpoint_that_says_it_is_another(tmp_path):
         load_tensors(tmp_path, LATENT_TENSORS | extra)
 
 
-def test_the_layer_that_predicts_a_token_further_is_left_out(tmp_path):
-    spare = {name.replace("layers.0", "layers.1"): shape for name, shape in LATENT_TENSORS.items() if LAYER in name}
-    assert len(load_tensors(tmp_path, LATENT_TENSORS | spare).layers) == 1
+FURTHER = {name.replace("layers.0", "layers.1"): shape for name, shape in LATENT_TENSORS.items() if LAYER in name}
+PREDICTS = FURTHER | {  # as DeepSeek-V3 stores it
+    "model.layers.1.embed_tokens.weight": (7, 8),
+    "model.layers.1.enorm.weight": (8,),
+    "model.layers.1.hnorm.weight": (8,),
+    "model.layers.1.eh_proj.weight": (8, 16),
+    "model.layers.1.shared_head.norm.weight": (8,),
+    "model.layers.1.shared_head.head.weight": (7, 8),
+}
+
+
+@pytest.mark.parametrize("said", [{}, {"num_nextn_predict_layers": 1}, {"num_nextn_predict_layers": 3}])
+def test_the_layer_that_predicts_a_token_further_is_left_out_and_named(tmp_path, said):
+    with pytest.warns(UserWarning, match=r"model\.layers\.1\.\* is not loaded: multi-token prediction") as warnings:
+        model = load_tensors(tmp_path, LATENT_TENSORS | PREDICTS, said)
+    assert len(model.layers) == len(warnings) == 1
+    assert "\n" not in str(warnings[0].message)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (PREDICTS, {"num_nextn_predict_layers": 0}),  # Kimi K2: it has none
+        (FURTHER, {}),  # an ordinary layer: num_hidden_layers is wrong
+        ({name.replace("layers.1", "layers.2"): shape for name, shape in PREDICTS.items()}, {}),
+    ],
+)
+def test_another_further_layer_is_refused(tmp_path, tensors, said):
+    with pytest.raises(ValueError, match=r"'model\.layers\.[12]\..*' has no place"):
+        load_tensors(tmp_path, LATENT_TENSORS | tensors, said)
 
 
 @pytest.mark.parametrize("name", sorted(LATENT_TENSORS))

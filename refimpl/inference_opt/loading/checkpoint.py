@@ -2,10 +2,12 @@
 
 Both kinds answer two questions, `shape(name)` and `tensor(name)`, by Hugging Face's names. `_SOURCES` and
 `_LAYER_SOURCES` list the names that make up each of our parameters. All shapes are compared with the configuration
-before the first tensor is read. Then parameters are filled one at a time, and each is packed before the next is read,
-so that loading never needs more memory than the model and one more tensor.
+before the first tensor is read. Then each tensor is written into its place in the model, and each parameter is packed
+before the next is read, so that loading never needs more memory than the model, one more parameter and one more tensor.
 """
 
+import re
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,10 +22,12 @@ from torch import Tensor, nn
 
 from inference_opt.files import write_whole
 from inference_opt.loading.folder import INDEX, check_file, named, read_json, weight_files
-from inference_opt.loading.formats import config_from_gguf, config_from_hf
+from inference_opt.loading.formats import config_from_gguf, config_from_hf, extra_layers
+from inference_opt.loading.fp8 import SUFFIX, block_size, check_scale, dequantize
 from inference_opt.model.config import ModelConfig
+from inference_opt.model.experts import MixtureOfExperts
 from inference_opt.model.fields import Fields
-from inference_opt.model.linear import Linear
+from inference_opt.model.linear import Linear, can_pack
 from inference_opt.model.transformer import Transformer, check_fits
 
 # Our name in a layer → Hugging Face's names; several tensors are stacked along the output dimension.
@@ -126,12 +130,16 @@ def build(source: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: t
     check_fits(config, dtype, device)
 
     # Now the values, one parameter at a time. The head is packed last, because the embedding may share its tensor.
+    stacks = _stacks(model, dtype, device)
     for module, name, parts in _places(model):
-        values = [source.tensor(part) for part in parts]
-        whole = values[0] if len(values) == 1 else torch.cat(values)
         # In bfloat16, a router's correction that separates two experts may no longer do so.
         kind = torch.promote_types(dtype, torch.float32) if name == "correction" else dtype
-        setattr(module, name, nn.Parameter(whole.to(device=device, dtype=kind), requires_grad=False))
+        whole = stacks.get(module)
+        if whole is None:
+            whole = torch.empty(getattr(module, name).shape, dtype=kind, device=device)
+        for place, part in zip(whole.split([shape[0] for shape in parts.values()]), parts, strict=True):
+            place.copy_(source.tensor(part))
+        setattr(module, name, nn.Parameter(whole, requires_grad=False))
         if isinstance(module, Linear) and name == "weight" and module is not model.head:
             module.pack()
     if config.tied_embeddings:
@@ -145,8 +153,24 @@ def _counted(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "model.embed_tokens.weight", (config.vocab_size, config.dim)
     for index in range(config.depth):
         yield f"model.layers.{index}.input_layernorm.weight", (config.dim,)
-    if (shape := config.experts) and shape.first_k_dense_replace < config.depth:
-        yield f"model.layers.{shape.first_k_dense_replace}.mlp.gate.weight", (shape.n_routed_experts, config.dim)
+    if (shape := config.experts) and shape.layers(config.depth):
+        first = next(index for index in range(config.depth) if shape.in_layer(index))
+        yield f"model.layers.{first}.mlp.gate.weight", (shape.n_routed_experts, config.dim)
+
+
+def _stacks(model: Transformer, dtype: torch.dtype, device: torch.device) -> dict[nn.Module, Tensor]:
+    """Memory for the experts' weights: those of a layer one after another, where kernels find them by number.
+
+    Weights that will be packed get none, because packing them would not free it before the last.
+    """
+    stacks: dict[nn.Module, Tensor] = {}
+    for mixture in () if can_pack(dtype, device) else model.modules():
+        if isinstance(mixture, MixtureOfExperts):
+            for part in ("gate_up", "down"):
+                products = [getattr(expert, part) for expert in mixture.experts]
+                shape = products[0].weight.shape
+                stacks |= zip(products, torch.empty(len(products), *shape, dtype=dtype, device=device), strict=True)
+    return stacks
 
 
 def _places(model: Transformer) -> Iterator[tuple[nn.Module, str, dict[str, tuple[int, ...]]]]:
@@ -162,6 +186,7 @@ def _places(model: Transformer) -> Iterator[tuple[nn.Module, str, dict[str, tupl
 
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
+_FP8 = "F8_E4M3"
 
 
 class SafetensorsFolder(Checkpoint):
@@ -179,6 +204,8 @@ class SafetensorsFolder(Checkpoint):
         values = read_json(config)
         with named(config):
             self.config = config_from_hf(values, eos)
+            self._block = block_size(Fields(values))
+        extra = extra_layers(self.config, values)
 
         # Where each tensor is: its file, and the open file's handle.
         self._where: dict[str, tuple[Path, Any]] = {}
@@ -194,28 +221,50 @@ class SafetensorsFolder(Checkpoint):
             if missing := indexed - names:
                 raise ValueError(f"{file} lacks {min(missing)!r}, which {INDEX} says it holds")
             self._where |= dict.fromkeys(names, (file, handle))
+        # DeepSeek-V3's layer of multi-token prediction (2412.19437, §2.2) joins two inputs by `eh_proj`.
+        joins = (re.fullmatch(r"(model\.layers\.(\d+)\.)eh_proj\.weight", name) for name in self._where)
+        self._skipped = tuple(sorted(match[1] for match in joins if match and int(match[2]) in extra))
+
+    def _header(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """A tensor's dtype, by its name in the file, and shape."""
+        if name not in self._where:
+            raise ValueError(
+                f"{self.path}: the tensor {name!r} is missing; config.json asks for it: fetch the files again, or "
+                "correct config.json"
+            )
+        header = self._where[name][1].get_slice(name)
+        return header.get_dtype(), tuple(header.get_shape())
 
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from its file's header."""
-        if name not in self._where:
-            raise ValueError(f"{self.path}: the tensor {name!r} is missing")
-        header = self._where[name][1].get_slice(name)
-        if header.get_dtype() not in _DTYPES:
-            raise ValueError(f"{self.path}: {name} holds {header.get_dtype()}: quantised safetensors are not read here")
-        return tuple(header.get_shape())
+        dtype, shape = self._header(name)
+        if dtype == _FP8:
+            with named(self.path):
+                check_scale(name, shape, self._block, *self._header(name + SUFFIX))
+        elif dtype not in _DTYPES:
+            raise ValueError(
+                f"{self.path}: {name} holds {dtype}: of quantised safetensors, only {_FP8} is read here: take the "
+                "unquantised model"
+            )
+        return shape
 
     def tensor(self, name: str) -> Tensor:
         """A tensor's values, with its rows in our order."""
         values = self._where[name][1].get_tensor(name)
+        if values.dtype == torch.float8_e4m3fn:
+            assert self._block is not None
+            with named(f"{self.path}: {name}{SUFFIX}"):
+                values = dequantize(values, self._where[name + SUFFIX][1].get_tensor(name + SUFFIX), self._block)
         if self.config.latent and self.config.latent.rope_interleave:
             values = _latent_to_halves(values, name, self.config)
         return values
 
     def unused(self, used: set[str]) -> set[str]:
-        """All tensors but `used`, stored angles, and DeepSeek-V3's extra layer (it predicts the token after next)."""
-        spare = f"model.layers.{self.config.depth}." if self.config.latent else "rotary_emb"
+        """All tensors but `used` and their scales, stored angles, and layers of multi-token prediction."""
         used = used | ({"lm_head.weight"} if self.config.tied_embeddings else set())
-        return {n for n in self._where if not n.endswith("rotary_emb.inv_freq") and spare not in n} - used
+        scales = {name + SUFFIX for name in used if name in self._where and self._header(name)[0] == _FP8}
+        left = self._where.keys() - used - scales
+        return {n for n in left if not n.endswith("rotary_emb.inv_freq") and not n.startswith(self._skipped)}
 
     def load(self, dtype: torch.dtype, device: torch.device) -> Transformer:
         """The model, as in `Checkpoint`."""
@@ -225,7 +274,11 @@ class SafetensorsFolder(Checkpoint):
         if config.tied_embeddings and {table, head} <= self._where.keys():
             same = self.shape(table) == self.shape(head) and torch.equal(self.tensor(table), self.tensor(head))
             config = replace(config, tied_embeddings=same)
-        return build(self, config, dtype, device)
+        model = build(self, config, dtype, device)
+        if self._skipped:
+            names = ", ".join(f"{prefix}*" for prefix in self._skipped)
+            warnings.warn(f"{self.path}: {names} is not loaded: multi-token prediction is not used here", stacklevel=3)
+        return model
 
 
 def _latent_to_halves(rows: Tensor, name: str, config: ModelConfig) -> Tensor:

@@ -14,8 +14,8 @@ INDEX = "model.safetensors.index.json"
 
 
 @contextmanager
-def named(path: Path) -> Iterator[None]:
-    """Put the file's name before the message of a ValueError from within."""
+def named(path: Path | str) -> Iterator[None]:
+    """Put the name of a file, or of a tensor in it, before the message of a ValueError from within."""
     try:
         yield
     except ValueError as error:

@@ -8,12 +8,14 @@ compute wrongly is refused here, with the field's name: every model that loads i
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from inference_opt.loading.fp8 import block_size
 from inference_opt.loading.vocabulary import end_token_ids
 from inference_opt.model.config import ExpertsShape, LatentShape, ModelConfig, RopeScaling
 from inference_opt.model.fields import (
     CONTEXT,
     COUNT,
     FLAG,
+    INDICES,
     NOT_NEGATIVE,
     OBJECT,
     POSITIVE,
@@ -34,6 +36,13 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "mistral": {"max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
     "qwen2": {"max_position_embeddings": 32_768} | _QWEN,
     "qwen3": {"max_position_embeddings": 32_768, "head_dim": 128} | _QWEN,
+    "qwen3_moe": {
+        "max_position_embeddings": 32_768,
+        "num_key_value_heads": 4,
+        "sliding_window": 4096,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+    },
     "deepseek_v2": {"max_position_embeddings": 2048, "n_shared_experts": 2} | _LATENT,
     "deepseek_v3": {
         "max_position_embeddings": 4096,
@@ -44,13 +53,22 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "rope_interleave": True,
     }
     | _LATENT,
+    "glm4_moe_lite": {
+        "max_position_embeddings": 202_752,
+        "n_shared_experts": 1,
+        "routed_scaling_factor": 1.8,
+        "norm_topk_prob": True,
+        "rope_interleave": True,
+        "rms_norm_eps": 1e-5,
+        "q_lora_rank": 768,
+    },
 }
+_MLA = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")
 _SAME = {"kimi_k2": "deepseek_v3"}  # other names of the same architecture
 ARCHITECTURES = (*_DEFAULTS, *_SAME)
 
 # Fields that change what a model computes or how it is stored, and that are not supported here.
 _NOT_READ = {
-    "quantization_config": "quantised safetensors are not read here: take the unquantised model",
     "compression_config": "quantised safetensors are not read here: take the unquantised model",
     "text_config": "a language model within another model is not read here: take the language model's own folder",
 }
@@ -62,7 +80,6 @@ def config_from_hf(values: Mapping[str, Any], eos_token_ids: Sequence[int] = ())
     if model_type not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {model_type!r}: this code computes {', '.join(ARCHITECTURES)}")
     arch = _SAME.get(model_type, model_type)
-    deepseek = arch.startswith("deepseek")
     fields = Fields(_DEFAULTS[arch] | dict(values))
 
     # Refuse what is not computed.
@@ -73,12 +90,13 @@ def config_from_hf(values: Mapping[str, Any], eos_token_ids: Sequence[int] = ())
     for name, why in _NOT_READ.items():
         if fields.get(name, OBJECT, {}):
             raise ValueError(f"{name} is set: {why}")
+    block_size(fields)
 
     # Sizes, and what depends on several fields.
     dim, depth, heads = (fields.need(n, SIZE) for n in ("hidden_size", "num_hidden_layers", "num_attention_heads"))
     context = fields.get("max_position_embeddings", CONTEXT, _DEFAULTS[arch]["max_position_embeddings"])
     _refuse_windows(fields, arch, depth, context)
-    latent = _latent_from_hf(fields, arch, heads) if deepseek else None
+    latent = _latent_from_hf(fields, arch, heads) if arch in _MLA else None
     rope_theta, rope_scaling = _rope_from_hf(fields, context)
     # Qwen2 always has biases on q, k and v; Mistral never has any.
     bias = arch not in ("qwen2", "mistral") and fields.get("attention_bias", FLAG, False)
@@ -100,12 +118,18 @@ def config_from_hf(values: Mapping[str, Any], eos_token_ids: Sequence[int] = ())
         qkv_bias=arch == "qwen2" or bias,
         out_bias=bias,
         mlp_bias=arch in ("llama", "deepseek_v2") and fields.get("mlp_bias", FLAG, False),
-        qk_norm=arch == "qwen3",
+        qk_norm=arch in ("qwen3", "qwen3_moe"),
         # If both files name end tokens, those of generation_config.json (given by the caller) are right.
         eos_token_ids=tuple(eos_token_ids) or fields.tokens("eos_token_id"),
         latent=latent,
-        experts=_experts_from_hf(fields, arch) if deepseek and fields.get("n_routed_experts", COUNT, 0) else None,
+        experts=_experts_from_hf(fields, arch, depth),
     )
+
+
+def extra_layers(config: ModelConfig, values: Mapping[str, Any]) -> range:
+    """Indices of layers, after the model's own, that a checkpoint may hold for multi-token prediction."""
+    count = Fields(values).get("num_nextn_predict_layers", COUNT, 1 if config.latent else 0)
+    return range(config.depth, config.depth + count)
 
 
 def _refuse_windows(fields: Fields, arch: str, depth: int, context: int) -> None:
@@ -117,7 +141,7 @@ def _refuse_windows(fields: Fields, arch: str, depth: int, context: int) -> None
     kinds = fields.get("layer_types", TEXTS, None)
     window = fields.get("sliding_window", SIZE, None)
     on = fields.get("use_sliding_window", FLAG, False)
-    first = fields.get("max_window_layers", COUNT, 0)
+    first = 0 if arch == "qwen3_moe" else fields.get("max_window_layers", COUNT, 0)
     if kinds is not None and (len(kinds) != depth or set(kinds) - {"full_attention", "sliding_attention"}):
         raise ValueError(f"layer_types must name 'full_attention' or 'sliding_attention' for each of {depth} layers")
     if arch == "mistral":
@@ -140,7 +164,7 @@ def _refuse_windows(fields: Fields, arch: str, depth: int, context: int) -> None
 def _latent_from_hf(fields: Fields, arch: str, heads: int) -> LatentShape:
     if (kv_heads := fields.get("num_key_value_heads", SIZE, heads)) != heads:
         raise ValueError(
-            f"num_key_value_heads ({kv_heads}) differs from num_attention_heads ({heads}): in DeepSeek's models every "
+            f"num_key_value_heads ({kv_heads}) differs from num_attention_heads ({heads}): with latent attention every "
             "head has a key of its own"
         )
     return LatentShape(
@@ -153,8 +177,13 @@ def _latent_from_hf(fields: Fields, arch: str, heads: int) -> LatentShape:
     )
 
 
-def _experts_from_hf(fields: Fields, arch: str) -> ExpertsShape:
-    corrected = arch == "deepseek_v3"
+def _experts_from_hf(fields: Fields, arch: str, depth: int) -> ExpertsShape | None:
+    if arch == "qwen3_moe":
+        return _qwen_experts(fields)
+    if arch not in _MLA or not fields.get("n_routed_experts", COUNT, 0):
+        return None
+    corrected = arch != "deepseek_v2"
+    glm = arch == "glm4_moe_lite"
     given_method = fields.get("topk_method", TEXT, None)
     given_scoring = fields.get("scoring_func", TEXT, None)
     method = "noaux_tc" if corrected else given_method or "greedy"
@@ -176,15 +205,48 @@ def _experts_from_hf(fields: Fields, arch: str) -> ExpertsShape:
         raise ValueError("layers without experts between layers with experts (moe_layer_freq) are not computed here")
     grouped = method != "greedy"
     return ExpertsShape(
-        **{n: fields.need(n, SIZE) for n in ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size")},
+        n_routed_experts=fields.need("n_routed_experts", SIZE),
+        num_experts_per_tok=fields.need("num_experts_per_tok", SIZE),
+        moe_intermediate_size=fields.need("moe_intermediate_size", SIZE),
         n_shared_experts=fields.get("n_shared_experts", COUNT, 0),
-        first_k_dense_replace=fields.get("first_k_dense_replace", COUNT, 0),
+        first_k_dense_replace=0 if glm else fields.get("first_k_dense_replace", COUNT, 0),
+        mlp_only_layers=_glm_dense_layers(fields, depth) if glm else (),
         n_group=fields.need("n_group", COUNT) if grouped else 1,
         topk_group=fields.need("topk_group", COUNT) if grouped else 1,
         routed_scaling_factor=fields.get("routed_scaling_factor", POSITIVE, 1.0),
         norm_topk_prob=normed,
         corrected=corrected,
     )
+
+
+def _qwen_experts(fields: Fields) -> ExpertsShape | None:
+    # transformers 5 writes num_local_experts, Qwen num_experts.
+    counts = {n: c for n in ("num_experts", "num_local_experts") if (c := fields.get(n, COUNT, None)) is not None}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"num_experts and num_local_experts must be the same number, got {counts}")
+    if not (count := next(iter(counts.values()), 128)):
+        return None
+    return ExpertsShape(
+        n_routed_experts=count,
+        num_experts_per_tok=fields.need("num_experts_per_tok", SIZE),
+        moe_intermediate_size=fields.need("moe_intermediate_size", SIZE),
+        n_shared_experts=0,
+        norm_topk_prob=fields.get("norm_topk_prob", FLAG, False),
+        decoder_sparse_step=fields.get("decoder_sparse_step", SIZE, 1),
+        mlp_only_layers=fields.get("mlp_only_layers", INDICES, ()),
+    )
+
+
+def _glm_dense_layers(fields: Fields, depth: int) -> tuple[int, ...]:
+    """The layers without experts. `transformers` lists each layer's kind, by default only the first is dense."""
+    kinds = fields.get("mlp_layer_types", TEXTS, None)
+    if kinds is not None and (len(kinds) != depth or set(kinds) - {"dense", "sparse"}):
+        raise ValueError(f"mlp_layer_types must name 'dense' or 'sparse' for each of {depth} layers")
+    dense = (0,) if kinds is None else tuple(i for i, kind in enumerate(kinds) if kind == "dense")
+    first = fields.get("first_k_dense_replace", COUNT, None)  # in GLM's own files
+    if first is not None and (len(dense) != first or any(i >= first for i in dense)):
+        raise ValueError(f"first_k_dense_replace is {first}, but the dense layers are {list(dense)} (mlp_layer_types)")
+    return dense
 
 
 def _rope_from_hf(fields: Fields, context: int) -> tuple[float, RopeScaling | None]:
@@ -251,7 +313,10 @@ def config_from_gguf(fields: Mapping[str, Any], rope_factors: Sequence[float] = 
     """Read a GGUF file's metadata. ValueError names the field that this code does not compute."""
     arch = Fields(fields).need("general.architecture", TEXT)
     if arch not in GGUF_ARCHITECTURES:
-        raise ValueError(f"unknown architecture {arch!r}: this code computes {', '.join(GGUF_ARCHITECTURES)}")
+        raise ValueError(
+            f"unknown architecture {arch!r}: this code computes {', '.join(GGUF_ARCHITECTURES)} from GGUF; load other "
+            "architectures from safetensors"
+        )
     prefix = f"{arch}."
     own = Fields({n.removeprefix(prefix): v for n, v in fields.items() if n.startswith(prefix)}, prefix)
     dim = own.need("embedding_length", SIZE)

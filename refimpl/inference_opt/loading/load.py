@@ -44,7 +44,8 @@ def load_model(
     """A model ready for inference, and its tokenizer (None if the checkpoint has none).
 
     source: "smollm2-135m" (fetched once, about 93 MB), a GGUF file, a folder of `config.json`, `tokenizer.json` and
-    safetensors, or a Hugging Face hub id such as "Qwen/Qwen3-0.6B". Llama, Mistral, Qwen2, Qwen3, DeepSeek-V2 and V3.
+    safetensors, or a Hugging Face hub id such as "Qwen/Qwen3-0.6B". Llama, Mistral, Qwen2, Qwen3 (with experts, too),
+    DeepSeek-V2 and V3 (Kimi K2, Moonlight), GLM-4-MoE-Lite. Weights in FP8 blocks are dequantised.
     ValueError for a source that does not exist or is not computed exactly here, ConnectionError for no network.
     """
     from inference_opt.loading.download import MODELS, fetch

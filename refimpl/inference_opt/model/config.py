@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from inference_opt.model.fields import CONTEXT, POSITIVE, SIZE
+from inference_opt.model.fields import CONTEXT, INDICES, POSITIVE, SIZE
 from inference_opt.values import token_ids
 
 
@@ -91,6 +91,8 @@ class ExpertsShape:
     routed_scaling_factor: float = 1.0
     norm_topk_prob: bool = False  # the chosen experts' weights sum to one
     corrected: bool = False  # V3: sigmoid scores, and a learnt bias in the choice; V2: softmax
+    decoder_sparse_step: int = 1  # only every so many-th layer has experts (Qwen3-MoE)
+    mlp_only_layers: tuple[int, ...] = ()  # indices of further layers with a dense feed-forward (Qwen3-MoE)
 
     def __post_init__(self) -> None:
         for name in (
@@ -101,6 +103,7 @@ class ExpertsShape:
             "first_k_dense_replace",
             "n_group",
             "topk_group",
+            "decoder_sparse_step",
         ):
             value = getattr(self, name)
             if type(value) is not int:
@@ -121,6 +124,20 @@ class ExpertsShape:
             raise ValueError(
                 "bias-corrected routing scores a group by its two best experts, so each group needs two or more"
             )
+        if self.decoder_sparse_step < 1 or self.first_k_dense_replace < 0:
+            raise ValueError("decoder_sparse_step must be positive, and first_k_dense_replace not negative")
+        INDICES.check("mlp_only_layers", list(self.mlp_only_layers))
+
+    def in_layer(self, index: int) -> bool:
+        """Whether a layer has experts; the others have a dense feed-forward."""
+        dense = index < self.first_k_dense_replace or index in self.mlp_only_layers
+        return not dense and (index + 1) % self.decoder_sparse_step == 0
+
+    def layers(self, depth: int) -> int:
+        """How many layers of a model of this depth have experts: by arithmetic, because a depth may be absurd."""
+        first, step = min(self.first_k_dense_replace, depth), self.decoder_sparse_step
+        excepted = {i for i in self.mlp_only_layers if first <= i < depth and (i + 1) % step == 0}
+        return depth // step - first // step - len(excepted)
 
 
 @dataclass(frozen=True)

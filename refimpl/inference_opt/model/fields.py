@@ -40,6 +40,14 @@ NOT_NEGATIVE = Kind[float](
 FLAG = Kind[bool]("true or false", lambda v: type(v) is bool)
 TEXT = Kind[str]("a string", lambda v: type(v) is str)
 TEXTS = Kind[list[str]]("a list of strings", lambda v: type(v) is list and all(type(each) is str for each in v))
+INDICES = Kind[tuple[int, ...]](
+    "a list of integers of 0 or more", lambda v: type(v) is list and all(_is_token(each) for each in v), tuple
+)
+PAIR = Kind[tuple[int, int]](
+    "a list of two positive integers",
+    lambda v: type(v) is list and len(v) == 2 and all(SIZE.holds(each) for each in v),
+    tuple,
+)
 OBJECT = Kind[Mapping[str, Any]]("a JSON object", lambda v: type(v) is dict)
 TOKENS = Kind[int | list[int]](
     "a token id or a list of token ids",

@@ -32,7 +32,7 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int = 0) -> None:
         super().__init__()
-        routed = config.experts is not None and index >= config.experts.first_k_dense_replace
+        routed = config.experts is not None and config.experts.in_layer(index)
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.attention = LatentAttention(config) if config.latent else GroupedQueryAttention(config)
         self.mlp_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
@@ -222,7 +222,7 @@ def count_weights(config: ModelConfig) -> int:
     else:
         attention = product(c.dim, (c.heads + 2 * c.kv_heads) * c.head_dim, c.qkv_bias)
         attention += product(c.heads * c.head_dim, c.dim, c.out_bias) + 2 * c.head_dim * c.qk_norm
-    dense = c.depth if experts is None else min(experts.first_k_dense_replace, c.depth)
+    dense = c.depth - (experts.layers(c.depth) if experts else 0)
     mlps = dense * swiglu(c.ffn_dim, c.mlp_bias)
     if experts:
         routed = product(c.dim, experts.n_routed_experts) + experts.n_routed_experts * experts.corrected
