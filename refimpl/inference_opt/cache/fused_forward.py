@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inference_opt.cache.paged_kernel import PagedKernelBatch, PagedKernelCache
 from inference_opt.kernels import Batch, paged_attention
-from inference_opt.model.experts import MixtureOfExperts, SwiGLU
+from inference_opt.model.experts import MixtureOfExperts
 from inference_opt.model.gqa import GroupedQueryAttention
 from inference_opt.model.transformer import Layer, Transformer
 

@@ -59,7 +59,9 @@ def score_tile(
     acc = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, K, BLOCK):
         inside = (start + k < K)[None, :]
-        a = tl.load(x + t.to(tl.int64)[:, None] * K + start + k[None, :], mask=inside & (t < tokens)[:, None], other=0.0)
+        a = tl.load(
+            x + t.to(tl.int64)[:, None] * K + start + k[None, :], mask=inside & (t < tokens)[:, None], other=0.0
+        )
         b = tl.load(weight + e[:, None] * K + start + k[None, :], mask=inside & (e < EXPERTS)[:, None], other=0.0)
         acc = dot(a, tl.trans(b), acc, WIDEN)
     where = t.to(tl.int64)[:, None] * EXPERTS + e[None, :]
@@ -373,16 +375,18 @@ def up_row(
     gate = tl.zeros([ROWS, BLOCK], tl.float32)
     up = tl.zeros([ROWS, BLOCK], tl.float32)
     squares = tl.zeros([BLOCK], tl.float32)
-    for start in tl.static_range(0, K, BLOCK):
-        inside = (n < N)[:, None] & (start + k < K)[None, :]
-        a = tl.load(row + start, mask=inside, other=0.0)
-        b = tl.load(row + apart + start, mask=inside, other=0.0)
-        part = tl.load(x + token * K + start + k, mask=start + k < K, other=0.0).to(tl.float32)
-        if NORM:
-            squares += part * part
-            part *= tl.load(norm + start + k, mask=start + k < K, other=0.0).to(tl.float32)
-        gate += a.to(tl.float32) * part[None, :]
-        up += b.to(tl.float32) * part[None, :]
+    for outer in range(0, K, 4 * BLOCK):  # four blocks are loaded at once: more take too many registers
+        for inner_block in tl.static_range(4):
+            start = outer + inner_block * BLOCK
+            inside = (n < N)[:, None] & (start + k < K)[None, :]
+            a = tl.load(row + start, mask=inside, other=0.0)
+            b = tl.load(row + apart + start, mask=inside, other=0.0)
+            part = tl.load(x + token * K + start + k, mask=start + k < K, other=0.0).to(tl.float32)
+            if NORM:
+                squares += part * part
+                part *= tl.load(norm + start + k, mask=start + k < K, other=0.0).to(tl.float32)
+            gate += a.to(tl.float32) * part[None, :]
+            up += b.to(tl.float32) * part[None, :]
     scale = 1.0 / tl.sqrt(tl.sum(squares, 0) / K + eps) if NORM else 1.0
     y = tl.sum(gate, 1) * scale
     tl.store(inner + pair * N + n, y / (1.0 + tl.exp(-y)) * (tl.sum(up, 1) * scale), mask=n < N)
