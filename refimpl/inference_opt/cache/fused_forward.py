@@ -1,8 +1,9 @@
-"""One forward pass of a model over the paged cache, in fewer launches: layers made of `kernels/fused.py` and others.
+"""One forward pass of a model over the paged cache, in fewer launches: layers made of kernels that join operations.
 
 It computes what `model(tokens, positions, cache)` computes. Each half of a layer is fused if there are kernels for it,
-and else computed by its module: attention of grouped queries without biases and norms of queries and keys; SwiGLU
-without biases; mixtures of experts (`kernels/experts.py`).
+and else computed by its module. There are kernels for attention of grouped queries (`kernels/fused.py`) and of latents
+(`kernels/latents.py`), both without biases and without norms of heads; for SwiGLU without biases; and for mixtures of
+experts (`kernels/experts.py`).
 """
 
 from collections.abc import Sequence
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from inference_opt.cache.paged_kernel import PagedKernelBatch, PagedKernelCache
 from inference_opt.kernels import Batch, paged_attention
-from inference_opt.model.experts import MixtureOfExperts
+from inference_opt.model.experts import MixtureOfExperts, SwiGLU
 from inference_opt.model.gqa import GroupedQueryAttention
+from inference_opt.model.mla import LatentAttention
+from inference_opt.model.rope import RopeTable
 from inference_opt.model.transformer import Layer, Transformer
 
 
@@ -41,39 +44,87 @@ def fused_states(
     All kernels may start early: weights, positions, slots and plan are there before the lookup of the embeddings, which
     is an ordinary launch (`kernels/pdl.py`).
     """
-    from inference_opt.kernels.fused import project, rotate_write  # needs Triton
-
     config, rope = model.config, model.rope
-    fused_attention = not (config.latent or config.qk_norm or config.qkv_bias or config.out_bias)
-    kv = None if fused_attention else PagedKernelBatch(cache, positions, slots, lambda heads: batch)
-    angles = None if fused_attention else rope.at(positions)
+    known = not (config.qk_norm or config.qkv_bias or config.out_bias)
+    kv = None if known else PagedKernelBatch(cache, positions, slots, lambda heads: batch)
+    angles = None if known else rope.at(positions)
+    places = (rope, positions, slots, batch)
     h = model.embed(tokens)
     tapped = []
     for index, layer in enumerate(model.layers):
         assert isinstance(layer, Layer)
-        attention, mlp = layer.attention, layer.mlp
-        if isinstance(attention, GroupedQueryAttention) and fused_attention:
-            k_pages, v_pages = cache.keys[index], cache.values_of(index)
-            qkv = project(h, attention.qkv.weight, norm=layer.attention_norm, pdl=True)
-            q = rotate_write(qkv, rope.cos, rope.sin, positions, slots, k_pages, v_pages, pdl=True)
-            mixed, _ = paged_attention(q, k_pages, v_pages, batch, attention.scale, pdl=True)
-            h = project(mixed.flatten(1), attention.out.weight, residual=h, pdl=True)
+        if not known:
+            h = h + layer.attention(layer.attention_norm(h), angles, index, kv)
+        elif isinstance(layer.attention, LatentAttention):
+            h = _latent_attention(h, layer, layer.attention, cache.latents_of(index), *places)
         else:
-            h = h + attention(layer.attention_norm(h), angles, index, kv)
-        if isinstance(mlp, MixtureOfExperts):
-            h = _mixture(h, layer, mlp)
+            h = _grouped_attention(h, layer, layer.attention, cache.keys[index], cache.values_of(index), *places)
+        if isinstance(layer.mlp, MixtureOfExperts):
+            h = _mixture(h, layer, layer.mlp)
         elif config.mlp_bias:
-            h = h + mlp(layer.mlp_norm(h))
+            h = h + layer.mlp(layer.mlp_norm(h))
         else:
-            gated = project(h, mlp.gate_up.weight, norm=layer.mlp_norm, gated=True, pdl=True)
-            h = project(gated, mlp.down.weight, residual=h, pdl=True)
+            h = _swiglu(h, layer, layer.mlp)
         if index in taps:
             tapped.append(h.clone())  # the next layer adds to it in place
     return h, tapped
 
 
+# The halves of a layer: each returns h and what it adds, in place.
+
+
+def _grouped_attention(
+    h: Float[Tensor, "tokens dim"],
+    layer: Layer,
+    attention: GroupedQueryAttention,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    rope: RopeTable,
+    positions: Int[Tensor, "tokens"],
+    slots: Int[Tensor, "tokens"],
+    batch: Batch,
+) -> Float[Tensor, "tokens dim"]:
+    from inference_opt.kernels.fused import project, rotate_write  # needs Triton
+
+    qkv = project(h, attention.qkv.weight, norm=layer.attention_norm, pdl=True)
+    q = rotate_write(qkv, rope.cos, rope.sin, positions, slots, k_pages, v_pages, pdl=True)
+    mixed, _ = paged_attention(q, k_pages, v_pages, batch, attention.scale, pdl=True)
+    return project(mixed.flatten(1), attention.out.weight, residual=h, pdl=True)
+
+
+def _latent_attention(
+    h: Float[Tensor, "tokens dim"],
+    layer: Layer,
+    attention: LatentAttention,
+    pages: Tensor,
+    rope: RopeTable,
+    positions: Int[Tensor, "tokens"],
+    slots: Int[Tensor, "tokens"],
+    batch: Batch,
+) -> Float[Tensor, "tokens dim"]:
+    from inference_opt.kernels.fused import normed, project  # needs Triton
+    from inference_opt.kernels.latents import absorb, values
+
+    shape, up = attention.shape, attention.kv_up.weight.unflatten(0, (attention.kv_heads, -1))
+    # One row is normalised by each product that reads it; more rows once, before both.
+    x, norm = (h, layer.attention_norm) if len(h) == 1 else (normed(h, layer.attention_norm, pdl=True), None)
+    kept = project(x, attention.kv_down.weight, norm=norm, pdl=True)
+    if shape.q_lora_rank is not None:
+        x, norm = project(x, attention.q_down.weight, norm=norm, pdl=True), attention.q_latent_norm
+    q = project(x, attention.q.weight, norm=norm, pdl=True).unflatten(1, (attention.heads, -1))
+    q = absorb(q, kept, attention.kv_latent_norm, up, rope.cos, rope.sin, positions, slots, pages, pdl=True)
+    mixed, _ = paged_attention(q, pages, None, batch, attention.scale, shape.kv_lora_rank, pdl=True)
+    return project(values(mixed, up, shape.qk_nope_head_dim), attention.out.weight, residual=h, pdl=True)
+
+
+def _swiglu(h: Float[Tensor, "tokens dim"], layer: Layer, mlp: SwiGLU) -> Float[Tensor, "tokens dim"]:
+    from inference_opt.kernels.fused import project  # needs Triton
+
+    gated = project(h, mlp.gate_up.weight, norm=layer.mlp_norm, gated=True, pdl=True)
+    return project(gated, mlp.down.weight, residual=h, pdl=True)
+
+
 def _mixture(h: Float[Tensor, "tokens dim"], layer: Layer, mlp: MixtureOfExperts) -> Float[Tensor, "tokens dim"]:
-    """h + mlp(norm(h)), in place."""
     from inference_opt.kernels.experts import Routing, Weights, mixture  # needs Triton
 
     router, shape, shared = mlp.router, mlp.router.shape, mlp.shared
