@@ -473,7 +473,7 @@ def score(
         )  # fmt: skip
         return logits
     assert norm is None
-    rows, columns = (16, 16) if tokens <= 64 else (64, 64)
+    rows, columns = (16, 16) if tokens <= 64 or x.dtype == torch.float32 else (64, 64)
     score_tile[(triton.cdiv(tokens, rows), triton.cdiv(experts, columns))](
         x, weight, logits, tokens, experts, dim, rows, columns, 128,
         INTERPRETED and x.dtype == torch.bfloat16, num_warps=4, num_stages=4, **launch_options(pdl=True),
@@ -535,7 +535,7 @@ def mix(
     sort_expert[(number,)](chosen, order, first, pairs, number, min(1024, triton.next_power_of_2(pairs)), **options)
 
     # At most one tile of each expert that is chosen is not full.
-    tile = tile_for(pairs, number)
+    tile = tile_for(pairs, number, x.dtype)
     tiles = pairs // tile.rows + min(number, pairs) + shared * triton.cdiv(tokens, tile.rows)
     sizes = (tokens, number, k, shared)
     how = {"WIDE": triton.next_power_of_2(number), "ROWS": tile.rows, "num_warps": tile.warps, **options}
@@ -544,32 +544,36 @@ def mix(
         x, experts.gate_up, shared_up, order, first, inner, *sizes, width, dim, COLUMNS=tile.columns, **how
     )
     results = x.new_empty(len(inner), dim)
-    down_columns = 2 * tile.columns if tile.rows < 128 else tile.columns
-    down_tile[(tiles * triton.cdiv(dim, down_columns),)](
-        inner, experts.down, shared_down, order, first, results, *sizes, dim, width, COLUMNS=down_columns, **how
+    down_tile[(tiles * triton.cdiv(dim, tile.down_columns),)](
+        inner, experts.down, shared_down, order, first, results, *sizes, dim, width, COLUMNS=tile.down_columns, **how
     )
     join_token[(tokens, triton.cdiv(dim, 1024))](results, weights, h, tokens, k, shared, dim, 1024, **options)
     return h
 
 
 class Tile(NamedTuple):
-    """Rows (pairs), columns, and how much of both is loaded at once."""
+    """Rows (pairs), columns of up and of down, and how much of a row or column is loaded at once."""
 
     rows: int
     columns: int
+    down_columns: int
     block: int
     warps: int
     stages: int
 
 
-def tile_for(pairs: int, experts: int) -> Tile:
-    """The tile that holds an expert's pairs, if all have as many: small ones read weights, large ones compute."""
-    rows = min(max(16, triton.next_power_of_2(triton.cdiv(pairs, experts))), 128)
+def tile_for(pairs: int, experts: int, dtype: torch.dtype) -> Tile:
+    """The tile that holds an expert's pairs, if all have as many: small ones read weights, large ones compute.
+
+    Float32 takes twice the shared memory, and no tensor cores: there large ones do not pay.
+    """
+    most = 32 if dtype == torch.float32 else 128
+    rows = min(max(16, triton.next_power_of_2(triton.cdiv(pairs, experts))), most)
     return {
-        16: Tile(16, 32, 128, 4, 4),
-        32: Tile(32, 32, 128, 4, 4),
-        64: Tile(64, 64, 64, 4, 4),
-        128: Tile(128, 128, 64, 8, 3),
+        16: Tile(16, 32, 64, 128, 4, 4),
+        32: Tile(32, 32, 64, 128, 4, 4),
+        64: Tile(64, 64, 128, 64, 4, 4),
+        128: Tile(128, 128, 128, 64, 8, 3),
     }[rows]
 
 

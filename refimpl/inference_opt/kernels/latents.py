@@ -67,9 +67,9 @@ def rotate_latent(
             latent = latent / tl.sqrt(tl.sum(latent * latent, 0) / LATENT + eps) * scale
         tl.store(pages + slot * (LATENT + ROPE) + c, latent, mask=c < LATENT)
         key = tl.load(mine + LATENT + d, mask=d < ROPE)
-        other = tl.load(mine + LATENT + (d + ROPE // 2) % ROPE, mask=d < ROPE).to(tl.float32)
-        rotated = (key.to(tl.float32) * cosine).to(key.dtype).to(tl.float32) + other * sine
-        tl.store(pages + slot * (LATENT + ROPE) + LATENT + d, rotated, mask=d < ROPE)
+        partner = tl.load(mine + LATENT + (d + ROPE // 2) % ROPE, mask=d < ROPE).to(tl.float32)
+        turned = (key.to(tl.float32) * cosine).to(key.dtype).to(tl.float32) + partner * sine
+        tl.store(pages + slot * (LATENT + ROPE) + LATENT + d, turned, mask=d < ROPE)
 
 
 # [/rotate]
@@ -177,7 +177,7 @@ def absorb(
         0.0 if norm is None else norm.eps, heads, plain, rope, latent, norm is not None,
         *map(triton.next_power_of_2, (heads, rope, latent)), **launch_options(pdl),
     )  # fmt: skip
-    rows, columns = (16, 64) if tokens <= 64 else (64, 128)
+    rows, columns = (16, 64) if tokens <= 64 or q.dtype == torch.float32 else (64, 128)
     wide = max(16, triton.next_power_of_2(plain))
     absorb_tile[(heads * triton.cdiv(latent, columns), triton.cdiv(tokens, rows))](
         q, up, absorbed, tokens, heads, heads // len(up), plain, rope, latent, up.shape[1] - plain, wide,
@@ -193,7 +193,7 @@ def values(
     tokens, heads, latent = mixed.shape
     value = up.shape[1] - plain
     out = mixed.new_empty(tokens, heads * value)
-    rows, columns = (16, 16) if tokens <= 64 else (64, 64)
+    rows, columns = (16, 16) if tokens <= 64 or mixed.dtype == torch.float32 else (64, 64)
     value_tile[(heads * triton.cdiv(value, columns), triton.cdiv(tokens, rows))](
         mixed, up, out, tokens, heads, heads // len(up), plain, latent, value, rows, columns, 128,
         INTERPRETED and mixed.dtype == torch.bfloat16, num_stages=4, **launch_options(pdl=True),
