@@ -83,6 +83,8 @@ class MixtureOfExperts(nn.Module):
         width = shape.moe_intermediate_size
         self.experts = nn.ModuleList(SwiGLU(config, width, bias=False) for _ in range(shape.n_routed_experts))
         self.shared = SwiGLU(config, width * shape.n_shared_experts) if shape.n_shared_experts else None
+        if self.router.weight.is_cuda:
+            self.stacked()  # now, layer by layer, what is freed serves the next layer
 
     def stacked(self) -> tuple[Float[Tensor, "experts both dim"], Float[Tensor, "experts dim width"]]:
         """`gate_up` and `down` of all routed experts, one tensor each: the experts' weights are views of it.

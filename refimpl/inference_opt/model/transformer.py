@@ -148,6 +148,8 @@ class Transformer(nn.Module):
                 module.pack()
             elif isinstance(module, MixtureOfExperts) and self.device.type == "cuda":
                 module.stacked()
+        if self.config.experts and self.device.type == "cuda":
+            torch.cuda.empty_cache()  # the single experts' memory has the wrong sizes for anything else
         return self
 
     def unpack(self) -> "Transformer":

@@ -45,13 +45,13 @@ def _shape(config: ModelConfig) -> Any:
     if experts.corrected or experts.n_group > 1:
         raise ValueError("only the shapes of DeepSeek-V2 without groups are known to the peers")
     names = ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
-    chosen = ("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts")
-    chosen += ("first_k_dense_replace", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor")
+    of_experts = ["n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts"]
+    of_experts += ["first_k_dense_replace", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor"]
     return AutoConfig.for_model(
         "deepseek_v2",
         **sizes,
         **{name: getattr(latent, name) for name in names},
-        **{name: getattr(experts, name) for name in chosen},
+        **{name: getattr(experts, name) for name in of_experts},
         topk_method="greedy",
         scoring_func="softmax",
         moe_layer_freq=1,
