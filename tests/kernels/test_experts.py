@@ -44,6 +44,11 @@ def shapes(draw):
 V2 = ExpertsShape(64, 6, 24, 2)
 V3 = ExpertsShape(32, 8, 16, 1, n_group=8, topk_group=4, routed_scaling_factor=2.5, norm_topk_prob=True, corrected=True)
 
+SMALL = [
+    ExpertsShape(6, 2, 8, 1, first_k_dense_replace=1),
+    ExpertsShape(6, 3, 8, 2, n_group=3, topk_group=2, routed_scaling_factor=2.5, norm_topk_prob=True, corrected=True),
+]
+
 
 def mixture(shape, dim, seed=0):
     """A mixture with random weights in float64, and the norm in front of it."""
@@ -52,7 +57,7 @@ def mixture(shape, dim, seed=0):
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in (*module.named_parameters(), ("norm", norm.weight)):
-            spread = 1.0 if "router" in name else p.shape[-1] ** -0.5
+            spread = (2.0 if "router" in name else 1.0) * p.shape[-1] ** -0.5
             p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64) * spread)
     return module.to(DEVICE), norm.to(DEVICE)
 
@@ -164,14 +169,14 @@ def test_a_mixture_is_the_module_behind_its_norm(shape, tokens, dim, seed):
 
 
 @pytest.mark.parametrize("tokens", [2, 5])
-@pytest.mark.parametrize("shape", [V2, V3], ids=["V2", "V3"])
+@pytest.mark.parametrize("shape", SMALL, ids=["V2", "V3"])
 def test_a_token_that_breaks_the_router_breaks_alone(shape, tokens):
     module, norm = (each.float() for each in mixture(shape, 16))
     h = inputs(tokens, 16, torch.float32)
     how_, weights = how(shape), weights_of(module)
     logits = kernels.score(norm(h).detach(), module.router.weight.detach())
     whole = kernels.route(logits, module.router.correction, how_)
-    logits[1, 3] = torch.nan
+    logits[1, -1] = torch.nan  # of an expert that would not be chosen
     chosen, theirs = kernels.route(logits, module.router.correction, how_)
     assert theirs[1].isnan().all()
     assert ((chosen >= 0) & (chosen < shape.n_routed_experts)).all()
@@ -185,9 +190,9 @@ def test_a_token_that_breaks_the_router_breaks_alone(shape, tokens):
 
 def test_the_same_bits_each_time_and_in_any_company():
     """A token's sum has a fixed order: the rows beside it do not change it, as long as the tile is the same."""
-    module, norm = (each.float() for each in mixture(V2, 16))
+    module, norm = (each.float() for each in mixture(SMALL[1], 16))
     h = inputs(5, 16, torch.float32)
-    given_ = (norm, module.router.weight, module.router.correction, how(V2), weights_of(module))
+    given_ = (norm, module.router.weight, module.router.correction, how(SMALL[1]), weights_of(module))
     with torch.inference_mode():
         first = kernels.mixture(h.clone(), *given_)
         assert torch.equal(kernels.mixture(h.clone(), *given_), first)
@@ -219,12 +224,6 @@ def settled(model):
     return model.to(DEVICE)
 
 
-SMALL = [
-    ExpertsShape(6, 2, 8, 1, first_k_dense_replace=1),
-    ExpertsShape(6, 3, 8, 2, n_group=3, topk_group=2, routed_scaling_factor=2.5, norm_topk_prob=True, corrected=True),
-]
-
-
 @pytest.mark.parametrize(("shape", "make"), [(SMALL[0], latent_toy), (SMALL[1], toy)], ids=["V2-latent", "V3-grouped"])
 def test_captured_steps_of_experts_give_the_oracle_s_tokens(monkeypatch, shape, make):
     monkeypatch.setattr("inference_opt.engine.engine.cache_class", lambda device: PagedKernelCache)
@@ -248,6 +247,24 @@ def test_captured_steps_of_experts_give_the_oracle_s_tokens(monkeypatch, shape, 
 def fused_prompts(self, tokens, batch):
     plan = batch.plan(self.model.config.heads)
     return fused_states(self.model, tokens, batch.positions, batch.slots, batch.cache, plan)
+
+
+def test_a_request_that_breaks_its_router_fails_alone(monkeypatch):
+    monkeypatch.setattr("inference_opt.engine.engine.cache_class", lambda device: PagedKernelCache)
+    model = settled(toy(3, dtype=torch.float32, experts=SMALL[1]))
+    engine = Engine(model, radix=False, page_size=4, decode_steps=2)
+    requests = [engine.add([1, i], SamplingParams(max_new_tokens=3, ignore_eos=True)) for i in range(3)]
+    engine.step()
+    bad = requests[1]
+    for keys in engine.cache.keys:
+        keys[bad.table[0]] = torch.nan
+    while engine.requests:
+        engine.step()
+    assert [request.finish_reason for request in requests] == ["length", "error", "length"]
+    assert "NaN" in bad.error
+    exact = model.double()
+    for request in (requests[0], requests[2]):
+        assert request.output == naive.generate(exact, request.prompt, SamplingParams(3, ignore_eos=True))
 
 
 def test_a_model_whose_experts_have_biases_is_not_captured(monkeypatch):
@@ -282,8 +299,8 @@ def test_a_captured_mixture_of_a_real_width_follows_its_input(shape, tokens):
         h.copy_(inputs(tokens, dim, torch.bfloat16, seed + 1))
         graph.replay()
         with torch.inference_mode():
-            x = norm(h)
-            logits = torch.nn.functional.linear(x.float(), router.weight.float())
+            x = kernels.normed(h, norm)
+            logits = kernels.score(h, router.weight, norm) if tokens == 1 else kernels.score(x, router.weight)
             chosen, theirs = kernels.route(logits, correction, how(shape))
             few = slice(0, 64)  # the plain loop is slow
             want = by_pairs(module, h[few].float(), x[few], chosen[few], theirs[few])

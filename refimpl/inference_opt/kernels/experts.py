@@ -34,7 +34,6 @@ from inference_opt.kernels.pdl import INTERPRETED, launch_options
 FEW = 2  # tokens; with more, reading an expert once for all of its tokens pays
 
 
-# [route]
 @triton.jit
 def score_tile(
     x,  # [tokens, K]
@@ -140,13 +139,9 @@ def route_token(
     tl.store(weights + token * CHOSEN + rank, weight, mask=rank < CHOSEN)
 
 
-# [/route]
-
-
-# [sort]
 @triton.jit
 def sort_expert(
-    chosen,  # [pairs]
+    chosen,
     order,  # [pairs]: all pairs, in order of expert
     first,  # [EXPERTS + 1]: where each expert's pairs begin
     pairs,
@@ -216,10 +211,6 @@ def rows_of_tile(
     return expert, there, source, numbered, sorted_row
 
 
-# [/sort]
-
-
-# [grouped]
 @triton.jit
 def up_tile(
     x,  # [tokens, K]
@@ -339,10 +330,6 @@ def join_token(
     tl.store(h + token * N + n, acc, mask=n < N)
 
 
-# [/grouped]
-
-
-# [few]
 @triton.jit
 def up_row(
     x,  # [tokens, K]
@@ -433,9 +420,6 @@ def down_row(
         acc += w * part[None, :]
     before = tl.load(h + token * N + n, mask=n < N, other=0.0).to(tl.float32)
     tl.store(h + token * N + n, before + tl.sum(acc, 1), mask=n < N)
-
-
-# [/few]
 
 
 class Routing(NamedTuple):

@@ -17,7 +17,6 @@ from inference_opt.kernels.attention import dot
 from inference_opt.kernels.pdl import INTERPRETED, launch_options
 
 
-# [rotate]
 @triton.jit
 def rotate_latent(
     q,  # [tokens, HEADS, PLAIN + ROPE]
@@ -25,8 +24,8 @@ def rotate_latent(
     norm,  # [LATENT], with NORM
     cos,  # [positions, ROPE]
     sin,  # [positions, ROPE], its first half negative
-    positions,  # [tokens]
-    slots,  # [tokens]
+    positions,
+    slots,
     absorbed,  # [tokens, HEADS, LATENT + ROPE]
     pages,  # [slots, LATENT + ROPE]
     eps,
@@ -72,10 +71,6 @@ def rotate_latent(
         tl.store(pages + slot * (LATENT + ROPE) + LATENT + d, turned, mask=d < ROPE)
 
 
-# [/rotate]
-
-
-# [by_head]
 @triton.jit
 def absorb_tile(
     q,  # [tokens, HEADS, PLAIN + ROPE]
@@ -146,9 +141,6 @@ def value_tile(
         w = tl.load(weight + v[:, None] * LATENT + at, mask=(v < VALUE)[:, None] & inside, other=0.0)
         acc = dot(x, tl.trans(w), acc, WIDEN)
     tl.store(out + row * VALUE + v[None, :], acc, mask=real & (v < VALUE)[None, :])
-
-
-# [/by_head]
 
 
 def absorb(
