@@ -137,6 +137,7 @@ def test_sorting_lists_each_expert_s_pairs_in_order(pairs, more, block):
 
 @example(shape=V2, tokens=5, width=40, dtype=torch.bfloat16, one=False, seed=0)
 @example(shape=V2, tokens=17, width=8, dtype=torch.float32, one=True, seed=0)  # more pairs than a tile has rows
+@example(shape=ExpertsShape(2, 1, 4, 0), tokens=32, width=8, dtype=torch.float32, one=False, seed=0)  # tiles > experts
 @given(shape=shapes(), tokens=TOKENS, width=st.sampled_from([8, 40]), dtype=DTYPES, one=st.booleans(),
        seed=st.integers(0, 99))  # fmt: skip
 def test_products_of_any_routing_are_the_plain_ones(shape, tokens, width, dtype, one, seed):

@@ -55,12 +55,15 @@ def test_absorption_and_values_are_the_module_s(shape, tokens, page, dtype, seed
             module.kv_latent_norm.weight.copy_(random(latent.kv_lora_rank))
     width = latent.kv_lora_rank + latent.qk_rope_head_dim
     q, kept = random(tokens, heads, head_dim) * latent.qk_nope_head_dim**-0.5, random(tokens, width)
-    mixed, pages = random(tokens, heads, latent.kv_lora_rank), torch.full((24, page, 1, width), 7.0)
-    slots = (torch.randperm(24 * page, generator=g)[:tokens] - 1).to(DEVICE)
+    mixed, buffer = random(tokens, heads, latent.kv_lora_rank), torch.full((25, page, 1, width), 7.0)
+    slots = torch.randperm(24 * page, generator=g)[:tokens].to(DEVICE)
+    if seed % 2:
+        slots[seed % tokens] = -1
     positions = torch.randint(32, (tokens,), generator=g).to(DEVICE)
     rope = RopeTable(config, dtype, torch.device(DEVICE))
     up = module.kv_up.weight.detach().unflatten(0, (kv_heads, -1))
-    pages = pages.to(DEVICE, dtype)
+    buffer = buffer.to(DEVICE, dtype)
+    pages = buffer[1:]  # what is written to slot −1 would lie before them
     given_ = (q, kept, module.kv_latent_norm, up, rope.cos, rope.sin, positions, slots, pages)
     with torch.inference_mode():
         absorbed, valued = latents.absorb(*given_), latents.values(mixed, up, latent.qk_nope_head_dim)
@@ -77,6 +80,7 @@ def test_absorption_and_values_are_the_module_s(shape, tokens, page, dtype, seed
     close = {key: 4 * rounding(dtype, max(latent.kv_lora_rank, 16)) for key in ("rtol", "atol")}
     torch.testing.assert_close(absorbed.double(), want, **close)
     torch.testing.assert_close(pages.double(), right, **close)
+    assert (buffer[0] == 7).all()
     torch.testing.assert_close(valued.double(), value, **close)
 
 
