@@ -6,11 +6,13 @@ A script of its own: under the interpreter, which the other tests run in, nothin
 import json
 import sys
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
+from inference_opt.kernels import experts, latents
 from inference_opt.kernels.attention import attend_piece
 from inference_opt.kernels.filters import filter_row
 from inference_opt.kernels.hopper import gqa, mla
@@ -71,7 +73,64 @@ def draw_memory(kernel: str, block: int, dtype: str) -> int:
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
 
 
+def compiled(fn: triton.runtime.JITFunction, constants: dict, dtype: str, options: dict) -> int:
+    """Bytes that a program takes of a kernel whose pointers are to `dtype`, but for those of known names."""
+    constants = {"PDL": True, "WIDEN": False} | constants
+    constants = {name: value for name, value in constants.items() if name in fn.arg_names}
+    kinds = dict.fromkeys(fn.arg_names, f"*{dtype}") | {
+        "tokens": "i32",
+        "pairs": "i32",
+        "eps": "fp32",
+        "factor": "fp32",
+    }
+    kinds |= dict.fromkeys(("chosen", "order", "first"), "*i32") | dict.fromkeys(("positions", "slots"), "*i64")
+    kinds |= dict.fromkeys(("weights", "logits", "correction"), "*fp32") | dict.fromkeys(constants, "constexpr")
+    kinds = {name: kinds[name] for name in fn.arg_names}
+    aligned = {(fn.arg_names.index(name),): [["tt.divisibility", 16]] for name, kind in kinds.items() if kind[0] == "*"}
+    source = ASTSource(fn, kinds, {(fn.arg_names.index(name),): value for name, value in constants.items()}, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
+
+
+def experts_memory(_: str, rows: int, dtype: str) -> int:
+    """The most bytes that a program takes of a mixture as wide as DeepSeek-V3's, of `rows` rows for each expert."""
+    tile = experts.tile_for(64 * rows, 64, {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
+    assert tile.rows == rows
+    sizes = {"EXPERTS": 64, "CHOSEN": 8, "SHARED": 1, "WIDE": 64, "ROWS": rows, "BLOCK": tile.block}
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    return max(
+        compiled(experts.up_tile, sizes | {"N": 2048, "K": 7168, "COLUMNS": tile.columns}, dtype, options),
+        compiled(experts.down_tile, sizes | {"N": 7168, "K": 2048, "COLUMNS": tile.down_columns}, dtype, options),
+    )
+
+
+def routing_memory(_: str, number: int, dtype: str) -> int:
+    """The most bytes that a program takes of the kernels around the products, and of those for few tokens."""
+    route = {"GROUPS": 8, "SIZE": number // 8, "KEPT": 4, "CHOSEN": 8, "CORRECTED": True, "NORMALISED": True}
+    route |= {"WIDE_GROUPS": 8, "WIDE_SIZE": number // 8, "WIDE_CHOSEN": 8}
+    row = {"CHOSEN": 8, "SHARED": 1, "NORM": True, "ROWS": 4, "BLOCK": 512}
+    return max(
+        compiled(experts.route_token, route, dtype, {"num_warps": 4}),
+        compiled(experts.sort_expert, {"EXPERTS": number, "BLOCK": 1024}, dtype, {"num_warps": 4}),
+        compiled(experts.join_token, {"CHOSEN": 8, "SHARED": 1, "N": 7168, "BLOCK": 1024}, dtype, {}),
+        compiled(experts.up_row, row | {"N": 2048, "K": 7168}, dtype, {"num_warps": 2}),
+        compiled(experts.down_row, row | {"N": 7168, "K": 2048}, dtype, {"num_warps": 2}),
+    )
+
+
+def latent_memory(_: str, rows: int, dtype: str) -> int:
+    """The most bytes that a program takes of the kernels around latent attention, of `rows` tokens a program."""
+    sizes = {"HEADS": 16, "GROUP": 1, "PLAIN": 128, "ROPE": 64, "LATENT": 512, "VALUE": 128, "NORM": True, "WIDE": 128}
+    sizes |= {"WIDE_HEADS": 16, "WIDE_ROPE": 64, "WIDE_LATENT": 512, "ROWS": rows, "BLOCK": 128}
+    absorbed, valued = {16: (64, 16), 64: (128, 64)}[rows]
+    return max(
+        compiled(latents.rotate_latent, sizes, dtype, {}),
+        compiled(latents.absorb_tile, sizes | {"COLUMNS": absorbed}, dtype, {}),
+        compiled(latents.value_tile, sizes | {"COLUMNS": valued}, dtype, {"num_stages": 4}),
+    )
+
+
 if __name__ == "__main__":
     kinds = {"mla": hopper_memory, "gqa": hopper_memory, "race": draw_memory, "filters": draw_memory}
+    kinds |= {"experts": experts_memory, "routing": routing_memory, "latents": latent_memory}
     found = [kinds.get(case[0], shared_memory)(*case) for case in json.loads(sys.argv[1])]
     print(json.dumps(found))

@@ -15,9 +15,10 @@ from triton.runtime.interpreter import InterpretedFunction
 from inference_opt import kernels
 from inference_opt.cache.fused_forward import can_fuse, fused_logits
 from inference_opt.cache.paged_kernel import PagedKernelCache
-from inference_opt.kernels import attention, fused, pdl, plan_batch, steps, stepwise, write
+from inference_opt.kernels import attention, experts, fused, latents, pdl, plan_batch, steps, stepwise, write
 from inference_opt.kernels.plan import Tile
-from tests.toys import toy
+from inference_opt.model.config import ExpertsShape
+from tests.toys import latent_toy, toy
 
 # What is given is on the CPU: on a card without the interpreter it would be answered by the reference.
 pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="pretends a card")
@@ -46,7 +47,7 @@ def launches(monkeypatch):
     seen = []
     monkeypatch.setattr(pdl, "INTERPRETED", False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    for module in (attention, fused, steps, stepwise, write):
+    for module in (attention, experts, fused, latents, steps, stepwise, write):
         for name, kernel in list(vars(module).items()):
             if isinstance(kernel, JITFunction | InterpretedFunction):
                 monkeypatch.setattr(module, name, Spy(name, kernel, seen))
@@ -118,6 +119,41 @@ def test_a_fused_forward_starts_every_launch_early(launches):
     layer = ["project_row", "rotate_token", "attend_piece", *merge, "project_row", "project_row", "project_row"]
     assert [name for name, _ in launches] == layer * len(model.layers) + ["project_row"]
     assert all(options == PROMISED for _, options in launches)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_fused_forward_of_latents_and_experts_starts_every_launch_early(launches, rows):
+    model = latent_toy(dtype=torch.float32, experts=ExpertsShape(6, 2, 8, 1, first_k_dense_replace=1))
+    cache = PagedKernelCache(**model.config.kv_shape, num_pages=8, page_size=4, dtype=model.dtype, device=model.device)
+    table = torch.tensor([[1, 2]] * rows, dtype=torch.int32)
+    latent = model.config.latent.kv_lora_rank
+    batch = plan_batch(table, [6] * rows, [1] * rows, cache.keys[0], model.config.heads, latent)
+    places = torch.tensor([5] * rows), torch.tensor([9] * rows)
+    with torch.inference_mode():
+        fused_logits(model, torch.tensor([3] * rows), *places, cache, batch)
+    merge = ["merge_token"] if batch.plan.num_states else []
+    own = ["rotate_latent", "absorb_tile", "attend_piece", *merge, "value_tile"]
+    if rows == 1:
+        attention = ["project_row", "project_row", *own, "project_row"]
+        dense, mixture = ["project_row", "project_row"], ["project_row", "route_token", "up_row", "down_row"]
+        head = ["project_row"]
+    else:  # the library multiplies many rows
+        attention, dense, head = ["norm_token", *own], ["norm_token", "gate_token"], ["norm_token"]
+        mixture = ["norm_token", "score_tile", "route_token", "sort_expert", "up_tile", "down_tile", "join_token"]
+    assert [name for name, _ in launches] == attention + dense + attention + mixture + head
+    assert all(options == PROMISED for _, options in launches)
+
+
+def test_a_mixture_starts_early_only_behind_kernels_unless_asked(launches):
+    """The first launch may read its weights early only if that is promised; the others wait before they read."""
+    h, width = torch.zeros(3, 16), torch.zeros(6, 8, 16)
+    weights = experts.Weights(width, torch.zeros(6, 16, 4))
+    given = (torch.nn.RMSNorm(16), torch.zeros(6, 16), None, experts.Routing(2), weights)
+    for rows in (1, 3):
+        experts.mixture(h[:rows], *given)
+        assert launches[0] in (("project_row", ORDINARY), ("norm_token", ORDINARY))
+        assert all(options == PROMISED for _, options in launches[1:])
+        launches.clear()
 
 
 def test_a_projection_and_a_rotation_start_early_only_where_asked(launches):

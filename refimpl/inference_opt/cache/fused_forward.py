@@ -1,7 +1,9 @@
-"""One forward pass of a model over the paged cache, in fewer launches: layers made of `kernels/fused.py`.
+"""One forward pass of a model over the paged cache, in fewer launches: layers made of kernels that join operations.
 
-It computes what `model(tokens, positions, cache)` computes. It knows the layers of Llama only: grouped queries, SwiGLU,
-no biases and no norms of queries and keys.
+It computes what `model(tokens, positions, cache)` computes. Each half of a layer is fused if there are kernels for it,
+and else computed by its module. There are kernels for attention of grouped queries (`kernels/fused.py`) and of latents
+(`kernels/latents.py`), both without biases and without norms of heads; for SwiGLU without biases; and for mixtures of
+experts (`kernels/experts.py`).
 """
 
 from collections.abc import Sequence
@@ -9,21 +11,23 @@ from collections.abc import Sequence
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inference_opt.cache.paged_kernel import PagedKernelCache
+from inference_opt.cache.paged_kernel import PagedKernelBatch, PagedKernelCache
 from inference_opt.kernels import Batch, paged_attention
-from inference_opt.model.experts import SwiGLU
+from inference_opt.model.experts import MixtureOfExperts, SwiGLU
 from inference_opt.model.gqa import GroupedQueryAttention
+from inference_opt.model.mla import LatentAttention
+from inference_opt.model.rope import RopeTable
 from inference_opt.model.transformer import Layer, Transformer
 
 
 def can_fuse(model: Transformer) -> bool:
-    """Whether `fused_states` knows the model's layers: Llama's, dense, and whole.
+    """Whether `fused_states` knows the model's layers: their weights are dense, and whole.
 
-    A model sharded over several cards sums after its products, which the fused ones would pass by.
+    A model sharded over several cards sums after its products, which the fused ones would pass by. Biases of shared
+    experts are not known.
     """
     config = model.config
-    extras = config.latent or config.qk_norm or config.qkv_bias or config.out_bias or config.mlp_bias
-    return not extras and not config.experts and not model.head.weight.is_mkldnn and not model.is_sharded
+    return not (config.experts and config.mlp_bias) and not model.head.weight.is_mkldnn and not model.is_sharded
 
 
 def fused_states(
@@ -40,26 +44,99 @@ def fused_states(
     All kernels may start early: weights, positions, slots and plan are there before the lookup of the embeddings, which
     is an ordinary launch (`kernels/pdl.py`).
     """
-    from inference_opt.kernels.fused import project, rotate_write  # needs Triton
-
-    assert cache.values is not None
-    rope = model.rope
+    config, rope = model.config, model.rope
+    known = not (config.qk_norm or config.qkv_bias or config.out_bias)
+    kv = None if known else PagedKernelBatch(cache, positions, slots, lambda heads: batch)
+    angles = None if known else rope.at(positions)
+    places = (rope, positions, slots, batch)
     h = model.embed(tokens)
     tapped = []
-    for index, (layer, k_pages, v_pages) in enumerate(zip(model.layers, cache.keys, cache.values)):
+    for index, layer in enumerate(model.layers):
         assert isinstance(layer, Layer)
-        attention, mlp = layer.attention, layer.mlp
-        assert isinstance(attention, GroupedQueryAttention)
-        assert isinstance(mlp, SwiGLU)
-        qkv = project(h, attention.qkv.weight, norm=layer.attention_norm, pdl=True)
-        q = rotate_write(qkv, rope.cos, rope.sin, positions, slots, k_pages, v_pages, pdl=True)
-        mixed, _ = paged_attention(q, k_pages, v_pages, batch, attention.scale, pdl=True)
-        h = project(mixed.flatten(1), attention.out.weight, residual=h, pdl=True)
-        gated = project(h, mlp.gate_up.weight, norm=layer.mlp_norm, gated=True, pdl=True)
-        h = project(gated, mlp.down.weight, residual=h, pdl=True)
+        if not known:
+            h = h + layer.attention(layer.attention_norm(h), angles, index, kv)
+        elif isinstance(layer.attention, LatentAttention):
+            h = _latent_attention(h, layer, layer.attention, cache.latents_of(index), *places)
+        else:
+            h = _grouped_attention(h, layer, layer.attention, cache.keys[index], cache.values_of(index), *places)
+        if isinstance(layer.mlp, MixtureOfExperts):
+            h = _mixture(h, layer, layer.mlp)
+        elif config.mlp_bias:
+            h = h + layer.mlp(layer.mlp_norm(h))
+        else:
+            h = _swiglu(h, layer, layer.mlp)
         if index in taps:
             tapped.append(h.clone())  # the next layer adds to it in place
     return h, tapped
+
+
+# The halves of a layer: each returns h and what it adds, in place.
+
+
+def _grouped_attention(
+    h: Float[Tensor, "tokens dim"],
+    layer: Layer,
+    attention: GroupedQueryAttention,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    rope: RopeTable,
+    positions: Int[Tensor, "tokens"],
+    slots: Int[Tensor, "tokens"],
+    batch: Batch,
+) -> Float[Tensor, "tokens dim"]:
+    from inference_opt.kernels.fused import project, rotate_write  # needs Triton
+
+    qkv = project(h, attention.qkv.weight, norm=layer.attention_norm, pdl=True)
+    q = rotate_write(qkv, rope.cos, rope.sin, positions, slots, k_pages, v_pages, pdl=True)
+    mixed, _ = paged_attention(q, k_pages, v_pages, batch, attention.scale, pdl=True)
+    return project(mixed.flatten(1), attention.out.weight, residual=h, pdl=True)
+
+
+def _latent_attention(
+    h: Float[Tensor, "tokens dim"],
+    layer: Layer,
+    attention: LatentAttention,
+    pages: Tensor,
+    rope: RopeTable,
+    positions: Int[Tensor, "tokens"],
+    slots: Int[Tensor, "tokens"],
+    batch: Batch,
+) -> Float[Tensor, "tokens dim"]:
+    from inference_opt.kernels.fused import normed, project  # needs Triton
+    from inference_opt.kernels.latents import absorb, values
+
+    shape, up = attention.shape, attention.kv_up.weight.unflatten(0, (attention.kv_heads, -1))
+    # One row is normalised by each product that reads it; more rows once, before both.
+    x, norm = (h, layer.attention_norm) if len(h) == 1 else (normed(h, layer.attention_norm, pdl=True), None)
+    kept = project(x, attention.kv_down.weight, norm=norm, pdl=True)
+    if shape.q_lora_rank is not None:
+        x, norm = project(x, attention.q_down.weight, norm=norm, pdl=True), attention.q_latent_norm
+    q = project(x, attention.q.weight, norm=norm, pdl=True).unflatten(1, (attention.heads, -1))
+    q = absorb(q, kept, attention.kv_latent_norm, up, rope.cos, rope.sin, positions, slots, pages, pdl=True)
+    mixed, _ = paged_attention(q, pages, None, batch, attention.scale, shape.kv_lora_rank, pdl=True)
+    return project(values(mixed, up, shape.qk_nope_head_dim), attention.out.weight, residual=h, pdl=True)
+
+
+def _swiglu(h: Float[Tensor, "tokens dim"], layer: Layer, mlp: SwiGLU) -> Float[Tensor, "tokens dim"]:
+    from inference_opt.kernels.fused import project  # needs Triton
+
+    gated = project(h, mlp.gate_up.weight, norm=layer.mlp_norm, gated=True, pdl=True)
+    return project(gated, mlp.down.weight, residual=h, pdl=True)
+
+
+def _mixture(h: Float[Tensor, "tokens dim"], layer: Layer, mlp: MixtureOfExperts) -> Float[Tensor, "tokens dim"]:
+    from inference_opt.kernels.experts import Routing, Weights, mixture  # needs Triton
+
+    router, shape, shared = mlp.router, mlp.router.shape, mlp.shared
+    how = Routing(
+        shape.num_experts_per_tok,
+        shape.n_group,
+        shape.topk_group,
+        shape.norm_topk_prob,
+        shape.routed_scaling_factor,
+    )
+    weights = Weights(*mlp.stacked(), *((shared.gate_up.weight, shared.down.weight) if shared else ()))
+    return mixture(h, layer.mlp_norm, router.weight, router.correction, how, weights, pdl=True)
 
 
 def fused_logits(

@@ -193,13 +193,14 @@ def _bucket(n: int) -> int:
 def runner_for(model: Transformer, cache: PagedCache, speculation: Speculation, max_steps: int, rows: int) -> Runner:
     """A `GraphRunner` where kernels run and no drafter takes part, else an `EagerRunner`.
 
-    A router's launches depend on the data, so a model of experts is not captured. Ranks (`model/parallel.py`) plan the
-    same steps. They can replay them together if they communicate through NCCL, whose sums are captured as launches.
+    The launches of the plain mixture of experts depend on the data, so one is captured only where it is fused. Ranks
+    (`model/parallel.py`) plan the same steps. They can replay them together if they communicate through NCCL, whose
+    sums are captured as launches.
     """
     eager = EagerRunner(model, cache, speculation)
     if not isinstance(cache, PagedKernelCache) or not uses_triton(cache.keys[0]):
         return eager
-    if speculation.drafter is not None or model.config.experts:
+    if speculation.drafter is not None or (model.config.experts and not can_fuse(model)):
         return eager
     if model.is_sharded and not (dist.is_initialized() and dist.get_backend() == "nccl"):
         return eager

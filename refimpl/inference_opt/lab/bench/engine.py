@@ -4,6 +4,9 @@ A decoding step reads every weight, and every key and value of every request, on
 
     tokens a second ≤ batch · read bandwidth / (bytes of weights + bytes of the requests' keys and values)
 
+Of E experts, of which each token chooses k, a step with B tokens reads E (1 − (1 − k/E)^B) on average, if the choices
+are independent and all experts are equally likely. (Tokens that choose alike read fewer. So the limit is an estimate.)
+
 The weights are random, in the shape of a real model, because a step's time does not depend on their values. (That of
 top-p does: the flat distributions of random weights keep the most tokens.) Every request is greedy, then every one is
 as a mode says. Prompts are random, so no prefix is shared. Decoding is timed from the moment when every request has its
@@ -37,6 +40,7 @@ from inference_opt.sampling import SamplingParams
 PROMPT = 128  # tokens
 LONG = 8, 2_048  # prompts, tokens
 PAGE = 16  # tokens
+LATENT_PAGE = 64  # what the kernel for many queries on latents loads at once
 PATIENCE = 10  # seconds
 MODES: dict[str, dict[str, Any]] = {
     "sampled": {"temperature": 0.8},
@@ -49,11 +53,12 @@ Sampled = Callable[[dict[str, Any]], Decoder]  # how requests sample → a decod
 def _ours(config: ModelConfig, batch: int, longest: int, decode_steps: int, budget: int = 8_192) -> Sampled:
     """Our engine on one model of this shape, with pages for one request more than the batch."""
     model = random_model(config, torch.bfloat16, torch.device("cuda"))
-    num_pages = (batch + 1) * -(-longest // PAGE)
+    page = LATENT_PAGE if config.latent else PAGE
+    num_pages = (batch + 1) * -(-longest // page)
     engine = Engine(
         model,
         radix=False,
-        page_size=PAGE,
+        page_size=page,
         num_pages=num_pages,
         token_budget=budget,
         max_running=batch,
@@ -91,6 +96,7 @@ def bench_engine(
     """Tokens a second in decode, without the prefill, by shape and batch: ours, the peers', and the limit.
 
     Greedy, and ours and vLLM's (if it is installed) in each of `modes` as well, ours with its share of the greedy rate.
+    The other peers are measured on Llama's shapes only.
     Besides, the seconds of a prefill of LONG prompts. ValueError for an unknown shape or mode, and without CUDA.
     """
     shapes, modes = list(shapes), list(modes)
@@ -103,10 +109,10 @@ def bench_engine(
     def decoders(config: ModelConfig, batch: int) -> dict[str, Callable[[], Decoder]]:
         """How to make each peer. One decoder is made at a time, so that each has the card's memory to itself."""
         make: dict[str, Callable[[], Decoder]] = {}
-        if peer:
+        if peer and not config.latent:
             make["transformers"] = partial(transformers, config)
             make["continuous batching"] = partial(continuous_batching, config)
-        if gpt_fast_folder and batch == 1:
+        if gpt_fast_folder and batch == 1 and not config.latent:
             make["gpt-fast"] = partial(gpt_fast, config, gpt_fast_folder, PROMPT + new)
         return make
 
@@ -154,7 +160,7 @@ def bench_engine(
             torch.cuda.empty_cache()
             progress.advance(task)
         # On average a request has half of its new tokens.
-        step_bytes = _bytes(config, batch * (PROMPT + new / 2))
+        step_bytes = _bytes(config, batch, PROMPT + new / 2)
         row |= {"bytes": step_bytes, "limit": batch * bandwidth / step_bytes}
         row["of_limit"] = row["inference-opt"]["decode"] / row["limit"]
         results.append(row)
@@ -166,6 +172,7 @@ def bench_engine(
         "decode_steps": decode_steps,
         "repeats": repeats,
         "page_size": PAGE,
+        "latent_page_size": LATENT_PAGE,
         "dtype": "bfloat16",
     }
     head = {"command": command_line(), "machine": machine, "read_bandwidth": bandwidth}
@@ -185,8 +192,15 @@ def _measure(decode: Decoder, prompts: list[list[int]], new: int, repeats: int) 
     return figures | {"prefill_seconds": median(prefill for prefill, _ in runs)}
 
 
-def _bytes(config: ModelConfig, tokens: float) -> float:
-    """Bytes that a step reads, in bfloat16: the weights, and the keys and values of `tokens` tokens."""
+def _bytes(config: ModelConfig, batch: int, tokens: float) -> float:
+    """Bytes that a step of `batch` requests of so many tokens reads, in bfloat16: weights, and keys and values.
+
+    Of the experts, those that are chosen on average.
+    """
     with torch.device("meta"):
-        weights = Transformer(config).to(torch.bfloat16).weight_bytes()
-    return weights + tokens * 2 * config.kv_elements_per_token
+        weights: float = Transformer(config).to(torch.bfloat16).weight_bytes()
+    if shape := config.experts:
+        each = 2 * 3 * config.dim * shape.moe_intermediate_size
+        unread = shape.n_routed_experts * (1 - shape.num_experts_per_tok / shape.n_routed_experts) ** batch
+        weights -= (config.depth - shape.first_k_dense_replace) * unread * each
+    return weights + batch * tokens * 2 * config.kv_elements_per_token

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from inference_opt.environment import elapsed
-from inference_opt.model.config import ModelConfig
+from inference_opt.model.config import ExpertsShape, ModelConfig
+from inference_opt.model.transformer import count_weights
 
 # Prompts, new tokens → seconds of prefill, tokens a second in decode (None if it cannot be told from noise).
 Decoder = Callable[[list[list[int]], int], tuple[float, float | None]]
@@ -26,17 +27,35 @@ def _shape(config: ModelConfig) -> Any:
         from transformers import AutoConfig
     except ImportError as error:
         raise ValueError("--peer needs transformers: pip install 'inference-opt[test]', or say --no-peer") from error
+    sizes: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "intermediate_size": config.ffn_dim,
+        "max_position_embeddings": config.max_context,
+        "tie_word_embeddings": config.tied_embeddings,
+    }
+    latent = config.latent
+    if latent is None:
+        return AutoConfig.for_model("llama", **sizes, attn_implementation="sdpa")
+    # A model without experts is one whose first layers, all of them, are dense.
+    experts = config.experts or ExpertsShape(2, 1, 1, 1, first_k_dense_replace=config.depth)
+    if experts.corrected or experts.n_group > 1:
+        raise ValueError("only the shapes of DeepSeek-V2 without groups are known to the peers")
+    names = ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+    of_experts = ["n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts"]
+    of_experts += ["first_k_dense_replace", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor"]
     return AutoConfig.for_model(
-        "llama",
-        vocab_size=config.vocab_size,
-        hidden_size=config.dim,
-        num_hidden_layers=config.depth,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads,
-        intermediate_size=config.ffn_dim,
-        max_position_embeddings=config.max_context,
-        tie_word_embeddings=True,
-        attn_implementation="sdpa",
+        "deepseek_v2",
+        **sizes,
+        **{name: getattr(latent, name) for name in names},
+        **{name: getattr(experts, name) for name in of_experts},
+        topk_method="greedy",
+        scoring_func="softmax",
+        moe_layer_freq=1,
+        rms_norm_eps=config.norm_eps,
     )
 
 
@@ -105,16 +124,32 @@ def has_vllm() -> bool:
     return importlib.util.find_spec("vllm") is not None
 
 
+def _draw(model: torch.nn.Module) -> None:
+    """Random weights as `Transformer.init_weights` makes them."""
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.ndim == 1:
+                p.fill_(1.0)
+            else:
+                p.normal_(0.0, 0.02)
+
+
 @cache
 def vllm(config: ModelConfig) -> Callable[[dict[str, Any]], Decoder]:
     """vLLM's engine in this process, made once for a shape, with random weights; how requests sample → its decoder.
 
-    It keeps two fifths of the card's memory, so that there is room for two shapes and for ours.
+    It keeps two fifths of the card's memory, so that there is room for two shapes and for ours; more where its weights
+    need more. (Then there is room for this shape alone.)
+
+    A router of vLLM's own random weights sends all tokens to much the same experts, which reads less. So the weights of
+    a mixture of experts are drawn again, as `random_model` draws ours.
     """
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     library: Any = importlib.import_module("vllm")
     shape = _shape(config)
-    shape.architectures, shape.dtype = ["LlamaForCausalLM"], torch.bfloat16
+    shape.architectures = ["DeepseekV2ForCausalLM" if config.latent else "LlamaForCausalLM"]
+    shape.dtype = torch.bfloat16
+    needed = 2 * count_weights(config) / torch.cuda.mem_get_info()[1] + 0.1
     with tempfile.TemporaryDirectory() as folder:
         shape.save_pretrained(folder)
         llm = library.LLM(
@@ -125,9 +160,11 @@ def vllm(config: ModelConfig) -> Callable[[dict[str, Any]], Decoder]:
             max_model_len=4_096,
             max_num_seqs=256,
             enable_prefix_caching=False,
-            gpu_memory_utilization=0.4,
+            gpu_memory_utilization=max(0.4, needed),
             disable_log_stats=True,
         )
+    if config.experts:
+        llm.apply_model(_draw)
 
     def sampled(how: dict[str, Any]) -> Decoder:
         how = {"temperature": 0.0} | how | ({"logprobs": 0} if how.get("logprobs") else {})

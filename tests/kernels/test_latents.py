@@ -1,0 +1,120 @@
+"""The kernels around latent attention against the module's own operations: on CUDA, or under Triton's interpreter."""
+
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from inference_opt.cache.fused_forward import fused_states
+from inference_opt.cache.paged_kernel import PagedKernelCache
+from inference_opt.kernels import latents
+from inference_opt.model.config import LatentShape, ModelConfig
+from inference_opt.model.mla import LatentAttention
+from inference_opt.model.rope import RopeTable, rotate
+from tests.kernels.test_kernels import DEVICE, DTYPES, poisoned, rounding
+from tests.toys import latent_toy
+
+__all__ = ["poisoned"]
+
+
+@st.composite
+def shapes(draw):
+    kv_heads, group = draw(st.sampled_from([(1, 1), (2, 1), (1, 3), (2, 2)]))
+    latent = LatentShape(
+        kv_lora_rank=draw(st.sampled_from([1, 16, 70, 200])),
+        qk_rope_head_dim=draw(st.sampled_from([2, 6, 64])),
+        qk_nope_head_dim=draw(st.sampled_from([1, 16, 40])),
+        v_head_dim=draw(st.sampled_from([1, 16, 24])),
+        normed=draw(st.booleans()),
+    )
+    return kv_heads * group, kv_heads, latent
+
+
+DEEPSEEK = (2, 2, LatentShape(512, 64, 128, 128))
+
+
+@example(shape=DEEPSEEK, tokens=2, page=16, dtype=torch.bfloat16, seed=0)
+@given(
+    shape=shapes(), tokens=st.sampled_from([1, 3, 18]), page=st.sampled_from([1, 16]), dtype=DTYPES,
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_absorption_and_values_are_the_module_s(shape, tokens, page, dtype, seed):
+    """And norm, rotation and writing, into slots of any order, of which one may be nowhere."""
+    heads, kv_heads, latent = shape
+    head_dim = latent.qk_nope_head_dim + latent.qk_rope_head_dim
+    config = ModelConfig(9, 8, 1, heads, kv_heads, head_dim, 8, 32, latent=latent)
+    g = torch.Generator().manual_seed(seed)
+
+    def random(*size):
+        return torch.randn(size, generator=g).to(DEVICE, dtype)
+
+    module = LatentAttention(config).to(DEVICE, dtype)
+    with torch.no_grad():
+        module.kv_up.weight.copy_(random(*module.kv_up.weight.shape) * latent.kv_lora_rank**-0.5)
+        if module.kv_latent_norm is not None:
+            module.kv_latent_norm.weight.copy_(random(latent.kv_lora_rank))
+    width = latent.kv_lora_rank + latent.qk_rope_head_dim
+    q, kept = random(tokens, heads, head_dim) * latent.qk_nope_head_dim**-0.5, random(tokens, width)
+    mixed, buffer = random(tokens, heads, latent.kv_lora_rank), torch.full((25, page, 1, width), 7.0)
+    slots = torch.randperm(24 * page, generator=g)[:tokens].to(DEVICE)
+    if seed % 2:
+        slots[seed % tokens] = -1
+    positions = torch.randint(32, (tokens,), generator=g).to(DEVICE)
+    rope = RopeTable(config, dtype, torch.device(DEVICE))
+    up = module.kv_up.weight.detach().unflatten(0, (kv_heads, -1))
+    buffer = buffer.to(DEVICE, dtype)
+    pages = buffer[1:]  # what is written to slot −1 would lie before them
+    given_ = (q, kept, module.kv_latent_norm, up, rope.cos, rope.sin, positions, slots, pages)
+    with torch.inference_mode():
+        absorbed, valued = latents.absorb(*given_), latents.values(mixed, up, latent.qk_nope_head_dim)
+        exact = module.double()
+        plain, turned = q.double().split((latent.qk_nope_head_dim, latent.qk_rope_head_dim), dim=-1)
+        at = [each.double()[positions, None] for each in (rope.cos, rope.sin)]
+        want = exact.absorb(torch.cat((plain, rotate(turned, *at)), dim=-1))
+        new, key = kept.double().unsqueeze(1).split((latent.kv_lora_rank, latent.qk_rope_head_dim), dim=-1)
+        new = new if exact.kv_latent_norm is None else exact.kv_latent_norm(new)
+        right = torch.full_like(pages, 7.0).double()
+        there = slots >= 0
+        right.flatten(0, 1)[slots[there]] = torch.cat((new, rotate(key, *at)), dim=-1)[there]
+        value = exact.values(mixed.double()).flatten(1)
+    close = {key: 4 * rounding(dtype, max(latent.kv_lora_rank, 16)) for key in ("rtol", "atol")}
+    torch.testing.assert_close(absorbed.double(), want, **close)
+    torch.testing.assert_close(pages.double(), right, **close)
+    assert (buffer[0] == 7).all()
+    torch.testing.assert_close(valued.double(), value, **close)
+
+
+@settings(max_examples=8)
+@given(
+    seed=st.integers(0, 9),
+    rank=st.sampled_from([None, 5]),
+    normed=st.booleans(),
+    kv_heads=st.sampled_from([1, 4]),
+    biases=st.sampled_from([(), (), ("qkv_bias",), ("out_bias", "mlp_bias")]),
+)
+def test_fused_latent_layers_give_the_model_s_states(seed, rank, normed, kv_heads, biases):
+    """Prompts, several rows, and one row, with taps; halves without kernels are the module's."""
+    more = {"q_lora_rank": rank, "normed": normed, "kv_heads": kv_heads} | dict.fromkeys(biases, True)
+    model = latent_toy(seed, dtype=torch.float32, **more).to(DEVICE)
+    theirs, mine = (
+        PagedKernelCache(**model.config.kv_shape, num_pages=8, page_size=4, dtype=model.dtype, device=model.device)
+        for _ in range(2)
+    )
+    taps = tuple(range(model.config.depth))
+    steps = [([0, 0], [5, 3], [1, 2, 3, 4, 5, 6, 7, 8]), ([5, 3], [1, 2], [3, 4, 5]), ([6], [1], [9])]
+    with torch.inference_mode():
+        for starts, counts, ids in steps:
+            tables, tokens = [[3, 1], [5, 2]][: len(starts)], torch.tensor(ids, device=DEVICE)
+            a, b = (cache.batch(tables, starts, counts) for cache in (theirs, mine))
+            expected = model.hidden_states(tokens, a.positions, a, taps=taps)
+            plan = b.plan(model.config.heads)
+            got = fused_states(model, tokens, b.positions, b.slots, mine, plan, taps)
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs CUDA")
+@pytest.mark.parametrize("tokens", [1, 8, 64, 65, 1000])
+def test_kernels_of_a_real_width_are_the_module_s(tokens):
+    test_absorption_and_values_are_the_module_s.hypothesis.inner_test(
+        (16, 16, LatentShape(512, 64, 128, 128)), min(tokens, 24 * 64), 64, torch.bfloat16, tokens
+    )
