@@ -21,8 +21,10 @@ by one. What follows the end of a text is dropped. If a row was granted fewer st
 the steps after its own (slot −1).
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,10 +48,14 @@ from inference_opt.kernels.plan import Launch, Piece, TilePlan
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.drafter import Draft
+from inference_opt.speculative.step_costs import StepCosts
 from inference_opt.trace import recording
 
 if TYPE_CHECKING:
     from inference_opt.kernels.steps import Kind
+
+
+PROBES = 4  # texts whose drafts are compared with what is decoded without drafts, a run
 
 
 class GraphRunner:
@@ -73,6 +79,7 @@ class GraphRunner:
 
             self.drafts = DraftSteps(max_steps, rows, eager.speculation.max_gamma, config.max_context, cache.device)
             fed = rows * (eager.speculation.max_gamma + 1)
+            self.costs = StepCosts()
         self.offsets = torch.zeros(fed + 1, dtype=torch.int32, device=cache.device)
         self.graphs: dict[tuple[object, ...], tuple[TilePlan, Callable[[], None]]] = {}  # by size: plan and replay
         self.pool = torch.cuda.graph_pool_handle() if cache.device.type == "cuda" else None
@@ -101,13 +108,13 @@ class GraphRunner:
         if not self._replays(chunks):
             return self.eager.run(chunks, drafts)
         self.cache.check([each.request.table for each in chunks], *zip(*((each.start, each.grant) for each in chunks)))
-        gamma = min(max(chunk.drafts for chunk in chunks), self.eager.speculation.max_gamma)
+        gamma = self._gamma(chunks)
         return self._speculate(chunks, gamma) if gamma else self._decode(chunks)
 
     def _decode(self, chunks: Sequence[Chunk]) -> list[Result]:
         """A token a step."""
         tables = [chunk.request.table for chunk in chunks]
-        starts, steps = [chunk.start for chunk in chunks], [chunk.grant for chunk in chunks]
+        starts, steps = [chunk.start for chunk in chunks], [min(chunk.grant, self.max_steps) for chunk in chunks]
         # Write the batch into the buffers of a graph that is large enough, and replay it.
         params = [chunk.request.params for chunk in chunks]
         plan = self._plan(tables, starts, [start + count for start, count in zip(starts, steps)])
@@ -117,22 +124,45 @@ class GraphRunner:
         lists, replay = self._graph(len(chunks), plan, self.kind_of(params, self.model.config.vocab_size))
         self._fill([chunk.request.tokens[-1] for chunk in chunks], tables, starts, steps, params)
         self._copy(plan, lists)
+        guesses, began = self._guesses(chunks), perf_counter()
         for _ in range(max(steps)):
             replay()
         # Look once, at all steps. A request keeps the tokens before its first broken step.
         noted = (self.steps.chosen, self.steps.tops, self.steps.scores)
         tokens, tops, scores = (each[:, : len(chunks)].T.cpu() for each in noted)
+        if self.drafter:
+            self.costs.learn(len(chunks), 0, (perf_counter() - began) / max(steps))
         sound = tops.isfinite().long().cumprod(dim=1).sum(dim=1).tolist()
         results = []
-        for own, score, row, *each in zip(params, scores, tokens.tolist(), steps, sound):
+        for own, score, row, guess, *each in zip(params, scores, tokens.tolist(), guesses, steps, sound):
             kept = row[: min(*each)]
-            judged = [Judged(0, 0, 1)] * len(kept) if self.drafter else []
+            alike = sum(itertools.takewhile(bool, (x == y for x, y in zip(guess or [], kept))))
+            if guess is None:
+                judged = [Judged(0, 0, 1)] * len(kept)
+            else:
+                judged = [Judged(max(len(guess), 1), alike, len(kept), shown=False)]
             results.append(Result(kept or None, score[: len(kept)].tolist() if own.logprobs else [], judged=judged))
         return results
 
     # [/run]
 
     # [speculate]
+    def _gamma(self, chunks: Sequence[Chunk]) -> int:
+        """Drafts a step: as many as the longest that was asked for by name, or what pays for this batch."""
+        wanted = [chunk.drafts for chunk in chunks]
+        past = [chunk.request.adaptive for chunk in chunks]
+        if not any(wanted):
+            return 0
+        if any(each is None and count for each, count in zip(past, wanted)):
+            return min(max(wanted), self.eager.speculation.max_gamma)
+        return self.costs.best([each.alpha if each else 0.0 for each in past], wanted)
+
+    def _guesses(self, chunks: Sequence[Chunk]) -> list[list[int] | None]:
+        """Drafts of a few texts that are decoded without: what the target says to them comes for nothing."""
+        idle = [(each.request.adaptive.idle, i) for i, each in enumerate(chunks) if each.request.adaptive is not None]
+        few = {i for _, i in sorted(idle, reverse=True)[:PROBES]} if self.drafter else set()
+        return self.eager.speculation.guesses([chunk.request if i in few else None for i, chunk in enumerate(chunks)])
+
     def _speculate(self, chunks: Sequence[Chunk], gamma: int) -> list[Result]:
         """Up to `gamma` drafts a step, and as many steps as would do if every draft were kept."""
         tables, params = [chunk.request.table for chunk in chunks], [chunk.request.params for chunk in chunks]
@@ -146,14 +176,17 @@ class GraphRunner:
         self.drafts.begin(texts, limits, [chunk.drafts for chunk in chunks], params, gamma)
         self._copy(plan, lists)
         self._list_pages(padded_table(tables))
-        for _ in range(min(-(-max(grants) // (gamma + 1)), self.max_steps)):
+        count, began = min(-(-max(grants) // (gamma + 1)), self.max_steps), perf_counter()
+        for _ in range(count):
             replay()
         # Look once, at all steps.
         drafts = self.drafts
         notes, tokens, scores = (each.cpu() for each in (drafts.notes, drafts.emitted, drafts.scored))
+        self.costs.learn(len(chunks), gamma, (perf_counter() - began) / count)
         results = []
         for i, (chunk, steps) in enumerate(zip(chunks, notes[:, :, : len(chunks)].permute(2, 0, 1).tolist())):
-            judged = [Judged(*step) for step in steps if step[2]]
+            # Where nothing was found, the rows were read all the same: it counts as a draft that is not accepted.
+            judged = [Judged(*step) if step[0] else Judged(1, 0, step[2], shown=False) for step in steps if step[2]]
             count = sum(step.emitted for step in judged)
             if not count and steps[0][0]:
                 # A draft that breaks the model spoils the rows before it, too (0 · NaN): read again without it.

@@ -16,11 +16,15 @@ from inference_opt.speculative.drafter import Draft
 
 
 class Judged(NamedTuple):
-    """One speculative step of a request: drafts shown to the target, those accepted, and tokens emitted."""
+    """One speculative step of a request: drafts, those accepted, and tokens emitted.
+
+    `shown`: to the target. A draft that is only compared with what was decoded without it teaches as much.
+    """
 
     drafted: int
     accepted: int
     emitted: int
+    shown: bool = True
 
 
 @dataclass(frozen=True)

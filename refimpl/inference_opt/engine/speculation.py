@@ -31,6 +31,7 @@ from inference_opt.values import shown
 Rule = Callable[[Any, Any, Any, Any], list[int]]
 CHAIN_RULES = (rules.token_wise, rules.block, rules.coupled, rules.point_mass)
 MAX_GAMMA = 12  # drafts a step, if the engine decides
+PROBED = 4  # of a text that is decoded without drafts
 
 
 class Speculation:
@@ -101,6 +102,12 @@ class Speculation:
                 raise ValueError("point_mass is for drafts that are found: this drafter returned distributions")
         each = iter(made)
         return [next(each) if chunk.drafts else Draft() for chunk in chunks]
+
+    def guesses(self, requests: Sequence[Request | None]) -> list[list[int] | None]:
+        """What would be drafted, for those that are requests; nothing is shown to the target."""
+        asking = [DraftRequest(each, PROBED, self._noise(each, drafting=True)) for each in requests if each]
+        made = iter(self.drafter.propose(asking) if self.drafter and asking else [])
+        return [next(made).tokens if each else None for each in requests]
 
     # [/propose]
 
