@@ -23,6 +23,7 @@ from inference_opt.kernels.steps import Steps
 from inference_opt.model.attention import NoCache
 from inference_opt.model.rope import rotate
 from inference_opt.speculative.lookup import PromptLookup
+from inference_opt.speculative.rules import point_mass
 from tests.toys import SHAPES, latent_toy, toy
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,15 +67,16 @@ def decisive(model):
     st.integers(1, 7),
     st.lists(MIXED, min_size=5, max_size=5),
     st.booleans(),
+    st.one_of(st.none(), st.builds(PromptLookup, st.integers(1, 3), st.just(1))),
 )
-def test_the_engine_gives_the_oracle_s_tokens(shape, prompts, page_size, steps, mixed, latent):
-    """Texts of different lengths, on shared stems, greedy and sampled, in a pool that is too small for all."""
+def test_the_engine_gives_the_oracle_s_tokens(shape, prompts, page_size, steps, mixed, latent, drafter):
+    """Texts of different lengths, on shared stems, greedy and sampled, drafted or not, in a pool too small for all."""
     model = latent_toy(shape["seed"], dtype=torch.float32) if latent else toy(**shape, dtype=torch.float32)
     model = decisive(model).to(DEVICE)
     prompts = prompts + [prompts[0] + prompt[:4] for prompt in prompts]
     params = [replace(own, seed=own.seed + i) for i, (own, _) in enumerate(zip(mixed * 2, prompts))]
     num_pages = 2 * max(-(-(len(p) + each.max_new_tokens) // page_size) for p, each in zip(prompts, params)) + 2
-    engine = Engine(model, page_size=page_size, num_pages=num_pages, decode_steps=steps)
+    engine = Engine(model, page_size=page_size, num_pages=num_pages, decode_steps=steps, drafter=drafter)
     assert isinstance(engine.runner, GraphRunner)
     for pages in (*engine.cache.keys, *(engine.cache.values or ())):
         pages.fill_(torch.nan)  # what was never written must not be read
@@ -140,7 +142,7 @@ def test_every_request_is_decoded_several_steps_in_a_row_unless_each_is_recorded
     assert len(engine.requests) == 4
     engine.generate([[1, 2]], SamplingParams(max_new_tokens=5))
     assert {kind for kind, *_ in engine.runner.graphs} == {"filtered"}, "one graph serves the whole mix"
-    assert isinstance(Engine(model, drafter=PromptLookup()).runner, EagerRunner)
+    assert isinstance(Engine(model, drafter=PromptLookup(), rule=point_mass).runner, EagerRunner)
     model.is_sharded = True  # as `parallelize` leaves it: its hooks sum what fused products would not
     assert isinstance(Engine(model).runner, EagerRunner)
 

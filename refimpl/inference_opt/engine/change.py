@@ -14,7 +14,7 @@ from typing import Literal
 from torch import Tensor
 
 from inference_opt.engine.request import Request
-from inference_opt.engine.runner import Result
+from inference_opt.engine.runner import Judged, Result
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.sampling import BROKEN, FinishReason, StopCheck
 from inference_opt.speculative.drafter import Draft
@@ -35,7 +35,7 @@ class Change:
     computed: int
     check: StopCheck
     finish_reason: FinishReason | Literal["error"] | None
-    accepted: int  # drafts that are among the tokens
+    judged: list[Judged]  # the steps that emitted the tokens
     states: list[Tensor]  # of the tokens fed: what the drafter taps
     kind: Kind
 
@@ -75,10 +75,21 @@ def work_out(chunk: Chunk, draft: Draft, result: Result) -> Change:
         computed=known + len(tokens) - 1 if tokens else chunk.start + chunk.count,
         check=check,
         finish_reason=ended,
-        accepted=min(result.accepted, len(tokens)),
+        judged=_until(result.judged, len(tokens)),
         states=result.states,
         kind="prompt" if not request.decoding else "end" if ended else "decode",
     )
+
+
+def _until(judged: list[Judged], count: int) -> list[Judged]:
+    """The steps that emitted the first `count` tokens, and of the last of them what lies among these."""
+    kept = []
+    for step in judged:
+        kept.append(step._replace(accepted=min(step.accepted, count), emitted=min(step.emitted, count)))
+        count -= step.emitted
+        if count <= 0:
+            break
+    return kept
 
 
 # [/work_out]

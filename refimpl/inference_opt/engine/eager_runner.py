@@ -19,7 +19,7 @@ from inference_opt.cache.fused_forward import can_fuse, fused_states
 from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import PagedKernelBatch
 from inference_opt.engine.request import Request
-from inference_opt.engine.runner import Result
+from inference_opt.engine.runner import Judged, Result
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.engine.speculation import Speculation
 from inference_opt.kernels.batch import uses_triton
@@ -44,6 +44,10 @@ class EagerRunner:
 
     def forget(self) -> None:
         """There is nothing to drop."""
+
+    def propose(self, chunks: Sequence[Chunk]) -> list[Draft]:
+        """A draft for each chunk, by the drafter."""
+        return self.speculation.propose(chunks)
 
     # [run]
     def run(self, chunks: Sequence[Chunk], drafts: Sequence[Draft]) -> list[Result]:
@@ -127,7 +131,8 @@ class EagerRunner:
                 judged = self.speculation.accept(chunk.request, logits[own][:good], draft)
                 emitted, accepted = judged[:good], len(judged) - 1
             scores = logprobs(logits[own], emitted) if emitted and chunk.request.params.logprobs else []
-            results.append(Result(emitted, scores, state, accepted))
+            judging = [Judged(len(draft.tokens), accepted, len(emitted or []))]
+            results.append(Result(emitted, scores, state, judging if chunk.samples else []))
         return results
 
     # [/run]

@@ -117,7 +117,7 @@ class Engine(Elsewhere):
             if not chunks:
                 return []
             timer.mark("schedule")
-            drafts = self.speculation.propose(chunks)
+            drafts = self.runner.propose(chunks)
             timer.mark("draft")
             results = self.runner.run(chunks, drafts)
             timer.mark("run")

@@ -9,6 +9,9 @@ next. Two remedies:
               one drawn with the noise of the request's seed (`kernels/race.py`). So the scheduler reserves pages for
               several steps, the graph is replayed as often, and the host looks once
 
+With a drafter that works on the card, a step reads a draft behind each text, judges it, and commits what it keeps
+(`kernels/draft_steps.py`): texts then grow by different numbers of tokens, and the plan follows them.
+
 How a row samples lies in a buffer, too, so one graph serves every mix of requests. There are three kinds of graphs:
 for greedy rows only, for rows without filters, and for any rows (`kernels/steps.py`).
 
@@ -18,20 +21,24 @@ by one. What follows the end of a text is dropped. If a row was granted fewer st
 the steps after its own (slot −1).
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from inference_opt.cache.fused_forward import can_fuse, fused_logits
 from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import PagedKernelBatch, PagedKernelCache, padded_table
 from inference_opt.engine.eager_runner import EagerRunner
 from inference_opt.engine.request import Request
-from inference_opt.engine.runner import Result, Runner
+from inference_opt.engine.runner import Judged, Result, Runner
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.engine.speculation import Speculation
 from inference_opt.kernels import Batch, shared_prefixes
@@ -41,10 +48,14 @@ from inference_opt.kernels.plan import Launch, Piece, TilePlan
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.drafter import Draft
+from inference_opt.speculative.step_costs import StepCosts
 from inference_opt.trace import recording
 
 if TYPE_CHECKING:
     from inference_opt.kernels.steps import Kind
+
+
+PROBES = 4  # texts whose drafts are compared with what is decoded without drafts, a run
 
 
 class GraphRunner:
@@ -61,7 +72,15 @@ class GraphRunner:
         rows, pages = _bucket(max_rows), -(-config.max_context // cache.page_size)
         self.steps, self.kind_of = Steps(max_steps, rows, cache.device), kind_of
         self.table = torch.zeros(rows, pages, dtype=torch.int32, device=cache.device)
-        self.offsets = torch.zeros(rows + 1, dtype=torch.int32, device=cache.device)
+        fed = rows
+        self.drafter = eager.speculation.drafter
+        if self.drafter is not None:
+            from inference_opt.kernels.draft_steps import DraftSteps
+
+            self.drafts = DraftSteps(max_steps, rows, eager.speculation.max_gamma, config.max_context, cache.device)
+            fed = rows * (eager.speculation.max_gamma + 1)
+            self.costs = StepCosts()
+        self.offsets = torch.zeros(fed + 1, dtype=torch.int32, device=cache.device)
         self.graphs: dict[tuple[object, ...], tuple[TilePlan, Callable[[], None]]] = {}  # by size: plan and replay
         self.pool = torch.cuda.graph_pool_handle() if cache.device.type == "cuda" else None
 
@@ -73,46 +92,117 @@ class GraphRunner:
         """Drop the captured graphs, which hold the addresses of the old weights."""
         self.graphs.clear()
 
+    def _replays(self, chunks: Sequence[Chunk]) -> bool:
+        return all(each.decodes and self.repeats(each.request) for each in chunks)
+
+    def propose(self, chunks: Sequence[Chunk]) -> list[Draft]:
+        """Captured steps draft on the card."""
+        return [Draft()] * len(chunks) if self._replays(chunks) else self.eager.propose(chunks)
+
     # [run]
     def run(self, chunks: Sequence[Chunk], drafts: Sequence[Draft]) -> list[Result]:
-        """What each request emits in the steps that it was granted.
+        """What each request emits of the tokens that it was granted.
 
         Where logits hold NaN or infinity, the tokens before them; None where there are none.
         """
-        if not all(each.decodes and self.repeats(each.request) for each in chunks):
+        if not self._replays(chunks):
             return self.eager.run(chunks, drafts)
+        self.cache.check([each.request.table for each in chunks], *zip(*((each.start, each.grant) for each in chunks)))
+        gamma = self._gamma(chunks)
+        return self._speculate(chunks, gamma) if gamma else self._decode(chunks)
+
+    def _decode(self, chunks: Sequence[Chunk]) -> list[Result]:
+        """A token a step."""
         tables = [chunk.request.table for chunk in chunks]
-        starts, steps = [chunk.start for chunk in chunks], [chunk.steps for chunk in chunks]
-        self.cache.check(tables, starts, steps)
+        starts, steps = [chunk.start for chunk in chunks], [min(chunk.grant, self.max_steps) for chunk in chunks]
         # Write the batch into the buffers of a graph that is large enough, and replay it.
-        plan, params = self._plan(tables, starts, steps), [chunk.request.params for chunk in chunks]
+        params = [chunk.request.params for chunk in chunks]
+        plan = self._plan(tables, starts, [start + count for start, count in zip(starts, steps)])
+        # Each request's own pieces come last. (Those of shared prefixes, before them, see the same keys in every step.)
+        last = plan.launches[-1].columns
+        last.position.sub_(torch.tensor(steps, dtype=torch.int32)[last.sequence] - 1)
         lists, replay = self._graph(len(chunks), plan, self.kind_of(params, self.model.config.vocab_size))
         self._fill([chunk.request.tokens[-1] for chunk in chunks], tables, starts, steps, params)
         self._copy(plan, lists)
+        guesses, began = self._guesses(chunks), perf_counter()
         for _ in range(max(steps)):
             replay()
         # Look once, at all steps. A request keeps the tokens before its first broken step.
         noted = (self.steps.chosen, self.steps.tops, self.steps.scores)
         tokens, tops, scores = (each[:, : len(chunks)].T.cpu() for each in noted)
+        if self.drafter:
+            self.costs.learn(len(chunks), 0, (perf_counter() - began) / max(steps))
         sound = tops.isfinite().long().cumprod(dim=1).sum(dim=1).tolist()
         results = []
-        for own, score, row, *each in zip(params, scores, tokens.tolist(), steps, sound):
+        for own, score, row, guess, *each in zip(params, scores, tokens.tolist(), guesses, steps, sound):
             kept = row[: min(*each)]
-            results.append(Result(kept or None, score[: len(kept)].tolist() if own.logprobs else []))
+            alike = sum(itertools.takewhile(bool, (x == y for x, y in zip(guess or [], kept))))
+            if guess is None:
+                judged = [Judged(0, 0, 1)] * len(kept)
+            else:
+                judged = [Judged(max(len(guess), 1), alike, len(kept), shown=False)]
+            results.append(Result(kept or None, score[: len(kept)].tolist() if own.logprobs else [], judged=judged))
         return results
 
     # [/run]
 
-    def _plan(self, tables: list[list[int]], starts: list[int], steps: list[int]) -> TilePlan:
-        """The pieces of the last step, with the positions of the first."""
+    # [speculate]
+    def _gamma(self, chunks: Sequence[Chunk]) -> int:
+        """Drafts a step: as many as the longest that was asked for by name, or what pays for this batch."""
+        wanted = [chunk.drafts for chunk in chunks]
+        past = [chunk.request.adaptive for chunk in chunks]
+        if not any(wanted):
+            return 0
+        if any(each is None and count for each, count in zip(past, wanted)):
+            return min(max(wanted), self.eager.speculation.max_gamma)
+        return self.costs.best([each.alpha if each else 0.0 for each in past], wanted)
+
+    def _guesses(self, chunks: Sequence[Chunk]) -> list[list[int] | None]:
+        """Drafts of a few texts that are decoded without: what the target says to them comes for nothing."""
+        idle = [(each.request.adaptive.idle, i) for i, each in enumerate(chunks) if each.request.adaptive is not None]
+        few = {i for _, i in sorted(idle, reverse=True)[:PROBES]} if self.drafter else set()
+        return self.eager.speculation.guesses([chunk.request if i in few else None for i, chunk in enumerate(chunks)])
+
+    def _speculate(self, chunks: Sequence[Chunk], gamma: int) -> list[Result]:
+        """Up to `gamma` drafts a step, and as many steps as would do if every draft were kept."""
+        tables, params = [chunk.request.table for chunk in chunks], [chunk.request.params for chunk in chunks]
+        starts, grants = [chunk.start for chunk in chunks], [chunk.grant for chunk in chunks]
+        # The plan of the step that would reach furthest.
+        ends = [start + max(grant, gamma + 1) for start, grant in zip(starts, grants)]
+        plan = self._plan(tables, starts, ends, gamma + 1)
+        lists, replay = self._graph(len(chunks), plan, self.kind_of(params, self.model.config.vocab_size), gamma)
+        texts = [np.array(chunk.request.tokens, dtype=np.int32) for chunk in chunks]
+        limits = [len(text) + grant for text, grant in zip(texts, grants)]
+        self.drafts.begin(texts, limits, [chunk.drafts for chunk in chunks], params, gamma)
+        self._copy(plan, lists)
+        self._list_pages(padded_table(tables))
+        count, began = min(-(-max(grants) // (gamma + 1)), self.max_steps), perf_counter()
+        for _ in range(count):
+            replay()
+        # Look once, at all steps.
+        drafts = self.drafts
+        notes, tokens, scores = (each.cpu() for each in (drafts.notes, drafts.emitted, drafts.scored))
+        self.costs.learn(len(chunks), gamma, (perf_counter() - began) / count)
+        results = []
+        for i, (chunk, steps) in enumerate(zip(chunks, notes[:, :, : len(chunks)].permute(2, 0, 1).tolist())):
+            # Where nothing was found, the rows were read all the same: it counts as a draft that is not accepted.
+            judged = [Judged(*step) if step[0] else Judged(1, 0, step[2], shown=False) for step in steps if step[2]]
+            count = sum(step.emitted for step in judged)
+            if not count and steps[0][0]:
+                # A draft that breaks the model spoils the rows before it, too (0 · NaN): read again without it.
+                results += self.eager.run([chunk], [Draft()])
+                continue
+            own = scores[i, :count].tolist() if params[i].logprobs else []
+            results.append(Result(tokens[i, :count].tolist() or None, own, judged=judged))
+        return results
+
+    # [/speculate]
+
+    def _plan(self, tables: list[list[int]], starts: list[int], ends: list[int], queries: int = 1) -> TilePlan:
+        """The pieces of a step in which the last `queries` of each text's `ends` tokens attend."""
         prefixes = shared_prefixes(tables, starts, self.cache.page_size)
-        ends = [start + count for start, count in zip(starts, steps)]
         k_pages, heads = self.cache.keys[0], self.model.config.heads
-        plan = cut(ends, [1] * len(ends), prefixes, k_pages, heads, self.cache.latent_dim)
-        # Each request's own pieces come last. (Those of shared prefixes, before them, see the same keys in every step.)
-        own = plan.launches[-1].columns
-        own.position.sub_(torch.tensor(steps, dtype=torch.int32)[own.sequence] - 1)
-        return plan
+        return cut(ends, [queries] * len(ends), prefixes, k_pages, heads, self.cache.latent_dim)
 
     # [fill]
     def _fill(
@@ -129,6 +219,9 @@ class GraphRunner:
         positions = np.array(starts) + np.minimum(step, last)  # [max_steps, rows]
         slots = np.where(step <= last, self.cache.slots(table, rows, positions), -1)
         self.steps.begin(torch.tensor(tokens), torch.from_numpy(np.stack((positions, slots), axis=1)), params)
+        self._list_pages(table)
+
+    def _list_pages(self, table: Int[np.ndarray, "batch width"]) -> None:
         self.table[: len(table), : table.shape[1]] = torch.from_numpy(table).to(self.table.device)
 
     def _copy(self, plan: TilePlan, lists: TilePlan) -> None:
@@ -144,26 +237,30 @@ class GraphRunner:
     # [/fill]
 
     # [graph]
-    def _graph(self, batch: int, plan: TilePlan, kind: "Kind") -> tuple[TilePlan, Callable[[], None]]:
-        """The lists and the replay of a step for so many rows, pieces and states, rounded up to powers of two.
+    def _graph(self, batch: int, plan: TilePlan, kind: "Kind", gamma: int = 0) -> tuple[TilePlan, Callable[[], None]]:
+        """The lists and the replay of a step for so many texts, pieces and states, rounded up to powers of two.
 
         It is captured when it is first asked for. Without CUDA, the replay is the step itself.
         """
         rows, num_states = _bucket(batch), _bucket(plan.num_states)
         sizes = tuple((_bucket(len(launch.pieces)), launch.tile) for launch in plan.launches)
-        key = (kind, rows, num_states, sizes)
+        key = (kind, rows, num_states, sizes, gamma)
         if key not in self.graphs:
             # Lists of the graph's own: the pieces of each launch, and the states to merge.
             device = self.cache.device
             fields = len(Piece._fields)
             launches = [Launch(torch.zeros(n, fields, dtype=torch.int32, device=device), tile) for n, tile in sizes]
             states = torch.zeros(num_states, dtype=torch.int32, device=device)
-            lists = TilePlan(tuple(launches), self.offsets[: rows + 1], states, num_states)
+            lists = TilePlan(tuple(launches), self.offsets[: rows * (gamma + 1) + 1], states, num_states)
             # Capturing runs the step. With no row begun, it writes nowhere, and has no states to merge.
             none = torch.zeros(0, dtype=torch.int64)
             self.offsets.zero_()
-            self.steps.begin(none, none.expand(self.max_steps, 2, 0), [])
-            run = partial(self._step, rows, lists, kind)
+            if gamma:
+                self.drafts.begin([], [], [], [], gamma)
+                run = partial(self._draft_step, rows, lists, kind, gamma)
+            else:
+                self.steps.begin(none, none.expand(self.max_steps, 2, 0), [])
+                run = partial(self._step, rows, lists, kind)
             self.graphs[key] = lists, run if self.pool is None else capture(run, self.pool).replay
         return self.graphs[key]
 
@@ -172,15 +269,26 @@ class GraphRunner:
         """One step of `rows` rows, from the buffers to the buffers."""
         batch, tokens = Batch(self.table, [0] * rows, [1] * rows, lists), self.steps.tokens[:rows]
         positions, slots = self.steps.place[:, :rows]
-        if self.fused:
-            logits = fused_logits(self.model, tokens, positions, slots, self.cache, batch)
-        else:
-            kv = PagedKernelBatch(self.cache, positions, slots, lambda heads: batch)
-            logits = self.model(tokens, positions, kv)
         # Note each row's token, make it the next one read, and move every query by one.
-        self.steps.end(logits, kind)
+        self.steps.end(self._logits(tokens, positions, slots, batch), kind)
         for launch in lists.launches:
             launch.columns.position.add_(1)
+
+    @torch.inference_mode()
+    def _draft_step(self, rows: int, lists: TilePlan, kind: "Kind", gamma: int) -> None:
+        """One step of `rows` texts with up to `gamma` drafts each, likewise."""
+        assert self.drafter is not None
+        self.drafter.guess(self.drafts, rows, gamma)
+        fed = self.drafts.feed(rows, gamma, self.table, self.cache.page_size)
+        self.drafts.move(lists.launches[-1].pieces)
+        logits = self._logits(*fed, Batch(self.table, [0] * rows, [gamma + 1] * rows, lists))
+        self.drafts.end(logits, kind, gamma)
+
+    def _logits(self, tokens: Tensor, positions: Tensor, slots: Tensor, batch: Batch) -> Float[Tensor, "rows vocab"]:
+        if self.fused:
+            return fused_logits(self.model, tokens, positions, slots, self.cache, batch)
+        logits: Tensor = self.model(tokens, positions, PagedKernelBatch(self.cache, positions, slots, lambda _: batch))
+        return logits
 
     # [/graph]
 
@@ -191,7 +299,7 @@ def _bucket(n: int) -> int:
 
 
 def runner_for(model: Transformer, cache: PagedCache, speculation: Speculation, max_steps: int, rows: int) -> Runner:
-    """A `GraphRunner` where kernels run and no drafter takes part, else an `EagerRunner`.
+    """A `GraphRunner` where kernels run and the drafter, if there is one, drafts on the card; else an `EagerRunner`.
 
     The launches of the plain mixture of experts depend on the data, so one is captured only where it is fused. Ranks
     (`model/parallel.py`) plan the same steps. They can replay them together if they communicate through NCCL, whose
@@ -200,7 +308,7 @@ def runner_for(model: Transformer, cache: PagedCache, speculation: Speculation, 
     eager = EagerRunner(model, cache, speculation)
     if not isinstance(cache, PagedKernelCache) or not uses_triton(cache.keys[0]):
         return eager
-    if speculation.drafter is not None or (model.config.experts and not can_fuse(model)):
+    if not speculation.captured or (model.config.experts and not can_fuse(model)):
         return eager
     if model.is_sharded and not (dist.is_initialized() and dist.get_backend() == "nccl"):
         return eager

@@ -79,8 +79,8 @@ def _count(change: Change, began: float, totals: Stats) -> Metrics:
         metrics.admitted, metrics.admitted_step = began, totals.steps
     for counts in (metrics, totals):
         counts.cached_tokens += chunk.found
-        counts.drafted_tokens += len(change.draft.tokens)
-        counts.accepted_tokens += change.accepted
+        counts.drafted_tokens += sum(step.drafted for step in change.judged if step.shown)
+        counts.accepted_tokens += sum(step.accepted for step in change.judged if step.shown)
     if chunk.start >= len(request.prompt) and chunk.count == 1 and tokens:
         metrics.decode_steps += 1
         totals.decode_tokens += len(tokens)

@@ -6,13 +6,25 @@ captured steps on CUDA, several in a row. The engine does not know which one it 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.speculative.drafter import Draft
+
+
+class Judged(NamedTuple):
+    """One speculative step of a request: drafts, those accepted, and tokens emitted.
+
+    `shown`: to the target. A draft that is only compared with what was decoded without it teaches as much.
+    """
+
+    drafted: int
+    accepted: int
+    emitted: int
+    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -22,7 +34,7 @@ class Result:
     tokens: list[int] | None  # what it emits: nothing while there is prompt left; None if its logits are broken
     logprobs: list[float] = field(default_factory=list)  # of each token, if the request asks for them
     states: list[Tensor] = field(default_factory=list)  # hidden states, [fed, dim] for each layer the drafter taps
-    accepted: int = 0  # drafts, with which the tokens begin
+    judged: list[Judged] = field(default_factory=list)  # its steps with a drafter, one after another
 
 
 @runtime_checkable
@@ -33,8 +45,12 @@ class Runner(Protocol):
         """Whether it can decode the request several steps in a row, without asking the scheduler in between."""
         ...
 
+    def propose(self, chunks: Sequence[Chunk]) -> list[Draft]:
+        """The drafts that are made before the run; empty where the run makes them itself."""
+        ...
+
     def run(self, chunks: Sequence[Chunk], drafts: Sequence[Draft]) -> list[Result]:
-        """A result for each chunk, with its draft fed behind it. At most `chunk.steps` decode steps are run."""
+        """A result for each chunk, with its draft fed behind it. At most `chunk.grant` tokens are decoded."""
         ...
 
     def forget(self) -> None:

@@ -20,7 +20,7 @@ Within a step:
   4. Requests in decode may draft (speculation), with what is left of the budget, up to `draft_rows` rows a step in all,
      and in pages that are free or evictable. So speculation gives way under load.
   5. If the whole step is decodes, and the runner can repeat them without asking (`graph_runner.py`), each request is
-     granted up to `decode_steps` steps in a row, while pages can be had.
+     granted the tokens of up to `decode_steps` steps in a row, drafts included, while pages can be had.
 
 Progress: the request processed first can preempt all others or, if it is the last arrival, leaves its pages to them.
 Either way one request has the pages it needs, since no request is admitted that could not run alone in the pool.
@@ -44,7 +44,7 @@ class Chunk:
     """A request's part of a step: `count` of its tokens, from `start` on. The pages for all of it are reserved.
 
     `found`: tokens that the tree saved this step from computing. `drafts`: how many guesses may be
-    fed behind the tokens. `steps`: how many decode steps may be run in a row.
+    fed behind the tokens. `grant`: how many tokens may be decoded in a row, before the scheduler is asked again.
     """
 
     request: Request
@@ -52,7 +52,7 @@ class Chunk:
     count: int
     found: int = 0
     drafts: int = 0
-    steps: int = 1
+    grant: int = 1
 
     @property
     def samples(self) -> bool:
@@ -158,15 +158,15 @@ class Scheduler:
 
     # [steps]
     def _grant_steps(self, chunks: list[Chunk]) -> list[Chunk]:
-        """Several decode steps in a row, if all of the step is decodes that the runner can repeat."""
+        """The tokens of several decode steps, if all of the step is decodes that the runner can repeat."""
         if not all(each.decodes and self.repeats(each.request) for each in chunks):
             return chunks
         granted = []
         for chunk in chunks:
-            steps = min(self.decode_steps, chunk.request.check.left)
-            while steps > 1 and not self.cache.reserve(chunk.request, chunk.start + steps):
-                steps -= 1
-            granted.append(replace(chunk, steps=steps))
+            grant = min(self.decode_steps * (1 + chunk.drafts), chunk.request.check.left)
+            while grant > 1 and not self.cache.reserve(chunk.request, chunk.start + grant):
+                grant -= 1
+            granted.append(replace(chunk, grant=grant))
         return granted
 
     # [/steps]

@@ -31,6 +31,7 @@ from inference_opt.values import shown
 Rule = Callable[[Any, Any, Any, Any], list[int]]
 CHAIN_RULES = (rules.token_wise, rules.block, rules.coupled, rules.point_mass)
 MAX_GAMMA = 12  # drafts a step, if the engine decides
+PROBED = 4  # of a text that is decoded without drafts
 
 
 class Speculation:
@@ -58,8 +59,22 @@ class Speculation:
         if rule is rules.point_mass and drafter is not None and not drafter.found:
             raise ValueError(f"point_mass is for drafts that are found, {type(drafter).__name__} draws its own")
         self.drafter = None if drafter is None else drafter.bind(model, cache)
-        self.rule, self.fixed, self.vocab_size = rule, gamma, model.config.vocab_size
+        # A found draft x is accepted with probability p(x), by `point_mass` or by comparing it with the target's own
+        # draw. The second emits what plain decoding emits with this seed.
+        own = drafter is not None and drafter.found and rule is not rules.point_mass
+        self.rule: Rule = rules.coupled if own else rule
+        self.fixed, self.vocab_size = gamma, model.config.vocab_size
         self.taps: Sequence[int] = self.drafter.taps if self.drafter else ()
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps can be captured: without a drafter, or with one on the card and the target's own draws."""
+        return self.drafter is None or (self.drafter.captured and self.rule is rules.coupled)
+
+    @property
+    def max_gamma(self) -> int:
+        """The most drafts of a captured step."""
+        return max(MAX_GAMMA, self.fixed or 0)
 
     def gamma(self, request: Request) -> int:
         """How many drafts a request would have: its own wish, the engine's, or what its past suggests."""
@@ -87,6 +102,12 @@ class Speculation:
                 raise ValueError("point_mass is for drafts that are found: this drafter returned distributions")
         each = iter(made)
         return [next(each) if chunk.drafts else Draft() for chunk in chunks]
+
+    def guesses(self, requests: Sequence[Request | None]) -> list[list[int] | None]:
+        """What would be drafted, for those that are requests; nothing is shown to the target."""
+        asking = [DraftRequest(each, PROBED, self._noise(each, drafting=True)) for each in requests if each]
+        made = iter(self.drafter.propose(asking) if self.drafter and asking else [])
+        return [next(made).tokens if each else None for each in requests]
 
     # [/propose]
 
@@ -129,7 +150,8 @@ class Speculation:
         for change in changes:
             request = change.request
             if request.adaptive is not None and request.decoding:
-                request.adaptive.learn(len(change.draft.tokens), change.accepted)
+                for step in change.judged:
+                    request.adaptive.learn(step.drafted, step.accepted)
         self.drafter.observe([_observation(each.request, each.chunk.start, each.states, each.kind) for each in changes])
         for change in changes:
             if change.finish_reason is not None:

@@ -27,10 +27,14 @@ class Adaptive:
     rejected: float = 0.5
     idle: int = 0
 
+    @property
+    def alpha(self) -> float:
+        """The probability that a draft is accepted, as far as the past tells."""
+        return self.accepted / (self.accepted + self.rejected)
+
     def gamma(self) -> int:
         """How many tokens to draft in the next step."""
-        alpha = self.accepted / (self.accepted + self.rejected)
-        best = best_gamma(alpha, self.cost + ROW_COST, self.max_gamma)
+        best = best_gamma(self.alpha, self.cost + ROW_COST, self.max_gamma)
         return best or min(int(self.idle >= PATIENCE), self.max_gamma)
 
     def learn(self, drafted: int, accepted: int) -> None:

@@ -83,6 +83,7 @@ class Drafter:
     taps: Sequence[int] = ()  # layers of the target whose residual stream `observe` wants to see
     cost: float = 0.0  # of one drafted token, in steps of the target
     found: bool = False  # whether its tokens are found, not drawn, so that drafts come without distributions
+    captured: bool = False  # whether it can draft on the device, without the host
 
     def __repr__(self) -> str:
         given = [name for name in signature(type(self)).parameters if hasattr(self, name)]
@@ -94,6 +95,10 @@ class Drafter:
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         """A draft for each request; it may be shorter than asked, or empty."""
+        raise NotImplementedError
+
+    def guess(self, steps: Any, rows: int, gamma: int) -> None:
+        """Draft on the device, in a captured step (`kernels/draft_steps.py`); for those with `captured`."""
         raise NotImplementedError
 
     def observe(self, observations: Sequence[Observation]) -> None:

@@ -7,6 +7,7 @@ that came after them and draws from these counts, an n-gram model of this one te
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +27,11 @@ class PromptLookup(Drafter):
     """Copy what followed the latest earlier occurrence of the text's last `max_ngram` tokens, or of its last
     `max_ngram` − 1, …, `min_ngram`, where no longer end of the text occurred before.
 
-    Nothing is drawn, so q is a point mass and the rule is `point_mass`.
+    Nothing is drawn: q is a point mass, and a draft x is accepted with probability p(x).
     """
 
     found = True
+    captured = True
 
     def __init__(self, max_ngram: int = 4, min_ngram: int = 2) -> None:
         self.max_ngram = integer("max_ngram", max_ngram)
@@ -40,6 +42,10 @@ class PromptLookup(Drafter):
     def propose(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         """A draft as long as asked wherever there is a match."""
         return [Draft(self._copy(each.text.tokens, each.gamma)) for each in requests]
+
+    def guess(self, steps: Any, rows: int, gamma: int) -> None:
+        """The same on the device."""
+        steps.look_up(rows, gamma, self.min_ngram, self.max_ngram)
 
     def _copy(self, tokens: Sequence[int], gamma: int) -> list[int]:
         start = self._find(np.asarray(tokens, dtype=np.int32).tobytes())

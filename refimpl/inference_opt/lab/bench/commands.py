@@ -283,6 +283,86 @@ def speculative(
         raise ValueError("speculation did not give plain decoding's tokens, and rounding does not explain it")
 
 
+class BenchedShape(StrEnum):
+    """Shapes of real models (`lab.bench.shapes.SHAPES`)."""
+
+    smollm2 = "SmolLM2-135M"
+    llama_1b = "Llama-3.2-1B"
+    llama_8b = "Llama-3.1-8B"
+
+
+@bench_app.command()
+def drafts(
+    model: Model = "smollm2-135m",
+    shape: Annotated[
+        BenchedShape | None, typer.Option(help="Instead: a model of this shape, and drafts of known acceptance.")
+    ] = None,
+    alpha: Annotated[
+        list[float] | None,
+        typer.Option(min=0, max=1, help="Acceptance, with --shape. May be given several times.", show_default="0.8"),
+    ] = None,
+    task: Annotated[list[Task] | None, typer.Option(help="May be given several times.", show_default="all")] = None,
+    drafter: Annotated[DrafterName | None, typer.Option(show_default="prompt-lookup")] = None,
+    temperature: Annotated[
+        list[float] | None, typer.Option(min=0, help="May be given several times.", show_default="0")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="May be given several times.")] = None,
+    gamma: Annotated[
+        list[int] | None, typer.Option(min=1, help="Drafts a step, beside what the engine chooses.", show_default="3")
+    ] = None,
+    dtype: DType = Dtype.float32,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    new_tokens: Annotated[int, typer.Option(min=2, help="New tokens a request, at most.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 5,
+    json_file: Json = None,
+) -> None:
+    """What drafts gain by batch: on real tasks, or at a known acceptance, predicted and measured."""
+    from inference_opt.lab.bench.drafts import bench_shape, bench_tasks
+    from inference_opt.lab.bench.speculative import TASKS
+
+    common = (batch or [1, 4], gamma or [3], new_tokens, repeats)
+    if shape:
+        given = {"--task": bool(task), "--drafter": bool(drafter), "--temperature": bool(temperature)}
+        no_effect("with --shape, where drafts of known acceptance are greedy", given)
+    else:
+        no_effect("without --shape", {"--alpha": bool(alpha)})
+    with Progress(console=console(stderr=True)) as progress:
+        if shape:
+            figures = bench_shape(shape.value, dtype.value, device, alpha or [0.8], *common, progress)
+        else:
+            tasks = [each.value for each in task] if task else list(TASKS)
+            name = (drafter or DrafterName("prompt-lookup")).value
+            batches, lengths, new, times = common
+            figures = bench_tasks(
+                model,
+                dtype.value,
+                device,
+                tasks,
+                name,
+                batches,
+                temperature or [0.0],
+                lengths,
+                new,
+                times,
+                progress,
+            )
+    write_json(json_file, figures)
+    columns = ("tokens/s", "× plain", "lowest to highest", "predicted", "accepted", "same texts")
+    table = Table(title=f"{figures['model']}, {dtype.value}, {device}", title_style="bold", box=SIMPLE_HEAD)
+    for heading in ("case", "batch", "drafts", *columns):
+        table.add_column(heading, justify="left" if heading in ("case", "drafts") else "right")
+    for case in figures["results"]:
+        name = f"α = {case['alpha']}" if shape else f"{case['task']}, T = {case['temperature']:g}"
+        for row in case["rows"]:
+            low, high = row["over_plain_spread"]
+            cells = [f"{row['tokens_per_second']:,.0f}", f"{row['over_plain']:.2f}×", f"{low:.2f}–{high:.2f}"]
+            cells += [f"{row['predicted']:.2f}×" if "predicted" in row else "–", f"{row['acceptance']:.0%}"]
+            table.add_row(name, str(case["batch"]), row["name"], *cells, f"{row['same_texts']} of {case['batch']}")
+    out = console()
+    out.print(table)
+    out.print(figures["command"], style="dim")
+
+
 def _speculative_table(title: str, rows: list[dict[str, Any]]) -> Table:
     table = Table(title=title, title_style="bold", box=SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False)
     table.add_column("decoder")

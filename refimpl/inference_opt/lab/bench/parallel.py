@@ -34,10 +34,7 @@ from inference_opt.model.parallel import local_config, parallelize
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
 
-ALL = SHAPES | {
-    "Llama-3.1-8B": ModelConfig(128_256, 4_096, 32, 32, 8, 128, 14_336, 4_096, rope_theta=500_000.0),
-    "tiny": ModelConfig(256, 64, 2, 8, 4, 8, 128, 512),
-}
+ALL = SHAPES | {"tiny": ModelConfig(256, 64, 2, 8, 4, 8, 128, 512)}
 
 
 def make(shape: str, source: str | None, dtype: torch.dtype, device: torch.device, seed: int) -> Transformer:

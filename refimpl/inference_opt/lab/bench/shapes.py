@@ -16,6 +16,9 @@ SHAPES = {
     "Llama-3.2-1B": ModelConfig(
         128_256, 2_048, 16, 32, 8, 64, 8_192, 8_192, tied_embeddings=True, rope_theta=500_000.0
     ),
+    "Llama-3.1-8B": ModelConfig(
+        128_256, 4_096, 32, 32, 8, 128, 14_336, 8_192, tied_embeddings=False, rope_theta=500_000.0
+    ),
     "DeepSeek-V2-Lite": _V2_LITE,
     "DeepSeek-V2-Lite dense": replace(_V2_LITE, experts=None),  # its latents alone: every layer as the first
 }

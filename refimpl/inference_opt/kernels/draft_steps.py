@@ -1,0 +1,283 @@
+"""Speculative steps one after another on the device: a draft is guessed, read, judged and committed without the host.
+
+    look_up      guess: what followed the latest earlier occurrence of the text's end (`speculative/lookup.py`)
+    feed         the rows of the step: each text's last token and its draft, with their positions and slots
+    move_pieces  the plan of attention follows the texts, which grow by different numbers of tokens
+    …            the model, and a token for each row: the target's own, as plain decoding would draw it (`steps.py`)
+    commit       of each text, the tokens up to the first that differs from its draft (`rules.coupled`)
+
+A row that is not judged (its text has ended, its draft is shorter than others) writes nowhere, and no query reads what
+lies at its position: memory that was never written may hold NaN, and 0 · NaN is NaN.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from inference_opt.kernels.pdl import launch_options
+from inference_opt.kernels.plan import Piece
+from inference_opt.kernels.steps import Kind, Steps
+from inference_opt.sampling import SamplingParams
+
+FIELDS = tl.constexpr(len(Piece._fields))
+SEQUENCE, QUERIES, POSITION, FIRST, END = (
+    tl.constexpr(Piece._fields.index(name)) for name in ("sequence", "queries", "position", "first", "end")
+)
+
+
+# [look_up]
+@triton.jit
+def look_up(
+    text,  # [max_rows, WIDTH]
+    known,  # [max_rows]: how many tokens of each text are known
+    draft,  # [max_rows, GAMMA]
+    drafted,  # [max_rows]
+    WIDTH: tl.constexpr,
+    GAMMA: tl.constexpr,
+    SPAN: tl.constexpr,  # GAMMA, as a power of two
+    MIN_N: tl.constexpr,
+    MAX_N: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """A draft of GAMMA tokens for one text, or none: as `PromptLookup` finds it."""
+    row = tl.program_id(0).to(tl.int64)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    length = tl.load(known + row).to(tl.int32)
+    own = text + row * WIDTH
+    # alike(i): how many tokens up to i are those at the text's end. The most decide, then the latest.
+    best = tl.full([], -1, tl.int64)
+    for begin in range(0, length - 1, BLOCK):
+        i = begin + tl.arange(0, BLOCK)
+        same, alike = i < length - 1, tl.zeros([BLOCK], tl.int64)
+        for n in tl.static_range(MAX_N):
+            last = tl.load(own + tl.maximum(length - 1 - n, 0))
+            same &= tl.load(own + i - n, mask=(i >= n) & (i < length - 1), other=-1) == last
+            alike += same.to(tl.int64)
+        best = tl.maximum(best, tl.max(tl.where(alike >= MIN_N, alike << 32 | i, -1), 0))
+    count = tl.where(best >= 0, GAMMA, 0)
+    start = tl.where(best >= 0, (best & 0xFFFFFFFF).to(tl.int32) + 1, 0)
+    # Where the copy has caught up with the text, it goes on copying itself.
+    j = tl.arange(0, SPAN)
+    copied = tl.load(own + start + j % tl.maximum(length - start, 1), mask=j < count, other=0)
+    tl.store(draft + row * GAMMA + j, copied, mask=j < GAMMA)
+    tl.store(drafted + row, count)
+
+
+# [/look_up]
+
+
+# [feed]
+@triton.jit
+def feed(
+    text,  # [max_rows, WIDTH]
+    known,  # [max_rows]
+    limit,  # [max_rows]: how many tokens may be known in the end; pages are there for all but the last
+    most,  # [max_rows]: drafts that each text wants
+    draft,  # [max_rows, GAMMA]
+    drafted,  # [max_rows]
+    table,  # [max_rows, pages]
+    queries,  # [max_rows]: rows of each text that count
+    tokens,  # [max_rows (GAMMA + 1)]: what is read
+    place,  # [2, places]: position and slot
+    pages,
+    places,
+    WIDTH: tl.constexpr,
+    GAMMA: tl.constexpr,
+    SPAN: tl.constexpr,  # GAMMA + 1, as a power of two
+    PAGE: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """The rows of one text: its last known token, then its draft."""
+    row = tl.program_id(0).to(tl.int64)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    length, j = tl.load(known + row), tl.arange(0, SPAN)
+    left = tl.load(limit + row) - length  # the last token of a text needs no draft
+    judged = tl.minimum(tl.minimum(tl.load(drafted + row), tl.load(most + row)), left - 1)
+    counted = tl.where(left > 0, judged + 1, 0)
+    real = j < counted
+    last = tl.load(text + row * WIDTH + tl.maximum(length - 1, 0)).to(tl.int64)
+    guess = tl.load(draft + row * GAMMA + j - 1, mask=real & (j > 0), other=0).to(tl.int64)
+    position = length - 1 + j
+    page = tl.load(table + row * pages + position // PAGE, mask=real, other=0).to(tl.int64)
+    out = row * (GAMMA + 1) + j
+    tl.store(queries + row, counted)
+    tl.store(tokens + out, tl.where(real, tl.where(j == 0, last, guess), 0), mask=j <= GAMMA)
+    tl.store(place + out, tl.where(real, position, 0), mask=j <= GAMMA)
+    tl.store(place + places + out, tl.where(real, page * PAGE + position % PAGE, -1), mask=j <= GAMMA)
+
+
+@triton.jit
+def move_pieces(
+    pieces,  # [count, FIELDS]
+    known,  # [max_rows]
+    queries,  # [max_rows]
+    count,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Set the pieces of a launch to where the texts are, and to the rows that count. A piece of no keys is nobody's."""
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    piece, inside = pieces + i * FIELDS, i < count
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    sequence = tl.load(piece + SEQUENCE, mask=inside, other=0)
+    real = inside & (tl.load(piece + END, mask=inside, other=0) > tl.load(piece + FIRST, mask=inside, other=0))
+    tl.store(piece + POSITION, (tl.load(known + sequence, mask=real, other=1) - 1).to(tl.int32), mask=real)
+    tl.store(piece + QUERIES, tl.load(queries + sequence, mask=real, other=0).to(tl.int32), mask=real)
+
+
+# [/feed]
+
+
+# [commit]
+@triton.jit
+def commit(
+    text,  # [max_rows, WIDTH]
+    known,  # [max_rows]
+    limit,  # [max_rows]
+    draft,  # [max_rows, GAMMA]
+    queries,  # [max_rows]
+    chosen,  # [rows]: each row's token,
+    tops,  # [rows]: its largest logit,
+    scores,  # [rows]: and the token's log-probability
+    drawn,  # [rows]: how often each row has drawn, which begins anew
+    began,  # [max_rows]: how many tokens were known before the first step
+    step,  # [max_rows]
+    emitted,  # [max_rows, most]
+    scored,  # [max_rows, most]
+    notes,  # [steps, 3, max_rows]: drafts judged, drafts accepted, tokens emitted
+    max_rows,
+    most,
+    WIDTH: tl.constexpr,
+    GAMMA: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Emit the tokens of one text. A text whose first row is broken goes no further."""
+    row = tl.program_id(0).to(tl.int64)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    length, counted, now = tl.load(known + row), tl.load(queries + row), tl.load(step + row)
+    out = row * most + length - tl.load(began + row)
+    going, accepted, kept = counted > 0, counted * 0, counted * 0
+    for j in tl.static_range(GAMMA + 1):
+        r = row * (GAMMA + 1) + j
+        token, top = tl.load(chosen + r), tl.load(tops + r)
+        going &= (j < counted) & (tl.abs(top) < float("inf"))  # false for NaN
+        tl.store(text + row * WIDTH + length + j, token.to(tl.int32), mask=going)
+        tl.store(emitted + out + j, token.to(tl.int32), mask=going)
+        tl.store(scored + out + j, tl.load(scores + r), mask=going)
+        tl.store(drawn + r, 0)
+        kept += going.to(tl.int64)
+        if j < GAMMA:
+            going &= (j + 1 < counted) & (tl.load(draft + row * GAMMA + j).to(tl.int64) == token)
+            accepted += going.to(tl.int64)
+    note = notes + now * 3 * max_rows + row
+    tl.store(note, tl.maximum(counted - 1, 0))
+    tl.store(note + max_rows, accepted)
+    tl.store(note + 2 * max_rows, kept)
+    tl.store(known + row, length + kept)
+    tl.store(limit + row, length, mask=(counted > 0) & (kept == 0))
+    tl.store(step + row, now + 1)
+
+
+# [/commit]
+
+
+class DraftSteps:
+    """Up to `steps` speculative steps, of up to `max_rows` texts with up to `max_gamma` drafts each.
+
+    Buffers at fixed places on the device. `rows` holds what the flat rows of a step read and how they sample: rows
+    (gamma + 1) · i … of text i.
+    """
+
+    def __init__(self, steps: int, max_rows: int, max_gamma: int, context: int, device: torch.device) -> None:
+        def buffer(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        self.rows = Steps(1, max_rows * (max_gamma + 1), device)
+        self.text = buffer(max_rows, context + 1, dtype=torch.int32)
+        self.draft = buffer(max_rows, max_gamma, dtype=torch.int32)
+        # How many tokens are known, may be known in the end, were known before; drafts wanted and found; rows that
+        # count; and how many steps were made.
+        self.known, self.limit, self.began, self.most, self.drafted, self.queries, self.step = buffer(7, max_rows)
+        self.emitted = buffer(max_rows, steps * (max_gamma + 1), dtype=torch.int32)
+        self.scored = buffer(max_rows, steps * (max_gamma + 1), dtype=torch.float32)
+        self.notes = buffer(steps, 3, max_rows)
+
+    def begin(
+        self,
+        texts: Sequence[Int[np.ndarray, "tokens"]],
+        limits: Sequence[int],
+        most: Sequence[int],
+        params: Sequence[SamplingParams],
+        gamma: int,
+    ) -> None:
+        """Set the texts, how long they may become, how many drafts each wants, and how each samples.
+
+        Texts that are not begun have no rows that count.
+        """
+        none = torch.zeros(0, dtype=torch.int64)
+        self.rows.begin(none, none.expand(1, 2, 0), [own for own in params for _ in range(gamma + 1)])
+        counts = np.zeros((4, len(self.known)), dtype=np.int64)
+        counts[:, : len(texts)] = [[len(text) for text in texts], limits, [len(text) for text in texts], most]
+        for mine, own in zip((self.known, self.limit, self.began, self.most), torch.from_numpy(counts)):
+            mine.copy_(own)
+        self.step.zero_()
+        self.notes.zero_()
+        width = max(map(len, texts), default=0)
+        rows = np.zeros((len(texts), width), dtype=np.int32)
+        for row, text in zip(rows, texts):
+            row[: len(text)] = text
+        self.text[: len(texts), :width] = torch.from_numpy(rows).to(self.text.device)
+
+    def look_up(self, rows: int, gamma: int, min_ngram: int, max_ngram: int) -> None:
+        """Draft by prompt lookup."""
+        block = min(1024, triton.next_power_of_2(self.text.shape[1]))
+        span = triton.next_power_of_2(gamma)
+        look_up[(rows,)](
+            self.text, self.known, self.draft, self.drafted, self.text.shape[1], gamma, span,
+            min_ngram, max_ngram, block, **launch_options(pdl=True),
+        )  # fmt: skip
+
+    def feed(
+        self, rows: int, gamma: int, table: Int[Tensor, "max_rows pages"], page_size: int
+    ) -> tuple[Int[Tensor, "fed"], Int[Tensor, "fed"], Int[Tensor, "fed"]]:
+        """Tokens, positions and slots of the step's rows."""
+        fed, place = rows * (gamma + 1), self.rows.place
+        feed[(rows,)](
+            self.text, self.known, self.limit, self.most, self.draft, self.drafted, table, self.queries,
+            self.rows.tokens, place, table.shape[1], place.shape[1], self.text.shape[1], gamma,
+            triton.next_power_of_2(gamma + 1), page_size, **launch_options(pdl=True),
+        )  # fmt: skip
+        return self.rows.tokens[:fed], place[0, :fed], place[1, :fed]
+
+    def move(self, pieces: Int[Tensor, "pieces 8"]) -> None:
+        """Let the pieces of a launch follow the texts."""
+        if len(pieces):
+            grid = (triton.cdiv(len(pieces), 256),)
+            move_pieces[grid](pieces, self.known, self.queries, len(pieces), 256, **launch_options(pdl=True))
+
+    def end(self, logits: Float[Tensor, "fed vocab"], kind: Kind, gamma: int) -> None:
+        """Draw each row's token, and commit those that the target and the draft agree on, and one more.
+
+        As of `Steps.end`: at most `steps` times after `begin`, with a `kind` that serves all texts.
+        """
+        self.rows.end(logits, kind)
+        commit[(len(logits) // (gamma + 1),)](
+            self.text, self.known, self.limit, self.draft, self.queries,
+            self.rows.chosen, self.rows.tops, self.rows.scores, self.rows.step,
+            self.began, self.step, self.emitted, self.scored, self.notes,
+            len(self.known), self.emitted.shape[1], self.text.shape[1], gamma, **launch_options(pdl=True),
+        )  # fmt: skip

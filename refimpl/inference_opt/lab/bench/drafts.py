@@ -1,0 +1,210 @@
+"""`inference-opt bench drafts`: what drafts gain by batch, on real tasks and at a known acceptance.
+
+In each case one model decodes the same requests plainly, with drafts as long as the engine chooses, and with fixed
+lengths, in turn and several times over, in one process. Only decoding is timed, from the moment when every request has
+its first token. On tasks every text has as many tokens as plain decoding makes until it ends.
+
+On a shape the drafter's acceptance α is known (`known.py`), and the speed-up is predicted before it is measured, from
+plain decoding alone. A step of n texts with γ drafts each reads n (γ + 1) rows. If rows of one text cost what rows of
+several cost:
+
+    speed-up = (1 + α + … + α^γ) · t(n) / t(n (γ + 1))        t(n): seconds of a plain step of n texts
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from inference_opt.engine.engine import Engine
+from inference_opt.environment import command_line, describe, elapsed
+from inference_opt.lab.bench.known import Known, repeating_model
+from inference_opt.lab.bench.shapes import SHAPES
+from inference_opt.lab.bench.speculative import TASKS
+from inference_opt.loading.load import load_model
+from inference_opt.loading.prompts import load_prompts
+from inference_opt.loading.tokenizer import needed
+from inference_opt.model.transformer import Transformer
+from inference_opt.sampling import SamplingParams
+from inference_opt.speculative import DRAFTERS, Drafter
+from inference_opt.speculative.cost import expected_tokens
+
+PAGE = 16  # tokens
+PROMPT = 128  # tokens, on a shape
+PLAIN, CHOSEN = "plain", "chosen"
+
+
+@dataclass(frozen=True)
+class Timed:
+    """All requests of a batch, decoded once; the prefill and its tokens are not counted."""
+
+    tokens_per_second: float
+    drafted: int
+    accepted: int
+    texts: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Work:
+    """A batch of requests."""
+
+    prompts: list[list[int]]
+    lengths: list[int]
+    temperature: float
+
+    def engine(self, model: Transformer, drafter: Drafter | None, gamma: int | None) -> Engine:
+        """One with room for all of it."""
+        pages = sum(-(-(len(prompt) + new) // PAGE) + 1 for prompt, new in zip(self.prompts, self.lengths))
+        budget = max(512, sum(map(len, self.prompts)))
+        rows = len(self.prompts) * 16
+        return Engine(
+            model,
+            radix=False,
+            drafter=drafter,
+            gamma=gamma,
+            page_size=PAGE,
+            num_pages=pages,
+            token_budget=budget,
+            max_running=len(self.prompts),
+            draft_rows=rows,
+        )
+
+    def run(self, engine: Engine) -> Timed:
+        """Decode all of it once."""
+        requests = [
+            engine.add(prompt, SamplingParams(new, self.temperature, seed=i, ignore_eos=True))
+            for i, (prompt, new) in enumerate(zip(self.prompts, self.lengths))
+        ]
+        while not all(request.output for request in requests):
+            engine.step()
+        before, began = engine.stats, time.perf_counter()
+        while engine.requests:
+            engine.step()
+        seconds, after = elapsed(began), engine.stats
+        return Timed(
+            (after.new_tokens - before.new_tokens) / seconds,
+            after.drafted_tokens - before.drafted_tokens,
+            after.accepted_tokens - before.accepted_tokens,
+            [request.output for request in requests],
+        )
+
+
+def measure(
+    model: Transformer, work: Work, drafter: Drafter, lengths: Sequence[int], repeats: int, progress: Progress, bar: Any
+) -> list[dict[str, Any]]:
+    """A row for plain decoding, for the engine's choice, and for each fixed length: medians of interleaved repeats."""
+    engines = {PLAIN: work.engine(model, None, None), CHOSEN: work.engine(model, drafter, None)}
+    engines |= {f"γ = {gamma}": work.engine(model, drafter, gamma) for gamma in lengths}
+    for engine in engines.values():
+        work.run(engine)  # captures steps, and learns what they cost
+    runs: dict[str, list[Timed]] = {name: [] for name in engines}
+    for _ in range(repeats):
+        for name, engine in engines.items():
+            runs[name].append(work.run(engine))
+        progress.advance(bar)
+    rows = []
+    for name, timed in runs.items():
+        ratios = [one.tokens_per_second / plain.tokens_per_second for one, plain in zip(timed, runs[PLAIN])]
+        drafted = sum(one.drafted for one in timed)
+        same = sum(a == b for a, b in zip(timed[0].texts, runs[PLAIN][0].texts))
+        rows.append(
+            {
+                "name": name,
+                "tokens_per_second": median(one.tokens_per_second for one in timed),
+                "over_plain": median(ratios),
+                "over_plain_spread": [min(ratios), max(ratios)],
+                "drafted": drafted // repeats,
+                "acceptance": sum(one.accepted for one in timed) / drafted if drafted else 0.0,
+                "same_texts": same,
+            }
+        )
+    return rows
+
+
+def bench_tasks(
+    source: str,
+    dtype: str,
+    device: str,
+    tasks: Sequence[str],
+    name: str,
+    batches: Sequence[int],
+    temperatures: Sequence[float],
+    lengths: Sequence[int],
+    new: int,
+    repeats: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Real prompts of each task, several times over where the batch is larger than their number.
+
+    ValueError for an unknown task or drafter.
+    """
+    if unknown := {*tasks} - {*TASKS} or {name} - {*DRAFTERS}:
+        raise ValueError(f"unknown {sorted(unknown)}: tasks are {', '.join(TASKS)}, drafters {', '.join(DRAFTERS)}")
+    model, tokenizer = load_model(source, dtype=dtype, device=device)
+    bar = progress.add_task("bench drafts", total=len(tasks) * len(batches) * len(temperatures) * repeats)
+    results = []
+    for task in tasks:
+        own = [p.ids(needed(tokenizer)) for p in load_prompts("speculative") if p.name.startswith(f"{task}: ")]
+        for temperature in temperatures:
+            few = Work(own, [new] * len(own), temperature)
+            ends = Engine(model, radix=False).generate(
+                few.prompts, [SamplingParams(new, temperature, seed=i) for i in range(len(own))]
+            )
+            plain = [max(len(each.tokens), 2) for each in ends]
+            for batch in batches:
+                which = [i % len(own) for i in range(batch)]
+                work = Work([own[i] for i in which], [plain[i] for i in which], temperature)
+                rows = measure(model, work, DRAFTERS[name](), lengths, repeats, progress, bar)
+                results.append({"task": task, "temperature": temperature, "batch": batch, "rows": rows})
+    return _head(source, dtype, device, repeats) | {"drafter": name, "results": results}
+
+
+def bench_shape(
+    shape: str,
+    dtype: str,
+    device: str,
+    alphas: Sequence[float],
+    batches: Sequence[int],
+    lengths: Sequence[int],
+    new: int,
+    repeats: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """A model of this shape, and a drafter of each acceptance. ValueError for an unknown shape."""
+    if shape not in SHAPES:
+        raise ValueError(f"unknown shape {shape!r}: expected one of {', '.join(SHAPES)}")
+    config = SHAPES[shape]
+    model = repeating_model(config, getattr(torch, dtype), torch.device(device))
+    sizes = sorted({batch * (gamma + 1) for batch in batches for gamma in (0, *lengths)})
+    bar = progress.add_task("bench drafts", total=len(sizes) + len(batches) * len(alphas) * repeats)
+
+    def work(batch: int) -> Work:
+        generator = torch.Generator().manual_seed(batch)
+        prompts = torch.randint(config.vocab_size, (batch, PROMPT), generator=generator).tolist()
+        return Work(prompts, [new] * batch, 0.0)
+
+    # The only thing that is fitted: seconds of a plain step, by the number of rows.
+    seconds = {}
+    for size in sizes:
+        plain = work(size)
+        engine = plain.engine(model, None, None)
+        seconds[size] = size / median(plain.run(engine).tokens_per_second for _ in range(4))
+        progress.advance(bar)
+    results = []
+    for alpha in alphas:
+        for batch in batches:
+            rows = measure(model, work(batch), Known(alpha), lengths, repeats, progress, bar)
+            for gamma, row in zip(lengths, rows[2:]):
+                row["predicted"] = expected_tokens(alpha, gamma) * seconds[batch] / seconds[batch * (gamma + 1)]
+            results.append({"alpha": alpha, "batch": batch, "rows": rows})
+    steps = [{"rows": size, "seconds": each} for size, each in seconds.items()]
+    return _head(shape, dtype, device, repeats) | {"plain_steps": steps, "results": results}
+
+
+def _head(model: str, dtype: str, device: str, repeats: int) -> dict[str, Any]:
+    card = {"device": torch.cuda.get_device_name()} if device == "cuda" else {}
+    return {"command": command_line(), "machine": describe() | card, "model": model, "dtype": dtype, "repeats": repeats}

@@ -1,0 +1,77 @@
+"""A target and a drafter whose acceptance is known: what speculation gives on a shape, at any α, without its weights.
+
+The target repeats its last token. Its matrices are random and read as always, but what its layers add to the residual
+stream is small, and its head is its table of embeddings: so the largest logit is by far that of the token just read.
+The drafter knows this, and spoils each draft with probability 1 − α. (Of random weights alone no drafter could know the
+next token: two batches round differently, and near ties are many.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference_opt.cache.paged import PagedCache
+from inference_opt.model.config import ModelConfig
+from inference_opt.model.transformer import Transformer
+from inference_opt.speculative.drafter import Draft, Drafter, DraftRequest
+
+QUIET = 1e-3  # how much of a layer's output is left
+PRIME = 7919  # shifts each text's spoiled places
+
+
+def repeating_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Transformer:
+    """A model of this shape whose greedy text repeats the last token."""
+    with torch.device(device):
+        model = Transformer(replace(config, tied_embeddings=False)).to(dtype).eval().init_weights(0)
+    with torch.no_grad():
+        for name, weight in model.layers.named_parameters():
+            if {"out", "down"} & set(name.split(".")):
+                weight.mul_(QUIET)
+        model.head.weight.copy_(model.embed.weight)
+    return model.pack().requires_grad_(False)
+
+
+class Known(Drafter):
+    """Each draft is the last token with probability `alpha`, else another one. Which, its place in the text decides."""
+
+    found = True
+    captured = True
+    spoiled: np.ndarray  # by place: what is added to the token there
+    on_device: Tensor  # the same
+    vocab: int
+
+    def __init__(self, alpha: float, seed: int = 0) -> None:
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha is a probability, got {alpha}")
+        self.alpha, self.seed = alpha, seed
+
+    def bind(self, target: Transformer, cache: PagedCache) -> "Known":
+        """For texts as long as the target's context."""
+        bound = Known(self.alpha, self.seed)
+        bound.vocab = target.config.vocab_size
+        drawn = np.random.default_rng(self.seed).random(target.config.max_context + 1)
+        bound.spoiled = (drawn >= self.alpha).astype(np.int64)
+        bound.on_device = torch.from_numpy(bound.spoiled).to(target.device)
+        return bound
+
+    def propose(self, requests: Sequence[DraftRequest]) -> list[Draft]:
+        """As long as asked."""
+        drafts = []
+        for each in requests:
+            tokens = each.text.tokens
+            places = len(tokens) + np.arange(each.gamma) + PRIME * tokens[0]
+            drafts.append(Draft(((tokens[-1] + self.spoiled[places % len(self.spoiled)]) % self.vocab).tolist()))
+        return drafts
+
+    def guess(self, steps: Any, rows: int, gamma: int) -> None:
+        """The same on the device."""
+        text, known = steps.text[:rows].long(), steps.known[:rows, None]
+        last = text.gather(1, (known - 1).clamp_min(0))
+        places = known + torch.arange(gamma, device=known.device) + PRIME * text[:, :1]
+        drafts = (last + self.on_device[places % len(self.on_device)]) % self.vocab
+        steps.draft.view(-1)[: rows * gamma] = drafts.flatten().int()
+        steps.drafted[:rows] = gamma

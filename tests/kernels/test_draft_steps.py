@@ -1,0 +1,132 @@
+"""Speculative steps on the device, against the functions that they stand for: `PromptLookup` and `rules.coupled`."""
+
+from array import array
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference_opt.kernels.draft_steps import DraftSteps
+from inference_opt.kernels.plan import Piece
+from inference_opt.kernels.steps import kind_of
+from inference_opt.sampling import CommonNoise, SamplingParams, probabilities
+from inference_opt.speculative import rules
+from inference_opt.speculative.drafter import DraftRequest
+from inference_opt.speculative.lookup import PromptLookup
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CONTEXT, PAGE, STEPS = 2100, 4, 2
+TEXTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=40), min_size=1, max_size=3)
+LONG = st.builds(
+    lambda few, n: (few * n)[:2000], st.lists(st.integers(0, 9), min_size=1, max_size=7), st.integers(1, 600)
+)
+
+
+def begun(texts, limits, most, gamma, params=None):
+    steps = DraftSteps(STEPS, 4, 6, CONTEXT, DEVICE)
+    params = params or [SamplingParams(seed=0)] * len(texts)
+    steps.begin([np.array(text, dtype=np.int32) for text in texts], limits, most, params, gamma)
+    return steps
+
+
+@given(
+    st.one_of(TEXTS, st.lists(LONG, min_size=1, max_size=2)), st.integers(1, 6), st.integers(1, 4), st.integers(0, 3)
+)
+def test_a_draft_is_that_of_prompt_lookup(texts, gamma, min_ngram, more):
+    drafter, steps = (
+        PromptLookup(min_ngram + more, min_ngram),
+        begun(texts, [99] * len(texts), [gamma] * len(texts), gamma),
+    )
+    drafter.guess(steps, 4, gamma)
+    rest = {"computed": 0, "params": SamplingParams(), "drafter_state": None, "table": []}
+    views = [SimpleNamespace(tokens=array("i", text), **rest) for text in texts]
+    right = drafter.propose([DraftRequest(view, gamma, CommonNoise(0, 0)) for view in views])
+    for row, draft in enumerate(right):
+        assert steps.drafted[row] == len(draft.tokens)
+        if draft.tokens:
+            assert steps.draft.flatten()[row * gamma :][:gamma].tolist() == draft.tokens
+    assert not steps.drafted[len(texts) :].any()
+
+
+@given(TEXTS, st.integers(1, 5), st.lists(st.integers(0, 7), min_size=3, max_size=3), st.data())
+def test_rows_are_the_last_token_and_the_draft_as_far_as_there_is_room(texts, gamma, left, data):
+    limits = [len(text) + more for text, more in zip(texts, left)]
+    most = data.draw(st.lists(st.integers(0, gamma), min_size=len(texts), max_size=len(texts)))
+    steps = begun(texts, limits, most, gamma)
+    drafts = torch.randint(9, (4, gamma), dtype=torch.int32)
+    steps.draft.flatten()[: drafts.numel()] = drafts.flatten().to(DEVICE)
+    steps.drafted[:] = gamma
+    table = torch.arange(100, 100 + 4 * 20, dtype=torch.int32, device=DEVICE).view(4, 20)
+    tokens, positions, slots = (each.view(4, gamma + 1).tolist() for each in steps.feed(4, gamma, table, PAGE))
+    pieces = torch.zeros(len(texts) + 2, len(Piece._fields), dtype=torch.int32, device=DEVICE)
+    pieces[: len(texts), 0] = torch.arange(len(texts))
+    pieces[: len(texts), 6] = 50  # the end of its keys; the others have none
+    steps.move(pieces)
+    for row in range(4):
+        known = len(texts[row]) if row < len(texts) else 0
+        count = min(most[row], limits[row] - known - 1) + 1 if row < len(texts) and limits[row] > known else 0
+        at = range(known - 1, known - 1 + count)
+        right = [texts[row][-1], *drafts[row].tolist()][:count] if count else []
+        assert steps.queries[row] == count
+        assert tokens[row] == right + [0] * (gamma + 1 - count)
+        assert positions[row][:count] == list(at)
+        own = [int(table[row, p // PAGE]) * PAGE + p % PAGE for p in at]
+        assert slots[row] == own + [-1] * (gamma + 1 - count), "a row that does not count writes nowhere"
+        if row < len(texts):
+            assert Piece(*pieces[row].tolist())[2:4] == (count, known - 1)
+    assert not pieces[len(texts) :].any()
+
+
+PARAMS = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.7, 3.0]),
+    top_k=st.sampled_from([0, 2]),
+    seed=st.integers(0, 2**63),
+    logprobs=st.booleans(),
+)
+
+
+@settings(max_examples=8)
+@given(TEXTS, st.integers(1, 4), st.lists(PARAMS, min_size=3, max_size=3), st.integers(0, 99), st.booleans())
+def test_what_is_committed_is_what_the_rule_emits(texts, gamma, params, seed, broken):
+    """Steps of logits that do not depend on the text; drafts that are often right."""
+    params, vocab, kind = params[: len(texts)], 5, kind_of(params[: len(texts)], 5)
+    limits = [len(text) + 4 + i for i, text in enumerate(texts)]
+    steps, g = begun(texts, limits, [gamma] * len(texts), gamma, params), torch.Generator().manual_seed(seed)
+    texts, expected = [list(text) for text in texts], [[] for _ in texts]
+    table, rows = torch.zeros(4, 20, dtype=torch.int32, device=DEVICE), len(texts)
+    for now in range(STEPS):
+        logits = torch.randn(rows, gamma + 1, vocab, generator=g)
+        if broken:
+            logits[0, gamma // 2, 1] = torch.nan
+        drafts = torch.zeros(rows, gamma, dtype=torch.int32)
+        for row, (text, own) in enumerate(zip(texts, params)):
+            sound = logits[row].nan_to_num()
+            target = list(probabilities(sound, own).numpy())
+            noise = CommonNoise(own.seed, len(text))
+            right = rules.coupled(target, [], [-1], noise), [noise.choose(p, i) for i, p in enumerate(target)]
+            drafts[row] = torch.tensor(right[1][:gamma])
+            if seed % 3 == 0:
+                drafts[row, -1] += 1
+            left = limits[row] - len(text)
+            judged = max(min(gamma, left - 1), 0)
+            emitted = rules.coupled(target[: judged + 1], [], drafts[row, :judged].tolist(), noise) if left > 0 else []
+            whole = next((i for i, each in enumerate(logits[row]) if each.isnan().any()), gamma + 1)
+            kept = emitted[:whole]
+            accepted = sum(x == y for x, y in zip(kept, drafts[row, :judged].tolist()))
+            expected[row].append((judged if left > 0 else 0, accepted, len(kept)))
+            text += kept
+            if left > 0 and not kept:
+                limits[row] = len(text)  # it goes no further
+        steps.draft.flatten()[: drafts.numel()] = drafts.flatten().to(DEVICE)
+        steps.drafted[:] = gamma
+        steps.feed(rows, gamma, table, PAGE)
+        steps.end(logits.flatten(0, 1).to(DEVICE), kind, gamma)
+        assert steps.known[: len(texts)].tolist() == [len(text) for text in texts]
+        assert steps.notes[now, :, : len(texts)].T.tolist() == [list(each[now]) for each in expected]
+    for row, text in enumerate(texts):
+        assert steps.text[row, : len(text)].tolist() == text
+        count = sum(each[2] for each in expected[row])
+        assert steps.emitted[row, :count].tolist() == text[len(text) - count :]

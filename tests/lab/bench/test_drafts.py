@@ -1,0 +1,63 @@
+"""A drafter of known acceptance is accepted as often as it says, and what it gives is plain decoding's text."""
+
+import pytest
+import torch
+from rich.progress import Progress
+
+from inference_opt import Engine
+from inference_opt.lab.bench import drafts, shapes
+from inference_opt.lab.bench.drafts import CHOSEN, PLAIN, Work, bench_shape, bench_tasks
+from inference_opt.lab.bench.known import Known, repeating_model
+from inference_opt.model.config import ModelConfig
+
+TINY = ModelConfig(300, 32, 2, 4, 2, 8, 48, 512, tied_embeddings=True)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setitem(shapes.SHAPES, "tiny", TINY)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_target_repeats_and_drafts_are_accepted_as_often_as_they_say(dtype):
+    model = repeating_model(TINY, dtype, torch.device("cpu"))
+    prompts = [[5, 7, 9], [8, 8], [250]]
+    work = Work(prompts, [100] * 3, 0.0)
+    plain = work.run(work.engine(model, None, None))
+    assert plain.texts == [[prompt[-1]] * 100 for prompt in prompts]
+    for alpha, least, most in ((1.0, 1, 1), (0.0, 0, 0), (0.7, 0.55, 0.85)):
+        timed = work.run(work.engine(model, Known(alpha), 1))
+        assert timed.texts == plain.texts
+        assert least <= timed.accepted / timed.drafted <= most
+    with pytest.raises(ValueError, match="alpha is a probability"):
+        Known(1.5)
+
+
+def test_prediction_and_measurement_stand_side_by_side(tiny, monkeypatch):
+    """With time that a step makes go by as it says, the prediction is what is measured."""
+    clock = [0.0]
+    monkeypatch.setattr(drafts.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(drafts, "elapsed", lambda began: clock[0] - began)
+    step = Engine.step
+
+    def timed(engine):
+        outputs = step(engine)
+        clock[0] += 1 + 0.1 * sum(out.fed for out in outputs)
+        return outputs
+
+    monkeypatch.setattr(Engine, "step", timed)
+    with Progress(disable=True) as progress:
+        figures = bench_shape("tiny", "float32", "cpu", [1.0], [1, 2], [1, 3], 25, 1, progress)
+    assert [each["rows"] for each in figures["plain_steps"]] == [1, 2, 4, 8]
+    for case in figures["results"]:
+        plain, chosen, *fixed = case["rows"]
+        assert (plain["name"], chosen["name"]) == (PLAIN, CHOSEN)
+        assert plain["over_plain"] == 1
+        for row in fixed:
+            assert row["acceptance"] == 1
+            assert row["same_texts"] == case["batch"]
+            assert row["over_plain"] == pytest.approx(row["predicted"], rel=1e-6)
+    with pytest.raises(ValueError, match="unknown shape"), Progress(disable=True) as progress:
+        bench_shape("small", "float32", "cpu", [1.0], [1], [1], 4, 1, progress)
+    with pytest.raises(ValueError, match="tasks are editing"), Progress(disable=True) as progress:
+        bench_tasks("any", "float32", "cpu", ["poems"], "trained", [1], [0.0], [1], 4, 1, progress)
