@@ -128,7 +128,7 @@ def _thread(*paths: str) -> tuple[str, ...]:
 ZOO = [
     Mutant(
         "argmax draft, softmax q",
-        "the draft is the likeliest token, always, and is judged as if it had been drawn",
+        "the draft is always the most probable token, and is judged as if it had been drawn",
         _thread("jaymody/speculative-sampling/issues/3", "huggingface/transformers/issues/32867"),
         rules.token_wise,
         propose=chain_of(mutants.top(1), mutants.as_is),
@@ -136,7 +136,7 @@ ZOO = [
     ),
     Mutant(
         "top-k draft, raw q",
-        "drafts are drawn after a top-k filter, here the best two, and judged by the distribution before it",
+        "drafts are drawn after a top-k filter (here k = 2), and judged by the distribution before it",
         _thread("huggingface/transformers/issues/47932"),
         rules.token_wise,
         propose=chain_of(mutants.top(2), mutants.as_is),
@@ -160,7 +160,7 @@ ZOO = [
     ),
     Mutant(
         "beam search, q",
-        "the draft is the likeliest continuation, found by search, and is judged as if it had been drawn",
+        "the draft is the most probable continuation, found by search, and is judged as if it had been drawn",
         _thread("apple/ml-recurrent-drafter/issues/6"),
         rules.token_wise,
         propose=mutants.beam,
@@ -169,7 +169,7 @@ ZOO = [
     ),
     Mutant(
         "unsure token dropped",
-        "a token of low q ends the draft and is thrown away: what is left was drawn from another distribution",
+        "a token of low q ends the draft and is dropped: the other tokens were then drawn from another distribution",
         _thread("ikawrakow/ik_llama.cpp/pull/1820"),  # there drafts are compared, not judged by p / q
         rules.token_wise,
         propose=mutants.stop_early(keep=False),
@@ -185,39 +185,39 @@ ZOO = [
     ),
     Mutant(
         "residual at the token only",
-        "q is subtracted where the draft was, not everywhere",
+        "q is subtracted from p at the rejected token only",
         _thread("SafeAILab/EAGLE/issues/20"),
         mutants.residual_at_the_token,
     ),
     Mutant(
         "softmax of the residual",
-        "(p − q)⁺ is normalised by a softmax",
+        "(p − q)⁺ is normalised by a softmax, not by its sum",
         _thread("huggingface/transformers/pull/28508"),
         mutants.softmax_residual,
     ),
     Mutant(
         "lenience ½",
-        "drafts are accepted twice as gladly; the paper offers it as lossy",
+        "a draft is accepted with probability 2 p / q; the paper says that it is lossy",
         _thread(ARXIV + "2211.17192"),
         mutants.lenient,
         there="lossy by design",
     ),
     Mutant(
         "typical acceptance",
-        "what the target finds likely enough is accepted; offered as lossy",
+        "a draft is accepted if its p is large enough; the paper says that it is lossy",
         _thread(ARXIV + "2401.10774", "vllm-project/vllm/pull/5131"),
         mutants.typical,
         there="lossy by design",
     ),
     Mutant(
         "one uniform number",
-        "the generator is seeded anew before every draw, so that one number judges all positions",
+        "the generator is seeded again before every draw, so one number judges all positions",
         _thread("feifeibear/LLMSpeculativeSampling"),
         mutants.one_uniform,
     ),
     Mutant(
         "everything accepted",
-        "the count of accepted tokens is always full, or the number compared with p / q always 0",
+        "all drafts count as accepted, or the number compared with p / q is always 0",
         _thread(
             "huggingface/transformers/pull/28508",
             "vllm-project/vllm-ascend/issues/13730",
@@ -227,20 +227,20 @@ ZOO = [
     ),
     Mutant(
         "stale bonus",
-        "after full acceptance the last token comes from what was left at the position before",
+        "after full acceptance the last token is drawn from the residual of the position before",
         _thread("SafeAILab/EAGLE/pull/47", "SafeAILab/EAGLE/issues/50"),
         mutants.stale_bonus,
     ),
     Mutant(
         "block, unscaled residual",
-        "block verification that replaces by (p − q)⁺ in place of (w p − q)⁺",
+        "block verification that draws the replacement from (p − q)⁺ instead of (w p − q)⁺",
         _thread("vllm-project/vllm-ascend/pull/7808"),
         mutants.block_unscaled,
         right_rule=rules.block,
     ),
     Mutant(
         "siblings, original q",
-        "candidates are drawn without replacement, and each is judged by the distribution before any was taken",
+        "candidates are drawn without replacement, and each is judged by q before any was taken",
         _thread("SafeAILab/EAGLE/issues/74"),
         rules.multi_draft,
         propose=mutants.original_q,
@@ -250,14 +250,14 @@ ZOO = [
     ),
     Mutant(
         "draft and target share noise",
-        "a rejected draft is replaced with the very noise that drew it",
+        "the replacement of a rejected draft is drawn with the noise that drew the draft",
         _thread("vllm-project/vllm/pull/47386", "vllm-project/vllm/pull/54282"),
         rules.token_wise,
         sharing=same_stream,
     ),
     Mutant(
         "block, noise by position",
-        "block verification has looked at drafts that it rejects, and their noise decides the same positions again",
+        "block verification looks at drafts that it rejects, and their noise draws again for the same positions",
         (),  # found here, by enumeration: token_wise has not looked, and bears it
         rules.block,
         sharing=by_position,
@@ -268,7 +268,7 @@ ZOO = [
     ),
     Mutant(
         "u ≤ p / q, and u = 0",
-        "one number in 2²⁴ is 0, and lets a token pass that the target never says",
+        "one number in 2²⁴ is 0, and accepts a token that the target never emits",
         (),  # read in older kernels of vLLM and SGLang
         mutants.at_most,
         sharing=on_a_grid,
