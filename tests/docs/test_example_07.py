@@ -1,5 +1,6 @@
 """The example of chapter 07, p = (.5, .3, .2) and q = (.4, .35, .25): every number in the text is computed here."""
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from inference_opt.lab.exactness.proposals import siblings, target_along
 from inference_opt.speculative import rules
 
 CHAPTER = Path(__file__).resolve().parents[2] / "chapters" / "07_exactness.md"
-TEXT = " ".join(CHAPTER.read_text(encoding="utf-8").split())
+TOKEN = re.compile(r"`([abc](?: [abc])*)`|<code>([abc](?: [abc])*)</code>")  # as it is set in the text
+TEXT = TOKEN.sub(lambda match: match[1] or match[2], " ".join(CHAPTER.read_text(encoding="utf-8").split()))
 P, Q = (np.array([Fraction(n, 20) for n in row], dtype=object) for row in ((10, 6, 4), (8, 7, 5)))
 A, B, C = range(3)
 
@@ -93,7 +95,7 @@ def expected():
     ):
         yield f"| {name} | {' | '.join(map(dec, [*cells, sum(cells)]))} |"
     yield f"accepted with probability {dec(both.sum())}. A rejection always emits a"
-    yield f"a gets only {dec(both[A])} + {dec(residual.sum())} · {dec(P[A])}"
+    yield f"a gets only {dec(both[A])} + {dec(residual.sum())} · {dec(P[A])} = {dec(wrong[A])}."
     yield f"it is ({' + '.join(dec(abs(x)) for x in P - wrong)})/2 = {dec(distance(P, wrong))}"
     yield f"it is ({' + '.join(dec(abs(x)) for x in P - Q)})/2 = {dec(distance(P, Q))}"
     assert distance(P, Q) == 1 - both.sum()
@@ -107,7 +109,7 @@ def expected():
     yield f"$({dec(left[A])}, 0, {dec(left[C])})/{dec(left.sum())}$"
     assert missing[A] >= left[A] / left.sum()
     one, two = kept(rules.multi_draft, 1, siblings()), kept(rules.multi_draft, 2, siblings())
-    yield f"kept with probability {dec(one)}, one of two with probability {dec(two)}"
+    yield f"kept with probability {dec(one)}; with two, with probability {dec(two)}"
     # The walk
     w, s, h, w_a = walk(B, A)
     *_, w_c = walk(B, C)

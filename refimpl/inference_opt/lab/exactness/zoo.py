@@ -191,20 +191,20 @@ ZOO = [
     ),
     Mutant(
         "softmax of the residual",
-        "(p − q)⁺ is normalised by a softmax, not by its sum",
+        "(p − q)⁺ goes through a softmax instead of being divided by its sum",
         _thread("huggingface/transformers/pull/28508"),
         mutants.softmax_residual,
     ),
     Mutant(
         "lenience ½",
-        "a draft is accepted with probability 2 p / q; the paper says that it is lossy",
+        "a draft is accepted with probability min(1, 2 p / q); offered as lossy",
         _thread(ARXIV + "2211.17192"),
         mutants.lenient,
         there="lossy by design",
     ),
     Mutant(
         "typical acceptance",
-        "a draft is accepted if its p is large enough; the paper says that it is lossy",
+        "a draft is accepted if its p is large enough; offered as lossy",
         _thread(ARXIV + "2401.10774", "vllm-project/vllm/pull/5131"),
         mutants.typical,
         there="lossy by design",
