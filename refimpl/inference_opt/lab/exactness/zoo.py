@@ -1,11 +1,11 @@
-"""The zoo: acceptance rules, drafters and noise that look right and are not, each beside the right one.
+"""The zoo: acceptance rules, drafters and noise that look right and are wrong, each with the right one.
 
-Every entry names what is wrong, where it was met, and a pair of models on which its law is computed exactly:
+Every entry says what is wrong, where it was met, and on which models its distribution is computed exactly:
 
     for each in ZOO: print(each.name, float(each.bias()), each.samples())
 
-`bias` is the total variation between the law of what comes out and the target's; `samples`, how long a statistical
-test (`gtest.py`) takes to notice.
+`bias` is the total variation between the distribution of the emitted texts and the target's; `samples` is the number of
+texts that a statistical test (`gtest.py`) needs to find it.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from inference_opt.speculative import rules
 
 
 def table(**rows: str) -> Model:
-    """A model that looks at the last token: start="5 3 2" is (1/2, 3/10, 1/5), after_0=… what follows a 0."""
+    """A model that looks at the last token: start="5 3 2" is (1/2, 3/10, 1/5); after_0 is the row after a 0."""
     weights = {name: [int(w) for w in text.split()] for name, text in rows.items()}
 
     def model(prefix: Prefix) -> tuple[Fraction, ...]:
@@ -34,14 +34,14 @@ def table(**rows: str) -> Model:
     return model
 
 
-# The pair that all are compared on, unless an entry names another.
+# The pair of models for all entries that do not name another.
 TARGET = table(start="5 3 2", after_0="2 5 3", after_1="3 2 5", after_2="5 3 2")
 DRAFT = table(start="8 7 5", after_0="4 3 3", after_1="6 1 3", after_2="3 2 5")
-# And one where the target never says what the draft says half of the time, all of p / q on the grid of floats.
+# And a pair in which the target never emits a token that the draft proposes half of the time. All p / q are floats.
 NEVER_0, OFTEN_0 = table(start="0 1 1"), table(start="2 1 1")
 
 
-# What it was where its sources lead. Right: they only ask about it. Harmless: it is done, to drafts that no q judges.
+# What was found at its sources. Right: they only ask about it. Harmless: the code does it, but does not judge by q.
 There = Literal["a bug", "right", "harmless", "lossy by design", "found here"]
 
 
@@ -67,27 +67,27 @@ class Mutant:
 
     @cache  # noqa: B019 (entries live as long as the module)
     def law(self) -> dict[Prefix, Fraction]:
-        """Of the first `length` tokens, exactly."""
+        """The exact distribution of the first `length` tokens."""
         return self._law(self.rule, self.propose, self.sharing)
 
     def right_law(self) -> dict[Prefix, Fraction]:
-        """The same, with what is wrong put right."""
+        """The same for the right rule, drafter and noise."""
         return self._law(self.right_rule, self.right_propose, self.right_sharing)
 
     def true_law(self) -> dict[Prefix, Fraction]:
-        """The target's own."""
+        """The target's own distribution."""
         return joint_law(self.target, self.length)
 
     def bias(self) -> Fraction:
-        """Total variation between what comes out and what should."""
+        """Total variation between the emitted texts and the target's."""
         return total_variation(self.law(), self.true_law())
 
     def samples(self, alarm: float = 1e-3, power: float = 0.9) -> int:
-        """How many texts a G-test needs to notice with probability `power`, at false alarms of rate `alarm`."""
+        """How many texts a G-test needs to find it with probability `power`, with false alarms at the rate `alarm`."""
         return samples_needed(*self.compared(), alarm, power)
 
     def compared(self) -> tuple[list[float], list[float]]:
-        """The target's law and what comes out, over the same texts, in order."""
+        """The target's probabilities and those of the entry, for the same texts, in the same order."""
         right, wrong = self.true_law(), self.law()
         texts = sorted({*right, *wrong})
         return [float(right.get(t, 0)) for t in texts], [float(wrong.get(t, 0)) for t in texts]
@@ -101,7 +101,7 @@ class Mutant:
                 steps -= 1
             return text[: self.length]
 
-        # Steps that share nothing can be summed up text by text between them; those that do are run as a whole.
+        # If steps share nothing, equal texts are added up after each. If they share noise, texts are run as a whole.
         steps = self.length if sharing is by_position else 1
         done: dict[Prefix, Fraction] = {}
         texts: dict[Prefix, Fraction] = {(): Fraction(1)}
@@ -258,7 +258,7 @@ ZOO = [
     Mutant(
         "block, noise by position",
         "block verification looks at drafts that it rejects, and their noise draws again for the same positions",
-        (),  # found here, by enumeration: token_wise has not looked, and bears it
+        (),  # found here, by enumeration: token_wise stays exact
         rules.block,
         sharing=by_position,
         right_rule=rules.token_wise,
