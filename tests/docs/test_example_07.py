@@ -17,6 +17,7 @@ TOKEN = re.compile(r"`([abc](?: [abc])*)`|<code>([abc](?: [abc])*)</code>")  # a
 TEXT = TOKEN.sub(lambda match: match[1] or match[2], " ".join(CHAPTER.read_text(encoding="utf-8").split()))
 P, Q = (np.array([Fraction(n, 20) for n in row], dtype=object) for row in ((10, 6, 4), (8, 7, 5)))
 A, B, C = range(3)
+UNSURE = Fraction(3, 10)
 
 
 def target(text):
@@ -119,12 +120,15 @@ def expected():
     yield f"Token-wise keeps it with probability {min(1, P[B] / Q[B]) * min(1, P[A] / Q[A])}, because it rejects b"
     yield f"it rejects b with probability {1 - P[B] / Q[B]} before"
     assert passes("0.999", "0.999", B, A)[0][:2] == [B, A]
-    emitted, weights = passes("0.1", "0.7", B, C)
+    u_1, u_2, other = "0.1", "0.7", "0.5"
+    emitted, weights = passes(u_1, u_2, B, C)
+    yield f"take $u_1 = {u_1}$ and $u_2 = {u_2}$"
     assert emitted == [B, A]
     yield rf"$u_2 \ge {w_c} \approx {dec(w_c)}$"
     yield f"$u_1 < {h}$"
     yield rf"$(w_1\,p - q)^+ = ({', '.join(map(str, weights))})$"
-    emitted, weights = passes("0.5", "0.7", B, C)
+    yield f"With $u_1 = {other}$, nothing would pass"
+    emitted, weights = passes(other, u_2, B, C)
     assert emitted == [A]
     yield rf"$(w_0\,p - q)^+ = {row(weights)}$"
     yield f"keeps {dec(kept(rules.block, 2))} of two drafts here, token-wise {dec(kept(rules.token_wise, 2))}"
@@ -139,6 +143,7 @@ def answers():
     p, q = (np.array([Fraction(n, 10) for n in numbers], dtype=object) for numbers in ((6, 3, 1), (3, 3, 4)))
     wrong = first(step_law(lambda _: tuple(p), lambda _: tuple(q), 1, mutants.no_residual))
     both = np.minimum(p, q)
+    yield f"p = {row(p)} and q = {row(q)}. With what probability"
     yield f"min(p, q) = {row(both)}, so {dec(both.sum())}"
     yield f"{dec(1 - both.sum())} · p = {row((1 - both.sum()) * p)} and emits {row(wrong)}"
     yield f"differences from p are {dec(p[0] - wrong[0])}, {dec(wrong[1] - p[1])} and {dec(wrong[2] - p[2])}"
@@ -154,6 +159,9 @@ def answers():
     yield f"{dec(w)} · {dec(P[A])} − {dec(Q[A])} = 0, so S₁ = {s} and h₁ = {h}"
     yield f"w₂ = min(1, {dec(w)} · {dec(P[A])}/{dec(Q[A])}) = {w_2}"
     yield f"rejects c with probability {dec(1 - w)}, and keeps both only with probability {dec(w)}"
+    yield f"If its q is below {dec(UNSURE)}, it drops the token"
+    yield f"Only c has a q below {dec(UNSURE)}"
+    assert [x for x in (A, B, C) if Q[x] < UNSURE] == [C]
     dropped = first(step_law(target, draft, 1, rules.token_wise, (), dropping))
     yield f"dropped with probability {dec(Q[C])}; this adds {dec(Q[C])} · p = {row(Q[C] * P)}"
     yield f"{dec(min(P[A], Q[A]))} and {dec(min(P[B], Q[B]))} are accepted, and the rejections of b, {dec(Q[B] - P[B])}"
@@ -162,9 +170,9 @@ def answers():
 
 
 def dropping(target, draft, prefix, gamma, choose):
-    """One draft; with q below 0.3 it is dropped."""
+    """One draft; if it is unsure, it is dropped."""
     x = choose(Q, 0)
-    tokens = [] if Q[x] < Fraction(3, 10) else [x]
+    tokens = [] if Q[x] < UNSURE else [x]
     return target_along(target, prefix, tokens), [Q] * len(tokens), tokens
 
 
