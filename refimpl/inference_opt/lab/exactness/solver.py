@@ -146,7 +146,6 @@ def solve(*formulas: Any, seconds: float = 60) -> z3.ModelRef | None:
     return solver.model() if found == z3.sat else None
 
 
-# [counterexample]
 Drafting = Callable[[Probs, World], tuple[list[Probs], list[int]]]
 
 
@@ -190,6 +189,3 @@ def _regions(
     for (world, token), _ in every_path(step):
         regions[str(world.conditions)].append((world, token))
     return regions.values()
-
-
-# [/counterexample]
