@@ -1,8 +1,8 @@
 """Writes where each entry of docs/bibliography.md is cited: python docs/bibliography.py. A test asks whether it is due.
 
 An entry is a line `- WHAT · WHERE`; its first link names it. Papers are cited by arXiv number, in chapters,
-notebooks and docstrings; threads and other addresses by a link. Links to the sources of the engines that chapter 10
-looks things up in are no citations.
+notebooks, docstrings and two pages of docs/; threads and other addresses by a link. Links to the sources of the engines
+that chapter 10 looks things up in are no citations.
 """
 
 import json
@@ -42,6 +42,9 @@ def places() -> dict[str, list[str]]:
 
     for path in sorted((ROOT / "chapters").glob("*.md")):
         look(path, path.read_text(encoding="utf-8"), path.stem[:2])
+    for name in ("grammars", "samplers"):
+        path = ROOT / "docs" / f"{name}.md"
+        look(path, path.read_text(encoding="utf-8"), name)
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         look(path, "\n".join("".join(cell["source"]) for cell in cells), f"notebook {path.stem[:2]}")

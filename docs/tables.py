@@ -17,7 +17,8 @@ import study_tables
 import survivors
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "docs/exercises.md", *sorted((ROOT / "chapters").glob("*.md"))]
+DOCS = [ROOT / "docs" / name for name in ("exercises.md", "samplers.md")]
+PAGES = [ROOT / "README.md", *DOCS, *sorted((ROOT / "chapters").glob("*.md"))]
 WRITERS: dict[str, Callable[[], str]] = {}  # by the marker's name
 
 
@@ -418,7 +419,7 @@ def mutants() -> str:
 
 @writes("FOREIGN")
 def foreign() -> str:
-    """Chapter 07: the samplers of other projects."""
+    """Docs: the samplers of other projects."""
     run = figures("foreign")
     head = ["sampler", "mode", "verdict", "total variation", "enumerated as", "thread"]
     rows = []

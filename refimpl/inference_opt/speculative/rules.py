@@ -115,9 +115,9 @@ def point_mass(target: Sequence[Probs], draft: Any, tokens: Sequence[int], rng: 
 def multi_draft(target: Sequence[Probs], draft: Sequence[Probs], tokens: Sequence[int], rng: Randomness) -> list[int]:
     """Several candidates for one position, tried in turn (Miao et al. 2305.09781, SpecInfer; Chen et al. 2402.12374).
 
-    target[0] is the distribution at the position, target[j + 1] the one behind candidate j. draft[j] is the one that
-    candidate j was drawn from *given those before it*: with replacement always the same, without replacement the
-    same less the earlier candidates, normalised. The residual of each rejection is the target of the next try.
+    target[0] is the distribution at the position, target[j + 1] the one after candidate j. draft[j] is the distribution
+    of candidate j *given those before it*: with replacement always q, without replacement q without the earlier
+    candidates, normalised. The residual of each rejection is the target of the next try.
     """
     winner, rest = try_all(target[0], draft, tokens, rng, 0)
     if winner is None:
@@ -146,7 +146,7 @@ def tree(
 ) -> list[int]:
     """Several candidates at every node: walk down as long as one is accepted (2305.09781; EAGLE 2401.15077).
 
-    target[path] is the distribution behind a node, tokens[path] the candidates there (none: a leaf), draft[path] what
+    target[path] is the distribution after a node, tokens[path] the candidates there (none: a leaf), draft[path] what
     they were drawn from. Depth 1 is `multi_draft`; a single candidate at every node is `token_wise`.
     """
     path: Path = ()
@@ -166,12 +166,10 @@ def traversal(
     tokens: Mapping[Path, Sequence[int]],
     rng: Randomness,
 ) -> list[int]:
-    """Judge a tree from its leaves up, and keep the first path that passes (Weng et al. 2505.12398).
+    """Judge a tree (see `tree`) from its leaves up, and keep the first path that passes (Weng et al. 2505.12398).
 
-    It takes what `tree` takes. w is carried down as in `block`; if nothing passes below a candidate x ~ q, the node
-    still owes (w p − q)⁺ of mass S, and goes on with that for p and S / (S + 1 − w) for w, as `try_all` does with
-    w = 1. A single candidate at every node is `block`. The candidates at a node must differ, since what is below a
-    token is judged once.
+    w is carried down as in `block`. If nothing passes below a candidate x ~ q, its parent goes on with (w p − q)⁺ / S
+    as p and S / (S + 1 − w) as w, where S = Σ (w p − q)⁺. The candidates at a node must differ.
     """
     judged = count()
 

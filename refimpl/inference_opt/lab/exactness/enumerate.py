@@ -1,4 +1,4 @@
-"""Randomness that takes every turn there is: draws, comparisons with a uniform number, and races by shared noise."""
+"""Randomness that takes every possible turn: draws, comparisons with a uniform number, and races by shared noise."""
 
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -12,14 +12,14 @@ from inference_opt.speculative.rules import Probs
 
 # [branching]
 class Branching:
-    """Randomness that follows a script of outcomes, takes the first where the script ends, and counts them all."""
+    """Randomness that follows a script of outcomes, and then takes the first outcome. It counts all outcomes."""
 
     def __init__(self, script: Sequence[int]) -> None:
         self.script = list(script)
         self.widths: list[int] = []  # how many outcomes each turn had
-        self.turns: list[tuple[Any, Fraction]] = []  # what came of it, and how likely that was
+        self.turns: list[tuple[Any, Fraction]] = []  # its outcome, and the probability of this
         self.probability = Fraction(1)
-        self.won: dict[int, tuple[Probs, int]] = {}  # races that were run: whose, and who won
+        self.won: dict[int, tuple[Probs, int]] = {}  # races that were run, by place: the weights, and the winner
 
     def _turn(self, outcomes: Sequence[tuple[Any, Any]]) -> Any:
         possible = [(value, weight) for value, weight in outcomes if weight > 0]
@@ -44,7 +44,7 @@ class Branching:
         return self.won[i][1]
 
     def uniform(self, i: int) -> "Uniform":
-        """A number that is known only by the comparisons made with it."""
+        """A number known only by the comparisons made with it."""
         return Uniform(self)
 
 
@@ -72,7 +72,7 @@ def every_path(program: Callable[[Branching], Any]) -> Iterator[tuple[Any, Fract
         start = scripts.pop()
         rng = Branching(start)
         yield program(rng), rng.probability
-        # The turns beyond the script took their first outcome: the others are still to do.
+        # After its script, a run took the first outcome of each turn. The others are still to do.
         for depth in range(len(start), len(rng.script)):
             scripts.extend([*rng.script[:depth], outcome] for outcome in range(1, rng.widths[depth]))
 

@@ -1,9 +1,10 @@
-"""The exact law of what speculative decoding emits: every path of random outcomes, summed up in rational numbers.
+"""The exact distribution of what speculative decoding emits: all paths of random outcomes, added up in fractions.
 
-A rule (of `rules.py`, or a wrong one of `mutants.py`) is run as it is, on `Fraction`s. Where it asks for a draw,
-`Branching` gives one outcome after the other and keeps the probability of each. Where it compares a uniform number with
-a threshold, the comparison comes out both ways, and from then on the number is known to lie on that side. So the law of
-a step is a sum over all its paths, with no sampling, no tolerance and no second version of the rule.
+A rule (of `rules.py`, or a wrong one of `mutants.py`) is run unchanged, on `Fraction`s. Where it asks for a draw,
+`Branching` gives one outcome after the other, and keeps the probability of each. Where it compares a uniform number
+with a threshold, both results are followed; after each, the number is known to lie on that side. So the distribution of
+a step is a sum over all its paths, without sampling, tolerance or a second version of the rule. A *law*, in the names
+of this package, is such a distribution over texts.
 """
 
 from collections import defaultdict
@@ -20,7 +21,7 @@ from inference_opt.trace import emit
 def step_law(
     target: Model, draft: Model | ByStart, gamma: int, rule: Rule, prefix: Prefix = (), propose: Propose | None = None
 ) -> dict[Prefix, Fraction]:
-    """The law of what one speculative step emits after a prefix: 1 to gamma + 1 tokens (gamma: see `output_law`)."""
+    """The distribution of what a step emits after a prefix: 1 to gamma + 1 tokens (gamma: see `output_law`)."""
     _check(gamma, "gamma")
     proposal = propose or PROPOSALS.get(rule, chain)
 
@@ -41,13 +42,13 @@ def step_law(
 def output_law(
     target: Model, draft: Model | ByStart, gamma: int, rule: Rule, length: int, propose: Propose | None = None
 ) -> dict[Prefix, Fraction]:
-    """The law of the first `length` tokens of a text that is decoded by speculative steps, exactly.
+    """The distribution of the first `length` tokens of a text that is decoded by speculative steps, exactly.
 
-    `target` and `draft` give the distribution behind a prefix as Fractions. `gamma`: drafts a step; for `multi_draft`
+    `target` and `draft` give the distribution after a prefix as Fractions. `gamma`: drafts a step; for `multi_draft`
     the number of candidates, for `tree` its depth. `propose` says how drafts are drawn (`chain`, `siblings()`,
-    `branching()`; by default as fits the rule). If the draft's distribution also depends on where the step began,
+    `branching()`; the default fits the rule). If the draft's distribution also depends on where the step began,
     `draft` is a `ByStart` and `propose` is `from_start(chain)`, for example. ValueError for a gamma or length below 0
-    and for what is not a distribution.
+    and for a model that does not give a distribution.
     """
     _check(length, "length")
     open_: list[dict[Prefix, Fraction]] = [defaultdict(Fraction) for _ in range(length + 1)]  # texts by their length
@@ -62,7 +63,7 @@ def output_law(
 
 
 def joint_law(target: Model, length: int) -> dict[Prefix, Fraction]:
-    """The target's own law over texts of a length, the product along each text. It is what must come out."""
+    """The target's distribution over texts of a length, the product along each text. An exact rule emits this."""
     texts: dict[Prefix, Fraction] = {(): Fraction(1)}
     for _ in range(length):
         texts = {(*t, x): w * p for t, w in texts.items() for x, p in enumerate(probs_behind(target, t)) if p > 0}

@@ -1,18 +1,18 @@
-"""A grammar and speculation: what masking token by token samples, against the model's own texts that fit the grammar.
+"""Grammar and speculation: masking token by token, compared with the model's own texts that fit the grammar.
 
 Asked for text of a grammar, an engine masks: tokens that the grammar does not allow next get probability 0, and the
 rest is divided by its sum. That is the distribution
 
-    local(x | t) = p(x | t) [x allowed behind t] / Σ_y p(y | t) [y allowed behind t],
+    local(x | t) = p(x | t) [x allowed after t] / Σ_y p(y | t) [y allowed after t],
 
-and speculation with masked drafts and a masked target samples exactly that. But the model's law, given that the text
-fits, is another: a token counts for as much as it can still be completed to,
+and speculation with masked drafts and a masked target samples exactly that. But the model's distribution, given that
+the text fits, is another. It weighs a token by the probability that the text can still be completed,
 
     conditional(x | t) = p(x | t) W(t x) / W(t),    W(t) = probability that p completes t to a text of the grammar.
 
 (Park et al. 2405.21047 show the difference without speculation, Nie et al. 2605.07698 with it.) Where the language is
-finite, W is a sum over the rest of the text, by dynamic programming, and the second is a model like any other: any
-exact rule speculates on it.
+finite, W is a sum over the rest of the text, by dynamic programming. Then the second is a model like any other, and any
+exact rule can speculate on it.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -29,13 +29,13 @@ from inference_opt.speculative import rules
 from inference_opt.speculative.rules import Probs
 
 State = Hashable
-DONE: State = "done"  # behind the end token, which is all that follows: texts are padded with it
+DONE: State = "done"  # after the end token; only end tokens follow, as padding
 
 
 # [automaton]
 @dataclass(frozen=True, eq=False)
 class Automaton:
-    """Which tokens may follow in a state, and the state behind each. From every state an end can be reached."""
+    """Which tokens may follow in a state, and the state after each. From every state an end can be reached."""
 
     follow: Mapping[State, Mapping[int, State]]
     start: State
@@ -78,7 +78,7 @@ class Matcher:
         return masked / masked.sum()
 
     def advance(self, token: int) -> None:
-        """Behind one more token. ValueError if it is not allowed; the matcher stays where it was."""
+        """Go on by one token. ValueError if it is not allowed; the matcher stays where it was."""
         allowed = self.automaton.follow[self.states[-1]]
         if token not in allowed:
             raise ValueError(f"token {token} may not follow in state {self.states[-1]!r}: it allows {sorted(allowed)}")
@@ -101,7 +101,7 @@ def locally(model: Model, automaton: Automaton) -> Model:
 
 
 def masked_chain(automaton: Automaton) -> Propose:
-    """As an engine speculates: one matcher masks the drafts as they come, and the target's rows, and is rolled back."""
+    """As an engine speculates: one matcher masks drafts and the target's rows, and is rolled back at the end."""
 
     def propose(
         target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Probs, int], int]
@@ -114,7 +114,7 @@ def masked_chain(automaton: Automaton) -> Propose:
             text = (*text, choose(qs[-1], i))
             matcher.advance(text[-1])
             ps.append(matcher.mask(probs_behind(target, text)))
-        matcher.rollback(gamma)  # the rule has yet to say which of them stay
+        matcher.rollback(gamma)  # the rule will decide which of them stay
         return ps, qs, text[len(prefix) :]
 
     return propose
@@ -124,7 +124,7 @@ def conditional(model: Model, automaton: Automaton, look: Callable[[Prefix], Has
     """The model, given that its text fits the grammar.
 
     `look`: what of a text the model's distribution depends on (by default all of it); W is computed once for each state
-    and look. ValueError where the language is not finite, or where the model says no text of it.
+    and look. ValueError if the language is not finite, or if the model gives none of its texts a probability.
     """
     worth: dict[tuple[State, Hashable], Fraction | None] = {}
 
@@ -152,7 +152,7 @@ def conditional(model: Model, automaton: Automaton, look: Callable[[Prefix], Has
             probs[x] * complete(follow[x], (*text, x)) if x in follow else Fraction(0) for x in range(len(probs))
         ]
         if not any(weights):
-            raise ValueError(f"behind {text} the model says no text of the grammar")
+            raise ValueError(f"after {text} the model has no text of the grammar")
         return tuple(w / sum(weights) for w in weights)
 
     return given
@@ -210,12 +210,12 @@ MASKED = Mutant(
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one grammar: how likely the model's text fits, and how far masking is from the model given that it does."""
+    """Of one grammar: the probability that the model's text fits, and how far masking is from p given that it fits."""
 
     fits: Fraction
     bias: Fraction
-    speculation_is_local: bool  # masked speculation gives the same law as masking without it
-    speculation_is_exact: bool  # and on the conditional model it gives the conditional law
+    speculation_is_local: bool  # masked speculation gives the same distribution as masking alone
+    speculation_is_exact: bool  # on the conditional model it gives the conditional distribution
 
 
 def measure(automaton: Automaton, target: Model, draft: Model, gamma: int = 2, length: int = LENGTH) -> Measured:

@@ -1,4 +1,4 @@
-"""The G-test: do counts come from a distribution? And how many samples show that they come from another?
+"""The G-test: do counts come from a distribution? And how many samples show that they do not?
 
     G = 2 Σ O ln(O / E)     O observed and E expected counts, cell by cell
 
@@ -36,14 +36,14 @@ def p_value(g: float, cells: int) -> float:
 
 
 def power(stated: Numbers, truth: Numbers, samples: int, alarm: float) -> float:
-    """The probability that `samples` draws from `truth` are found out, with false alarms at the rate `alarm`."""
+    """The probability that the test finds `samples` draws from `truth`, with false alarms at the rate `alarm`."""
     divergence, impossible, cells = _compare(stated, truth)
     proof = 1 - (1 - impossible) ** samples
     return proof + (1 - proof) * power_at(2 * samples * divergence, cells, alarm)
 
 
 def samples_needed(stated: Numbers, truth: Numbers, alarm: float = 1e-3, power: float = 0.9) -> int:
-    """The number of samples that finds `truth` out with probability `power`, and gives every cell at least five."""
+    """The number of samples that finds `truth` with probability `power`, and at least five expected in every cell."""
     from scipy.optimize import brentq
 
     divergence, impossible, cells = _compare(stated, truth)

@@ -19,7 +19,7 @@ Tokens = Sequence[int]
 
 # [rules]
 def no_residual(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
-    """A rejected token is replaced by a draw from p: what acceptance let through already comes twice."""
+    """A rejected token is replaced by a draw from p, which includes what was already accepted."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
         if not rng.uniform(i) < ratio(target[i][x], draft[i][x]):
@@ -41,7 +41,7 @@ def residual_at_the_token(target: Distributions, draft: Distributions, tokens: T
 
 
 def softmax_residual(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
-    """The residual goes through a softmax in place of a division by its sum: nearly uniform, and nowhere zero."""
+    """The residual goes through a softmax instead of a division by its sum: nearly uniform, and nowhere zero."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
         if not rng.uniform(i) < ratio(target[i][x], draft[i][x]):
@@ -52,7 +52,7 @@ def softmax_residual(target: Distributions, draft: Distributions, tokens: Tokens
 
 
 def lenient(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
-    """A token is accepted with probability p / (q / 2): lenience ½ (2211.17192, A.5), which says that it is lossy."""
+    """A token is accepted with probability min(1, p / (q / 2)): lenience ½, lossy by design (2211.17192, A.5)."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
         if not rng.uniform(i) < ratio(2 * target[i][x], draft[i][x]):  # ✗
@@ -62,7 +62,7 @@ def lenient(target: Distributions, draft: Distributions, tokens: Tokens, rng: Ra
 
 
 def typical(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
-    """What the target finds likely enough is accepted, here p ≥ ¼; otherwise its likeliest token is taken."""
+    """A draft is accepted if p ≥ ¼; otherwise the target's most probable token is emitted."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
         if not target[i][x] >= Fraction(1, 4):  # ✗
@@ -72,7 +72,7 @@ def typical(target: Distributions, draft: Distributions, tokens: Tokens, rng: Ra
 
 
 def one_uniform(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
-    """One number decides at every position: that the first draft passed says that it was small."""
+    """One number decides at every position: if the first draft was accepted, the number was small."""
     emitted: list[int] = []
     u = rng.uniform(0)  # ✗
     for i, x in enumerate(tokens):
@@ -88,7 +88,7 @@ def accept_all(target: Distributions, draft: Distributions, tokens: Tokens, rng:
 
 
 def stale_bonus(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
-    """After full acceptance the bonus token is drawn from what was left at the last draft's position."""
+    """After full acceptance the bonus token is drawn from the residual of the last draft's position."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
         if not rng.uniform(i) < ratio(target[i][x], draft[i][x]):
@@ -99,7 +99,7 @@ def stale_bonus(target: Distributions, draft: Distributions, tokens: Tokens, rng
 
 
 def at_most(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
-    """u ≤ p / q: a number that can be 0 lets a token pass that the target never says."""
+    """u ≤ p / q: if u is 0, a token is accepted that the target never emits."""
     emitted: list[int] = []
     for i, x in enumerate(tokens):
         if not rng.uniform(i) <= ratio(target[i][x], draft[i][x]):  # ✗
@@ -131,7 +131,7 @@ def block_unscaled(target: Distributions, draft: Distributions, tokens: Tokens, 
 
 # [drafters]
 def chain_of(drawn: Callable[[Probs], Probs], scored: Callable[[Probs], Probs]) -> Propose:
-    """A chain whose tokens are drawn from one reading of q and reported with another. Exact only if they agree."""
+    """A chain whose tokens are drawn from drawn(q) and reported with scored(q). Exact only if the two agree."""
 
     def propose(
         target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Probs, int], int]
@@ -156,7 +156,7 @@ def as_is(q: Probs) -> Probs:
 
 
 def top(k: int) -> Callable[[Probs], Probs]:
-    """q, given that the token is one of the k likeliest (ties go to the lowest id). k = 1 is greedy."""
+    """q, given that the token is one of the k most probable (ties go to the lowest id). k = 1 is greedy."""
 
     def filtered(q: Probs) -> Probs:
         kept = np.array([Fraction(0)] * len(q), dtype=object)
@@ -206,7 +206,7 @@ def stop_early(keep: bool) -> Propose:
 def beam(
     target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Probs, int], int]
 ) -> tuple[Sequence[Probs], Sequence[Probs], Sequence[int]]:
-    """The likeliest text of gamma tokens, searched for, not drawn, and reported with q."""
+    """The most probable text of gamma tokens, found by search and not drawn, but reported with q."""
 
     def along(tokens: Sequence[int]) -> list[Probs]:
         return [np.array(draft(prefix + tuple(tokens[:i])), dtype=object) for i in range(gamma)]

@@ -1,7 +1,7 @@
-"""Noise that is shared, wrongly: a right rule and a right drafter can be made wrong by their noise alone.
+"""Noise that is wrongly shared: with it, a right rule and a right drafter are biased.
 
-In `Branching` every draw of a step is independent of all others, the drafter's too. Here it is not: the rule, or the
-next step, uses the drafter's noise again; or uniform numbers are no continuum, as on every machine.
+In `Branching` every draw of a step is independent of all others, the drafter's included. Here it is not: the rule, or
+the next step, uses the drafter's noise again. Or uniform numbers have a fixed number of bits, as on every machine.
 """
 
 import math
@@ -13,7 +13,7 @@ from inference_opt.lab.exactness.enumerate import Branching, Uniform
 from inference_opt.speculative.rules import Probs, Randomness
 
 StepNoise = Callable[[int], tuple[Randomness, Randomness]]  # where a step begins → the drafter's noise, the rule's
-Sharing = Callable[[Branching], StepNoise]  # who shares noise with whom
+Sharing = Callable[[Branching], StepNoise]  # which draws share noise
 
 
 def independent(rng: Branching) -> StepNoise:

@@ -10,15 +10,15 @@ from inference_opt.speculative import rules
 from inference_opt.speculative.rules import Probs, Randomness
 
 Prefix = tuple[int, ...]
-Model = Callable[[Prefix], Sequence[Fraction]]  # the distribution of the token behind a prefix
-ByStart = Callable[[Prefix], Model]  # a drafter's model, by the text that a step begins behind
+Model = Callable[[Prefix], Sequence[Fraction]]  # the distribution of the token after a prefix
+ByStart = Callable[[Prefix], Model]  # a drafter's model, by the text at the start of the step
 Rule = Callable[[Any, Any, Any, Randomness], list[int]]
 # (target, draft, prefix, gamma, choose) → what a rule takes: the target's distributions, the draft's, the tokens
 Propose = Callable[[Model, Any, Prefix, int, Callable[[Probs, int], int]], tuple[Any, Any, Any]]
 
 
 class Lazy(Sequence[Any]):
-    """A sequence that is drawn as it is read: what a rule never looks at need not be enumerated."""
+    """A sequence that is drawn when it is read: what a rule never reads need not be enumerated."""
 
     def __init__(self, items: Iterator[Any]) -> None:
         self._items = items
@@ -41,7 +41,7 @@ class Lazy(Sequence[Any]):
 def chain(
     target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Probs, int], int]
 ) -> tuple[Sequence[Any], Sequence[Any], Sequence[int]]:
-    """One draft of gamma tokens, each drawn from the draft model's distribution behind the one before."""
+    """One draft of gamma tokens, each drawn from the draft model's distribution after the one before."""
 
     def guess() -> Iterator[tuple[int, Probs]]:
         text = prefix
@@ -56,7 +56,7 @@ def chain(
 
 
 def target_along(target: Model, prefix: Prefix, tokens: Sequence[int]) -> Sequence[Any]:
-    """The target's distributions behind a prefix and behind each token of a draft."""
+    """The target's distributions after a prefix and after each token of a draft."""
 
     def read() -> Iterator[Probs]:
         text = prefix
@@ -101,7 +101,7 @@ def branching(width: int = 2, replacement: bool = False) -> Propose:
 def from_start(propose: Propose) -> Propose:
     """The same drafts, by a drafter that sees where the step began: `draft(start)` is its model for that step.
 
-    `NGram` drafts like this: it counts the text but not the drafts, so its distribution behind a prefix differs between
+    `NGram` drafts like this: it counts the text but not the drafts, so its distribution after a prefix differs between
     a step that drafted the end of the prefix and one that found it committed.
     """
     return lambda target, draft, start, gamma, choose: propose(target, draft(start), start, gamma, choose)
@@ -134,7 +134,7 @@ class _OnDemand(dict[Prefix, Any]):
 
 
 def probs_behind(model: Model, text: Prefix) -> Probs:
-    """A model's distribution behind a text, as exact numbers. ValueError where it is not a distribution."""
+    """A model's distribution after a text, as exact numbers. ValueError if it is not a distribution."""
     probs = np.array([Fraction(weight) for weight in model(text)], dtype=object)
     if (probs < 0).any() or probs.sum() != 1:
         given = [str(w) for w in probs]

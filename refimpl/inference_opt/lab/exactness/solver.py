@@ -1,17 +1,18 @@
-"""A rule's own code, run on symbols: the solver z3 says whether it is exact for all real p and q there are.
+"""A rule's own code, run on symbols: the solver z3 decides whether it is exact for all real p and q.
 
-Enumeration (`enumerate.py`) takes every path for one pair of distributions. Here they are unknowns p_0 … p_{V−1} and
-q_0 … q_{V−1}. Where the code compares two of them, both answers are followed, each on its condition. What comes out is
-a formula for each region,
+Enumeration (`enumerate.py`) follows every path for one pair of distributions. Here their entries are unknowns
+p_0 … p_{V−1} and q_0 … q_{V−1}. Where the code compares two of them, both answers are followed, each under its
+condition. A region is a set of conditions. The result is a formula for each region,
 
     P(first token = x) = Σ over the region's paths of their probability,
 
-and the solver looks for p and q in the region where it is not p_x. If there are none, the rule is exact, for this V,
-for every pair of distributions; otherwise it shows one. (De Moura & Bjørner 2008. z3 comes with the `test` extra.)
+and the solver looks for p and q in the region for which it is not p_x. If there are none, the rule is exact for this V
+and every pair of distributions. Otherwise the solver returns such a pair. (De Moura & Bjørner 2008. z3 comes with the
+`test` extra.)
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any
 
@@ -25,7 +26,7 @@ from inference_opt.speculative.rules import Probs
 
 # [symbols]
 class Number:
-    """A real number known only by its name. Asked how it compares, it takes both answers in turn."""
+    """A real number known only by its name. A comparison with it has both answers, in turn."""
 
     def __init__(self, world: "World", formula: Any) -> None:
         self.world = world
@@ -91,7 +92,7 @@ class World:
     def decide(self, condition: Any) -> bool:
         """Both answers, in turn, where both are possible: earlier answers may leave only one."""
         so_far = tuple(self.turns.script[: len(self.turns.widths)])
-        if so_far not in self.asked:  # paths that began alike ask alike
+        if so_far not in self.asked:  # paths with the same turns so far ask the same question
             sides = ((True, condition), (False, z3.Not(condition)))
             self.asked[so_far] = [
                 answer for answer, side in sides if solve(*self.known, *self.conditions, side) is not None
@@ -145,9 +146,11 @@ def solve(*formulas: Any, seconds: float = 60) -> z3.ModelRef | None:
     return solver.model() if found == z3.sat else None
 
 
-# [counterexample]
+Drafting = Callable[[Probs, World], tuple[list[Probs], list[int]]]
+
+
 def counterexample(
-    rule: Rule, vocab: int, draft: Callable[[Probs, World], tuple[list[Probs], list[int]]] | None = None
+    rule: Rule, vocab: int, draft: Drafting | None = None
 ) -> tuple[list[Fraction], list[Fraction]] | None:
     """A pair (p, q) over `vocab` tokens for which the first token that a step emits is not drawn from p, or None.
 
@@ -156,8 +159,22 @@ def counterexample(
     """
     names = [[z3.Real(f"{letter}_{x}") for x in range(vocab)] for letter in "pq"]
     valid = [condition for probs in names for condition in [z3.Sum(probs) == 1, *(w >= 0 for w in probs)]]
-    regions: dict[str, list[tuple[World, int]]] = defaultdict(list)
-    asked: dict[tuple[int, ...], list[bool]] = {}
+    for paths in _regions(rule, names, valid, draft):
+        conditions = paths[0][0].conditions  # all paths of a region have the same
+        for x in range(vocab):
+            emitted = z3.Sum([world.probability for world, token in paths if token == x] or [z3.RealVal(0)])
+            found = solve(*valid, *conditions, emitted != names[0][x])
+            if found is not None:
+                p, q = ([found.eval(w, model_completion=True).as_fraction() for w in probs] for probs in names)
+                return p, q
+    return None
+
+
+def _regions(
+    rule: Rule, names: list[list[Any]], valid: list[Any], draft: Drafting | None
+) -> Iterable[list[tuple[World, int]]]:
+    """The paths of a step, each with the first token that it emits, in lists of those with the same conditions."""
+    vocab, asked = len(names[0]), dict[tuple[int, ...], list[bool]]()
 
     def step(turns: Branching) -> tuple[World, int]:
         world = World(turns, valid, asked)
@@ -165,19 +182,10 @@ def counterexample(
         for x in range(vocab):  # the questions that every path would ask, before any turn: then all paths share them
             _ = q[x] > 0, p[x] > 0, p[x] < q[x], p[x] > q[x]
         guesses, tokens = draft(q, world) if draft else ([q], [world.choose(q, 0)])
-        certain = np.array([1] + [0] * (vocab - 1), dtype=object)  # what comes behind does not matter here
+        certain = np.array([1] + [0] * (vocab - 1), dtype=object)  # what comes after the first token does not matter
         return world, rule([p] + [certain] * len(tokens), guesses, tokens, world)[0]
 
+    regions: dict[str, list[tuple[World, int]]] = defaultdict(list)
     for (world, token), _ in every_path(step):
         regions[str(world.conditions)].append((world, token))
-    for paths in regions.values():
-        for x in range(vocab):
-            out = z3.Sum([world.probability for world, token in paths if token == x] or [z3.RealVal(0)])
-            found = solve(*valid, *paths[0][0].conditions, out != names[0][x])
-            if found is not None:
-                p, q = ([found.eval(w, model_completion=True).as_fraction() for w in probs] for probs in names)
-                return p, q
-    return None
-
-
-# [/counterexample]
+    return regions.values()

@@ -1,11 +1,11 @@
-"""The zoo: acceptance rules, drafters and noise that look right and are not, each beside the right one.
+"""The zoo: acceptance rules, drafters and noise that look right and are wrong, each with the right one.
 
-Every entry names what is wrong, where it was met, and a pair of models on which its law is computed exactly:
+Every entry says what is wrong, where it was met, and on which models its distribution is computed exactly:
 
     for each in ZOO: print(each.name, float(each.bias()), each.samples())
 
-`bias` is the total variation between the law of what comes out and the target's; `samples`, how long a statistical
-test (`gtest.py`) takes to notice.
+`bias` is the total variation between the distribution of the emitted texts and the target's; `samples` is the number of
+texts that a statistical test (`gtest.py`) needs to find it.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from inference_opt.speculative import rules
 
 
 def table(**rows: str) -> Model:
-    """A model that looks at the last token: start="5 3 2" is (1/2, 3/10, 1/5), after_0=… what follows a 0."""
+    """A model that looks at the last token: start="5 3 2" is (1/2, 3/10, 1/5); after_0 is the row after a 0."""
     weights = {name: [int(w) for w in text.split()] for name, text in rows.items()}
 
     def model(prefix: Prefix) -> tuple[Fraction, ...]:
@@ -34,14 +34,14 @@ def table(**rows: str) -> Model:
     return model
 
 
-# The pair that all are compared on, unless an entry names another.
+# The pair of models for all entries that do not name another.
 TARGET = table(start="5 3 2", after_0="2 5 3", after_1="3 2 5", after_2="5 3 2")
 DRAFT = table(start="8 7 5", after_0="4 3 3", after_1="6 1 3", after_2="3 2 5")
-# And one where the target never says what the draft says half of the time, all of p / q on the grid of floats.
+# And a pair in which the target never emits a token that the draft proposes half of the time. All p / q are floats.
 NEVER_0, OFTEN_0 = table(start="0 1 1"), table(start="2 1 1")
 
 
-# What it was where its sources lead. Right: they only ask about it. Harmless: it is done, to drafts that no q judges.
+# What was found at its sources. Right: they only ask about it. Harmless: the code does it, but does not judge by q.
 There = Literal["a bug", "right", "harmless", "lossy by design", "found here"]
 
 
@@ -67,27 +67,27 @@ class Mutant:
 
     @cache  # noqa: B019 (entries live as long as the module)
     def law(self) -> dict[Prefix, Fraction]:
-        """Of the first `length` tokens, exactly."""
+        """The exact distribution of the first `length` tokens."""
         return self._law(self.rule, self.propose, self.sharing)
 
     def right_law(self) -> dict[Prefix, Fraction]:
-        """The same, with what is wrong put right."""
+        """The same for the right rule, drafter and noise."""
         return self._law(self.right_rule, self.right_propose, self.right_sharing)
 
     def true_law(self) -> dict[Prefix, Fraction]:
-        """The target's own."""
+        """The target's own distribution."""
         return joint_law(self.target, self.length)
 
     def bias(self) -> Fraction:
-        """Total variation between what comes out and what should."""
+        """Total variation between the emitted texts and the target's."""
         return total_variation(self.law(), self.true_law())
 
     def samples(self, alarm: float = 1e-3, power: float = 0.9) -> int:
-        """How many texts a G-test needs to notice with probability `power`, at false alarms of rate `alarm`."""
+        """How many texts a G-test needs to find it with probability `power`, with false alarms at the rate `alarm`."""
         return samples_needed(*self.compared(), alarm, power)
 
     def compared(self) -> tuple[list[float], list[float]]:
-        """The target's law and what comes out, over the same texts, in order."""
+        """The target's probabilities and those of the entry, for the same texts, in the same order."""
         right, wrong = self.true_law(), self.law()
         texts = sorted({*right, *wrong})
         return [float(right.get(t, 0)) for t in texts], [float(wrong.get(t, 0)) for t in texts]
@@ -101,7 +101,7 @@ class Mutant:
                 steps -= 1
             return text[: self.length]
 
-        # Steps that share nothing can be summed up text by text between them; those that do are run as a whole.
+        # If steps share nothing, equal texts are added up after each. If they share noise, texts are run as a whole.
         steps = self.length if sharing is by_position else 1
         done: dict[Prefix, Fraction] = {}
         texts: dict[Prefix, Fraction] = {(): Fraction(1)}
@@ -128,7 +128,7 @@ def _thread(*paths: str) -> tuple[str, ...]:
 ZOO = [
     Mutant(
         "argmax draft, softmax q",
-        "the draft is the likeliest token, always, and is judged as if it had been drawn",
+        "the draft is always the most probable token, and is judged as if it had been drawn",
         _thread("jaymody/speculative-sampling/issues/3", "huggingface/transformers/issues/32867"),
         rules.token_wise,
         propose=chain_of(mutants.top(1), mutants.as_is),
@@ -136,7 +136,7 @@ ZOO = [
     ),
     Mutant(
         "top-k draft, raw q",
-        "drafts are drawn after a top-k filter, here the best two, and judged by the distribution before it",
+        "drafts are drawn after a top-k filter (here k = 2), and judged by the distribution before it",
         _thread("huggingface/transformers/issues/47932"),
         rules.token_wise,
         propose=chain_of(mutants.top(2), mutants.as_is),
@@ -160,7 +160,7 @@ ZOO = [
     ),
     Mutant(
         "beam search, q",
-        "the draft is the likeliest continuation, found by search, and is judged as if it had been drawn",
+        "the draft is the most probable continuation, found by search, and is judged as if it had been drawn",
         _thread("apple/ml-recurrent-drafter/issues/6"),
         rules.token_wise,
         propose=mutants.beam,
@@ -169,7 +169,7 @@ ZOO = [
     ),
     Mutant(
         "unsure token dropped",
-        "a token of low q ends the draft and is thrown away: what is left was drawn from another distribution",
+        "a token of low q ends the draft and is dropped: the other tokens were then drawn from another distribution",
         _thread("ikawrakow/ik_llama.cpp/pull/1820"),  # there drafts are compared, not judged by p / q
         rules.token_wise,
         propose=mutants.stop_early(keep=False),
@@ -185,39 +185,39 @@ ZOO = [
     ),
     Mutant(
         "residual at the token only",
-        "q is subtracted where the draft was, not everywhere",
+        "q is subtracted from p at the rejected token only",
         _thread("SafeAILab/EAGLE/issues/20"),
         mutants.residual_at_the_token,
     ),
     Mutant(
         "softmax of the residual",
-        "(p − q)⁺ is normalised by a softmax",
+        "(p − q)⁺ goes through a softmax instead of being divided by its sum",
         _thread("huggingface/transformers/pull/28508"),
         mutants.softmax_residual,
     ),
     Mutant(
         "lenience ½",
-        "drafts are accepted twice as gladly; the paper offers it as lossy",
+        "a draft is accepted with probability min(1, 2 p / q); offered as lossy",
         _thread(ARXIV + "2211.17192"),
         mutants.lenient,
         there="lossy by design",
     ),
     Mutant(
         "typical acceptance",
-        "what the target finds likely enough is accepted; offered as lossy",
+        "a draft is accepted if its p is large enough; offered as lossy",
         _thread(ARXIV + "2401.10774", "vllm-project/vllm/pull/5131"),
         mutants.typical,
         there="lossy by design",
     ),
     Mutant(
         "one uniform number",
-        "the generator is seeded anew before every draw, so that one number judges all positions",
+        "the generator is seeded again before every draw, so one number judges all positions",
         _thread("feifeibear/LLMSpeculativeSampling"),
         mutants.one_uniform,
     ),
     Mutant(
         "everything accepted",
-        "the count of accepted tokens is always full, or the number compared with p / q always 0",
+        "all drafts count as accepted, or the number compared with p / q is always 0",
         _thread(
             "huggingface/transformers/pull/28508",
             "vllm-project/vllm-ascend/issues/13730",
@@ -227,20 +227,20 @@ ZOO = [
     ),
     Mutant(
         "stale bonus",
-        "after full acceptance the last token comes from what was left at the position before",
+        "after full acceptance the last token is drawn from the residual of the position before",
         _thread("SafeAILab/EAGLE/pull/47", "SafeAILab/EAGLE/issues/50"),
         mutants.stale_bonus,
     ),
     Mutant(
         "block, unscaled residual",
-        "block verification that replaces by (p − q)⁺ in place of (w p − q)⁺",
+        "block verification that draws the replacement from (p − q)⁺ instead of (w p − q)⁺",
         _thread("vllm-project/vllm-ascend/pull/7808"),
         mutants.block_unscaled,
         right_rule=rules.block,
     ),
     Mutant(
         "siblings, original q",
-        "candidates are drawn without replacement, and each is judged by the distribution before any was taken",
+        "candidates are drawn without replacement, and each is judged by q before any was taken",
         _thread("SafeAILab/EAGLE/issues/74"),
         rules.multi_draft,
         propose=mutants.original_q,
@@ -250,15 +250,15 @@ ZOO = [
     ),
     Mutant(
         "draft and target share noise",
-        "a rejected draft is replaced with the very noise that drew it",
+        "the replacement of a rejected draft is drawn with the noise that drew the draft",
         _thread("vllm-project/vllm/pull/47386", "vllm-project/vllm/pull/54282"),
         rules.token_wise,
         sharing=same_stream,
     ),
     Mutant(
         "block, noise by position",
-        "block verification has looked at drafts that it rejects, and their noise decides the same positions again",
-        (),  # found here, by enumeration: token_wise has not looked, and bears it
+        "block verification looks at drafts that it rejects, and their noise draws again for the same positions",
+        (),  # found here, by enumeration: token_wise stays exact
         rules.block,
         sharing=by_position,
         right_rule=rules.token_wise,
@@ -268,7 +268,7 @@ ZOO = [
     ),
     Mutant(
         "u ≤ p / q, and u = 0",
-        "one number in 2²⁴ is 0, and lets a token pass that the target never says",
+        "one number in 2²⁴ is 0, and accepts a token that the target never emits",
         (),  # read in older kernels of vLLM and SGLang
         mutants.at_most,
         sharing=on_a_grid,

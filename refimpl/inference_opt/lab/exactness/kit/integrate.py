@@ -17,7 +17,7 @@ import numpy as np
 from inference_opt.lab.exactness.kit.uniforms import INSIDE, LARGEST, NO_RACES, Races, Uniforms
 
 RESOLUTION = 2.0**-34  # how precisely a place is found where the outcome changes
-BETWEEN = (0.17, 0.59, 0.83)  # where an interval is looked at, beside its ends
+BETWEEN = (0.17, 0.59, 0.83)  # where an interval is examined, besides its ends
 POINTS = 4  # drawn inside a box before it is believed to be uncut
 
 Program = Callable[[Uniforms], Hashable]
@@ -30,7 +30,7 @@ class NotAStepFunction(ValueError):
 
 @dataclass
 class Law:
-    """What came out: the probability of each outcome, and the outcomes met only at the ends 0 and 1 of a number."""
+    """The probability of each outcome, and the outcomes met only at the ends 0 and 1 of a number."""
 
     probability: dict[Any, float] = field(default_factory=dict)
     at_ends: set[Any] = field(default_factory=set)
@@ -53,7 +53,7 @@ class Box:
 
 # [integrate]
 def integrate(program: Program, races: Races = NO_RACES, most_boxes: int = 20_000) -> Law:
-    """The law of `program(uniforms)`. `races`: those run before it. NotAStepFunction where it takes too many boxes."""
+    """The distribution of `program(uniforms)`. `races`: those before. NotAStepFunction if it needs too many boxes."""
     law = Law()
     rng = np.random.default_rng(0)
     boxes, seen = [Box(1.0, {}, {})], 0

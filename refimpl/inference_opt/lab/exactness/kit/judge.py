@@ -23,7 +23,7 @@ from inference_opt.lab.exactness.proposals import Prefix, Propose, chain
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found out about a sampler.
+    """The verdict on a sampler.
 
     `bias`: total variation between the text's distribution and the target's, on the worst pair found. Computed where
     `tested` is None (`exact` then says that it is below the tolerance, on every pair), else estimated from samples.
@@ -78,8 +78,8 @@ def judge(
 ) -> Verdict:
     """Judge one step of speculation: `sampler(draft, target, tokens, noise)` returns the 1 to gamma + 1 tokens emitted.
 
-    It gets the distributions of the drafts, an array [gamma, vocab], those of the target, [gamma + 1, vocab] (behind
-    the text, and behind each draft), the drafted tokens, and `Uniforms`. What it emits is continued by the target to
+    It gets the distributions of the drafts, an array [gamma, vocab], those of the target, [gamma + 1, vocab] (after
+    the text, and after each draft), the drafted tokens, and `Uniforms`. What it emits is continued by the target to
     `length` tokens (gamma + 1 by default), and must then be distributed as the target's own text.
 
     `draft` draws and reports the drafts (`proposals.chain`, `siblings()`, `branching()`, or an engine's own way: see
@@ -89,10 +89,10 @@ def judge(
     With numbers the distribution is computed: `exact` if its total variation from the target's is within `tolerance`
     (float32 code: 1e-5) on a panel of pairs of models (or `pairs`) and on `search` more, which climb towards the worst.
     Otherwise it is tested: a right sampler is called biased with probability at most `level`, a sampler whose total
-    variation is at least `sees` on a pair of the panel is found out with probability `power` or more.
+    variation is at least `sees` on a pair of the panel is found with probability `power` or more.
 
-    ValueError where tokens come back that there are not, where the sampler is no step function of its numbers, and for
-    settings out of range.
+    ValueError if the sampler returns tokens outside the vocabulary, if it is not a step function of its numbers, and
+    for settings out of range.
     """
     check(vocab, gamma, level, power, sees)
     subject = Subject(
@@ -125,8 +125,8 @@ def judge_text(
 ) -> Verdict:
     """Judge a whole decoding loop: `generate(target, draft, length, noise)` returns a text of that many tokens or more.
 
-    `target` and `draft` are functions of a text (a tuple of tokens), which give the distribution behind it, an array
-    [vocab]. What a drafter does wrong, and noise that is shared between steps, is seen only so. `gamma`: how many
+    `target` and `draft` are functions of a text (a tuple of tokens), which give the distribution after it, an array
+    [vocab]. Only so are mistakes of the drafter found, and noise that is shared between steps. `gamma`: how many
     drafts a step has in the rules that it is compared with. The rest as in `judge`.
     """
     check(vocab, gamma, level, power, sees)
@@ -202,7 +202,7 @@ def _tested(
 
 
 def check(vocab: int, gamma: int, level: float, power: float, sees: float) -> None:
-    """ValueError for settings that cannot be judged with."""
+    """ValueError for settings out of range."""
     if vocab < 2 or gamma < 1:
         raise ValueError(f"expected at least 2 tokens and 1 draft, got vocab={vocab}, gamma={gamma}")
     if not (0 < level < 1 and 0 < power < 1 and 0 < sees < 1):

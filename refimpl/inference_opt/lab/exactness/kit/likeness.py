@@ -79,7 +79,7 @@ def nearest(
 def likeliest(
     counts: Mapping[Pair, Mapping[Prefix, int]], subject: Subject, level: float, candidates: list[Known]
 ) -> tuple[tuple[str, ...], float]:
-    """The rules that the counts do not refute at the level, the likeliest first; else that, and its distance."""
+    """The rules that the counts do not refute at the level, the best first; else the nearest one, and its distance."""
     fit, alike, far = {}, set(), {}
     for known in candidates:
         laws = {pair: known.law(pair, subject) for pair in counts}
@@ -96,7 +96,7 @@ def candidates_for(subject: Subject, exact: bool, at_ends: bool = False) -> list
     """Right rules or wrong ones. Of whole texts all right ones have one law; of a step none shows what steps share."""
     if exact:
         return [Known("a right rule", rules.token_wise)] if subject.whole else RIGHT
-    # A rule that is wrong only where a number is 0 is told by this, not by its law.
+    # A rule that is wrong only where a number is 0 is recognised by this, not by its distribution.
     seen = [known for known in WRONG if (known.sharing is on_a_grid) is at_ends]
     return [known for known in seen if subject.whole or known.sharing is not by_position]
 

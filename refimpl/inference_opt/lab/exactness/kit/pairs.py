@@ -17,7 +17,7 @@ LARGEST_WEIGHT = 20  # rows are whole weights over their sum, so that a verdict 
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """Two models: what each says behind every text up to some length. Behind longer ones: what it says at the start."""
+    """Two models: the distribution of each after every text up to some length. After longer ones: that at the start."""
 
     name: str
     target_rows: Rows
@@ -30,7 +30,7 @@ class Pair:
                     raise ValueError(f"behind {text} a model gives {[str(w) for w in row]}: expected a distribution")
 
     def target(self, text: Prefix) -> Row:
-        """The target's distribution behind a text."""
+        """The target's distribution after a text."""
         return self.target_rows.get(text) or self.target_rows[()]
 
     def draft(self, text: Prefix) -> Row:
@@ -84,11 +84,11 @@ def row(weights: Any) -> Row:
 
 
 def neighbours(pair: Pair, rng: np.random.Generator) -> Generator[Pair, Pair | None, None]:
-    """Pairs with one row changed: drawn anew, or one of its weights moved."""
+    """Pairs with one row changed: drawn again, or one of its weights moved."""
     while True:
         which = "target_rows" if rng.random() < 0.5 else "draft_rows"
         rows = getattr(pair, which)
-        # Rows behind longer texts matter less, and there are more of them.
+        # Rows after longer texts matter less, and there are more of them.
         length = min(int(rng.geometric(0.5)) - 1, max(map(len, rows)))
         texts = [text for text in rows if len(text) == length]
         text = texts[rng.integers(len(texts))]

@@ -1,6 +1,6 @@
-"""Judging by samples, where the sampler draws by itself: a test whose false alarms and power are stated before it runs.
+"""Judging by samples, if the sampler draws by itself: a test whose false alarms and power are stated before it runs.
 
-On each of m pairs n texts are drawn and compared with the target's law by the G-test (`gtest.py`) at the level
+On each of m pairs n texts are drawn and compared with the target's distribution by the G-test (`gtest.py`) at the level
 α = level / (2 m): m tests share it, and half of it is kept for what the χ² distribution, a limit for many samples, is
 off in its tail. Texts with less than FEW expected samples are put into one cell. A text that the target never says is
 proof, whatever the counts.

@@ -53,7 +53,7 @@ class Subject:
         return law
 
     def right(self, pair: Pair) -> dict[Prefix, float]:
-        """The target's own law of the text."""
+        """The target's own distribution of the text."""
         return continued({(): 1.0}, pair, self.length)
 
     def pairs(self) -> list[Pair]:

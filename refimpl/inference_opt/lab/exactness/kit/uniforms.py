@@ -1,4 +1,4 @@
-"""The randomness that a sampler under judgement is given: numbers that it may use as it likes, and draws."""
+"""The randomness that a judged sampler gets: numbers that it may use in any way, and draws."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
