@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from drawings import DRAWINGS, files_figure
+from gpu_figures import GPU_FIGURES
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
@@ -302,6 +303,7 @@ FIGURES = {
     "06_speculation.svg": speculation_figure,
     "06_cost.svg": cost_figure,
     "08_pieces.svg": pieces_figure,
+    **GPU_FIGURES,
     "10_files.svg": files_figure,
     "07_split.svg": split_figure,
     "07_paths.svg": paths_figure,

@@ -13,7 +13,7 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.md"))
-FIRST_EDITION = {"07", "08"}  # three questions, figures without captions
+FIRST_EDITION = {"07"}  # three questions, figures without captions
 
 
 def headings(tokens, tag):

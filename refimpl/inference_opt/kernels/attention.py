@@ -39,7 +39,6 @@ def dot(a, b, acc, WIDEN: tl.constexpr):
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
-# [kernel]
 @triton.jit
 def attend_piece(
     # What is read.
@@ -92,6 +91,7 @@ def attend_piece(
     # A plan may reach further than the queries see, for steps to come (engine/graph_runner.py).
     end = tl.minimum(end, position0 + queries)
 
+    # [rows]
     # The queries: row r is head r % GROUP of query r // GROUP.
     rows = row0 + tl.arange(0, ROWS)
     query = rows // GROUP
@@ -102,12 +102,14 @@ def attend_piece(
     q_row = q + ((token0 + query).to(tl.int64) * HEADS + head)[:, None] * D
     qa = tl.load(q_row + ca[None, :], mask=real[:, None] & (ca < SPLIT)[None, :], other=0.0)
     qb = tl.load(q_row + SPLIT + cb[None, :], mask=real[:, None] & (cb < D - SPLIT)[None, :], other=0.0)
+    # [/rows]
 
     # The softmax so far, of no key.
     m = tl.full([ROWS], float("-inf"), tl.float32)
     l = tl.zeros([ROWS], tl.float32)  # noqa: E741 (the papers' name)
     acc = tl.zeros([ROWS, DV], tl.float32)
 
+    # [look-up]
     listed = table + sequence.to(tl.int64) * table_width
     key = first + tl.arange(0, BLOCK)
     found = tl.load(listed + key // PAGE, mask=key < end, other=0)
@@ -121,6 +123,7 @@ def attend_piece(
         else:
             page = tl.load(listed + key // PAGE, mask=inside, other=0)
         row = (page.to(tl.int64) * PAGE + key % PAGE) * KV_HEADS + kv_head
+        # [/look-up]
 
         # Scores: s = q · kᵀ, the two parts of the width added; −∞ where a query must not look.
         k_row = k_pages + row[:, None] * D
@@ -161,9 +164,6 @@ def attend_piece(
     # Whoever waits for this kernel waits for the one in front, too.
     if PDL and PDL_OVERLAP:
         tl.extra.cuda.gdc_wait()
-
-
-# [/kernel]
 
 
 @triton.jit

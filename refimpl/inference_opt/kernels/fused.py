@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from inference_opt.kernels.pdl import launch_options
 
 
-# [project]
 @triton.jit
 def project_row(
     x,  # [K]
@@ -39,6 +38,7 @@ def project_row(
     PDL: tl.constexpr,
 ):
     """ROWS numbers of weight · (x / rms(x) · norm). The squares are summed along the way, and divided by at the end."""
+    # [early]
     # The first block of the weight does not depend on the kernel in front; x does.
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, BLOCK)
@@ -50,6 +50,7 @@ def project_row(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     added = tl.load(out + n, mask=n < N).to(tl.float32) if RESIDUAL else 0.0
+    # [/early]
 
     # Products and squares, block by block; the sums over a block's columns are left for the end.
     acc = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -75,9 +76,6 @@ def project_row(
     if GATED:
         y = y / (1.0 + tl.exp(-y)) * (tl.sum(through, 1) * scale)
     tl.store(out + n, y + added, mask=n < N)
-
-
-# [/project]
 
 
 def project(

@@ -168,7 +168,6 @@ def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -
     return tile
 
 
-# [chunk]
 def chunk_size(keys: Array, heads: int, programs: int, block: int, rows: int) -> int:
     """The number of keys a piece with which the last piece ends soonest.
 
@@ -184,6 +183,7 @@ def chunk_size(keys: Array, heads: int, programs: int, block: int, rows: int) ->
     longest = max(int(keys.max()), 1)
     sizes = np.unique(-(-longest // np.arange(1, 129)) + block - 1) // block * block
 
+    # [chunk]
     # A piece costs its keys and its start; the state of a piece that is not alone must be merged.
     pieces = np.maximum(-(-keys[:, None] // sizes), 1)
     overhead = np.where(pieces > 1, max(PIECE_OVERHEAD, STATE_OVERHEAD * rows), PIECE_OVERHEAD)
@@ -192,9 +192,7 @@ def chunk_size(keys: Array, heads: int, programs: int, block: int, rows: int) ->
     rounds = pieces.sum(0) * heads / programs
     time = work / programs + (np.ceil(rounds) - rounds) * shortest
     return int(sizes[np.maximum(time, np.minimum(sizes, longest) + overhead.max(0)).argmin()])
-
-
-# [/chunk]
+    # [/chunk]
 
 
 def spread(counts: Array) -> tuple[Array, Array]:
@@ -203,7 +201,6 @@ def spread(counts: Array) -> tuple[Array, Array]:
     return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-# [plan]
 def cut_rows(segments: Segments, most: int) -> Segments:
     """Cut the queries of each segment into blocks of `most`, the last one perhaps smaller.
 
@@ -251,6 +248,7 @@ def plan(
         block, c = spread(chunks)
         first = blocks.first[block] + c * size
 
+        # [pieces]
         # Number the states: a piece writes one for each query, unless it alone has all keys of its tokens.
         partial = np.where((chunks > 1) | (segments_of[blocks.token0] > 1), blocks.queries, 0)[block]
         state = np.where(partial > 0, num_states + np.cumsum(partial) - partial, -1)
@@ -268,6 +266,7 @@ def plan(
             end=np.minimum(first + size, blocks.end[block])[chunk],
             state=state[chunk],
         )
+        # [/pieces]
         # The longest begin first. Pieces of about one length keep their order: neighbours may read the same keys.
         lengths = columns.end - columns.first
         longest_first = np.argsort(-np.round(16 * lengths / max(lengths.max(initial=1), 1)), kind="stable")
@@ -282,9 +281,6 @@ def plan(
     listed = listed[listed[:, 0].argsort(kind="stable")]
     offsets = np.concatenate(([0], np.cumsum(np.bincount(listed[:, 0], minlength=tokens))))
     return TilePlan(tuple(launches), int32(offsets), int32(listed[:, 1]), num_states)
-
-
-# [/plan]
 
 
 def int32(values: Array) -> Tensor:

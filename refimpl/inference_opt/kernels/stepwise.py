@@ -70,6 +70,7 @@ def attend_1(
     d = tl.arange(0, D)
     query = tl.load(q + (sequence * HEADS + head) * D + d).to(tl.float32)  # [D]
 
+    # [loop]
     # The softmax so far: m the largest score, l the sum of exp(s − m), acc the sum of exp(s − m) · v.
     m = tl.full([], float("-inf"), tl.float32)
     l = tl.zeros([], tl.float32)  # noqa: E741
@@ -93,6 +94,7 @@ def attend_1(
         values = tl.load(v + row[:, None] * D + d[None, :], mask=inside[:, None], other=0.0)
         acc = acc * shrink + tl.sum(p[:, None] * values, 0)
         m = m_new
+    # [/loop]
 
     # The result.
     tl.store(out + (sequence * HEADS + head) * D + d, acc / l)
