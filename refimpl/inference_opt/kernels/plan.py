@@ -30,23 +30,23 @@ Field = Any  # an int32 of one piece, or a column of them: a tensor, or an array
 
 PIECE_OVERHEAD = 64  # what starting a piece costs, in keys read
 STATE_OVERHEAD = 4  # what writing and merging the state of one row costs, likewise
-SHARED_MEMORY = 220 * 1024  # bytes a program may use: 227 KiB on an H100, less what the kernel keeps besides
+SHARED_MEMORY = 220 * 1024  # bytes a program may use: 227 KiB on an H100, less what the kernel needs for itself
 
 
 class Piece(NamedTuple):
-    """What the kernel is told of a piece, in this order; or a column of each, for all pieces of a launch.
+    """What a program reads about its piece, in this order. Or the columns: each field for all pieces of a launch.
 
-    Query i of the piece is token token0 + i. It stands at position + i and sees the keys up to there.
+    Query i of the piece is token token0 + i, at position + i of its sequence. It sees the keys up to its position.
     """
 
     sequence: Field  # row of the page table
-    token0: Field  # first token, in the flat batch
-    queries: Field  # number of tokens
-    position: Field  # of the first token in its sequence
-    row0: Field  # first row, of the queries · heads that share a key head
+    token0: Field  # its first query, as a token of the batch
+    queries: Field  # number of queries
+    position: Field  # of the first query in its sequence
+    row0: Field  # its first row; each query has a row for each head that shares the key head
     first: Field  # first key
     end: Field  # the key after the last
-    state: Field  # query i's result is partial and goes to state + i; below 0: it is final and goes to its token
+    state: Field  # query i's result is the state with number state + i; below 0: it is final, no state
 
 
 @dataclass(frozen=True)
@@ -248,13 +248,12 @@ def plan(
         block, c = spread(chunks)
         first = blocks.first[block] + c * size
 
-        # [pieces]
         # Number the states: a piece writes one for each query, unless it alone has all keys of its tokens.
         partial = np.where((chunks > 1) | (segments_of[blocks.token0] > 1), blocks.queries, 0)[block]
         state = np.where(partial > 0, num_states + np.cumsum(partial) - partial, -1)
         num_states += int(partial.sum())
 
-        # One row of the table for each chunk and tile: all that the kernel is told.
+        # One row of the plan for each chunk and tile: all that a program reads about its piece.
         chunk, t = spread(np.full(len(block), tiles))
         columns = Piece(
             sequence=blocks.sequence[block][chunk],
@@ -266,7 +265,6 @@ def plan(
             end=np.minimum(first + size, blocks.end[block])[chunk],
             state=state[chunk],
         )
-        # [/pieces]
         # The longest begin first. Pieces of about one length keep their order: neighbours may read the same keys.
         lengths = columns.end - columns.first
         longest_first = np.argsort(-np.round(16 * lengths / max(lengths.max(initial=1), 1)), kind="stable")

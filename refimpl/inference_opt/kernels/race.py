@@ -34,7 +34,7 @@ def race_of_block(
     last,  # [max_rows], with FILTERED: of the tokens with just this logit, the last one that it keeps
     tops,  # [rows, blocks]
     tokens,  # [rows, blocks]: the largest logit's, or who arrives first
-    levels,  # [rows, blocks]: this token's logit; −∞ if nobody arrives
+    levels,  # [rows, blocks]: this token's logit; −∞ if no token arrives
     sums,  # [rows, blocks]: of exp(logit − top), if asked for
     N,
     max_rows,

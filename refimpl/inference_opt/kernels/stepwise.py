@@ -5,11 +5,11 @@
     decode_2   the keys are split over several programs, whose states are merged (Flash-Decoding)
     decode_3   each key is found through the page table
     decode_4   the keys of a shared prefix are read once for the queries of many sequences: rows of a tile
-    decode_5   ours (attention.py): the rows are also the heads that share a key head, and a plan says who reads what
+    decode_5   ours (attention.py): the heads that share a key head are rows, too; a plan says which program reads what
 
 Each version decodes one query for each sequence of a batch. To keep things simple all sequences have one length,
 widths are powers of two, and values are as wide as keys. A version takes the arguments of the one before, then its own.
-Chapter 08 walks this road, and says how long the versions take.
+Chapter 08 explains the versions one by one, and says how long they take.
 """
 
 import torch
