@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from inference_opt.explain.exercises import EXERCISES
 from inference_opt.kernels.reference import merge_states
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "docs"))
@@ -46,9 +47,10 @@ def test_the_two_states_are_merged_as_the_text_says():
     assert f"The sum of its exponentials is {a}, and its output is {a * out_a} / {a} = {out_a}." in SAID
     assert f"with the sum {b} and the output {b * out_b} / {b} = {out_b}." in SAID
     assert rf"\frac{{{a}}}{{{total}}} \cdot {out_a} + \frac{{{b}}}{{{total}}} \cdot {out_b} = {out}." in CHAPTER
-    for output, weight in ((out_a, a), (out_b, b), (out, total)):
-        assert f"({output}, ln {weight})" in SAID
     assert f"The plain mean of the two outputs, {(out_a + out_b) / 2}, would be wrong" in SAID
+    task = " ".join(EXERCISES["08.merge"].task.split())
+    for text in (SAID, task):
+        assert all(f"({output}, ln {weight})" in text for output, weight in ((out_a, a), (out_b, b), (out, total)))
     outs = torch.tensor([out_a, out_b], dtype=torch.float64)[:, None, None, None]
     lses = torch.tensor([a, b], dtype=torch.float64).log()[:, None, None]
     merged, lse = merge_states(outs, lses)
