@@ -32,7 +32,7 @@ def measured() -> dict[str, float]:
 
 
 def memory_figure() -> Figure:
-    """The places where numbers lie, the smallest and fastest on top, and how fast they are read."""
+    """The places where numbers lie, the fastest on top, and how fast they are read."""
     figure = Figure(figsize=(5.6, 5.2), layout="constrained")
     axes = figure.subplots()
     found = measured()
