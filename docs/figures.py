@@ -303,13 +303,13 @@ FIGURES = {
     "06_speculation.svg": speculation_figure,
     "06_cost.svg": cost_figure,
     "08_pieces.svg": pieces_figure,
-    **GPU_FIGURES,
     "10_files.svg": files_figure,
     "07_split.svg": split_figure,
     "07_paths.svg": paths_figure,
     "07_zoo.svg": zoo_figure,
     "09_speed.svg": lambda: study().speed_figure(),
     "09_effects.svg": lambda: study().effects_figure(),
+    **GPU_FIGURES,
 }
 
 if __name__ == "__main__":
