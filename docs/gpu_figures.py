@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
 RESULTS = Path(__file__).resolve().parent / "results"
-BLUE, ORANGE, GREEN, RED = "#7d9cc9", "#e8b48a", "#9fcfad", "#c44e52"
+BLUE, ORANGE, GREEN, RED = "#a9c1e8", "#e8b48a", "#9fcfad", "#c44e52"
 
 # One H100 SXM with 80 GB (docs/gpu.md names the sources).
 PEAK, BANDWIDTH = 989e12, 3.35e12  # operations a second in bfloat16, bytes a second of device memory
