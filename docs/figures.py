@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from drawings import DRAWINGS, files_figure
+from gpu_figures import GPU_FIGURES
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
@@ -308,6 +309,7 @@ FIGURES = {
     "07_zoo.svg": zoo_figure,
     "09_speed.svg": lambda: study().speed_figure(),
     "09_effects.svg": lambda: study().effects_figure(),
+    **GPU_FIGURES,
 }
 
 if __name__ == "__main__":

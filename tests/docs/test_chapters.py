@@ -13,7 +13,6 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = sorted((ROOT / "chapters").glob("*.md"))
-FIRST_EDITION = {"08"}  # three questions, figures without captions
 
 
 def headings(tokens, tag):
@@ -39,8 +38,7 @@ def test_a_chapter_keeps_the_order_of_the_house(chapter):
     assert title.startswith(f"{number} · ")
     assert "minutes" in next(each.content for each in tokens[3:] if each.type == "inline"), "its time to read"
     first, idea, *_, wrong, questions, exercises = [*headings(tokens, "h2"), *["Exercises"] * (number == "10")]
-    asks = "Three questions" if number in FIRST_EDITION else "Six questions"
-    expected = ("The problem", "What goes wrong", asks, "Exercises")  # the last chapter has none
+    expected = ("The problem", "What goes wrong", "Six questions", "Exercises")  # the last chapter has none
     assert (first, wrong, questions, exercises) == expected
     assert idea.startswith("The idea")
     before = tokens[: next(i for i, each in enumerate(tokens) if each.content == "What goes wrong")]
@@ -58,18 +56,16 @@ def captions(tokens):
 
 
 def test_every_drawing_has_a_caption(chapter):
-    number, tokens = chapter
-    if number not in FIRST_EDITION:
-        assert list(captions(tokens))
-        assert all(captions(tokens)), "the paragraph after a drawing says, in *italics*, what is drawn"
+    _, tokens = chapter
+    assert list(captions(tokens))
+    assert all(captions(tokens)), "the paragraph after a drawing says, in *italics*, what is drawn"
 
 
 def test_it_asks_six_questions_and_hides_the_answers(chapter):
-    number, tokens = chapter
-    count = 3 if number in FIRST_EDITION else 6
-    asked = section(tokens, "Three questions" if count == 3 else "Six questions")
+    _, tokens = chapter
+    asked = section(tokens, "Six questions")
     starts = [i for i, each in enumerate(asked) if each.type == "list_item_open" and each.level == 1]
-    assert len(starts) == count
+    assert len(starts) == 6
     for begin, end in zip(starts, [*starts[1:], None]):
         question, *_ = [each.content for each in asked[begin:end] if each.type == "inline"]
         hidden = "".join(each.content for each in asked[begin:end] if each.type in ("html_block", "inline"))
@@ -77,10 +73,8 @@ def test_it_asks_six_questions_and_hides_the_answers(chapter):
         assert question.strip()
         assert re.sub("<[^>]+>", "", answer).strip()
         assert "</details>" in answer
-        if count == 6:
-            assert len(re.sub("<[^>]+>", "", answer).split()) >= 12, f"an answer without a reason: {question}"
-    if count == 6:
-        assert sum(each.content.startswith("*Compute.*") for each in asked if each.type == "inline") >= 2
+        assert len(re.sub("<[^>]+>", "", answer).split()) >= 12, f"an answer without a reason: {question}"
+    assert sum(each.content.startswith("*Compute.*") for each in asked if each.type == "inline") >= 2
 
 
 def test_names_in_the_notation_are_names_in_the_code():

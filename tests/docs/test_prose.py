@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from tests.docs.test_chapters import FIRST_EDITION
 
 nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +24,7 @@ PAGES = [
         *sorted((ROOT / "chapters").glob("*.md")),
         *sorted((ROOT / "notebooks").glob("*.ipynb")),
     )
-    if path.name not in GENERATED and path.name[:2] not in FIRST_EDITION
+    if path.name not in GENERATED
 ]
 VOCABULARY = tomllib.loads((ROOT / "docs/vocabulary.toml").read_text(encoding="utf-8"))
 WORDS = {word: say for words in VOCABULARY.values() for word, say in words.items()}

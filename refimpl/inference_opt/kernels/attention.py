@@ -39,7 +39,6 @@ def dot(a, b, acc, WIDEN: tl.constexpr):
     return tl.dot(a, b, acc, input_precision="ieee")
 
 
-# [kernel]
 @triton.jit
 def attend_piece(
     # What is read.
@@ -71,7 +70,7 @@ def attend_piece(
     DV: tl.constexpr,
     LOOK_AHEAD: tl.constexpr,  # look up the pages of the next block; it takes registers
     WIDEN: tl.constexpr,
-    # Programmatic dependent launch (pdl.py). PDL_OVERLAP: it needs nothing from the kernel in front, only its end.
+    # Programmatic dependent launch (pdl.py). PDL_OVERLAP: it reads nothing that the previous kernel writes.
     PDL: tl.constexpr,
     PDL_OVERLAP: tl.constexpr,
 ):
@@ -83,7 +82,7 @@ def attend_piece(
     sequence, token0, queries, position0 = tl.load(piece), tl.load(piece + 1), tl.load(piece + 2), tl.load(piece + 3)
     row0, first, end, state = tl.load(piece + 4), tl.load(piece + 5), tl.load(piece + 6), tl.load(piece + 7)
 
-    # The plan was there before the kernel in front. Queries, keys and values may come from it.
+    # The plan was written before the previous kernel. Queries, keys and values may be written by it.
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         if not PDL_OVERLAP:
@@ -92,6 +91,7 @@ def attend_piece(
     # A plan may reach further than the queries see, for steps to come (engine/graph_runner.py).
     end = tl.minimum(end, position0 + queries)
 
+    # [rows]
     # The queries: row r is head r % GROUP of query r // GROUP.
     rows = row0 + tl.arange(0, ROWS)
     query = rows // GROUP
@@ -102,12 +102,14 @@ def attend_piece(
     q_row = q + ((token0 + query).to(tl.int64) * HEADS + head)[:, None] * D
     qa = tl.load(q_row + ca[None, :], mask=real[:, None] & (ca < SPLIT)[None, :], other=0.0)
     qb = tl.load(q_row + SPLIT + cb[None, :], mask=real[:, None] & (cb < D - SPLIT)[None, :], other=0.0)
+    # [/rows]
 
     # The softmax so far, of no key.
     m = tl.full([ROWS], float("-inf"), tl.float32)
     l = tl.zeros([ROWS], tl.float32)  # noqa: E741 (the papers' name)
     acc = tl.zeros([ROWS, DV], tl.float32)
 
+    # [look-up]
     listed = table + sequence.to(tl.int64) * table_width
     key = first + tl.arange(0, BLOCK)
     found = tl.load(listed + key // PAGE, mask=key < end, other=0)
@@ -121,6 +123,7 @@ def attend_piece(
         else:
             page = tl.load(listed + key // PAGE, mask=inside, other=0)
         row = (page.to(tl.int64) * PAGE + key % PAGE) * KV_HEADS + kv_head
+        # [/look-up]
 
         # Scores: s = q · kᵀ, the two parts of the width added; −∞ where a query must not look.
         k_row = k_pages + row[:, None] * D
@@ -158,12 +161,9 @@ def attend_piece(
         tl.store(partial + where[:, None] * V + cv[None, :], acc, mask=real[:, None] & (cv < V)[None, :])
         tl.store(partial_lse + where, log, mask=real)
 
-    # Whoever waits for this kernel waits for the one in front, too.
+    # It must not end before the previous kernel: the next one waits for this one only (pdl.py).
     if PDL and PDL_OVERLAP:
         tl.extra.cuda.gdc_wait()
-
-
-# [/kernel]
 
 
 @triton.jit
@@ -181,7 +181,7 @@ def merge_token(
     PDL: tl.constexpr,
 ):
     """Join one head's states of one token: a softmax over states."""
-    # The lists are part of the plan, which was there before the kernel in front. The states come from it.
+    # The lists are part of the plan, which was written before the previous kernel. The states are written by it.
     token, head = tl.program_id(0), tl.program_id(1)
     first, end = tl.load(offsets + token), tl.load(offsets + token + 1)
     i, cv = first + tl.arange(0, BLOCK), tl.arange(0, DV)
@@ -228,7 +228,7 @@ def attend(
 ) -> tuple[Float[Tensor, "tokens heads value_dim"], Float[Tensor, "tokens heads"]]:
     """All pieces of a plan, then the merge. Without values, they are the first `value_dim` columns of the keys.
 
-    `pdl`: the plan was on the device before the last ordinary launch in front of this call (`pdl.py`).
+    `pdl`: the plan was on the device before the last ordinary launch before this call (`pdl.py`).
     """
     tokens, heads, dim = q.shape
     _, page, kv_heads, _ = k_pages.shape
@@ -239,7 +239,7 @@ def attend(
     partial = q.new_empty(plan.num_states, heads, value_dim, dtype=torch.float32)
     partial_lse = q.new_empty(plan.num_states, heads, dtype=torch.float32)
 
-    in_front = ""  # the Gluon kernel launched before this one
+    in_front = ""  # the Gluon kernel that was launched before this one
     for launch in plan.launches:
         tile = launch.tile
         if tile.hopper == "mla" or (tile.hopper == "gqa" and value_dim == dim):
@@ -247,8 +247,8 @@ def attend(
             gluon = importlib.import_module(f"inference_opt.kernels.hopper.{tile.hopper}")  # only such cards have it
             gluon.attend_pieces(q, k_pages, v_pages, page_table, launch, scale * LOG2E, out, lse, partial, partial_lse)
             continue
-        # Behind the kernel for many rows, which leaves registers and shared memory to spare, this one runs beside it:
-        # that one was launched in the ordinary way, so all that both of them read is there.
+        # The kernel for many rows leaves some registers and shared memory free, so this one may run at the same time.
+        # That kernel had an ordinary launch, so everything that either of them reads has been written.
         attend_piece[(len(launch.pieces) * kv_heads,)](
             q, k_pages, k_pages if v_in_k else v_pages, page_table, launch.pieces, out, lse, partial, partial_lse,
             page_table.stride(0), scale * LOG2E,
@@ -272,7 +272,7 @@ def merge(
 ) -> None:
     """Join states[offsets[t] : offsets[t + 1]] into out[t] and lse[t], for the tokens that have any.
 
-    `pdl`: offsets and states were on the device before the last ordinary launch in front of this call (`pdl.py`).
+    `pdl`: offsets and states were on the device before the last ordinary launch before this call (`pdl.py`).
     """
     tokens, heads, value_dim = out.shape
     merge_token[(tokens, heads)](

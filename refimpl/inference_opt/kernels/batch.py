@@ -76,7 +76,7 @@ def plan_batch(
         if len(used) and not 0 <= used.min() <= used.max() < num_pages:
             raise ValueError(f"sequence {i}: pages {used.tolist()} are not all in [0, {num_pages})")
 
-    # A shared prefix is attended without a mask: its keys stand before every query, and in the same pages for all.
+    # A shared prefix is attended without a mask: its keys come before every query, and lie in the same pages for all.
     cached = np.array(lengths, dtype=np.int64) - np.array(counts, dtype=np.int64)
     free = 0  # the first sequence that no prefix has claimed yet
     for first, members, keys in prefixes:

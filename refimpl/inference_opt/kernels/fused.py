@@ -1,11 +1,11 @@
 """The small operations of a decoding step, joined to the large ones: fewer launches between two weight matrices.
 
 A model of a billion weights decodes a token on an H100 in under a millisecond if it does nothing but read its weights.
-Operation by operation a layer takes some sixteen launches, and the card idles between any two. Here it takes seven:
+One operation at a time, a layer takes about sixteen launches, and the card idles between any two. Here it takes seven:
 
     project       norm → product → (silu(gate) · up) → + residual, of one row. Each of these is one pass over the row or
-                  the result, and costs nothing beside reading the weight. The first weights are loaded while the kernel
-                  in front still runs (`pdl.py`): they are nobody's result.
+                  the result, and takes almost no time compared with reading the weight. The first weights are loaded
+                  while the previous kernel still runs (`pdl.py`): no kernel writes them.
     rotate_write  RoPE of queries and keys, and writing keys and values into their pages: q, k and v are read once.
 
 The product of many rows with a matrix is best left to the library; there only what surrounds it is joined.
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from inference_opt.kernels.pdl import launch_options
 
 
-# [project]
 @triton.jit
 def project_row(
     x,  # [K]
@@ -39,7 +38,8 @@ def project_row(
     PDL: tl.constexpr,
 ):
     """ROWS numbers of weight · (x / rms(x) · norm). The squares are summed along the way, and divided by at the end."""
-    # The first block of the weight does not depend on the kernel in front; x does.
+    # [early]
+    # The first block of the weight does not depend on the previous kernel; x does.
     n = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     k = tl.arange(0, BLOCK)
     row = weight + n.to(tl.int64)[:, None] * K + k[None, :]
@@ -50,6 +50,7 @@ def project_row(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     added = tl.load(out + n, mask=n < N).to(tl.float32) if RESIDUAL else 0.0
+    # [/early]
 
     # Products and squares, block by block; the sums over a block's columns are left for the end.
     acc = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -77,9 +78,6 @@ def project_row(
     tl.store(out + n, y + added, mask=n < N)
 
 
-# [/project]
-
-
 def project(
     x: Float[Tensor, "tokens in_features"],
     weight: Float[Tensor, "rows in_features"],
@@ -91,7 +89,7 @@ def project(
     """norm(x) · weightᵀ. With `gated`, silu of its first half times the second half. Added to `residual`, in place.
 
     The norm and the gate of a single row are not rounded on the way. `pdl`: the weight was there before the last
-    ordinary launch in front of this call (`pdl.py`).
+    ordinary launch before this call (`pdl.py`).
     """
     if len(x) > 1:
         x = x if norm is None else normed(x, norm, pdl)
@@ -116,7 +114,7 @@ def project(
 
 @triton.jit
 def norm_token(x, weight, out, eps, K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """x / rms(x) · weight, of one token. The weight was there before the kernel in front."""
+    """x / rms(x) · weight, of one token. The weight was written before the previous kernel."""
     token = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     w = tl.load(weight + k, mask=k < K, other=0.0).to(tl.float32)
@@ -128,7 +126,7 @@ def norm_token(x, weight, out, eps, K: tl.constexpr, BLOCK: tl.constexpr, PDL: t
 
 
 def normed(x: Float[Tensor, "tokens width"], norm: nn.RMSNorm, pdl: bool = False) -> Float[Tensor, "tokens width"]:
-    """`norm(x)`. `pdl`: the norm's weight was there before the last ordinary launch in front of this call."""
+    """`norm(x)`. `pdl`: the norm's weight was there before the last ordinary launch before this call."""
     out, (tokens, k) = torch.empty_like(x), x.shape
     block = triton.next_power_of_2(k)
     norm_token[(tokens,)](
@@ -177,7 +175,7 @@ def rotate_token(
     PDL: tl.constexpr,
 ):
     """Rotate one token's queries and keys; write its keys and values into its slot. A slot below 0: write nowhere."""
-    # Positions and slots, as part of the plan, were there before the kernel in front, and so were the angles.
+    # Positions and slots, which are part of the plan, and the angles were written before the previous kernel.
     token = tl.program_id(0).to(tl.int64)
     h, d = tl.arange(0, ROWS)[:, None], tl.arange(0, WIDE)[None, :]
     position, slot = tl.load(positions + token), tl.load(slots + token).to(tl.int64)

@@ -29,7 +29,7 @@ def paged_attention(
 ) -> tuple[Float[Tensor, "tokens heads value_dim"], Float[Tensor, "tokens heads"]]:
     """Outputs and log-sum-exps of a planned batch. Without `v_pages` values are the keys' first `value_dim` columns.
 
-    `pdl`: the batch was planned before the last ordinary launch in front of this call, so that the kernels may start
+    `pdl`: the batch was planned before the last ordinary launch before this call, so that the kernels may start
     early and read the plan (`pdl.py`).
     """
     value_dim = _check(q, k_pages, v_pages, sum(batch.counts), value_dim)

@@ -1,20 +1,20 @@
-"""Programmatic dependent launch (PDL): a kernel may start before the kernel in front of it has ended.
+"""Programmatic dependent launch (PDL): a kernel may start before the previous kernel on the stream has ended.
 
-An ordinary launch waits until everything in front of it on the stream is done, and meanwhile the card idles for a
-moment. With PDL (CUDA programming guide, "Programmatic Dependent Launch"; compute capability 9.0 and later) the two
-kernels arrange it between them:
+An ordinary launch waits until everything before it on the stream is done, and meanwhile the card idles for a moment.
+With PDL (CUDA programming guide, "Programmatic Dependent Launch"; compute capability 9.0 and later) two kernels agree:
 
-    gdc_launch_dependents   in the kernel in front: the next kernel may start, as soon as all programs have said so
-    gdc_wait                in the next kernel: wait until the kernel in front has ended and its results can be read
+    gdc_launch_dependents   in the previous kernel: the next one may start, as soon as all programs have executed this
+    gdc_wait                in the next kernel: wait until the previous one has ended and its results can be read
 
-The gain is what a kernel does before it waits: start, and read what does not come from the kernel in front, such as
-weights or the plan of a step. The danger is the same thing. The kernel in front may have started early itself, so:
+The gain is what a kernel does before it waits: it starts, and reads what the previous kernel does not write, such as
+weights or the plan of a step. There is a danger. The previous kernel may have started early itself, so the one before
+it may still be running. Hence the rule:
 
-    what a kernel reads before `gdc_wait` was written before the last ordinary launch in front of it
+    what a kernel reads before `gdc_wait` must have been written before the last ordinary launch that precedes it
 
 Only the caller can know this, so PDL is opt-in: `pdl=True` promises it, and the default is an ordinary launch. A kernel
-that waits before it reads anything needs no promise. Every kernel waits before it ends: so whoever waits for a kernel
-waits for all kernels in front of that, too.
+that waits before it reads anything needs no promise. Every kernel waits before it ends. So if a kernel has ended, all
+kernels before it have ended, too.
 """
 
 import os

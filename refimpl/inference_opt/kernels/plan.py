@@ -30,23 +30,23 @@ Field = Any  # an int32 of one piece, or a column of them: a tensor, or an array
 
 PIECE_OVERHEAD = 64  # what starting a piece costs, in keys read
 STATE_OVERHEAD = 4  # what writing and merging the state of one row costs, likewise
-SHARED_MEMORY = 220 * 1024  # bytes a program may use: 227 KiB on an H100, less what the kernel keeps besides
+SHARED_MEMORY = 220 * 1024  # bytes a program may use: 227 KiB on an H100, less what the kernel needs for itself
 
 
 class Piece(NamedTuple):
-    """What the kernel is told of a piece, in this order; or a column of each, for all pieces of a launch.
+    """What a program reads about its piece, in this order. Or the columns: each field for all pieces of a launch.
 
-    Query i of the piece is token token0 + i. It stands at position + i and sees the keys up to there.
+    Query i of the piece is token token0 + i, at position + i of its sequence. It sees the keys up to its position.
     """
 
     sequence: Field  # row of the page table
-    token0: Field  # first token, in the flat batch
-    queries: Field  # number of tokens
-    position: Field  # of the first token in its sequence
-    row0: Field  # first row, of the queries · heads that share a key head
+    token0: Field  # its first query, as a token of the batch
+    queries: Field  # number of queries
+    position: Field  # of the first query in its sequence
+    row0: Field  # its first row; each query has a row for each head that shares the key head
     first: Field  # first key
     end: Field  # the key after the last
-    state: Field  # query i's result is partial and goes to state + i; below 0: it is final and goes to its token
+    state: Field  # query i's result is the state with number state + i; below 0: it is final, no state
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,6 @@ def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -
     return tile
 
 
-# [chunk]
 def chunk_size(keys: Array, heads: int, programs: int, block: int, rows: int) -> int:
     """The number of keys a piece with which the last piece ends soonest.
 
@@ -184,6 +183,7 @@ def chunk_size(keys: Array, heads: int, programs: int, block: int, rows: int) ->
     longest = max(int(keys.max()), 1)
     sizes = np.unique(-(-longest // np.arange(1, 129)) + block - 1) // block * block
 
+    # [chunk]
     # A piece costs its keys and its start; the state of a piece that is not alone must be merged.
     pieces = np.maximum(-(-keys[:, None] // sizes), 1)
     overhead = np.where(pieces > 1, max(PIECE_OVERHEAD, STATE_OVERHEAD * rows), PIECE_OVERHEAD)
@@ -192,9 +192,7 @@ def chunk_size(keys: Array, heads: int, programs: int, block: int, rows: int) ->
     rounds = pieces.sum(0) * heads / programs
     time = work / programs + (np.ceil(rounds) - rounds) * shortest
     return int(sizes[np.maximum(time, np.minimum(sizes, longest) + overhead.max(0)).argmin()])
-
-
-# [/chunk]
+    # [/chunk]
 
 
 def spread(counts: Array) -> tuple[Array, Array]:
@@ -203,7 +201,6 @@ def spread(counts: Array) -> tuple[Array, Array]:
     return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-# [plan]
 def cut_rows(segments: Segments, most: int) -> Segments:
     """Cut the queries of each segment into blocks of `most`, the last one perhaps smaller.
 
@@ -256,7 +253,7 @@ def plan(
         state = np.where(partial > 0, num_states + np.cumsum(partial) - partial, -1)
         num_states += int(partial.sum())
 
-        # One row of the table for each chunk and tile: all that the kernel is told.
+        # One row of the plan for each chunk and tile: all that a program reads about its piece.
         chunk, t = spread(np.full(len(block), tiles))
         columns = Piece(
             sequence=blocks.sequence[block][chunk],
@@ -282,9 +279,6 @@ def plan(
     listed = listed[listed[:, 0].argsort(kind="stable")]
     offsets = np.concatenate(([0], np.cumsum(np.bincount(listed[:, 0], minlength=tokens))))
     return TilePlan(tuple(launches), int32(offsets), int32(listed[:, 1]), num_states)
-
-
-# [/plan]
 
 
 def int32(values: Array) -> Tensor:

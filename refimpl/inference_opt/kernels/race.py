@@ -25,7 +25,6 @@ def number(how, which, row, max_rows):
     return tl.load(how + which * max_rows + row).to(tl.float64, bitcast=True)
 
 
-# [race]
 @triton.jit
 def race_of_block(
     logits,  # [rows, N]
@@ -35,7 +34,7 @@ def race_of_block(
     last,  # [max_rows], with FILTERED: of the tokens with just this logit, the last one that it keeps
     tops,  # [rows, blocks]
     tokens,  # [rows, blocks]: the largest logit's, or who arrives first
-    levels,  # [rows, blocks]: this token's logit; −∞ if nobody arrives
+    levels,  # [rows, blocks]: this token's logit; −∞ if no token arrives
     sums,  # [rows, blocks]: of exp(logit − top), if asked for
     N,
     max_rows,
@@ -68,7 +67,9 @@ def race_of_block(
     else:
         if FILTERED:
             x = tl.where((x > lowest) | ((x == lowest) & (n <= final)), x, float("-inf"))
-        # The earliest that each can arrive, from the upper 32 bits of its word. Of a small u these are too few.
+        # [bounds]
+        # The earliest time at which each token can arrive, from the upper 32 bits of its word. For a very small u these
+        # bits are too few, and the bound is 0.
         bits = words(seed, position, begin, BLOCK)
         u = ((bits >> 32).to(tl.uint32).to(tl.float32) + 0.5) * 2.3283064365386963e-10
         inverse = (1.4426950408889634 / temperature).to(tl.float32)
@@ -79,10 +80,11 @@ def race_of_block(
             own = n == begin + i
             second = tl.min(tl.where(own, float("inf"), earliest), 0)
             token, level = begin + i, tl.load(logits + row * N + begin + i).to(tl.float32)
-            # The latest that the first can arrive.
+            # The first arrives no later than first · 1.002 / (1 − u). If another may be earlier, look exactly.
             u_own = first / (tl.exp2((top - level) * inverse) * 0.9995)
             if (first == 0) | (second <= first * 1.002 / (1.0 - u_own)) | (u_own > 0.5):
-                # Of those that may be first, who is? Of those that arrive together, the lowest id.
+                # [/bounds]
+                # Exact arrivals, until no other token can be earlier. Of equal arrivals the lowest id wins.
                 arrival = float("inf") + temperature
                 while (first <= arrival) & (first < float("inf")):
                     i = tl.argmin(earliest, 0)
@@ -98,9 +100,6 @@ def race_of_block(
     tl.store(tops + out, top)
     tl.store(tokens + out, token)
     tl.store(levels + out, level)
-
-
-# [/race]
 
 
 @triton.jit

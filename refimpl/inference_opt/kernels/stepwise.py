@@ -5,11 +5,11 @@
     decode_2   the keys are split over several programs, whose states are merged (Flash-Decoding)
     decode_3   each key is found through the page table
     decode_4   the keys of a shared prefix are read once for the queries of many sequences: rows of a tile
-    decode_5   ours (attention.py): the rows are also the heads that share a key head, and a plan says who reads what
+    decode_5   ours (attention.py): the heads that share a key head are rows, too; a plan says which program reads what
 
 Each version decodes one query for each sequence of a batch. To keep things simple all sequences have one length,
 widths are powers of two, and values are as wide as keys. A version takes the arguments of the one before, then its own.
-Chapter 08 walks this road, and says how long the versions take.
+Chapter 08 explains the versions one by one, and says how long they take.
 """
 
 import torch
@@ -70,6 +70,7 @@ def attend_1(
     d = tl.arange(0, D)
     query = tl.load(q + (sequence * HEADS + head) * D + d).to(tl.float32)  # [D]
 
+    # [loop]
     # The softmax so far: m the largest score, l the sum of exp(s − m), acc the sum of exp(s − m) · v.
     m = tl.full([], float("-inf"), tl.float32)
     l = tl.zeros([], tl.float32)  # noqa: E741
@@ -93,6 +94,7 @@ def attend_1(
         values = tl.load(v + row[:, None] * D + d[None, :], mask=inside[:, None], other=0.0)
         acc = acc * shrink + tl.sum(p[:, None] * values, 0)
         m = m_new
+    # [/loop]
 
     # The result.
     tl.store(out + (sequence * HEADS + head) * D + d, acc / l)

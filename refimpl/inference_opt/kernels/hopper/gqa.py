@@ -186,7 +186,7 @@ def attend_rows(
 def zero_after(boxes, valid, D: gl.constexpr):
     """Set the values of the keys from `valid` on to 0, in buffer 0: slices of 8 tokens, each half of columns apart.
 
-    Nobody wrote them, so they may be NaN, and a weight of 0 does not help: 0 · NaN is NaN.
+    They were never written, so they may be NaN, and a weight of 0 does not help: 0 · NaN is NaN.
     """
     L: gl.constexpr = gl.BlockedLayout([1, 4], [2, 16], [4, 1], [1, 0])
     row = gl.arange(0, 8, gl.SliceLayout(1, L))
@@ -219,7 +219,7 @@ def step(
 
 @gluon.jit
 def launch_dependents(anything):
-    """The next kernel may start beside this one (`pdl.py`)."""
+    """The next kernel may start while this one runs (`pdl.py`)."""
     gl.inline_asm_elementwise(
         "griddepcontrol.launch_dependents; mov.u32 $0, $1;", "=r,r", [anything], gl.int32, is_pure=False, pack=1
     )

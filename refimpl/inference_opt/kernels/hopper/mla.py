@@ -99,7 +99,6 @@ def rotated_queries(q, row0, end):
     return gl.load(at, mask=(row < end)[:, None], other=0.0)
 
 
-# [parts]
 @gluon.jit
 def score_group(
     q_rows, row_in, q, q_full, piece, pairs, scale_log2, buffers, handed, barriers, outputs, row_out, last,
@@ -168,6 +167,7 @@ def sum_group(HALF: gl.constexpr, pairs, buffers, handed, barriers, outputs, sta
     weights, factors, total = handed
     _, empty, weights_full, total_full = barriers
     out, _, partial, _ = outputs
+    # [sums]
     acc0 = gl.zeros([ROWS, CHUNK], gl.float32, O)
     acc1 = gl.zeros([ROWS, CHUNK], gl.float32, O)
     for pair in range(pairs):
@@ -183,15 +183,13 @@ def sum_group(HALF: gl.constexpr, pairs, buffers, handed, barriers, outputs, sta
             mbarrier.arrive(empty.index(4 * b + HALF), count=1)
             acc1 = warpgroup_mma_wait(0, [acc1])
             mbarrier.arrive(empty.index(4 * b + HALF + 2), count=1)
+    # [/sums]
     mbarrier.wait(total_full.index(0), 0)
     l = total.load(O_ROW)[:, None]  # noqa: E741
     if state < 0:
         write(acc0 / l, acc1 / l, out, row_out, last, HALF * 256)
     else:
         write(acc0 / l, acc1 / l, partial, row_out, last, HALF * 256)
-
-
-# [/parts]
 
 
 @gluon.jit

@@ -53,7 +53,7 @@ def masked(s, n, end, position):
 def zeroed(values, valid, layout: gl.constexpr):
     """Set the values [BLOCK, columns] of the keys from `valid` on to 0.
 
-    Nobody wrote them, so they may be NaN, and a weight of 0 does not help: 0 · NaN is NaN.
+    They were never written, so they may be NaN, and a weight of 0 does not help: 0 · NaN is NaN.
     """
     row = gl.arange(0, BLOCK, gl.SliceLayout(1, layout))
     there = values.load(layout)

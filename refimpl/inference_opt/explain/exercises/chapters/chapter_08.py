@@ -283,6 +283,9 @@ EXERCISES: tuple[Any, ...] = (
         output over its keys, and the logarithm of the sum of its exponentials (`lse`). `merge_states` joins the
         states of each token and head into one state over all keys.
 
+        The example of the chapter: the states (7, ln 4) and (3, ln 12) join into (4, ln 16), because 4/16 · 7 +
+        12/16 · 3 = 4.
+
         `outs` may be in half precision; `lses` are float32 or float64. The output has the dtype of `outs`, its `lse`
         the dtype of `lses`, and sums are made in the dtype of `lses`.
 
