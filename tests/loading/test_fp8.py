@@ -144,13 +144,13 @@ def broken(both, tmp_path):
         ({SCALE: torch.ones(1)}, rf"{SCALE}: expected shape \(1, 1\).*holds \(1,\)"),
         ({SCALE: torch.ones(1, 1, dtype=torch.int32)}, rf"{SCALE}: .* in F32, BF16, F16.*in I32"),
         ({SCALE: torch.ones(1, 1).to(torch.float8_e8m0fnu)}, rf"{SCALE}: .*F8_E8M0"),
-        ({EXPERT: torch.ones(128, 128).to(torch.float8_e5m2)}, rf"{EXPERT} holds F8_E5M2.*only F8_E4M3.*take the"),
+        ({EXPERT: torch.ones(128, 128).to(torch.float8_e5m2)}, rf"{EXPERT} holds F8_E5M2.*in F8_E4M3.*take the"),
         ({EXPERT: torch.ones(128, 129).to(FP8)}, rf"{EXPERT}.*expected shape \(1, 2\)|{EXPERT}: .*asks for shape"),
         ({EXPERT: torch.ones(128, 128)}, f"'{SCALE}' has no place"),
-        ({"model.norm.weight": torch.ones(128).to(FP8)}, r"norm\.weight.* is missing"),
+        ({"model.norm.weight": torch.ones(128).to(FP8)}, r"norm\.weight holds F8_E4M3 .* not read here"),
         (
             {"model.norm.weight": torch.ones(128).to(FP8), "model.norm.weight_scale_inv": torch.ones(1)},
-            r"norm\.weight holds F8_E4M3 in shape \(128,\): expected a matrix",
+            r"norm\.weight holds F8_E4M3 in shape \(128,\), .*only matrices",
         ),
     ],
 )
@@ -168,7 +168,7 @@ def test_a_scale_that_is_no_positive_number(broken, value):
 
 @pytest.mark.parametrize("quantization", [{}, None])
 def test_fp8_without_the_size_of_its_blocks(broken, quantization):
-    with pytest.raises(ValueError, match=r"holds F8_E4M3.*expected .*weight_block_size.*or the config\.json"):
+    with pytest.raises(ValueError, match=r"holds F8_E4M3 .*weight_block_size; .*or the config\.json"):
         load(broken(quantization={}))
 
 

@@ -238,13 +238,15 @@ class SafetensorsFolder(Checkpoint):
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, from its file's header."""
         dtype, shape = self._header(name)
-        if dtype == _FP8:
+        if dtype == _FP8 and self._block and len(shape) == 2:
+            scale = self._header(name + SUFFIX)
             with named(self.path):
-                check_scale(name, shape, self._block, *self._header(name + SUFFIX))
+                check_scale(name, shape, self._block, *scale)
         elif dtype not in _DTYPES:
             raise ValueError(
-                f"{self.path}: {name} holds {dtype}: of quantised safetensors, only {_FP8} is read here: take the "
-                "unquantised model"
+                f"{self.path}: {name} holds {dtype} in shape {shape}, which is not read here: of quantised tensors, "
+                f"only matrices in {_FP8} are, if config.json has quantization_config.weight_block_size; take the "
+                "unquantised model, or the config.json that belongs to this one"
             )
         return shape
 

@@ -51,14 +51,9 @@ def block_size(fields: Fields) -> tuple[int, int] | None:
 
 
 def check_scale(
-    name: str, shape: tuple[int, ...], block: tuple[int, int] | None, scale_dtype: str, scale_shape: tuple[int, ...]
+    name: str, shape: tuple[int, ...], block: tuple[int, int], scale_dtype: str, scale_shape: tuple[int, ...]
 ) -> None:
-    """ValueError unless a weight of this name and shape, in blocks of this size, can have such a scale."""
-    if block is None or len(shape) != 2:
-        raise ValueError(
-            f"{name} holds F8_E4M3 in shape {shape}: expected a matrix, and quantization_config.weight_block_size in "
-            "config.json; take the unquantised model, or the config.json that belongs to this one"
-        )
+    """ValueError unless a matrix of this name and shape, in blocks of this size, can have such a scale."""
     expected = tuple(-(-n // size) for n, size in zip(shape, block, strict=True))
     if scale_shape != expected or scale_dtype not in _SCALE_DTYPES:
         raise ValueError(
