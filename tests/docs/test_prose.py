@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-
 nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = {"bibliography.md", "exercises.md"}
