@@ -130,7 +130,10 @@ def test_chapter_00_a_race_draws_the_same_token_from_similar_distributions():
     p = np.full(10, 0.1)
     q = np.array([0.05, *p[:8], 0.15])
     n, found = 20_000, []
+    uneven = np.array([0.5, 0.3, 0.2])
     for draw in draws:
+        counts = np.bincount([draw(uneven, np.random.default_rng(seed)) for seed in range(n)])
+        assert counts / n == pytest.approx(uneven, abs=0.015)
         seen = [(draw(p, np.random.default_rng(seed)), draw(q, np.random.default_rng(seed))) for seed in range(n)]
         for side, distribution in zip(zip(*seen), (p, q)):
             assert np.bincount(side, minlength=10) / n == pytest.approx(distribution, abs=0.015)
