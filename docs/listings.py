@@ -70,7 +70,7 @@ def excerpt(path: Path, name: str) -> str:
 
 def is_marker(line: str) -> bool:
     """Whether a line begins or ends a piece."""
-    return re.fullmatch(r"\s*(# \[/?\w+\]|\(\* \[/?\w+\] \*\))", line) is not None
+    return re.fullmatch(r"\s*(# \[/?[\w-]+\]|\(\* \[/?[\w-]+\] \*\))", line) is not None
 
 
 def marked(source: str, name: str) -> Iterator[tuple[int, int]]:

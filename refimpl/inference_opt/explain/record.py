@@ -132,7 +132,7 @@ class Recorder:
             [n, text.rstrip("\n")]
             for n, text in enumerate(lines, start=1)
             if first <= n <= last
-            and not re.match(r" *# \[/?\w+\]$", text)  # where a listing of the book begins or ends
+            and not re.match(r" *# \[/?[\w-]+\]$", text)  # where a listing of the book begins or ends
         ]
         self.trace.sources.append({"file": file, "line": line, "lines": near})
         return len(self.trace.sources) - 1

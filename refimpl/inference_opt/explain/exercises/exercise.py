@@ -129,7 +129,7 @@ class Write(Exercise):
 
     def source(self) -> str:
         """The reference's own text, without the marks of the book's listings."""
-        return re.sub(r"^ *# \[/?\w+\]\n", "", textwrap.dedent(inspect.getsource(self.function)), flags=re.MULTILINE)
+        return re.sub(r"^ *# \[/?[\w-]+\]\n", "", textwrap.dedent(inspect.getsource(self.function)), flags=re.MULTILINE)
 
     def code(self, solved: bool = False) -> str:
         """Imports, signature, docstring; and the body, if solved."""
