@@ -5,7 +5,7 @@ COQC ?= coqc
 BIN := $(VENV)/bin
 WORKERS := -n logical --maxprocesses 8 --dist worksteal
 
-.PHONY: tour test test-long lab notebooks docs bench check proofs tables figures screens exercises mutants clean
+.PHONY: tour test test-long lab notebooks docs bench check proofs tables listings figures screens exercises mutants clean
 
 tour: $(VENV)/.installed-base
 	$(BIN)/inference-opt tour
@@ -55,6 +55,10 @@ proofs:
 # The tables of the README and the chapters, out of docs/results.
 tables:
 	$(PYTHON) docs/tables.py
+
+# The chapters' excerpts of code, out of the source.
+listings:
+	$(PYTHON) docs/listings.py
 
 # What the book holds of the exercises: tasks in notebooks and chapters, and the judge's verdicts on all solutions.
 exercises: $(VENV)/.installed-test

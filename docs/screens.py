@@ -20,18 +20,25 @@ SHOTS = {
     "02_step_pool": ("page-pool", "pool.release", 1),
     "02_step_attention": ("paged-attention", "paged.attend", 7),
     "03_step": ("diverging-insert", "radix.evict", 0),
+    "03_step_chats": ("sglang-tree", "radix.insert", 7),
+    "04_step_batch": ("continuous-batching", "engine.step", 6),
+    "04_step_equal": ("equal-prompts", "schedule.admit", 1),
     "04_step": ("preemption", "schedule.preempt", 1),
     "05_step": ("latent-attention", "mla.absorb", 1),
     "06_step": ("rejection", "speculation.reject", 0),
+    "06_step_engine": ("speculative-step", "speculation.replace", 0),
+    "06_step_full": ("full-acceptance", "speculation.bonus", 0),
     "06_step_block": ("block-verification", "speculation.weigh", 0),
+    "06_step_candidates": ("several-candidates", "speculation.accept", 0),
     "06_step_tree": ("draft-tree", "speculation.accept", 1),
     "07_step": ("biased-rule", "law.path", 13),
+    "07_step_exact": ("exact-law", "law.path", 10),
     "08_step": ("pieces-of-attention", "kernel.merge", 2),
 }
 
 
 def shoot(browser: Browser, folder: Path, name: str, theme: str) -> int:
-    """One picture, in a palette of 200 colours; returns its bytes."""
+    """One picture, in a palette of 64 colours; returns its bytes."""
     scenario, event, nth = SHOTS[name]
     trace = play(scenario)
     step = [i for i, each in enumerate(trace.events()) if each == event][nth]
@@ -42,7 +49,7 @@ def shoot(browser: Browser, folder: Path, name: str, theme: str) -> int:
     page.locator(".scene svg").first.wait_for()
     image = Image.open(io.BytesIO(page.locator(".player").screenshot()))
     path = OUT / f"{name}{'_dark' if theme == 'dark' else ''}.png"
-    image.convert("RGB").quantize(200, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
     page.close()
     return path.stat().st_size
 

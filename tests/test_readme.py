@@ -1,4 +1,4 @@
-"""The README and the chapters say only what is true: commands parse, links and code markers exist, examples run."""
+"""The README and the chapters say only what is true: commands parse, links lead somewhere, examples run."""
 
 import itertools
 import json
@@ -105,18 +105,10 @@ def test_the_readme_s_other_commands_install_what_there_is():
 
 
 @pytest.mark.parametrize("page", TEXTS)
-def test_links_and_code_markers_exist(page):
+def test_links_exist(page):
     folder, text = (ROOT / page).parent, TEXTS[page]
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         assert target.startswith("https://") or (folder / target).exists(), target
-    for target, options in re.findall(r"```\{literalinclude\} (\S+)\n(.*?)```", text, flags=re.DOTALL):
-        source = (folder / target).read_text(encoding="utf-8")
-        markers = re.findall(r'"((?:# |\(\* )\[.*?\](?: \*\))?)"', options)
-        assert len(markers) == options.count(":start-after:") + options.count(":end-before:")
-        for marker in markers:
-            assert source.count(f"{marker}\n") == 1, f"{target} has no single {marker}"
-        for name in re.findall(r":pyobject: (\w+)", options):
-            assert re.search(rf"^(?:def|class) {name}\b", source, flags=re.MULTILINE), f"{target} has no {name}"
 
 
 @pytest.mark.parametrize("example", blocks(TEXTS["README.md"], "python"))

@@ -19,7 +19,6 @@ from inference_opt.sampling import SamplingParams, StopCheck, sample, seeded
 from inference_opt.trace import emit
 
 
-# [naive]
 def stream(
     model: Transformer, prompt_ids: Sequence[int], params: SamplingParams, tokenizer: Tokenizer | None = None
 ) -> Iterator[int]:
@@ -38,11 +37,13 @@ def stream(
 def _continue(model: Transformer, ids: list[int], params: SamplingParams, check: StopCheck) -> Iterator[int]:
     reason = None
     while reason is None:
+        # [feed]
         tokens = torch.tensor(ids, device=model.device)  # [n]: the whole text, every time
         positions = torch.arange(len(ids), device=model.device)
         last = torch.tensor([len(ids) - 1], device=model.device)
         with torch.inference_mode():
             logits = model(tokens, positions, NoCache([len(ids)]), rows=last)[0]  # [vocab]: what follows the text
+        # [/feed]
         token = sample(logits, params, position=len(ids))
         ids.append(token)
         emit("naive.token", model=model, tokens=ids, logits=logits, params=params)
@@ -55,6 +56,3 @@ def generate(
 ) -> list[int]:
     """The new tokens, all at once."""
     return list(stream(model, prompt_ids, params, tokenizer))
-
-
-# [/naive]

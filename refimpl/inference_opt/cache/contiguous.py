@@ -51,7 +51,6 @@ class ContiguousCache:
         self.lengths = [0] * len(capacity)
         self.device = device
 
-    # [batch]
     def batch(self, counts: Sequence[int]) -> "ContiguousBatch":
         """The next batch: `counts[i]` new tokens of sequence i (0: it sits out), whose rows are its own from now on.
 
@@ -66,8 +65,6 @@ class ContiguousCache:
         starts = self.lengths
         self.lengths = [start + count for start, count in zip(starts, counts)]
         return ContiguousBatch(self, starts, counts)
-
-    # [/batch]
 
     def bytes_per_token(self) -> int:
         """Bytes one token takes, read off the tensors."""
@@ -85,7 +82,6 @@ class ContiguousBatch(CacheBatch):
         spans = [torch.arange(new.start, new.stop, device=cache.device) for _, new in self.rows]
         self.positions: Int[Tensor, tokens] = torch.cat(spans or [torch.arange(0, device=cache.device)])
 
-    # [attend]
     def attend(
         self,
         layer: int,
@@ -103,8 +99,6 @@ class ContiguousBatch(CacheBatch):
             keys[new], values[new] = own
             outputs.append(causal_attention(queries, keys[: new.stop], values[: new.stop], scale))
         return torch.cat(outputs)
-
-    # [/attend]
 
     def attend_latents(
         self,

@@ -17,7 +17,6 @@ from inference_opt.sampling import SamplingParams, StopCheck, requests_of, sampl
 from inference_opt.trace import emit
 
 
-# [static]
 def stream(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
@@ -50,6 +49,7 @@ def _continue(
     cache = ContiguousCache(**model.config.kv_shape, capacity=capacity, dtype=model.dtype, device=model.device)
     running, broken = set(range(len(texts))), dict[int, ValueError]()
     while running:
+        # [feed]
         new = [
             ids[n:] if i in running else [] for i, (ids, n) in enumerate(zip(texts, cache.lengths))
         ]  # prompt, then one
@@ -59,6 +59,7 @@ def _continue(
         last = torch.tensor(counts, device=model.device).cumsum(0)[sorted(running)] - 1  # each sequence's last row
         with torch.inference_mode():
             logits = model(tokens, batch.positions, batch, rows=last)  # [running, vocab]
+        # [/feed]
         emitted = {}
         for row, i in enumerate(sorted(running)):
             try:
@@ -93,6 +94,3 @@ def generate(
         for i, token in emitted.items():
             texts[i].append(token)
     return [texts[i] for i in sorted(texts)]
-
-
-# [/static]

@@ -80,7 +80,6 @@ class PagedCache:
         # One assignment: an interrupt leaves either all old pages or all new ones.
         self.__dict__.update(keys=grown(self.keys), values=None if self.values is None else grown(self.values))
 
-    # [batch]
     def batch(self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]) -> CacheBatch:
         """The next batch: `counts[i]` new tokens of sequence i, behind its first `starts[i]`.
 
@@ -92,8 +91,6 @@ class PagedCache:
         if last >= held:
             self._hold(min(max(last + 1, 2 * held), self.num_pages))
         return PagedBatch(self, tables, starts, counts)
-
-    # [/batch]
 
     def values_of(self, layer: int) -> Float[Tensor, "pages page_size kv_heads head_dim"]:
         """A layer's values. ValueError where latents are kept in place of keys and values."""
@@ -126,7 +123,6 @@ class PagedCache:
 class PagedBatch(CacheBatch):
     """New tokens of some sequences, laid end to end: `counts[i]` of sequence i from `starts[i]` on, and their slots."""
 
-    # [slots]
     def __init__(
         self, cache: PagedCache, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]
     ) -> None:
@@ -141,9 +137,6 @@ class PagedBatch(CacheBatch):
         self.positions: Int[Tensor, tokens] = torch.cat([none, *spans])
         self.slots: Int[Tensor, tokens] = torch.cat([none, *slots])  # where each new key and value goes
 
-    # [/slots]
-
-    # [attend]
     def attend(
         self,
         layer: int,
@@ -161,8 +154,6 @@ class PagedBatch(CacheBatch):
             keys, values = gather(key_pages, pages, end), gather(value_pages, pages, end)
             outputs.append(causal_attention(queries, keys, values, scale))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-    # [/attend]
 
     def attend_latents(
         self,

@@ -58,7 +58,6 @@ class PagePool:
         """Pages that hold this many tokens."""
         return -(-tokens // self.page_size)
 
-    # [pool]
     def allocate(self, count: int) -> list[int]:
         """Take `count` free pages; they are the caller's from now on. ValueError, and no change, if there are fewer."""
         if not 0 <= (count := integer("count", count)) <= len(self._free):
@@ -85,5 +84,3 @@ class PagePool:
         self._free.extend(pages)
         if pages:
             emit("pool.release", self, pages=pages)
-
-    # [/pool]

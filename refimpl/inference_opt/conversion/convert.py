@@ -194,7 +194,6 @@ def _as_complex(rows: Float[Tensor, "... head_dim dim"]) -> Complex[Tensor, "...
     return torch.complex(*rows.chunk(2, dim=-2))
 
 
-# [components]
 def _components(heads: _Heads) -> tuple[Complex[Tensor, "half groups groups"], Float[Tensor, "half groups"]]:
     """A_i of every frequency, and how much each component z_{i,j} moves the scores (mean square), largest first."""
     k, q = _as_complex(heads.k), _as_complex(heads.q)
@@ -206,9 +205,6 @@ def _components(heads: _Heads) -> tuple[Complex[Tensor, "half groups groups"], F
     # Principal axes of the keys, each group stretched by its queries; A_i takes the stretching back.
     strength, basis = torch.linalg.eigh(met[:, :, None] * keys * met[:, None, :])  # ascending
     return (basis / met[:, :, None]).flip(-1), strength.flip(-1)
-
-
-# [/components]
 
 
 def _mean_rotation(omega: Float[Tensor, "half"]) -> Float[Tensor, "half"]:
@@ -233,7 +229,6 @@ def _rope_factor(c: ModelConfig) -> float:
     return c.rope_scaling.attention_factor if c.rope_scaling else 1.0
 
 
-# [factorise]
 def _factorise(
     heads: _Heads,
     basis: Complex[Tensor, "half groups groups"],
@@ -247,6 +242,7 @@ def _factorise(
     k = _as_complex(heads.k)  # [groups, half, dim]
     inverse = torch.linalg.inv(basis)
 
+    # [factorise]
     # The rotated components z_{i,j}, one a chosen pair (i, j): the rows of W_KR.
     pairs = [(i, j) for i, count in enumerate(into.rotated) for j in range(count)]
     i, j = torch.tensor(pairs, device=k.device).T
@@ -258,6 +254,7 @@ def _factorise(
     without[i, :, j] = 0
     rest = torch.einsum("igj,ijh,hix->gix", without, inverse, k)
     wanted = torch.cat((rest.real, rest.imag, heads.v), dim=1).flatten(0, 1)  # [groups · 2d, dim]
+    # [/factorise]
 
     # What an error costs. An error δk of a key changes scores by q · δk / √d. An error δv of a value changes the
     # residual stream by W_O δv. A wrong score adds that much of a value to the stream: hence the factor `spread`, the
@@ -267,6 +264,7 @@ def _factorise(
     spread = torch.einsum("gab,gax,xy,gby->", moved, heads.v, heads.moment, heads.v) / heads.q[:, :, 0, 0].numel()
     metric = torch.block_diag(*(m for pair in zip(spread * met, moved) for m in pair))
 
+    # [factorise]
     # In the metric's axes, each stretched by its root, an error's cost is its plain square.
     values, vectors = torch.linalg.eigh(metric)
     root = values.clamp_min(RIDGE * values.mean()).sqrt()
@@ -281,6 +279,4 @@ def _factorise(
     into.mixing.append(basis[i, :, j].conj().resolve_conj().T)
     into.kv_down.append(torch.cat((leading.T @ weighted / energy[:, None], rotated.real, rotated.imag)))
     into.kv_up.append(vectors / root @ leading * energy)
-
-
-# [/factorise]
+    # [/factorise]

@@ -92,7 +92,7 @@ class Scheduler:
         self.running: list[Request] = []
         self.preemptions = 0
 
-    # [schedule]
+    # [running]
     def schedule(self) -> list[Chunk]:
         """The next step's work. Every chunk has its pages; full pages of prefills are published."""
         chunks: list[Chunk] = []
@@ -114,6 +114,8 @@ class Scheduler:
             else:
                 chunks.append(self._chunk(request, count, found))
                 budget -= count
+        # [/running]
+        # [waiting]
         while budget and self.waiting and not preempted and len(self.running) < self.max_running:
             request = self._next()
             if not self.cache.fits(request):
@@ -125,6 +127,7 @@ class Scheduler:
             chunks.append(self._chunk(request, count, found))
             budget -= count
         return self._grant_steps(self._add_drafts(chunks, budget))
+        # [/waiting]
 
     def _chunk(self, request: Request, count: int, found: int) -> Chunk:
         if request.remaining > 1 or request.computed < len(request.prompt):
@@ -133,8 +136,6 @@ class Scheduler:
         event = "schedule.prefill" if request.remaining > 1 else "schedule.decode"
         emit(event, self, id=request.id, start=request.computed, count=count)
         return Chunk(request, request.computed, count, found)
-
-    # [/schedule]
 
     # [drafts]
     def _add_drafts(self, chunks: list[Chunk], budget: int) -> list[Chunk]:

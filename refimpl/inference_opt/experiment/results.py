@@ -97,7 +97,6 @@ class Results:
                 rows.append(row)
         return rows
 
-    # [effects]
     def effects(self) -> dict[str, dict[str, float]]:
         """By workload: the speed-up of each technique, and the interaction of each two.
 
@@ -123,8 +122,6 @@ class Results:
                 if ratios:
                     effects[f"{SHORT[a]} × {SHORT[b]}"] = _geometric(ratios)
         return found
-
-    # [/effects]
 
     def to_pandas(self) -> Any:
         """The rows as a DataFrame. ValueError if pandas is not installed."""

@@ -248,7 +248,6 @@ def _saved(path: Path, trial: Trial) -> dict[str, Any]:
         raise ValueError(f"{path} holds no trial's figures ({error}): delete it to measure the trial again") from None
 
 
-# [fan_out]
 def _fan_out(todo: dict[int, Job], executor: Executor) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number, figures) as they come. A trial whose worker was lost is given to others, `ATTEMPTS` times in all."""
     tries = dict.fromkeys(todo, 1)
@@ -272,6 +271,3 @@ def _fan_out(todo: dict[int, Job], executor: Executor) -> Iterator[tuple[int, di
     finally:
         for future in waiting:
             future.cancel()
-
-
-# [/fan_out]

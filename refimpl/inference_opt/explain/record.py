@@ -13,6 +13,7 @@ step can change.
 
 import json
 import linecache
+import re
 import string
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -127,7 +128,12 @@ class Recorder:
         lines = linecache.getlines(str(path))
         first = max(line - ABOVE, code.co_firstlineno)
         last = min(line + BELOW, views.last_line(code))
-        near = [[n, text.rstrip("\n")] for n, text in enumerate(lines, start=1) if first <= n <= last]
+        near = [
+            [n, text.rstrip("\n")]
+            for n, text in enumerate(lines, start=1)
+            if first <= n <= last
+            and not re.match(r" *# \[/?[\w-]+\]$", text)  # where a listing of the book begins or ends
+        ]
         self.trace.sources.append({"file": file, "line": line, "lines": near})
         return len(self.trace.sources) - 1
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 QUERY_BLOCK = 128  # queries scored at once: bounds the mask at QUERY_BLOCK · group · keys elements
 
 
-# [attention]
 def causal_attention(
     q: Float[Tensor, "queries heads head_dim"],
     k: Float[Tensor, "keys kv_heads head_dim"],
@@ -44,9 +43,6 @@ def causal_attention(
         rows, k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0), attn_mask=mask, scale=scale
     )  # [1, kv_heads, queries · group, value_dim]
     return out.view(kv_heads, queries, -1, v.shape[-1]).transpose(0, 1).reshape(queries, heads, -1)
-
-
-# [/attention]
 
 
 @runtime_checkable
@@ -83,7 +79,6 @@ class KV(Protocol):
     It knows where each sequence's past lies, for this one batch; a cache itself remembers no batch.
     """
 
-    # [attend]
     def attend(
         self,
         layer: int,
@@ -94,8 +89,6 @@ class KV(Protocol):
     ) -> Float[Tensor, "tokens heads value_dim"]:
         """Attention of each new token over its own sequence's past, itself included; k and v are kept."""
         ...
-
-    # [/attend]
 
     def attend_latents(
         self,

@@ -36,11 +36,15 @@ class GroupedQueryAttention(nn.Module):
         kv: KV,
     ) -> Float[Tensor, "tokens dim"]:
         """One layer's attention of the flat batch."""
+        # [layer]
         heads = self.qkv(x).view(len(x), -1, self.head_dim)  # [tokens, heads + 2 kv_heads, d_h]
         qk, v = heads.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        # [/layer]
         if self.q_norm is not None and self.k_norm is not None:
             q, k = qk.split((self.heads, self.kv_heads), dim=1)
             qk = torch.cat((self.q_norm(q), self.k_norm(k)), dim=1)
+        # [layer]
         q, k = rotate(qk, *rope).split((self.heads, self.kv_heads), dim=1)
         mixed = kv.attend(layer, q, k, v, scale=self.scale)
         return self.out(mixed.flatten(1))
+        # [/layer]

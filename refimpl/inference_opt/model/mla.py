@@ -63,7 +63,6 @@ class LatentAttention(nn.Module):
         self.kv_up = nn.Linear(shape.kv_lora_rank, rows, bias=False)
         self.out = Linear(config.heads * shape.v_head_dim, config.dim, bias=config.out_bias)
 
-    # [latent]
     def forward(
         self,
         x: Float[Tensor, "tokens dim"],
@@ -73,6 +72,7 @@ class LatentAttention(nn.Module):
     ) -> Float[Tensor, "tokens dim"]:
         """One layer's attention of the flat batch."""
         shape = self.shape
+        # [layer]
         q = self.q(x if shape.q_lora_rank is None else self.q_latent_norm(self.q_down(x)))
         q_plain, q_rope = q.view(len(x), self.heads, -1).split((shape.qk_nope_head_dim, shape.qk_rope_head_dim), dim=-1)
         latent, k_rope = self.kv_down(x).unsqueeze(1).split((shape.kv_lora_rank, shape.qk_rope_head_dim), dim=-1)
@@ -81,6 +81,7 @@ class LatentAttention(nn.Module):
         q = torch.cat((q_plain, rotate(q_rope, *rope)), dim=-1)  # [tokens, heads, d_h + d_R]
         kept = torch.cat((latent, rotate(k_rope, *rope)), dim=-1)  # [tokens, 1, d_c + d_R]
         return self.out(kv.attend_latents(layer, q, kept, self).flatten(1))
+        # [/layer]
 
     def over(
         self, q: Float[Tensor, "queries heads query_dim"], kept: Float[Tensor, "keys 1 kept_dim"]
@@ -93,9 +94,6 @@ class LatentAttention(nn.Module):
         k, v = self.expand(kept)
         return causal_attention(q, k, v, self.scale)
 
-    # [/latent]
-
-    # [forms]
     @property
     def up(self) -> tuple[Float[Tensor, "kv_heads key_dim latent_dim"], Float[Tensor, "kv_heads value_dim latent_dim"]]:
         """W_UK and W_UV of every key head, views of `kv_up`."""
@@ -123,8 +121,6 @@ class LatentAttention(nn.Module):
     def values(self, mixed: Float[Tensor, "queries heads latent_dim"]) -> Float[Tensor, "queries heads value_dim"]:
         """W_UV Σ_j a_j c_j: values of mixtures of latents."""
         return torch.einsum("qkgc,kvc->qkgv", mixed.unflatten(1, (self.kv_heads, -1)), self.up[1]).flatten(1, 2)
-
-    # [/forms]
 
     def absorbs(self, queries: int, keys: int) -> bool:
         """Whether absorption takes no more multiplications, for new queries over all keys of one sequence."""

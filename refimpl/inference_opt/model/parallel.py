@@ -30,7 +30,6 @@ _BY_ROWS = {"qkv", "q", "kv_up", "gate_up", "head"}  # these compute heads, MLP 
 _BY_COLUMNS = {"out", "down"}  # these read heads and MLP columns; all other weights are whole on every rank
 
 
-# [parallelize]
 def parallelize(model: Transformer, mesh: DeviceMesh) -> Transformer:
     """Reduce a model, in place, to this rank's part. Every rank of the mesh calls it with a model of the same shape.
 
@@ -104,6 +103,3 @@ def _whole(
     """The ranks' outputs combined, on every rank: summed (`Partial`) or concatenated (`Shard`)."""
     shape = torch.Size((len(out), width))  # explicit, because ranks may have unequal numbers of logits
     return DTensor.from_local(out, mesh, [placement], shape=shape, stride=(width, 1)).full_tensor()
-
-
-# [/parallelize]

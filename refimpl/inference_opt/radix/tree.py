@@ -73,7 +73,6 @@ class RadixTree:
             yield node
             stack.extend(node.children.values())
 
-    # [match]
     def _walk(self, text: bytes, namespace: Hashable) -> tuple[Node, int, int]:
         """Follow `text` down: (the last node reached, bytes matched of its edge, bytes matched in all)."""
         size = self.page_bytes
@@ -114,9 +113,6 @@ class RadixTree:
             emit("radix.match", self, tokens=tokens, found=node, pages=pages, namespace=namespace)
         return Match(pages, node)
 
-    # [/match]
-
-    # [insert]
     def insert(self, tokens: Sequence[int], pages: Sequence[int], namespace: Hashable = None) -> Match:
         """Let the tree own `pages`, which hold `tokens`; return the tree's own pages for them, and the node at the end.
 
@@ -156,9 +152,6 @@ class RadixTree:
             emit("radix.insert", self, tokens=tokens, pages=pages, new=new, own=own, namespace=namespace)
         return Match(own, chain[-1])
 
-    # [/insert]
-
-    # [split]
     def _split(self, node: Node, within: int) -> Node:
         """The node that ends after `within` bytes of the edge: the node itself, or a new one put above its rest."""
         if within == len(node.edge):
@@ -176,9 +169,6 @@ class RadixTree:
         emit("radix.split", self, head=head.tokens, rest=node.tokens, locks=head.locks)
         return head
 
-    # [/split]
-
-    # [lock]
     def lock(self, node: Node) -> None:
         """Keep the node's prefix, that is its edge and all above it, until as many `unlock`s."""
         node = self._checked(node)
@@ -206,9 +196,6 @@ class RadixTree:
         self._leave(above)
         emit("radix.unlock", self, node=node, locks=node.locks)
 
-    # [/lock]
-
-    # [evict]
     def evict(self, count: int) -> list[int]:
         """Remove `count` pages (fewer, if fewer are evictable) and return them: they are the caller's.
 
@@ -255,8 +242,6 @@ class RadixTree:
         self._owned.difference_update(removed)
         self.evicted += len(removed)
         self.evictable -= len(removed)
-
-    # [/evict]
 
     def _use(self, node: Node, text: bytes, namespace: Hashable, hit: bool) -> list[int]:
         """Tell the policy of a use of the whole path, and collect its pages."""

@@ -23,7 +23,6 @@ from inference_opt.sampling.params import SamplingParams
 BROKEN = "the logits hold NaN or infinity: the model's output is broken, there is nothing to sample from"
 
 
-# [probabilities]
 def probabilities(logits: Float[Tensor, "*rows vocab"], params: SamplingParams) -> Float[Tensor, "*rows vocab"]:
     """The distribution that the next token is drawn from, in float64, row by row; each row sums to one.
 
@@ -77,10 +76,6 @@ def check_top(top: Float[Tensor, "*rows"]) -> None:
         raise ValueError(BROKEN)
 
 
-# [/probabilities]
-
-
-# [draw]
 def greedy(logits: Float[Tensor, "rows vocab"]) -> list[int]:
     """Each row's token at temperature 0, which is the largest logit's: no need to compute the distribution."""
     tops, tokens = logits.max(dim=-1)  # ties go to the lowest id
@@ -94,6 +89,3 @@ def sample(logits: Float[Tensor, "vocab"], params: SamplingParams, position: int
         return greedy(logits[None])[0]
     seed = secrets.randbits(63) if params.seed is None else params.seed
     return Noise(seed, position).choose(weights(logits, params).cpu().numpy(), 0)
-
-
-# [/draw]

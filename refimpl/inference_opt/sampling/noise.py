@@ -19,7 +19,6 @@ ONE_BITS, SQRT_HALF_BITS = 0x3FF0000000000000, 0x3FE6A09E667F3BCD  # of the floa
 LN2 = 0.6931471805599453
 
 
-# [noise]
 @dataclass(frozen=True)
 class Noise:
     """All the randomness of one step of one text: a function of its seed and the position where the step begins.
@@ -79,10 +78,6 @@ class CommonNoise(Noise):
         return Noise(self.seed, self.start + i, self.lane).words(0, kind, n)
 
 
-# [/noise]
-
-
-# [exponential]
 def uniforms(words: UInt64[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
     """(k + ½) / 2⁵², where k is a word's upper 52 bits: in (0, 1), and exact. In the words' place."""
     words >>= np.uint64(12)
@@ -107,6 +102,3 @@ def exponential(u: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
         series = series * square + factor
     arrivals: np.ndarray = -(e * LN2) - 2 * s * (series * square + 1)
     return arrivals
-
-
-# [/exponential]

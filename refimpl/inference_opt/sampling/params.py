@@ -97,7 +97,6 @@ class SamplingParams:
         object.__setattr__(self, "stop", tuple(stop))
         require(all(isinstance(s, str) and s for s in stop), "stop", "non-empty strings")
 
-    # [split]
     def split(self, n: int) -> "list[SamplingParams]":
         """The same for `n` requests, with a seed each: the first keeps this one, if there is one; the others derive.
 
@@ -162,6 +161,3 @@ def _checked(params: Any) -> SamplingParams:
     if not isinstance(params, SamplingParams):
         raise ValueError(f"params must be SamplingParams, got {shown(params)}")
     return params
-
-
-# [/split]

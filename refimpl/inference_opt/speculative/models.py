@@ -26,7 +26,6 @@ from inference_opt.speculative.drafter import Draft, Drafter, DraftRequest, Obse
 from inference_opt.values import integer, number, shown
 
 
-# [loop]
 class Autoregressive(Drafter):
     """Drafts token by token, all texts of a batch together. What reads and guesses is the subclass's.
 
@@ -63,6 +62,7 @@ class Autoregressive(Drafter):
         drafts: list[Draft] = [Draft([], []) for _ in requests]
         if not requests:
             return drafts
+        # [rounds]
         active = list(range(len(requests)))
         states = self.first(requests)
         while True:
@@ -85,9 +85,7 @@ class Autoregressive(Drafter):
                 return drafts
             active = [active[row] for row in on]
             states = self.further([requests[i] for i in active], [drafts[i] for i in active], states[on])
-
-
-# [/loop]
+        # [/rounds]
 
 
 def read(

@@ -12,6 +12,7 @@ tries inputs that hypothesis draws, and the smallest input that breaks it is the
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -127,8 +128,8 @@ class Write(Exercise):
         return f"A function of {file}."
 
     def source(self) -> str:
-        """The reference's own text."""
-        return textwrap.dedent(inspect.getsource(self.function))
+        """The reference's own text, without the marks of the book's listings."""
+        return re.sub(r"^ *# \[/?[\w-]+\]\n", "", textwrap.dedent(inspect.getsource(self.function)), flags=re.MULTILINE)
 
     def code(self, solved: bool = False) -> str:
         """Imports, signature, docstring; and the body, if solved."""

@@ -76,7 +76,6 @@ class FadingFrequency(Policy):
         """w in the equation above, from what the history stores with a node."""
         return 1.0 + past.returns
 
-    # [touch]
     def touch(self, path: list[Node], text: bytes, namespace: Hashable, hit: bool) -> None:
         """Recognise what was seen before, remember the rest, and compute each node's key."""
         known = iter(self._recall(text, namespace, hit))
@@ -136,8 +135,6 @@ class FadingFrequency(Policy):
             for counts in (self._used, self._back):
                 for kind in counts:
                     counts[kind] /= 2
-
-    # [/touch]
 
 
 class Odds(FadingFrequency):
