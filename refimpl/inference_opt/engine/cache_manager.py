@@ -32,7 +32,6 @@ class CacheManager:
         """Pages that are free or could be freed by evicting."""
         return self.pool.free + self.tree.evictable
 
-    # [fits]
     def fits(self, request: Request) -> bool:
         """Whether there are pages for all known tokens of a waiting request. It does not count as a use.
 
@@ -42,9 +41,6 @@ class CacheManager:
         # While the request runs, the pages it finds are locked: those that are idle now can then not be evicted.
         return self.pool.pages_for(len(request.tokens)) - found <= self.available - idle
 
-    # [/fits]
-
-    # [attach]
     def attach(self, request: Request) -> int:
         """Use what the tree has beyond what the request has computed; return how many tokens that saved.
 
@@ -63,9 +59,6 @@ class CacheManager:
         request.pages, request.computed = Pages(match.pages, len(match.pages), match.node), found
         return saved
 
-    # [/attach]
-
-    # [reserve]
     def reserve(self, request: Request, tokens: int) -> bool:
         """Give the request pages for its first `tokens` tokens. False, and no change, if there are too few."""
         need = self.pool.pages_for(tokens) - len(request.pages.table)
@@ -77,9 +70,6 @@ class CacheManager:
             request.pages.table += self.pool.allocate(need)
         return True
 
-    # [/reserve]
-
-    # [publish]
     def publish(self, request: Request, tokens: int) -> None:
         """Hand the full pages of the first `tokens` tokens to the tree, and keep a lock on them.
 
@@ -96,18 +86,12 @@ class CacheManager:
         self.pool.release(mine for mine, its in zip(own, match.pages[pages.shared :], strict=True) if mine != its)
         pages.table[:full], pages.shared, pages.node = match.pages, full, match.node
 
-    # [/publish]
-
-    # [trim]
     def trim(self, request: Request) -> None:
         """Give back the pages that hold no known token: rejected drafts, or steps that were not needed, lay there."""
         need = self.pool.pages_for(len(request.tokens))
         self.pool.release(request.pages.table[need:])
         del request.pages.table[need:]
 
-    # [/trim]
-
-    # [release]
     def release(self, request: Request) -> None:
         """The request stops running. The tree keeps its pages until it evicts them; the pool gets the others."""
         pages = request.pages
@@ -115,8 +99,6 @@ class CacheManager:
         self.tree.unlock(pages.node)
         self.pool.release(pages.table[pages.shared :])
         request.pages = Pages()
-
-    # [/release]
 
     def discard(self, request: Request) -> None:
         """The request's logits were broken: release, and drop those pages of its text that nobody else uses."""

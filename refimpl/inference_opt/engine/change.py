@@ -56,7 +56,6 @@ class Change:
         request.notify()
 
 
-# [work_out]
 def work_out(chunk: Chunk, draft: Draft, result: Result) -> Change:
     """A request's change by a step. Of what was emitted, every token up to the one that ends the text is kept."""
     request, emitted = chunk.request, result.tokens
@@ -90,6 +89,3 @@ def _until(judged: list[Judged], count: int) -> list[Judged]:
         if count <= 0:
             break
     return kept
-
-
-# [/work_out]

@@ -49,7 +49,6 @@ class EagerRunner:
         """A draft for each chunk, by the drafter."""
         return self.speculation.propose(chunks)
 
-    # [run]
     def run(self, chunks: Sequence[Chunk], drafts: Sequence[Draft]) -> list[Result]:
         """Read tokens and drafts at once, and decide."""
         results = self._decide(chunks, drafts, *self._read(chunks, drafts))
@@ -134,8 +133,6 @@ class EagerRunner:
             judging = [Judged(len(draft.tokens), accepted, len(emitted or []))]
             results.append(Result(emitted, scores, state, judging if chunk.samples else []))
         return results
-
-    # [/run]
 
 
 def draw(logits: Float[Tensor, "rows vocab"], rows: Sequence[int], requests: Sequence[Request]) -> list[int]:

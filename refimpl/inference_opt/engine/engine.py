@@ -102,7 +102,6 @@ class Engine(Elsewhere):
         self._abandoned: list[Request] = []  # by a stream that was dropped during a call
         self._arrived = 0
 
-    # [step]
     @exclusive
     def step(self) -> list[Output]:
         """One step. If it fails or is interrupted at any line, nothing is lost: unfinished requests wait again, and the
@@ -167,9 +166,6 @@ class Engine(Elsewhere):
         self.scheduler.restart(self.requests.values())
         self.requests = {request.id: request for request in self.scheduler.waiting.values()}
 
-    # [/step]
-
-    # [requests]
     @exclusive
     def add(
         self,
@@ -269,9 +265,6 @@ class Engine(Elsewhere):
             raise
         self.runner.forget()
 
-    # [/requests]
-
-    # [generate]
     def stream(
         self, prompts: Prompt | Sequence[Prompt], params: Params = None, n: int | None = None, **named: Any
     ) -> Stream:
@@ -310,8 +303,6 @@ class Engine(Elsewhere):
         ):
             completions = stream.completions(tell)
         return completions[0] if stream.one else completions
-
-    # [/generate]
 
     @property
     def stats(self) -> Stats:

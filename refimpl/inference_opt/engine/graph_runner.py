@@ -99,7 +99,6 @@ class GraphRunner:
         """Captured steps draft on the card."""
         return [Draft()] * len(chunks) if self._replays(chunks) else self.eager.propose(chunks)
 
-    # [run]
     def run(self, chunks: Sequence[Chunk], drafts: Sequence[Draft]) -> list[Result]:
         """What each request emits of the tokens that it was granted.
 
@@ -144,9 +143,6 @@ class GraphRunner:
             results.append(Result(kept or None, score[: len(kept)].tolist() if own.logprobs else [], judged=judged))
         return results
 
-    # [/run]
-
-    # [speculate]
     def _gamma(self, chunks: Sequence[Chunk]) -> int:
         """Drafts a step: as many as the longest that was asked for by name, or what pays for this batch."""
         wanted = [chunk.drafts for chunk in chunks]
@@ -196,15 +192,12 @@ class GraphRunner:
             results.append(Result(tokens[i, :count].tolist() or None, own, judged=judged))
         return results
 
-    # [/speculate]
-
     def _plan(self, tables: list[list[int]], starts: list[int], ends: list[int], queries: int = 1) -> TilePlan:
         """The pieces of a step in which the last `queries` of each text's `ends` tokens attend."""
         prefixes = shared_prefixes(tables, starts, self.cache.page_size)
         k_pages, heads = self.cache.keys[0], self.model.config.heads
         return cut(ends, [queries] * len(ends), prefixes, k_pages, heads, self.cache.latent_dim)
 
-    # [fill]
     def _fill(
         self,
         tokens: list[int],
@@ -234,9 +227,6 @@ class GraphRunner:
             mine.pieces.zero_()  # pieces of no query
             mine.pieces[: len(its.pieces)] = its.pieces.to(mine.pieces.device)
 
-    # [/fill]
-
-    # [graph]
     def _graph(self, batch: int, plan: TilePlan, kind: "Kind", gamma: int = 0) -> tuple[TilePlan, Callable[[], None]]:
         """The lists and the replay of a step for so many texts, pieces and states, rounded up to powers of two.
 
@@ -289,8 +279,6 @@ class GraphRunner:
             return fused_logits(self.model, tokens, positions, slots, self.cache, batch)
         logits: Tensor = self.model(tokens, positions, PagedKernelBatch(self.cache, positions, slots, lambda _: batch))
         return logits
-
-    # [/graph]
 
 
 def _bucket(n: int) -> int:

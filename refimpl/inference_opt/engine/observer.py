@@ -70,7 +70,6 @@ class Observer:
         self.totals.schedule_seconds += timer.seconds["schedule"]
 
 
-# [count]
 def _count(change: Change, began: float, totals: Stats) -> Metrics:
     """A request's metrics after a step that began at `began`; its part is added to `totals`."""
     request, chunk, tokens, now = change.request, change.chunk, change.tokens, perf_counter()
@@ -94,6 +93,3 @@ def _count(change: Change, began: float, totals: Stats) -> Metrics:
     if change.finish_reason:
         metrics.finished = now
     return metrics
-
-
-# [/count]

@@ -137,7 +137,6 @@ class Scheduler:
         emit(event, self, id=request.id, start=request.computed, count=count)
         return Chunk(request, request.computed, count, found)
 
-    # [drafts]
     def _add_drafts(self, chunks: list[Chunk], budget: int) -> list[Chunk]:
         """Share the rows that are left among the requests in decode. The last token of a text needs no draft."""
         rows = min(budget, self.draft_rows - sum(chunk.count for chunk in chunks))
@@ -155,9 +154,6 @@ class Scheduler:
             rows, asking = rows - gamma, asking - 1
         return chunks
 
-    # [/drafts]
-
-    # [steps]
     def _grant_steps(self, chunks: list[Chunk]) -> list[Chunk]:
         """The tokens of several decode steps, if all of the step is decodes that the runner can repeat."""
         if not all(each.decodes and self.repeats(each.request) for each in chunks):
@@ -170,9 +166,6 @@ class Scheduler:
             granted.append(replace(chunk, grant=grant))
         return granted
 
-    # [/steps]
-
-    # [admit]
     def _next(self) -> Request:
         """The next to admit: first, by arrival, those overtaken too often; then the longest cached prefix."""
         oldest = itertools.islice(self.waiting.values(), LOOKAHEAD)
@@ -194,9 +187,6 @@ class Scheduler:
         emit("schedule.admit", self, id=request.id, saved=found)
         return found
 
-    # [/admit]
-
-    # [preempt]
     def _preempt(self, request: Request) -> None:
         """Take a request's pages. It waits again, at the place of its arrival."""
         self.cache.release(request)
@@ -213,8 +203,6 @@ class Scheduler:
         self.waiting[request.arrival] = request
         for each in (request, *reversed(before)):
             self.waiting.move_to_end(each.arrival, last=False)
-
-    # [/preempt]
 
     def check(self, request: Request) -> None:
         """ValueError for a request that could never run, even with the whole pool to itself."""

@@ -87,7 +87,6 @@ class Speculation:
             request.adaptive = Adaptive(self.drafter.cost, MAX_GAMMA)
         return request.adaptive.gamma()
 
-    # [propose]
     def propose(self, chunks: Sequence[Chunk]) -> list[Draft]:
         """A draft for each chunk, empty where there is no room. ValueError for one that no rule can judge."""
         requests = [
@@ -109,8 +108,6 @@ class Speculation:
         made = iter(self.drafter.propose(asking) if self.drafter and asking else [])
         return [next(made).tokens if each else None for each in requests]
 
-    # [/propose]
-
     def _noise(self, request: Request, drafting: bool) -> Noise:
         """A step's noise, from the seed and where the step begins. With `coupled`, drafter and target share it.
 
@@ -121,7 +118,6 @@ class Speculation:
         assert seed is not None  # drawn when the request arrived
         return CommonNoise(seed, start) if self.rule is rules.coupled else Noise(seed, start, lane=int(drafting))
 
-    # [accept]
     def accept(self, request: Request, logits: Float[Tensor, "rows vocab"], draft: Draft) -> list[int]:
         """What the step emits. `logits`: the target's rows after the last known token and after each draft.
 
@@ -137,9 +133,6 @@ class Speculation:
         noise = self._noise(request, drafting=False)
         return watched(rule)(target, probs, drafted, noise)
 
-    # [/accept]
-
-    # [learn]
     def learn(self, changes: Sequence[Change]) -> None:
         """Tell the drafter what the target has read and kept, and learn how many drafts were accepted.
 
@@ -162,8 +155,6 @@ class Speculation:
         if self.drafter is not None and request.table:
             self.drafter.observe([_observation(request, request.computed, [], "end")])
             request.drafter_state = None
-
-    # [/learn]
 
 
 def _observation(request: Request, start: int, states: list[Tensor], kind: Kind) -> Observation:

@@ -17,7 +17,6 @@ from inference_opt.engine.request import Request
 from inference_opt.sampling import requests_of
 
 
-# [stream]
 class Stream(Iterator[Delta]):
     """What is new of each request, until all have ended. `close`, the end of a `with` block, or dropping the last
     reference aborts those that have not.
@@ -112,6 +111,3 @@ class Stream(Iterator[Delta]):
     def __del__(self) -> None:
         if self.open:
             self.close()
-
-
-# [/stream]

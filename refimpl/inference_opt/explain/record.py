@@ -32,7 +32,6 @@ MAX_BYTES = 32_000_000
 LONG = 16  # half as many tokens as a sentence shows of a text
 
 
-# [record]
 @contextmanager
 def record(
     title: str = "",
@@ -51,9 +50,6 @@ def record(
     recorder = Recorder(Trace(title), watch, label, only, max_bytes)
     with listening(recorder):
         yield recorder.trace
-
-
-# [/record]
 
 
 class Recorder:

@@ -30,7 +30,6 @@ SEQUENCE, QUERIES, POSITION, FIRST, END = (
 )
 
 
-# [look_up]
 @triton.jit
 def look_up(
     text,  # [max_rows, WIDTH]
@@ -71,10 +70,6 @@ def look_up(
     tl.store(drafted + row, count)
 
 
-# [/look_up]
-
-
-# [feed]
 @triton.jit
 def feed(
     text,  # [max_rows, WIDTH]
@@ -137,10 +132,6 @@ def move_pieces(
     tl.store(piece + QUERIES, tl.load(queries + sequence, mask=real, other=0).to(tl.int32), mask=real)
 
 
-# [/feed]
-
-
-# [commit]
 @triton.jit
 def commit(
     text,  # [max_rows, WIDTH]
@@ -190,9 +181,6 @@ def commit(
     tl.store(known + row, length + kept)
     tl.store(limit + row, length, mask=(counted > 0) & (kept == 0))
     tl.store(step + row, now + 1)
-
-
-# [/commit]
 
 
 class DraftSteps:

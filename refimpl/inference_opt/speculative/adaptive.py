@@ -16,7 +16,6 @@ ROW_COST = 0.05  # what one more row costs the target, in steps (.04 to .06 on a
 PATIENCE = 32  # steps without drafts until a text tries one again
 
 
-# [adaptive]
 @dataclass
 class Adaptive:
     """The length of one text's drafts: 0 to `max_gamma`. `cost` of a drafted token, in steps of the target."""
@@ -45,6 +44,3 @@ class Adaptive:
         self.idle = 0
         self.accepted = DECAY * self.accepted + accepted
         self.rejected = DECAY * self.rejected + (accepted < drafted)
-
-
-# [/adaptive]

@@ -14,7 +14,6 @@ step costs the same for γ + 1 tokens as for one.
 from typing import Any
 
 
-# [cost]
 def expected_tokens(alpha: Any, gamma: int) -> Any:
     """Tokens a step: the accepted drafts and one more (Eq. 1). ValueError for α outside [0, 1] or γ < 0."""
     if not 0 <= alpha <= 1:
@@ -43,6 +42,3 @@ def best_gamma(alpha: Any, c: Any, max_gamma: int) -> int:
     if max_gamma < 0:
         raise ValueError(f"max_gamma must be at least 0, got {max_gamma}")
     return max(range(max_gamma + 1), key=lambda gamma: speedup(alpha, gamma, c))
-
-
-# [/cost]

@@ -44,7 +44,6 @@ class EagleState:
     state: Float[Tensor, "dim"] | None = None
 
 
-# [eagle]
 class Eagle(Autoregressive):
     """Drafts with a `DraftHead` (by default the one that comes with the package, for SmolLM2-135M-Instruct)."""
 
@@ -137,6 +136,3 @@ class Eagle(Autoregressive):
         batch = self.cache.batch(tables, slots, counts)
         tokens = torch.tensor(following, device=self.target.device)
         return self.head(features, self.target.embed(tokens), batch.positions, batch)
-
-
-# [/eagle]

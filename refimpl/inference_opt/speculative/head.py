@@ -29,7 +29,6 @@ from inference_opt.model.transformer import Layer, Transformer
 PACKAGED = "eagle-smollm2-135m.safetensors"
 
 
-# [head]
 class DraftHead(nn.Module):
     """The network. `config` is the target's, `taps` are the layers it listens to, `reduced` tokens are scored."""
 
@@ -75,8 +74,6 @@ class DraftHead(nn.Module):
     def logits(self, states: Float[Tensor, "slots dim"]) -> Float[Tensor, "slots reduced"]:
         """Scores of the tokens in `token_ids`."""
         return self.head(self.norm(states))
-
-    # [/head]
 
     def use_head_of(self, target: Transformer, token_ids: Int[Tensor, "reduced"]) -> None:
         """Score these tokens, by the target's own rows for them."""

@@ -22,7 +22,6 @@ from inference_opt.values import integer
 TOKEN_BYTES = 4  # of a token in an array of int32
 
 
-# [prompt_lookup]
 class PromptLookup(Drafter):
     """Copy what followed the latest earlier occurrence of the text's last `max_ngram` tokens, or of its last
     `max_ngram` − 1, …, `min_ngram`, where no longer end of the text occurred before.
@@ -68,10 +67,6 @@ class PromptLookup(Drafter):
         return None
 
 
-# [/prompt_lookup]
-
-
-# [ngram]
 class NGram(Drafter):
     """Draw from the counts of what followed the last n − 1 tokens, or fewer where those are new, in this text so far.
 
@@ -122,6 +117,3 @@ class NGram(Drafter):
                 counts[before[start:]][tokens[i]] += 1
         request.text.drafter_state = counts, len(tokens)
         return counts
-
-
-# [/ngram]

@@ -103,7 +103,6 @@ def read(
     return h[np.cumsum(counts) - 1]
 
 
-# [smaller_model]
 class SmallerModel(Autoregressive):
     """Any transformer with the target's vocabulary.
 
@@ -173,10 +172,6 @@ class SmallerModel(Autoregressive):
             read(self.model, self.cache, parts)
 
 
-# [/smaller_model]
-
-
-# [first_layers]
 class FirstLayers(Autoregressive):
     """The target's first `depth` layers under its own head: a smaller model that costs no memory and no training.
 
@@ -224,6 +219,3 @@ class FirstLayers(Autoregressive):
 
     def _read(self, parts: Sequence[tuple[list[int], int, Sequence[int]]]) -> Float[Tensor, "parts dim"]:
         return read(self.model, self.cache, parts, self.depth)
-
-
-# [/first_layers]

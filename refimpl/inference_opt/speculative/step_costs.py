@@ -21,7 +21,6 @@ UNTRIED = 0.01  # what a draft is assumed to cost, in steps, where it was not me
 AGAIN = 64  # choices until plain decoding is measured again
 
 
-# [step_costs]
 class StepCosts:
     """Seconds of a step, by how many texts (rounded up to a power of two) and drafts behind each."""
 
@@ -52,9 +51,6 @@ class StepCosts:
     def _rate(self, texts: int, alphas: Sequence[float], wanted: Sequence[int], gamma: int) -> float:
         tokens = sum(expected_tokens(alpha, min(gamma, most)) for alpha, most in zip(alphas, wanted))
         return tokens / self.of(texts, gamma)
-
-
-# [/step_costs]
 
 
 def _size(texts: int) -> int:

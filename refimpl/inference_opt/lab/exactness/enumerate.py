@@ -88,7 +88,6 @@ class Racing:
         self.choose = rng.race
 
 
-# [second_winner]
 def second_winner(q: Probs, i: int, p: Probs) -> Probs:
     """Weights of who wins a race under p, where the same noise made i the winner under q.
 
@@ -116,6 +115,3 @@ def second_winner(q: Probs, i: int, p: Probs) -> Probs:
             cuts.append(high)
         weights[j] += sum((b - a) / (total(a) * total(b)) for a, b in pairwise(cuts))
     return weights
-
-
-# [/second_winner]

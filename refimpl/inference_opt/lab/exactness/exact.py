@@ -17,7 +17,6 @@ from inference_opt.speculative import rules
 from inference_opt.trace import emit
 
 
-# [law]
 def step_law(
     target: Model, draft: Model | ByStart, gamma: int, rule: Rule, prefix: Prefix = (), propose: Propose | None = None
 ) -> dict[Prefix, Fraction]:
@@ -73,9 +72,6 @@ def joint_law(target: Model, length: int) -> dict[Prefix, Fraction]:
 def total_variation(a: dict[Prefix, Fraction], b: dict[Prefix, Fraction]) -> Fraction:
     """Half the sum of |a − b|: the largest difference in the probability of any event."""
     return sum((abs(a.get(t, Fraction(0)) - b.get(t, Fraction(0))) for t in {*a, *b}), Fraction(0)) / 2
-
-
-# [/law]
 
 
 def _check(value: int, name: str) -> None:

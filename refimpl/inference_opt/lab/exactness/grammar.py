@@ -32,7 +32,6 @@ State = Hashable
 DONE: State = "done"  # after the end token; only end tokens follow, as padding
 
 
-# [automaton]
 @dataclass(frozen=True, eq=False)
 class Automaton:
     """Which tokens may follow in a state, and the state after each. From every state an end can be reached."""
@@ -91,10 +90,6 @@ class Matcher:
         del self.states[len(self.states) - count :]
 
 
-# [/automaton]
-
-
-# [masked]
 def locally(model: Model, automaton: Automaton) -> Model:
     """The model, masked token by token."""
     return lambda text: tuple(Matcher(automaton, text).mask(probs_behind(model, text)))
@@ -158,10 +153,6 @@ def conditional(model: Model, automaton: Automaton, look: Callable[[Prefix], Has
     return given
 
 
-# [/masked]
-
-
-# [grammars]
 END = 2  # of the three tokens of the zoo's models
 
 
@@ -226,9 +217,6 @@ def measure(automaton: Automaton, target: Model, draft: Model, gamma: int = 2, l
     on_exact = output_law(exact, locally(draft, automaton), gamma, rules.token_wise, length)
     fits = sum((_probability(target, text) for text in right), Fraction(0))
     return Measured(fits, total_variation(masked, right), masked == joint_law(local, length), on_exact == right)
-
-
-# [/grammars]
 
 
 def _probability(model: Model, text: Prefix) -> Fraction:

@@ -17,7 +17,6 @@ Distributions = Sequence[Probs]
 Tokens = Sequence[int]
 
 
-# [rules]
 def no_residual(target: Distributions, draft: Distributions, tokens: Tokens, rng: Randomness) -> list[int]:
     """A rejected token is replaced by a draw from p, which includes what was already accepted."""
     emitted: list[int] = []
@@ -126,10 +125,6 @@ def block_unscaled(target: Distributions, draft: Distributions, tokens: Tokens, 
     return [*tokens[:accepted], rng.choose(residual(target[accepted], draft[accepted]), accepted)]  # ✗
 
 
-# [/rules]
-
-
-# [drafters]
 def chain_of(drawn: Callable[[Probs], Probs], scored: Callable[[Probs], Probs]) -> Propose:
     """A chain whose tokens are drawn from drawn(q) and reported with scored(q). Exact only if the two agree."""
 
@@ -222,6 +217,3 @@ def original_q(
     """Candidates drawn without replacement, each reported with the distribution before any was taken away."""
     behind, probs, tokens = siblings()(target, draft, prefix, gamma, choose)
     return behind, [probs[0]] * len(tokens), tokens  # ✗
-
-
-# [/drafters]

@@ -21,7 +21,6 @@ def independent(rng: Branching) -> StepNoise:
     return lambda start: (rng, rng)
 
 
-# [sharing]
 @dataclass
 class Raced:
     """Draws are races by the noise of a place: all draws at that place share it."""
@@ -69,7 +68,6 @@ def by_position(rng: Branching) -> StepNoise:
     return lambda start: (Raced(rng, start), Kept(rng, start, numbers))  # ✗ start should be part of the key
 
 
-# [/sharing]
 BITS = 24  # of a uniform number in float32
 
 

@@ -37,7 +37,6 @@ class Lazy(Sequence[Any]):
         return len(self.so_far)
 
 
-# [proposals]
 def chain(
     target: Model, draft: Model, prefix: Prefix, gamma: int, choose: Callable[[Probs, int], int]
 ) -> tuple[Sequence[Any], Sequence[Any], Sequence[int]]:
@@ -108,7 +107,6 @@ def from_start(propose: Propose) -> Propose:
 
 
 PROPOSALS: dict[Rule, Propose] = {rules.multi_draft: siblings(), rules.tree: branching(), rules.traversal: branching()}
-# [/proposals]
 
 
 def _candidates(

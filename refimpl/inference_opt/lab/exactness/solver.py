@@ -24,7 +24,6 @@ from inference_opt.lab.exactness.proposals import Rule
 from inference_opt.speculative.rules import Probs
 
 
-# [symbols]
 class Number:
     """A real number known only by its name. A comparison with it has both answers, in turn."""
 
@@ -130,9 +129,6 @@ class Below:
         return below
 
     __le__ = __lt__
-
-
-# [/symbols]
 
 
 def solve(*formulas: Any, seconds: float = 60) -> z3.ModelRef | None:

@@ -45,7 +45,6 @@ NEVER_0, OFTEN_0 = table(start="0 1 1"), table(start="2 1 1")
 There = Literal["a bug", "right", "harmless", "lossy by design", "found here"]
 
 
-# [mutant]
 @dataclass(frozen=True)
 class Mutant:
     """One entry: how it drafts, judges and draws, and how it should."""
@@ -114,8 +113,6 @@ class Mutant:
         return done
 
 
-# [/mutant]
-
 GITHUB = "https://github.com/"
 ARXIV = "https://arxiv.org/abs/"
 
@@ -124,7 +121,6 @@ def _thread(*paths: str) -> tuple[str, ...]:
     return tuple(path if path.startswith("https") else GITHUB + path for path in paths)
 
 
-# [zoo]
 ZOO = [
     Mutant(
         "argmax draft, softmax q",
@@ -277,4 +273,3 @@ ZOO = [
         draft=OFTEN_0,
     ),
 ]
-# [/zoo]

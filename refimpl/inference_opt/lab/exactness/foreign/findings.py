@@ -114,7 +114,6 @@ def accepted(law: Law) -> float:
     return float(sum(Fraction(p) * (len(text) - 1) for text, p in law.items()))
 
 
-# [laws]
 def rule_law(rule: Rule, propose: Propose = chain, gamma: int = 2) -> dict[Prefix, Fraction]:
     """A step behind the empty text, on the zoo's pair."""
     return step_law(TARGET, DRAFT, gamma, rule, (), propose)
@@ -150,10 +149,6 @@ def zero_passes(rule: Rule) -> bool:
     return any(emitted[0] == 0 for emitted, p in paths if p > 0)
 
 
-# [/laws]
-
-
-# [ours]
 def synthetic(rates: list[Fraction]) -> Rule:
     """Drafts pass at made-up rates; a rejection draws from the residual. Nothing is claimed of the text."""
 
@@ -230,10 +225,6 @@ def marginals(scored: str) -> Propose:
     return propose
 
 
-# [/ours]
-
-
-# [plain]
 def gpt_fast() -> list[Finding]:
     """Whole steps."""
     law = rule_law(torch_samplers.gpt_fast(), whole)
@@ -342,10 +333,6 @@ def mlx() -> list[Finding]:
     return rows
 
 
-# [/plain]
-
-
-# [transformers]
 def transformers() -> list[Finding]:
     """`generate` of the installed release, and three drafters of three releases."""
     right = joint_law(TARGET, 3)
@@ -395,10 +382,6 @@ def drafters(source: Wheel | None) -> list[Finding]:
     return [*rows, found(source, mode, law, ours, "argmax draft, softmax q", length=2, thread=thread)]
 
 
-# [/transformers]
-
-
-# [triton]
 def vllm() -> list[Finding]:
     """Both runners of the release of today, in their modes."""
     source, method = triton_samplers.VLLM, "numbers, integrated"
@@ -503,8 +486,6 @@ def _sampled(mutant: Mutant, step: Any, source: Wheel, block: bool, thread: str,
         p_of_enumeration=p_wrong,
     )
 
-
-# [/triton]
 
 ALL: dict[str, Callable[[], list[Finding]]] = {
     "transformers": transformers,

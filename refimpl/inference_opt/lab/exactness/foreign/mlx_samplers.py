@@ -50,7 +50,6 @@ def mlx() -> ModuleType:
     return core
 
 
-# [mlx_lm]
 class _Model:
     """A toy as mlx-lm wants a model: it makes its own cache, which holds tokens and can be trimmed."""
 
@@ -112,10 +111,6 @@ def mlx_lm(target: Any, draft: Any, length: int, gamma: int = 2) -> Any:
     return program
 
 
-# [/mlx_lm]
-
-
-# [dflash_mlx]
 def dflash_mlx() -> Any:
     """dflash's rejection sampling for MLX, as the kit takes it: (draft, target, tokens, uniforms) → what is emitted."""
     core = mlx()
@@ -140,6 +135,3 @@ def dflash_mlx() -> Any:
         return [*tokens[:accepted], last]
 
     return sampler
-
-
-# [/dflash_mlx]

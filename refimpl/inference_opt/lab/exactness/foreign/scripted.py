@@ -47,7 +47,6 @@ class Number:
         return not self < threshold
 
 
-# [draws]
 class Draws:
     """Stands in for a tensor of uniform numbers."""
 
@@ -98,9 +97,6 @@ def draw(rng: Any, weights: torch.Tensor) -> torch.Tensor:
     rows = weights.reshape(-1, weights.shape[-1]).tolist()
     tokens = [rng.choose(np.array([Fraction(w) for w in row], dtype=object), i) for i, row in enumerate(rows)]
     return torch.tensor(tokens).reshape(*weights.shape[:-1], 1)
-
-
-# [/draws]
 
 
 @contextmanager

@@ -36,7 +36,6 @@ def check(data: bytes, sha256: str, what: str) -> None:
         raise ValueError(f"{what} has sha256 {found}, expected {sha256}: it is not the file that was judged")
 
 
-# [sources]
 @dataclass(frozen=True)
 class Wheel:
     """A release in the package registry. Only the modules asked for are unpacked."""
@@ -109,9 +108,6 @@ class Checkout:
             (into / path).parent.mkdir(parents=True, exist_ok=True)
             (into / path).write_bytes(done.stdout)
         return into
-
-
-# [/sources]
 
 
 class Anything:

@@ -51,7 +51,6 @@ EAGLE_3 = Checkout(
 Sampler = Callable[[Any, Any, Any, Any], list[int]]
 
 
-# [gpt_fast]
 def gpt_fast(**sampling: Any) -> Sampler:
     """`speculative_decode` of gpt-fast, whole: it drafts, verifies and draws."""
     [module] = load(GPT_FAST, "generate", stubs=("model", "tokenizer"))
@@ -71,10 +70,6 @@ def gpt_fast(**sampling: Any) -> Sampler:
     return step
 
 
-# [/gpt_fast]
-
-
-# [deepspec]
 def deepspec(dtype: torch.dtype = torch.float32, confidence: Any = None) -> Sampler:
     """DeepSpec's evaluation, whole: the DSpark block by its Markov head, the confidence cut, the verification.
 
@@ -135,10 +130,6 @@ def deepspec(dtype: torch.dtype = torch.float32, confidence: Any = None) -> Samp
     return step
 
 
-# [/deepspec]
-
-
-# [dflash]
 def dflash() -> Sampler:
     """dflash's rejection sampling, torch version; the drafts are ours, and so is what it is told of them."""
     [module] = load(DFLASH, "dflash.model")
@@ -158,10 +149,6 @@ def dflash() -> Sampler:
     return rule
 
 
-# [/dflash]
-
-
-# [eagle]
 def eagle_3() -> Sampler:
     """EAGLE's verification of today, of candidates that are the likeliest of a node, not drawn."""
     [module] = load(EAGLE_3, "eagle.model.utils")
@@ -207,6 +194,3 @@ def eagle_1(temperature: float = 1.0) -> Sampler:
         return [*candidates[best, 1 : accepted + 1].tolist(), int(last)]
 
     return rule
-
-
-# [/eagle]

@@ -12,7 +12,6 @@ from inference_opt.lab.exactness.proposals import Model, Prefix
 Logits = Float[torch.Tensor, "vocab"]
 
 
-# [toys]
 def tensor(probs: Any) -> Float[torch.Tensor, "vocab"]:
     """A distribution as floats."""
     return torch.tensor([float(p) for p in probs], dtype=torch.float64)
@@ -41,9 +40,6 @@ class Toy:
 def whole(target: Model, draft: Any, prefix: Prefix, gamma: int, choose: Any) -> tuple[Any, Any, Any]:
     """A proposal for samplers that draft by themselves: they are given the models, the prefix and gamma."""
     return target, draft, (prefix, gamma)
-
-
-# [/toys]
 
 
 def fractions(row: torch.Tensor) -> list[Fraction]:

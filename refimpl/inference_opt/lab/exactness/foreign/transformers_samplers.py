@@ -40,7 +40,6 @@ def installed() -> Any:
     return transformers
 
 
-# [assisted]
 def toy_model(model: Callable[..., Any]) -> Any:
     """A model of ours that looks at the last token, as transformers wants one, with a cache that knows its length."""
     transformers = installed()
@@ -93,10 +92,6 @@ def assisted(target: Any, draft: Any, length: int, gamma: int = 2, **settings: A
     return program
 
 
-# [/assisted]
-
-
-# [drafters]
 def verification() -> Any:
     """The acceptance rule of the installed release, as a function of logits."""
     installed()
@@ -225,6 +220,3 @@ def drafted_and_verified(draw: Callable[..., Any], processed: Callable[[Any], An
         return valid[0].tolist()
 
     return step
-
-
-# [/drafters]

@@ -81,7 +81,6 @@ def _dispatcher(kernel: Any, warmup_inputs: Any) -> Any:
     return decorate
 
 
-# [vllm_v1]
 def vllm_v1(source: Wheel = VLLM, told: bool = True, synthetic: list[float] | None = None) -> KitSampler:
     """`rejection_sample` of vLLM's first runner. `told`: it is given q (else it takes the draft for a found one).
 
@@ -164,10 +163,6 @@ def residual_weights(module: ModuleType, drafted: Any, q: Any, p: Any, place: in
     return weights
 
 
-# [/vllm_v1]
-
-
-# [vllm_v2]
 def vllm_v2(
     source: Wheel = VLLM, told: bool = True, block: bool = False, synthetic: list[float] | None = None
 ) -> KitSampler:
@@ -264,10 +259,6 @@ def _constant(value: float) -> Any:
     return tl.full((), float(value), tl.float32)
 
 
-# [/vllm_v2]
-
-
-# [sglang]
 def sglang_chain(block: bool = False) -> KitSampler:
     """SGLang's chain verification: its kernel takes every uniform number, that of the last draw too."""
     [module] = interpreted(SGLANG, "sglang.kernels.ops.speculative.reject_sampling")
@@ -298,6 +289,3 @@ def sglang_chain(block: bool = False) -> KitSampler:
         return predicted[: int(count[0]) + 1].tolist()
 
     return sampler
-
-
-# [/sglang]

@@ -51,7 +51,6 @@ class Box:
         return low + (high - low) * share
 
 
-# [integrate]
 def integrate(program: Program, races: Races = NO_RACES, most_boxes: int = 20_000) -> Law:
     """The distribution of `program(uniforms)`. `races`: those before. NotAStepFunction if it needs too many boxes."""
     law = Law()
@@ -136,6 +135,3 @@ def _bisect(look: Callable[[Point], Any], inside: Point, key: Hashable, outside:
         middle = (low + high) / 2
         low, high = (middle, high) if look({**inside, key: middle}) == start else (low, middle)
     return (low + high) / 2
-
-
-# [/integrate]

@@ -59,7 +59,6 @@ class Verdict:
         return "\n".join(lines)
 
 
-# [judge]
 def judge(
     sampler: Callable[[Any, Any, Any, Any], Any],
     *,
@@ -144,9 +143,6 @@ def judge_text(
     if noise != "uniforms":
         return _tested(subject, pairs, noise, level, power, sees, seed)
     return _computed(subject, pairs, tolerance, search, seed)
-
-
-# [/judge]
 
 
 def _computed(subject: Subject, pairs: Sequence[Pair] | None, tolerance: float, search: int, seed: int) -> Verdict:

@@ -46,7 +46,6 @@ class Known:
         return tuple(self.rule(*given, judge))
 
 
-# [known]
 RIGHT = [
     Known("token-wise", rules.token_wise),
     Known("block", rules.block),
@@ -57,7 +56,6 @@ RIGHT = [
     Known("tree", rules.tree, branching()),
 ]
 WRONG = [Known(each.name, each.rule, each.propose, each.sharing, each) for each in ZOO]
-# [/known]
 
 
 def nearest(

@@ -42,7 +42,6 @@ class Pair:
         return f"{self.name}: {', '.join(start)} at the start"
 
 
-# [pairs]
 def panel(vocab: int, depth: int) -> list[Pair]:
     """Pairs of kinds that rules have failed on. They look `depth` tokens back."""
     rng = np.random.default_rng(20260101)
@@ -100,6 +99,3 @@ def neighbours(pair: Pair, rng: np.random.Generator) -> Generator[Pair, Pair | N
             weights[rng.integers(len(old))] = rng.choice([0, 1, LARGEST_WEIGHT // 2, LARGEST_WEIGHT])
         if weights.sum() > 0:
             pair = (yield replace(pair, name="searched", **{which: {**rows, text: row(weights)}})) or pair
-
-
-# [/pairs]

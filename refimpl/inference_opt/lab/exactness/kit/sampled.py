@@ -51,7 +51,6 @@ class Test:
         )
 
 
-# [sampled]
 @cache
 def samples_for(cells: int, level: float, power: float, sees: float) -> int:
     """The number of texts whose G-test, over that many cells, sees every total variation from `sees` up."""
@@ -85,9 +84,6 @@ def test(
         p_values[pair] = p_value(*g_of(texts, right))
         bias[pair] = total_variation({text: count / n for text, count in texts.items()}, right)
     return Test(level, power, sees, n, p_values, bias), emitted
-
-
-# [/sampled]
 
 
 def g_of(counts: Mapping[Prefix, int], law: Mapping[Prefix, float]) -> tuple[float, int]:

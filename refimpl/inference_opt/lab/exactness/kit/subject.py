@@ -61,7 +61,6 @@ class Subject:
         return panel(self.vocab, self.length if self.whole else self.gamma)
 
 
-# [step]
 def drafted(pair: Pair, propose: Propose, gamma: int, choose: Choose) -> tuple[Any, Any, Any]:
     """(draft, target, tokens) as a sampler gets them: arrays and a list, or mappings where drafts are a tree."""
     target, draft, tokens = propose(pair.target, pair.draft, (), gamma, choose)
@@ -75,9 +74,6 @@ def drafted(pair: Pair, propose: Propose, gamma: int, choose: Choose) -> tuple[A
     behind = np.array([target[i] for i in range(len(tokens) + 1)], dtype=float)
     drawn_from = np.array([draft[i] for i in range(len(tokens))], dtype=float)
     return drawn_from.reshape(len(tokens), behind.shape[1]), behind, tokens
-
-
-# [/step]
 
 
 def emitted_by(sampler: Callable[..., Any], arguments: Any, vocab: int, least: int, most: int | None) -> Prefix:

@@ -15,7 +15,6 @@ INSIDE = 0.3819660112501051
 LARGEST = 1 - 2.0**-24  # uniform number of a float32: what is above would be rounded to 1
 
 
-# [uniforms]
 class Uniforms:
     """Independent numbers, uniform in [0, 1), and draws, for one run of a sampler.
 
@@ -83,6 +82,3 @@ class Uniforms:
         token = self.choose(weights)
         self.races[place] = weights, token
         return token
-
-
-# [/uniforms]
