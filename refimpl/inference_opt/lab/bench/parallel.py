@@ -27,17 +27,14 @@ from inference_opt.engine.graph_runner import GraphRunner
 from inference_opt.environment import describe, elapsed
 from inference_opt.files import writable, write_json
 from inference_opt.lab.agreement import compare
-from inference_opt.lab.bench.shapes import SHAPES, random_model
+from inference_opt.lab.bench.shapes import ALL_SHAPES, random_model
 from inference_opt.loading.load import DTYPES, load_model
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.parallel import local_config, parallelize
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
 
-ALL = SHAPES | {
-    "Llama-3.1-8B": ModelConfig(128_256, 4_096, 32, 32, 8, 128, 14_336, 4_096, rope_theta=500_000.0),
-    "tiny": ModelConfig(256, 64, 2, 8, 4, 8, 128, 512),
-}
+ALL = ALL_SHAPES | {"tiny": ModelConfig(256, 64, 2, 8, 4, 8, 128, 512)}
 
 
 def make(shape: str, source: str | None, dtype: torch.dtype, device: torch.device, seed: int) -> Transformer:

@@ -11,6 +11,8 @@ SHAPES = {
         128_256, 2_048, 16, 32, 8, 64, 8_192, 8_192, tied_embeddings=True, rope_theta=500_000.0
     ),
 }
+# These, and a shape that takes 16 GB in bfloat16: for those who choose one.
+ALL_SHAPES = SHAPES | {"Llama-3.1-8B": ModelConfig(128_256, 4_096, 32, 32, 8, 128, 14_336, 4_096, rope_theta=500_000.0)}
 
 
 def random_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, seed: int = 0) -> Transformer:
