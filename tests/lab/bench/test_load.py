@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -69,6 +70,7 @@ def test_arrivals_are_a_poisson_process_and_differ_by_seed():
     assert arrivals(5, 1.0, 1) != arrivals(5, 1.0, 2)
 
 
+ROOT = Path(__file__).resolve().parents[3]
 ASKED = [1], SamplingParams()
 
 
@@ -124,6 +126,12 @@ def test_the_mean_wait_of_m_d_1_is_that_of_pollaczek_and_khinchine(load_factor):
     error = np.std(waits, ddof=1) / np.sqrt(len(waits))
     assert np.mean(waits) == pytest.approx(expected, abs=4 * error)
     assert error < 0.1 * expected  # the test can tell
+
+
+def test_the_waits_that_chapter_04_predicts():
+    text = " ".join((ROOT / "chapters/04_continuous_batching.md").read_text(encoding="utf-8").split())
+    half, most, nearly = (rho / (2 * (1 - rho)) for rho in (0.5, 0.8, 0.9))
+    assert f"It is ${half:g}\\,s$ at $\\rho = 0.5$, ${most:g}\\,s$ at 0.8, and ${nearly:g}\\,s$ at 0.9." in text
 
 
 def test_arrivals_do_not_wait_for_the_engine():
@@ -221,3 +229,9 @@ def test_some_variations_and_an_unknown_one(bench):
     assert list(figures["variations"]) == ["plain", "small pool"]
     with pytest.raises(ValueError, match="unknown variation 'nonsense': expected some of plain, budget 16"):
         bench(only=["nonsense"])
+
+
+def test_numbers_that_are_not_finite_are_refused(bench):
+    for wrong in ({"shares": [math.nan]}, {"limits": (1.0, math.inf)}):
+        with pytest.raises(ValueError, match="must be finite"):
+            bench(**wrong)

@@ -1,5 +1,7 @@
 """Bytes and operations of a step against counts by hand and by the model's own products, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +18,7 @@ from inference_opt.model.config import ExpertsShape
 from inference_opt.model.transformer import Transformer
 from tests.toys import latent_toy, toy
 
+ROOT = Path(__file__).resolve().parents[3]
 SMOLLM2 = ALL_SHAPES["SmolLM2-135M"]
 H100 = Limits(3.35e12, 989e12)
 
@@ -88,22 +91,31 @@ def test_experts_are_read_as_rows_choose_them_and_computed_as_many_as_a_row_take
 
 
 def test_the_worked_example_of_chapter_01():
-    """SmolLM2 in float32 on a machine of 50 GB/s and 500 GFLOP/s."""
+    """SmolLM2 in float32 on a machine of 50 GB/s and 500 GFLOP/s: every number is computed again."""
+    text = " ".join((ROOT / "chapters/01_kv_cache.md").read_text(encoding="utf-8").split())
     limits = Limits(50e9, 500e9)
-    assert limits.ridge == 10
-    one = work(SMOLLM2, 4, 1, 1, 256)
-    assert round(one.moved / 1e6) == 550
-    assert round(one.operations / 1e6) == 287
-    assert round(one.intensity, 2) == 0.52
-    assert one.bound(limits) == "memory"
-    assert round(1e3 * one.seconds(limits), 1) == 11.0
-    prefill = work(SMOLLM2, 4, 1, 512, 512)
-    assert round(prefill.operations / 1e9) == 118
-    assert prefill.bound(limits) == "arithmetic"
-    assert round(1e3 * prefill.seconds(limits)) == 236
-    eight = work(SMOLLM2, 4, 8, 1, 256)
-    assert round(1e3 * eight.seconds(limits), 1) == 12.6
-    assert free_rows(SMOLLM2, 4, 256, limits) == {"arithmetic": 21, "caches": 46}
+    weights = work(SMOLLM2, 4, 1, 1, 0).moved
+    a_cache = 4 * 256 * SMOLLM2.kv_elements_per_token
+    one, eight, prompt = (work(SMOLLM2, 4, *each) for each in ((1, 1, 256), (8, 1, 256), (1, 512, 512)))
+    assert [each.bound(limits) for each in (one, eight, prompt)] == ["memory", "memory", "arithmetic"]
+    for said in (
+        f"Its ridge is {limits.ridge:.0f} operations a byte.",
+        f"has {weights / 1e6:.0f} MB of weights, and 256 tokens have a cache of {a_cache / 1e6:.0f} MB",
+        f"reads {one.moved / 1e6:.0f} MB and computes {one.operations / 1e9:.2f} G operations: {one.intensity:.1f} ",
+        f"TPOT is at least {1e3 * one.seconds(limits):.1f} ms. Arithmetic alone would take "
+        f"{1e3 * one.operations / limits.rate:.1f} ms.",
+        f"reads {prompt.moved / 1e6:.0f} MB, hardly more, but computes {prompt.operations / 1e9:.0f} G operations: "
+        f"{prompt.intensity:.0f} operations a byte",
+        f"TTFT is at least {1e3 * prompt.seconds(limits):.0f} ms. Reading alone would take "
+        f"{1e3 * prompt.moved / limits.bandwidth:.1f} ms.",
+        f"reads {eight.moved / 1e6:.0f} MB. TPOT is at least {1e3 * eight.seconds(limits):.1f} ms: eight times the "
+        f"tokens in {eight.seconds(limits) / one.seconds(limits):.2f} times the time",
+        f"which is {limits.ridge * 4 / 2:.0f} rows in the example",
+        f"which is {-(-weights // a_cache)} requests of 256 tokens",
+    ):
+        assert said in text
+    # The exact count has a key for each row, too: one row more.
+    assert free_rows(SMOLLM2, 4, 256, limits) == {"arithmetic": 21, "caches": -(-weights // a_cache)}
 
 
 def test_rows_are_free_until_one_limit_or_the_other():
@@ -116,6 +128,15 @@ def test_rows_are_free_until_one_limit_or_the_other():
         alone = work(config, 2, 1, 1, 0).moved
         a_cache = 2 * 2_048 * config.kv_elements_per_token
         assert found["caches"] == -(-alone // a_cache)
+
+
+def test_what_chapter_01_says_of_cards_and_long_texts():
+    config = ALL_SHAPES["Llama-3.1-8B"]
+    for card in roofline.CARDS.values():
+        limits = Limits(card.bandwidth, card.rates["bfloat16"])
+        found = free_rows(config, 2, 2_048, limits)
+        assert found["arithmetic"] > 2 * found["caches"]
+        assert work(config, 2, 2**30, 1, 2_048).bound(limits) == "memory"
 
 
 def test_the_slower_limit_binds():

@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from rich.progress import Progress
 
 from inference_opt.engine.engine import Engine
@@ -221,8 +222,10 @@ def bench_load(
     """Latencies by variation and rate. Ctrl-C ends it early: whole runs are kept, and `interrupted` is true.
 
     `shares`: rates, in shares of the capacity. `only`: some of the variations; the plain engine is always measured.
-    `limits`: of TTFT and of TPOT, in seconds. ValueError for an unknown variation.
+    `limits`: of TTFT and of TPOT, in seconds. ValueError for an unknown variation, and for numbers that are not finite.
     """
+    if not np.isfinite([*shares, *limits]).all():
+        raise ValueError("shares of the capacity and the limits of TTFT and TPOT must be finite numbers")
     model, tokenizer = load_model(source, dtype=dtype, device=device)
     drawn = [workload(needed(tokenizer), requests, new, seed + repeat) for repeat in range(repeats)]
     # Two of the longest texts fit: few enough that requests in decode run out of pages.
@@ -234,7 +237,7 @@ def bench_load(
     chosen = {name: how for name, how in chosen.items() if not only or name in (PLAIN, *only)}
     task = progress.add_task("bench load", total=repeats * (1 + len(shares) * len(chosen)))
     runs: dict[tuple[str, float], list[list[Timeline]]] = {}
-    stats: dict[tuple[str, float], list[dict[str, float]]] = {}
+    stats: dict[tuple[str, float], list[dict[str, int | float]]] = {}
     capacities: list[float] = []
     interrupted = False
     try:
@@ -276,7 +279,7 @@ def bench_load(
 
 def run_once(
     model: Transformer, asked: Sequence[Asked], times: Sequence[float], how: dict[str, Any]
-) -> tuple[list[Timeline], dict[str, float]]:
+) -> tuple[list[Timeline], dict[str, int | float]]:
     """One run on an engine of its own, with an empty tree; and what the engine counted."""
     engine = Engine(model, page_size=PAGE, **how)
     if model.device.type == "cuda":  # steps are captured when they first run
@@ -306,6 +309,8 @@ def load_figure(figures: dict[str, Any], names: Sequence[str] | None = None) -> 
                 values = [row[key][percentile] for row in rows]
                 axes.plot(shares, values, style, color=colour, ms=3, lw=1.2, label=name if style == "o-" else None)
         axes.set(yscale="log", xlabel="rate / capacity", title=f"{label}, seconds")
+        axes.yaxis.set_major_formatter(LogFormatter())
+        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         axes.axvline(1, color="#999", lw=0.8, ls=":")
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False, fontsize=8)
