@@ -189,6 +189,8 @@ def test_every_variation_runs_at_every_rate_and_the_figure_shows_them(bench):
         assert row["ttft"]["p50"] <= row["ttft"]["p99"]
         assert row["e2e"]["p50"] >= row["ttft"]["p50"]
         assert 0 <= row["goodput_share"] <= 1
+    longest = max(len(prompt) + params.max_new_tokens for prompt, params in load.workload(Words(), 6, 3, 0))
+    assert figures["variations"]["small pool"] == {"num_pages": -(-longest // load.PAGE)}
     json.dumps(figures)
     drawn = load.load_figure(figures, ["plain", "small pool"])
     assert [axes.get_title() for axes in drawn.axes] == ["TTFT, seconds", "TPOT, seconds"]

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich.progress import Progress
 
 from inference_opt.engine.engine import Engine
@@ -228,9 +228,9 @@ def bench_load(
         raise ValueError("shares of the capacity and the limits of TTFT and TPOT must be finite numbers")
     model, tokenizer = load_model(source, dtype=dtype, device=device)
     drawn = [workload(needed(tokenizer), requests, new, seed + repeat) for repeat in range(repeats)]
-    # Two of the longest texts fit: few enough that requests in decode run out of pages.
+    # The longest text fits, and no other with it: so few that requests in decode run out of pages.
     longest = max(len(prompt) + params.max_new_tokens for asked in drawn for prompt, params in asked)
-    pool = 2 * -(-longest // PAGE)
+    pool = -(-longest // PAGE)
     chosen = variations(budgets, pool, drafter)
     if unknown := set(only or ()) - chosen.keys():
         raise ValueError(f"unknown variation {min(unknown)!r}: expected some of {', '.join(chosen)}")
@@ -309,8 +309,9 @@ def load_figure(figures: dict[str, Any], names: Sequence[str] | None = None) -> 
                 values = [row[key][percentile] for row in rows]
                 axes.plot(shares, values, style, color=colour, ms=3, lw=1.2, label=name if style == "o-" else None)
         axes.set(yscale="log", xlabel="rate / capacity", title=f"{label}, seconds")
-        axes.yaxis.set_major_formatter(LogFormatter())
-        axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.axvline(1, color="#999", lw=0.8, ls=":")
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False, fontsize=8)
