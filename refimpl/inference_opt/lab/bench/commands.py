@@ -335,36 +335,27 @@ def roofline(
     with Progress(console=console(stderr=True)) as progress:
         figures = bench_roofline(*cases, device, repeats, progress)
     write_json(json_file, figures)
-    table = Table(title=f"the least time of a step, {dtype.value}, and the time taken here", title_style="bold")
-    for heading in (
-        "shape",
-        "card",
-        "step",
-        "GB",
-        "GFLOP",
-        "FLOP/B",
-        "ridge",
-        "bound by",
-        "least, ms",
-        "taken, ms",
-        "ratio",
-    ):
-        table.add_column(heading, justify="left" if heading in ("shape", "card", "step", "bound by") else "right")
-    for row in figures["results"]:
-        step = (
-            f"prefill {row['context']:,}"
-            if row["phase"] == "prefill"
-            else f"decode {row['batch']} × {row['context']:,}"
+    for name in dict.fromkeys(row["shape"] for row in figures["results"]):
+        title = f"{name}, {dtype.value}: a step's least time and its time here, ms"
+        table = Table(
+            title=title, title_style="bold", box=SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False
         )
-        cells = [row["shape"], row["card"], step, f"{row['bytes'] / 1e9:.3f}", f"{row['operations'] / 1e9:,.1f}"]
-        cells += [f"{row['intensity']:,.1f}", f"{row['ridge']:,.0f}", row["bound"], f"{1e3 * row['predicted']:,.3f}"]
-        taken = [f"{1e3 * row['measured']:,.3f}", f"{row['ratio']:.2f}×"] if "measured" in row else ["–", "–"]
-        table.add_row(*cells, *taken)
-    out.print(table)
-    frees = {(row["shape"], row["card"]): row["free_rows"] for row in figures["results"]}
-    for (name, where), free in frees.items():
+        for heading in ("card", "step", "GB", "FLOP/B", "bound by", "least", "taken", "ratio"):
+            table.add_column(heading, justify="left" if heading in ("card", "step", "bound by") else "right")
+        for row in figures["results"]:
+            if row["shape"] == name:
+                step = "prefill" if row["phase"] == "prefill" else f"decode {row['batch']} ×"
+                cells = [row["card"], f"{step} {row['context']:,}", f"{row['bytes'] / 1e9:.3f}"]
+                cells += [f"{row['intensity']:,.1f}", row["bound"], f"{1e3 * row['predicted']:,.3f}"]
+                taken = [f"{1e3 * row['measured']:,.3f}", f"{row['ratio']:.2f}×"] if "measured" in row else ["–", "–"]
+                table.add_row(*cells, *taken)
+        out.print(table)
+    frees = {(row["shape"], row["card"]): (row["ridge"], row["free_rows"]) for row in figures["results"]}
+    for (name, where), (ridge, free) in frees.items():
         caches = f"from {free['caches']:,} by their caches of {context:,} tokens"
-        out.print(f"{name}, {where}: rows cost time from {free['arithmetic']:,} by arithmetic, {caches}")
+        out.print(
+            f"{name}, {where}: ridge {ridge:,.0f} FLOP/B; rows cost time from {free['arithmetic']:,} by arithmetic, {caches}"
+        )
     for name, sheet in figures["data_sheets"].items():
         out.print(f"{name}: {sheet['source']}")
     out.print(figures["command"], style="dim")
