@@ -352,10 +352,8 @@ def roofline(
         out.print(table)
     frees = {(row["shape"], row["card"]): (row["ridge"], row["free_rows"]) for row in figures["results"]}
     for (name, where), (ridge, free) in frees.items():
-        caches = f"from {free['caches']:,} by their caches of {context:,} tokens"
-        out.print(
-            f"{name}, {where}: ridge {ridge:,.0f} FLOP/B; rows cost time from {free['arithmetic']:,} by arithmetic, {caches}"
-        )
+        rows = f"{free['arithmetic']:,} by arithmetic, from {free['caches']:,} by their caches of {context:,} tokens"
+        out.print(f"{name}, {where}: ridge {ridge:,.0f} FLOP/B; rows cost time from {rows}")
     for name, sheet in figures["data_sheets"].items():
         out.print(f"{name}: {sheet['source']}")
     out.print(figures["command"], style="dim")
