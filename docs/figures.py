@@ -1,6 +1,7 @@
 """Draws the chapters' figures: python docs/figures.py (or `make figures`). Pictures of mechanisms; 09's study."""
 
 import itertools
+import json
 import os
 import random
 from fractions import Fraction
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import study_tables
 import torch
 from drawings import DRAWINGS, files_figure
 from gpu_figures import GPU_FIGURES
@@ -19,6 +21,7 @@ from inference_opt.experiment import Results
 from inference_opt.explain.figures import draw_pieces, draw_pool, draw_schedule, draw_tree
 from inference_opt.explain.views import exactness
 from inference_opt.kernels import plan_batch, shared_prefixes
+from inference_opt.lab.bench.load import load_figure
 from inference_opt.lab.exactness.zoo import ZOO
 from inference_opt.radix.tree import RadixTree
 from inference_opt.speculative import rules
@@ -293,12 +296,18 @@ def study() -> Results:
     return Results.read(OUT.parents[1] / "docs" / "results" / "ablation.json")
 
 
+def loaded(names: tuple[str, ...]) -> Figure:
+    """Some engines of the committed run of `bench load`."""
+    return load_figure(json.loads((OUT.parents[1] / "docs/results/bench_load.json").read_text("utf-8")), names)
+
+
 FIGURES = {
     "00_recompute.svg": lambda: steps_figure(cached=False),
     "01_cache.svg": lambda: steps_figure(cached=True),
     "02_pages.svg": pages_figure,
     "03_tree.svg": tree_figure,
     "04_schedule.svg": schedule_figure,
+    "04_load.svg": lambda: loaded(study_tables.CHUNKS),
     "05_kept.svg": kept_figure,
     "06_speculation.svg": speculation_figure,
     "06_cost.svg": cost_figure,
@@ -310,6 +319,7 @@ FIGURES = {
     "09_speed.svg": lambda: study().speed_figure(),
     "09_effects.svg": lambda: study().effects_figure(),
     **GPU_FIGURES,
+    "09_load.svg": lambda: loaded(study_tables.TECHNIQUES),
 }
 
 if __name__ == "__main__":

@@ -112,8 +112,7 @@ def naive() -> str:
 def decode() -> str:
     """Chapter 01: plain decoding beside transformers and beside the limit of the memory."""
     cases = figures("bench_decode")["results"]
-    many, size = {1: "one request", 8: "eight"}, {"float32": 4, "bfloat16": 2}
-    reads = [case["limit"] / case["batch"] * 134_515_008 * size[case["dtype"]] for case in cases]  # SmolLM2's weights
+    many = {1: "one request", 8: "eight"}
     ours, peer = "inference-opt", "transformers"
     return grid(
         ["", *(f"{many[case['batch']]}, {case['dtype']}" for case in cases)],
@@ -121,7 +120,7 @@ def decode() -> str:
             [f"{ours}, tokens/s", *(f"{case[ours]['decode']:.1f}" for case in cases)],
             [f"`{peer}` 5.23 `generate`, tokens/s", *(f"{case[peer]['decode']:.1f}" for case in cases)],
             ["ratio, paired in the same run", *(f"{case['over_transformers']:.2f}×" for case in cases)],
-            ["memory at that time, GB/s", *(f"{read / 1e9:.0f}" for read in reads)],
+            ["memory at that time, GB/s", *(f"{case['bandwidth'] / 1e9:.0f}" for case in cases)],
             ["limit from memory, tokens/s", *(f"{case['limit']:,.0f}" for case in cases)],
             ["of the limit", *(f"{case['of_limit']:.0%}" for case in cases)],
         ],
@@ -451,6 +450,15 @@ WRITERS["PARALLEL_TABLE"] = partial(made, card_tables.parallel, "parallel_h100",
 WRITERS["ABLATION_TABLE"] = partial(made, study_tables.speed, "ablation")
 WRITERS["EFFECTS_TABLE"] = partial(made, study_tables.effects, "ablation")
 WRITERS["KEPT_TABLE"] = partial(made, study_tables.kept, "ablation")
+WRITERS["ROOFLINE_TABLE"] = partial(made, study_tables.roofline, "bench_roofline")
+WRITERS["ROOFLINE_RUN"] = lambda: study_tables.roofline_run(figures("bench_roofline"))
+WRITERS["CARDS_TABLE"] = partial(made, study_tables.cards, "bench_roofline_cards")
+WRITERS["CARDS_RUN"] = lambda: study_tables.cards_run(figures("bench_roofline_cards"))
+WRITERS["LOAD_TABLE"] = lambda: grid(*study_tables.load(figures("bench_load"), {}, *study_tables.CHUNKS))
+WRITERS["LOAD_RUN"] = lambda: study_tables.load_run(figures("bench_load"))
+WRITERS["LOAD_TECHNIQUES"] = lambda: grid(
+    *study_tables.load(figures("bench_load"), study_tables.COUNTS, *study_tables.TECHNIQUES)
+)
 WRITERS["ABLATION_RUN"] = lambda: study_tables.run(figures("ablation"))
 
 

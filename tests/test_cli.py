@@ -165,6 +165,28 @@ def test_bench_decode_beside_a_busy_process(run, tmp_path, smollm2_path):
     assert "beside 1 busy" in out
 
 
+def test_bench_roofline_of_cards(run, tmp_path):
+    file = tmp_path / "roofline.json"
+    options = ("--card", "H100", "--card", "L4", "--shape", "Llama-3.1-8B", "--dtype", "bfloat16")
+    status, out, _ = run("bench", "roofline", *options, "--json", file)
+    rows = json.loads(file.read_text())["results"]
+    assert status == 0
+    assert {row["card"] for row in rows} == {"H100", "L4"}
+    assert all(f"{1e3 * row['predicted']:,.3f}" in out for row in rows)
+    assert "data sheet of 2023" in out
+
+
+def test_bench_load_with_one_variation(run, tmp_path, smollm2_path):
+    file, figure = tmp_path / "load.json", tmp_path / "load.svg"
+    options = ("--variation", "prompt-lookup", "--requests", 4, "--new-tokens", 2, "--share", 5, "--repeats", 1)
+    status, out, _ = run("bench", "load", *options, "--dtype", "bfloat16", "--json", file, "--figure", figure)
+    rows = json.loads(file.read_text())["results"]
+    assert status == 0
+    assert [(row["variation"], row["share"]) for row in rows] == [("plain", 5.0), ("prompt-lookup", 5.0)]
+    assert "4 requests a row" in out
+    assert figure.read_text().count("<svg") == 1
+
+
 def test_bench_speculative_without_the_peer(run, tmp_path, smollm2_path):
     file = tmp_path / "speculative.json"
     options = ("--task", "editing", "--drafter", "prompt-lookup", "--prompts", 1, "--new-tokens", 4, "--repeats", 1)
@@ -221,7 +243,13 @@ def test_fetch_prints_where_the_weights_are(run, smollm2_path):
         (("bench", "decode", "--batch", "0"), "batch"),
         (("bench", "decode", "--busy", "0"), "busy"),
         (("bench", "decode", "--busy", "1000000"), "busy"),
+        (("bench", "load", "--share", "0"), "share"),
+        (("bench", "load", "--requests", "3"), "requests"),
+        (("bench", "load", "--drafter", "nonsense"), "drafter"),
         (("bench", "prefix", "--stem", "0"), "stem"),
+        (("bench", "roofline", "--card", "H1000"), "expected one of here, A100"),
+        (("bench", "roofline", "--shape", "GPT"), "unknown shape 'GPT'"),
+        (("bench", "roofline", "--batch", "0"), "batch"),
         (("bench", "speculative", "--task", "nonsense"), "task"),
         (("bench", "speculative", "--drafter", "nonsense"), "drafter"),
         (("bench", "speculative", "--gamma", "-1"), "gamma"),
@@ -249,8 +277,10 @@ def test_every_command_has_help(run):
         ("fetch",),
         ("bench",),
         ("bench", "decode"),
+        ("bench", "load"),
         ("bench", "prefix"),
         ("bench", "radix"),
+        ("bench", "roofline"),
         ("bench", "speculative"),
     ):
         status, out, _ = run(*command, "--help")

@@ -36,7 +36,7 @@ def call(tmp_path, monkeypatch):
     monkeypatch.setattr("inference_opt.loading.load.load_model", reached)
     monkeypatch.setattr("inference_opt.loading.download._download", reached)
     monkeypatch.setenv("INFERENCE_OPT_CACHE", str(tmp_path / "cache"))
-    for name in ("busy", "decode", "mla", "prefix", "radix", "speculative"):
+    for name in ("busy", "decode", "load", "mla", "prefix", "radix", "roofline", "speculative"):
         monkeypatch.setattr(importlib.import_module(f"inference_opt.lab.bench.{name}"), f"bench_{name}", reached)
 
     def run(*arguments):
@@ -56,10 +56,13 @@ WRITES = [
     (("tour",), "--report"),
     (("tour",), "--figure"),
     (("bench", "decode"), "--json"),
+    (("bench", "load"), "--json"),
+    (("bench", "load"), "--figure"),
     (("bench", "mla"), "--json"),
     (("bench", "prefix"), "--json"),
     (("bench", "radix"), "--json"),
     (("bench", "radix"), "--figure"),
+    (("bench", "roofline"), "--json"),
     (("bench", "speculative"), "--json"),
     (("step", "rejection"), "--json"),
     (("step", "rejection"), "--output"),
@@ -174,9 +177,12 @@ COMMANDS = [
      "page-size", "dtype", "json"),
     ("fetch",),
     ("bench decode", "model", "dtype", "batch", "new-tokens", "repeats", "busy", "json"),
+    ("bench load", "model", "dtype", "device", "share", "variation", "budget", "drafter", "requests", "new-tokens",
+     "ttft", "tpot", "repeats", "seed", "figure", "json"),
     ("bench mla", "shape", "device", "dtype", "context", "repeats", "json"),
     ("bench prefix", "model", "dtype", "requests", "stem", "new-tokens", "repeats", "json"),
     ("bench radix", "capacity", "sglang", "repeats", "seed", "figure", "json"),
+    ("bench roofline", "shape", "card", "device", "dtype", "prompt", "batch", "context", "repeats", "json"),
     ("bench speculative", "model", "task", "drafter", "gamma", "dtype", "prompts", "new-tokens", "temperature", "seed",
      "repeats", "json"),
     ("bench kernels", "case", "repeats", "json"),

@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
-from inference_opt.lab.bench.engine import _bytes
 from inference_opt.lab.bench.engine_peers import _shape
 from inference_opt.lab.bench.shapes import SHAPES, random_model
+from inference_opt.lab.bench.work import work
 from inference_opt.loading.formats import config_from_hf
 from inference_opt.model.transformer import Transformer
 from tests.toys import toy
@@ -44,8 +44,12 @@ def test_bytes_of_experts_are_those_of_the_chosen_on_average(batch):
     with torch.device("meta"):
         everything = Transformer(config).to(torch.bfloat16).weight_bytes()
     unread = layers * (shape.n_routed_experts - mean) * each
-    assert _bytes(config, batch, 0.0) == pytest.approx(everything - unread, rel=0.01)
-    assert _bytes(config, batch, 100.0) - _bytes(config, batch, 0.0) == batch * 100 * 2 * config.kv_elements_per_token
+
+    def moved(context):
+        return work(config, 2, batch, 1, context).moved
+
+    assert moved(0) == pytest.approx(everything - unread, rel=0.01)
+    assert moved(100) - moved(0) == pytest.approx(batch * 100 * 2 * config.kv_elements_per_token)
 
 
 def test_a_random_model_is_made_in_its_dtype():

@@ -4,6 +4,7 @@ import pytest
 from rich.progress import Progress
 
 from inference_opt.lab.bench.mla import bench_mla, cost, crossing, predicted, shapes
+from inference_opt.lab.bench.work import Limits
 from inference_opt.model.mla import LatentAttention
 
 
@@ -13,7 +14,7 @@ def test_costs_at_deepseek_v2_s_shape_are_those_of_the_chapter():
     assert cost(v2, "explicit", 3, 1000, 2)[0] == 2 * (1000 * 128 * made + 3 * 1000 * 128 * 320)
     assert cost(v2, "absorbed", 3, 1000, 2)[0] == 2 * (3 * 128 * made + 3 * 1000 * 128 * 1088)
     assert cost(v2, "absorbed", 1, 1000, 2)[1] == 2 * (1000 * 576 + 128 * made)
-    assert predicted(v2, "absorbed", 1, 1000, 2, rate=1e12, bandwidth=1e9) == cost(v2, "absorbed", 1, 1000, 2)[1] / 1e9
+    assert predicted(v2, "absorbed", 1, 1000, 2, Limits(1e9, 1e12)) == cost(v2, "absorbed", 1, 1000, 2)[1] / 1e9
 
 
 @pytest.mark.parametrize("name", shapes())

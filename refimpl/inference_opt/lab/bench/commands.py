@@ -387,6 +387,120 @@ def _speculative_table(title: str, rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+@bench_app.command()
+def roofline(
+    shape: Annotated[
+        list[str] | None, typer.Option(help="May be given several times.", show_default="SmolLM2-135M")
+    ] = None,
+    card: Annotated[
+        list[str] | None,
+        typer.Option(help="By its data sheet, or here: measured. May be given several times.", show_default="here"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda: the device that is here.")] = "cpu",
+    dtype: DType = Dtype.float32,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of the prompt that is prefilled.")] = 512,
+    batch: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Requests in decode; may be given several times.", show_default="1, 8, 32"),
+    ] = None,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of each request in decode.")] = 256,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 5,
+    json_file: Json = None,
+) -> None:
+    """Predict the time of a prefill and of a decoding step from bytes and operations, and measure it here."""
+    from inference_opt.lab.bench.roofline import bench_roofline
+
+    out = console()
+    cases = shape or ["SmolLM2-135M"], card or ["here"], dtype.value, prompt, batch or [1, 8, 32], context
+    with Progress(console=console(stderr=True)) as progress:
+        figures = bench_roofline(*cases, device, repeats, progress)
+    write_json(json_file, figures)
+    for name in dict.fromkeys(row["shape"] for row in figures["results"]):
+        title = f"{name}, {dtype.value}: a step's least time and its time here, ms"
+        table = Table(
+            title=title, title_style="bold", box=SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False
+        )
+        for heading in ("card", "step", "GB", "FLOP/B", "bound by", "least", "taken", "ratio"):
+            table.add_column(heading, justify="left" if heading in ("card", "step", "bound by") else "right")
+        for row in figures["results"]:
+            if row["shape"] == name:
+                step = "prefill" if row["phase"] == "prefill" else f"decode {row['batch']} ×"
+                cells = [row["card"], f"{step} {row['context']:,}", f"{row['bytes'] / 1e9:.3f}"]
+                cells += [f"{row['intensity']:,.1f}", row["bound"], f"{1e3 * row['predicted']:,.3f}"]
+                taken = [f"{1e3 * row['measured']:,.3f}", f"{row['ratio']:.2f}×"] if "measured" in row else ["–", "–"]
+                table.add_row(*cells, *taken)
+        out.print(table)
+    frees = {(row["shape"], row["card"]): (row["ridge"], row["free_rows"]) for row in figures["results"]}
+    for (name, where), (ridge, free) in frees.items():
+        rows = f"{free['arithmetic']:,} by arithmetic, from {free['caches']:,} by their caches of {context:,} tokens"
+        out.print(f"{name}, {where}: ridge {ridge:,.0f} FLOP/B; rows cost time from {rows}")
+    for name, sheet in figures["data_sheets"].items():
+        out.print(f"{name}: {sheet['source']}")
+    out.print(figures["command"], style="dim")
+
+
+@bench_app.command()
+def load(
+    model: Model = "smollm2-135m",
+    dtype: DType = Dtype.float32,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    share: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=0.01, max=10, help="Rate, in shares of the capacity; several times.", show_default="0.4, 0.8, 1.2"
+        ),
+    ] = None,
+    variation: Annotated[
+        list[str] | None,
+        typer.Option(help="Besides the plain engine; may be given several times.", show_default="all of them"),
+    ] = None,
+    budget: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Tokens of a step, besides 512; several times.", show_default="64, 2048"),
+    ] = None,
+    drafter: Annotated[
+        DrafterName, typer.Option(help="Of the variation with speculation.")
+    ] = DrafterName.prompt_lookup,
+    requests: Annotated[int, typer.Option(min=4, help="Requests of each run.")] = 32,
+    new_tokens: Annotated[int, typer.Option(min=2, help="New tokens a request, on average.")] = 24,
+    ttft: Annotated[float, typer.Option(min=0, help="Limit for goodput, in seconds.")] = 1.0,
+    tpot: Annotated[float, typer.Option(min=0, help="Limit for goodput, in seconds.")] = 0.1,
+    repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats, each with requests of its own.")] = 2,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the requests and of their times.")] = 0,
+    figure: Figure = None,
+    json_file: Json = None,
+) -> None:
+    """Requests that arrive at random times: TTFT, TPOT and goodput against the rate. Ctrl-C keeps what was measured."""
+    from inference_opt.lab.bench.load import bench_load, load_figure
+
+    out = console()
+    cases = share or [0.4, 0.8, 1.2], variation, budget or [64, 2048], drafter.value
+    with Progress(console=console(stderr=True)) as progress:
+        figures = bench_load(
+            model, dtype.value, device, *cases, requests, new_tokens, (ttft, tpot), repeats, seed, progress
+        )
+    write_json(json_file, figures)
+    save_figure(load_figure(figures), figure)
+    title = f"capacity {figures['capacity']:.2f} requests/s; seconds, median / 99th percentile (its 95% interval)"
+    table = Table(title=title, title_style="bold")
+    for heading in ("engine", "rate", "TTFT", "TPOT", "between tokens", "good"):
+        table.add_column(heading, justify="left" if heading == "engine" else "right")
+    for row in figures["results"]:
+        latencies = [_latency(row[key]) for key in ("ttft", "tpot", "itl")]
+        table.add_row(row["variation"], f"{row['share']:.0%}", *latencies, f"{row['goodput_share']:.0%}")
+    out.print(table)
+    counts = {row["ttft"]["count"] for row in figures["results"]}
+    out.print(f"{min(counts)} requests a row; good: TTFT within {ttft:g} s and TPOT within {tpot:g} s")
+    out.print(figures["command"], style="dim")
+    if figures["interrupted"]:
+        raise KeyboardInterrupt
+
+
+def _latency(found: dict[str, Any]) -> str:
+    low, high = found["p99_interval"]
+    return f"{found['p50']:.3f} / {found['p99']:.3f} ({low:.3f} to {high:.3f})"
+
+
 def _rates(case: dict[str, Any]) -> str:
     low, high = case["spread"]
     return f"{case['decode']:.1f} ({low:.1f} to {high:.1f})"

@@ -1,17 +1,18 @@
 """`inference-opt bench decode`: plain decoding beside `transformers`, and beside the limit that memory sets.
 
-One decoding step of any decoder reads every weight once. So no decoder of one request can be faster than
+One decoding step of any decoder reads every weight once, and every key and value of every request (`work.py`). So no
+decoder of b requests can be faster than
 
-    tokens a second ≤ read bandwidth / bytes of weights
+    tokens a second ≤ b · read bandwidth / (bytes of weights + bytes of the requests' keys and values)
 
-A batch of b requests shares the reading, so its limit is b times that. Each case is measured with both decoders in
+Each case is measured with both decoders in
 turn, several times over, in one process, on the same weights and prompts. The figures are medians; the spread is
 printed.
 """
 
 import time
 from collections.abc import Callable
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from inference_opt.cache import generate as static
 from inference_opt.environment import command_line, describe, elapsed
 from inference_opt.lab.bench.machine import read_bandwidth
 from inference_opt.lab.bench.peers import Clock, transformers_model
+from inference_opt.lab.bench.work import Limits, work
 from inference_opt.loading.load import load_model
 from inference_opt.loading.prompts import load_prompts
 from inference_opt.loading.tokenizer import Tokenizer, needed
@@ -95,8 +97,11 @@ def bench_decode(
                     # A text may be shorter than asked for: the context may end first.
                     rates[name].append(sum(len(text) - 1 for text in texts) / rest)
                     progress.advance(task)
-            limits = [batch * b / model.weight_bytes() for b in bandwidth]
-            row: dict[str, Any] = {"dtype": dtype, "batch": batch, "limit": median(limits), "limits": limits}
+            # On average a request has half of its new tokens.
+            step = work(model.config, model.dtype.itemsize, batch, 1, mean(map(len, prompts)) + new / 2)
+            limits = [batch / step.seconds(Limits(b)) for b in bandwidth]
+            row: dict[str, Any] = {"dtype": dtype, "batch": batch, "bytes": step.moved, "bandwidth": median(bandwidth)}
+            row |= {"limit": median(limits), "limits": limits}
             for name in decoders:
                 spread = [min(rates[name]), max(rates[name])]
                 row[name] = {"decode": median(rates[name]), "spread": spread, "prefill_seconds": median(prefill[name])}

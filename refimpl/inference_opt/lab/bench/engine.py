@@ -33,6 +33,7 @@ from inference_opt.environment import command_line, describe, elapsed
 from inference_opt.lab.bench.engine_peers import Decoder, continuous_batching, gpt_fast, has_vllm, transformers, vllm
 from inference_opt.lab.bench.machine import read_bandwidth
 from inference_opt.lab.bench.shapes import SHAPES, random_model
+from inference_opt.lab.bench.work import Limits, work
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
@@ -50,10 +51,9 @@ MODES: dict[str, dict[str, Any]] = {
 Sampled = Callable[[dict[str, Any]], Decoder]  # how requests sample → a decoder
 
 
-def _ours(config: ModelConfig, batch: int, longest: int, decode_steps: int, budget: int = 8_192) -> Sampled:
-    """Our engine on one model of this shape, with pages for one request more than the batch."""
-    model = random_model(config, torch.bfloat16, torch.device("cuda"))
-    page = LATENT_PAGE if config.latent else PAGE
+def engine_decoder(model: Transformer, batch: int, longest: int, decode_steps: int, budget: int = 8_192) -> Sampled:
+    """Our engine, with pages for one request more than the batch."""
+    page = LATENT_PAGE if model.config.latent else PAGE
     num_pages = (batch + 1) * -(-longest // page)
     engine = Engine(
         model,
@@ -116,6 +116,9 @@ def bench_engine(
             make["gpt-fast"] = partial(gpt_fast, config, gpt_fast_folder, PROMPT + new)
         return make
 
+    def random(shape: str) -> Transformer:
+        return random_model(SHAPES[shape], torch.bfloat16, torch.device("cuda"))
+
     bandwidth = read_bandwidth(4096, device="cuda")
     cases = [(shape, batch) for shape in shapes for batch in batches]
     beside = with_vllm and has_vllm()
@@ -125,7 +128,9 @@ def bench_engine(
     results, prefill = [], []
     for shape in shapes:
         prompts = torch.randint(SHAPES[shape].vocab_size, LONG, generator=torch.Generator().manual_seed(0)).tolist()
-        who = {"inference-opt": _ours(SHAPES[shape], LONG[0], LONG[1] + 2, decode_steps, LONG[0] * LONG[1])({})}
+        who = {
+            "inference-opt": engine_decoder(random(shape), LONG[0], LONG[1] + 2, decode_steps, LONG[0] * LONG[1])({})
+        }
         if beside:
             who["vllm"] = vllm(SHAPES[shape])({})
         long: dict[str, Any] = {"shape": shape, "batch": LONG[0], "prompt": LONG[1]}
@@ -139,7 +144,7 @@ def bench_engine(
         config = SHAPES[shape]
         generator = torch.Generator().manual_seed(batch)
         prompts = torch.randint(config.vocab_size, (batch, PROMPT), generator=generator).tolist()
-        ours = _ours(config, batch, PROMPT + new, decode_steps)
+        ours = engine_decoder(random(shape), batch, PROMPT + new, decode_steps)
         row: dict[str, Any] = {"shape": shape, "batch": batch}
         row["inference-opt"] = _measure(ours({}), prompts, new, repeats)
         progress.advance(task)
@@ -160,8 +165,8 @@ def bench_engine(
             torch.cuda.empty_cache()
             progress.advance(task)
         # On average a request has half of its new tokens.
-        step_bytes = _bytes(config, batch, PROMPT + new / 2)
-        row |= {"bytes": step_bytes, "limit": batch * bandwidth / step_bytes}
+        step = work(config, 2, batch, 1, PROMPT + new / 2)
+        row |= {"bytes": step.moved, "limit": batch / step.seconds(Limits(bandwidth))}
         row["of_limit"] = row["inference-opt"]["decode"] / row["limit"]
         results.append(row)
 
@@ -190,17 +195,3 @@ def _measure(decode: Decoder, prompts: list[list[int]], new: int, repeats: int) 
     if rates := [rate for _, rate in runs if rate is not None]:
         figures |= {"decode": median(rates), "spread": [min(rates), max(rates)]}
     return figures | {"prefill_seconds": median(prefill for prefill, _ in runs)}
-
-
-def _bytes(config: ModelConfig, batch: int, tokens: float) -> float:
-    """Bytes that a step of `batch` requests of so many tokens reads, in bfloat16: weights, and keys and values.
-
-    Of the experts, those that are chosen on average.
-    """
-    with torch.device("meta"):
-        weights: float = Transformer(config).to(torch.bfloat16).weight_bytes()
-    if shape := config.experts:
-        each = 2 * 3 * config.dim * shape.moe_intermediate_size
-        unread = shape.n_routed_experts * (1 - shape.num_experts_per_tok / shape.n_routed_experts) ** batch
-        weights -= (config.depth - shape.first_k_dense_replace) * unread * each
-    return weights + batch * tokens * 2 * config.kv_elements_per_token

@@ -21,7 +21,7 @@ from torch import Tensor
 from inference_opt import kernels
 from inference_opt.environment import command_line, describe
 from inference_opt.lab.bench.kernel_peers import PEERS
-from inference_opt.lab.bench.machine import graph_seconds, product_rate, read_bandwidth
+from inference_opt.lab.bench.machine import graph_seconds, measured
 
 
 @dataclass(frozen=True)
@@ -183,8 +183,7 @@ def bench_kernels(names: list[str], repeats: int, peers: bool, progress: Progres
         raise ValueError("bench kernels needs CUDA, and there is no such device here")
     if unknown := set(names) - CASES.keys():
         raise ValueError(f"unknown case {min(unknown)!r}: expected one of {', '.join(CASES)}")
-    rate = product_rate(torch.bfloat16, "cuda")
-    bandwidth = read_bandwidth(4096, device="cuda")
+    limits = measured(torch.bfloat16, "cuda")
     results = []
     task = progress.add_task("bench kernels", total=len(names))
     for name in names:
@@ -218,12 +217,12 @@ def bench_kernels(names: list[str], repeats: int, peers: bool, progress: Progres
                 "spread": [min(each), max(each)],
                 "bytes_per_second": case.bytes / took,
                 "operations_per_second": case.operations / took,
-                "of_limit": max(case.bytes / bandwidth, case.operations / rate) / took,
+                "of_limit": limits.seconds(case.bytes, case.operations) / took,
                 "difference": off,
             }
         results.append(row)
         del inputs, runs
         progress.advance(task)
     machine = {**describe(), "device": torch.cuda.get_device_name()}
-    ceilings = {"product_flops": rate, "read_bandwidth": bandwidth}
+    ceilings = {"product_flops": limits.rate, "read_bandwidth": limits.bandwidth}
     return {"command": command_line(), "machine": machine, "ceilings": ceilings, "results": results}

@@ -7,6 +7,13 @@ import torch
 
 from inference_opt.environment import elapsed
 from inference_opt.kernels.graph import capture
+from inference_opt.lab.bench.work import Limits
+
+
+def measured(dtype: torch.dtype, device: torch.device | str = "cpu", repeats: int = 5) -> Limits:
+    """Both limits of a device, as they are now."""
+    size = {} if torch.device(device).type == "cpu" else {"megabytes": 4096}
+    return Limits(read_bandwidth(repeats=repeats, device=device, **size), product_rate(dtype, device, repeats))
 
 
 def read_bandwidth(megabytes: int = 1024, repeats: int = 5, device: torch.device | str = "cpu") -> float:

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from inference_opt import kernels
 from inference_opt.environment import command_line, describe, elapsed
-from inference_opt.lab.bench.machine import graph_seconds, product_rate, read_bandwidth
+from inference_opt.lab.bench.machine import graph_seconds, measured
+from inference_opt.lab.bench.work import Limits
 from inference_opt.loading.load import parse_device, parse_dtype
 from inference_opt.model.config import LatentShape, ModelConfig
 from inference_opt.model.mla import LatentAttention, multiplications
@@ -61,10 +62,10 @@ def cost(config: ModelConfig, form: str, m: int, n: int, element: int) -> tuple[
     return 2 * multiplications(config, form, m, n), element * moved
 
 
-def predicted(config: ModelConfig, form: str, m: int, n: int, element: int, rate: float, bandwidth: float) -> float:
+def predicted(config: ModelConfig, form: str, m: int, n: int, element: int, limits: Limits) -> float:
     """Seconds that the two limits allow at best."""
     operations, moved = cost(config, form, m, n, element)
-    return max(operations / rate, moved / bandwidth)
+    return limits.seconds(moved, operations)
 
 
 def crossing(times: dict[str, list[float]], new: list[int]) -> float | None:
@@ -112,8 +113,7 @@ def bench_mla(
     dtype = parse_dtype(dtype_name)
     if unknown := set(names) - shapes().keys():
         raise ValueError(f"unknown shape {min(unknown)!r}: expected one of {', '.join(shapes())}")
-    rate = product_rate(dtype, device)
-    bandwidth = read_bandwidth(device=device)
+    machine = measured(dtype, device)
     results = []
     task = progress.add_task("bench mla", total=len(names) * len(contexts))
     for name in names:
@@ -138,7 +138,7 @@ def bench_mla(
                         run = by_kernel(layer, q, kept)
                     outputs[form] = run()
                     times[form].append(_seconds(run, device, repeats))
-                    limits[form].append(predicted(config, form, m, n, element, rate, bandwidth))
+                    limits[form].append(predicted(config, form, m, n, element, machine))
                 a, b = (outputs[form].double() for form in FORMS)
                 error = max(error, float((a - b).norm() / a.norm()))
             results.append(
@@ -156,6 +156,6 @@ def bench_mla(
             )
             progress.advance(task)
     gpu = {"device": torch.cuda.get_device_name()} if device.type == "cuda" else {}
-    ceilings = {"product_flops": rate, "read_bandwidth": bandwidth}
+    ceilings = {"product_flops": machine.rate, "read_bandwidth": machine.bandwidth}
     head = {"command": command_line(), "machine": describe() | gpu, "dtype": dtype_name, "repeats": repeats}
     return head | {"ceilings": ceilings, "results": results}

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from inference_opt.environment import command_line, describe, elapsed
 from inference_opt.lab.agreement import compare
 from inference_opt.lab.bench.machine import read_bandwidth
 from inference_opt.lab.bench.peers import Clock, transformers_model
+from inference_opt.lab.bench.work import Limits, work
 from inference_opt.loading.load import load_model
 from inference_opt.loading.prompts import load_prompts
 from inference_opt.loading.tokenizer import needed
@@ -208,8 +209,10 @@ def _run_in_turn(
         decode(prompts[0], 4, seed)  # warm up
     runs: dict[str, list[list[Timed]]] = {name: [[] for _ in range(repeats)] for name in decoders}
     limits = []
+    context = mean(len(prompt) + length / 2 for prompt, length in zip(prompts, lengths))
     for repeat in range(repeats):
-        limits.append(read_bandwidth(repeats=3) / model.weight_bytes())
+        step = work(model.config, model.dtype.itemsize, 1, 1, context)
+        limits.append(1 / step.seconds(Limits(read_bandwidth(repeats=3))))
         for i, (prompt, length) in enumerate(zip(prompts, lengths)):
             for name, decode in decoders.items():
                 runs[name][repeat].append(decode(prompt, length, seed + i))
