@@ -21,7 +21,6 @@ from inference_opt.experiment import Results
 from inference_opt.explain.figures import (
     BLUE,
     CACHED,
-    GREEN,
     ORANGE,
     RED,
     draw_pool,
@@ -30,6 +29,7 @@ from inference_opt.explain.figures import (
     latency_figure,
     pieces_figure,
 )
+from inference_opt.explain.plots import speedup_figure
 from inference_opt.explain.views import exactness
 from inference_opt.kernels import plan_batch, shared_prefixes
 from inference_opt.lab.bench.radix import hit_rate_figure
@@ -37,7 +37,6 @@ from inference_opt.lab.exactness.zoo import ZOO
 from inference_opt.options import save_figure
 from inference_opt.radix.tree import RadixTree
 from inference_opt.speculative import rules
-from inference_opt.speculative.cost import best_gamma, speedup
 
 OUT = Path(__file__).resolve().parent.parent / "chapters" / "figures"
 OWN = Path(__file__).resolve().parent / "figures"  # the site's
@@ -106,7 +105,7 @@ def tree_figure() -> Figure:
     axes = figure.subplots(4, 1, height_ratios=[1, 2, 2, 2])
     for ax, text, title in (
         (axes[0], "You are a cat. Purr!", "1. one text, one edge"),
-        (axes[1], "You are a dog. Bark!", "2. another that begins alike: the edge is split, the stem is kept once"),
+        (axes[1], "You are a dog. Bark!", "2. another with the same beginning, stored once: the edge is split"),
     ):
         tokens = [ord(letter) for letter in text]
         found = tree.match(tokens).pages
@@ -195,25 +194,6 @@ def speculation_figure() -> Figure:
     return figure
 
 
-def cost_figure() -> Figure:
-    """Theorem 3.8: the speed-up by the number of drafts, for three prices of a draft."""
-    figure = Figure(figsize=(7.2, 2.7), layout="constrained")
-    panels, most = figure.subplots(1, 3, sharey=True), 12
-    colours = (RED, ORANGE, GREEN, BLUE)
-    for axes, c in zip(panels, (0.05, 0.15, 0.4)):
-        for alpha, colour in zip((0.3, 0.5, 0.7, 0.9), colours):
-            curve = [speedup(alpha, gamma, c) for gamma in range(most + 1)]
-            best = best_gamma(alpha, c, most)
-            axes.plot(curve, color=colour, label=f"α = {alpha}")
-            axes.plot(best, curve[best], "o", color=colour, ms=5)
-        axes.axhline(1, color="#999", lw=0.8)
-        axes.set(xlabel="γ, drafts a step", title=f"c = {c}", ylim=(0, 5))
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("expected speed-up")
-    panels[2].legend(frameon=False, fontsize=8)
-    return figure
-
-
 def split_figure() -> Figure:
     """What p and q share, what is owed and what is too much; eighty drafts fall where they fall."""
     p, q, rng = [0.35, 0.1, 0.25, 0.3], [0.2, 0.4, 0.3, 0.1], random.Random(0)
@@ -253,7 +233,7 @@ def zoo_figure() -> Figure:
     panels[-1].legend(handles=[bars, dots], loc="upper left", title="probability of a text:", **shared)
     panels[-1].text(0.04, 0.3, "0.650", color=exactness.WRONG, fontsize=8)
     panels[-1].text(0.26, 0.3, "total variation", fontsize=8)
-    figure.supxlabel("texts, likeliest under the target first", fontsize=9)
+    figure.supxlabel("texts, the most probable under the target first", fontsize=9)
     figure.supylabel("probability (each panel has its own scale)", fontsize=9)
     return figure
 
@@ -333,7 +313,7 @@ FIGURES = {
     "04_schedule.svg": schedule_figure,
     "05_kept.svg": kept_figure,
     "06_speculation.svg": speculation_figure,
-    "06_cost.svg": cost_figure,
+    "06_cost.svg": lambda: speedup_figure((0.05, 0.15, 0.4), (0.3, 0.5, 0.7, 0.9), most=12),
     "08_pieces.svg": plans_figure,
     "10_files.svg": files_figure,
     "07_split.svg": split_figure,

@@ -115,9 +115,20 @@ def draw_schedule(axes: Axes, steps: Sequence[Sequence[Output]], names: Mapping[
     for request, row in rows.items():
         axes.text(-0.2, -row + 0.4, names[request], ha="right", va="center", fontsize=9)
     axes.set(xlim=(0, len(steps)), ylim=(-len(rows) + 0.8, 1), xlabel="step", yticks=[])
-    axes.set_xticks([s + 0.5 for s in range(0, len(steps), 2)], [str(s + 1) for s in range(0, len(steps), 2)])
+    ticks = range(0, len(steps), 2 if len(steps) <= 30 else 10 if len(steps) <= 100 else 20)
+    axes.set_xticks([s + 0.5 for s in ticks], [str(s + 1) for s in ticks])
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_title(title, fontsize=9, loc="left")
+
+
+def schedule_figure(schedules: Mapping[str, tuple[Sequence[Sequence[Output]], Mapping[Request, str]]]) -> Figure:
+    """Schedules below each other: {title: (the outputs of each step, the name of each request)}."""
+    rows = max(len(names) for _, names in schedules.values())
+    figure = Figure(figsize=(9, (1 + 0.26 * rows) * len(schedules)), layout="constrained")
+    panels = figure.subplots(len(schedules), 1, squeeze=False)[:, 0]
+    for axes, (title, (steps, names)) in zip(panels, schedules.items()):
+        draw_schedule(axes, steps, names, title)
+    return figure
 
 
 PIECES = {  # what becomes of a piece: its colour
