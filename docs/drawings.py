@@ -127,9 +127,9 @@ def seams_figure() -> Figure:
 
 def files_figure() -> Figure:
     """A row a mechanism, a column an engine: the file that holds it."""
-    figure = Figure(figsize=(10.5, 4.9), layout="constrained")
+    figure = Figure(figsize=(10.2, 4.9), layout="constrained")
     axes = figure.subplots()
-    widths = (1.5, 1.95, 2.35, 2.15, 2.25)
+    widths = (0.95, 1.75, 2.6, 2.3, 2.45)
     middles = [sum(widths[:i]) + width / 2 for i, width in enumerate(widths)]
     for x, name in zip(middles[1:], ENGINES):
         axes.text(x, 0.75, name, ha="center", va="center", fontsize=9.5, color=INK)
@@ -137,7 +137,7 @@ def files_figure() -> Figure:
         y = -row * 0.72
         axes.text(0.05, y, what, ha="left", va="center", fontsize=9.5, color=INK)
         for x, width, file in zip(middles[1:], widths[1:], files):
-            box(axes, x, y, file, width - 0.2, ACCENT if x == middles[1] else FILL, size=7)
+            box(axes, x, y, file, width - 0.12, ACCENT if x == middles[1] else FILL, size=8)
     axes.set(xlim=(0, sum(widths)), ylim=(-len(FILES) * 0.72 + 0.3, 1))
     axes.set_axis_off()
     return figure

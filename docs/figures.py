@@ -1,4 +1,4 @@
-"""Draws the chapters' figures: python docs/figures.py (or `make figures`). Pictures of mechanisms; 09's study."""
+"""Draws the chapters' figures: python docs/figures.py (or `make figures`). Of mechanisms; of committed results."""
 
 import itertools
 import json
@@ -6,6 +6,7 @@ import os
 import random
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -14,23 +15,36 @@ import torch
 from drawings import DRAWINGS, files_figure
 from gpu_figures import GPU_FIGURES
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
 from inference_opt import Engine, SamplingParams, TransformerWithOptimizations
 from inference_opt.experiment import Results
-from inference_opt.explain.figures import draw_pieces, draw_pool, draw_schedule, draw_tree
+from inference_opt.explain.figures import (
+    BLUE,
+    CACHED,
+    ORANGE,
+    RED,
+    draw_pool,
+    draw_schedule,
+    draw_tree,
+    latency_figure,
+    pieces_figure,
+)
+from inference_opt.explain.plots import speedup_figure
 from inference_opt.explain.views import exactness
 from inference_opt.kernels import plan_batch, shared_prefixes
 from inference_opt.lab.bench.load import load_figure
+from inference_opt.lab.bench.radix import hit_rate_figure
 from inference_opt.lab.exactness.zoo import ZOO
+from inference_opt.options import save_figure
 from inference_opt.radix.tree import RadixTree
 from inference_opt.speculative import rules
-from inference_opt.speculative.cost import best_gamma, speedup
 
 OUT = Path(__file__).resolve().parent.parent / "chapters" / "figures"
 OWN = Path(__file__).resolve().parent / "figures"  # the site's
-COMPUTED, CACHED, NEW = "#4c72b0", "#d9dee8", "#c44e52"  # computed in this step, kept from before, just sampled
-KEPT, DRAFTED = "#b5d9bf", "#c46a2b"
+COMPUTED, NEW = BLUE, RED  # computed in this step, just sampled; CACHED: kept from before
+KEPT, DRAFTED = "#b5d9bf", ORANGE
 PROMPT, STEPS = 5, 6
 
 mpl.rcParams |= {"font.size": 10, "svg.hashsalt": "inference-opt", "svg.fonttype": "none", "font.family": "sans-serif"}
@@ -94,7 +108,7 @@ def tree_figure() -> Figure:
     axes = figure.subplots(4, 1, height_ratios=[1, 2, 2, 2])
     for ax, text, title in (
         (axes[0], "You are a cat. Purr!", "1. one text, one edge"),
-        (axes[1], "You are a dog. Bark!", "2. another that begins alike: the edge is split, the stem is kept once"),
+        (axes[1], "You are a dog. Bark!", "2. another with the same beginning, stored once: the edge is split"),
     ):
         tokens = [ord(letter) for letter in text]
         found = tree.match(tokens).pages
@@ -141,14 +155,13 @@ def speculation_figure() -> Figure:
         axes.add_patch(Rectangle((x + 0.04, y), 0.92, 0.62, facecolor=face, edgecolor=edge, lw=1.4))
         axes.text(x + 0.5, y + 0.31, word, ha="center", va="center", fontsize=9, color=colour)
 
-    rows = {"1. draft": 0.0, "2. verify": -0.95, "3. accept": -2.2, "4. roll back": -3.4}
+    rows = {"1. draft": 0.0, "2. verify": -0.95, "3. accept": -2.3, "4. roll back": -3.5}
     for name, y in rows.items():
         axes.text(-0.2, y + 0.31, name, ha="right", va="center", weight="bold")
         for x, word in enumerate(known):
             read = x < len(known) - 1 or name == "4. roll back"
-            square(x, y, word, CACHED if read else COMPUTED if name == "2. verify" else "white", "#999")
-            if not read and name == "2. verify":
-                axes.text(x + 0.5, y + 0.31, word, ha="center", va="center", fontsize=9, color="white")
+            fed = not read and name == "2. verify"
+            square(x, y, word, CACHED if read else COMPUTED if fed else "white", colour="white" if fed else "black")
     for i, word in enumerate(drafts):
         x, fate = len(known) + i, "kept" if i < kept else "rejected" if i == kept else "skipped"
         square(x, rows["1. draft"], word, "white", DRAFTED, DRAFTED)
@@ -159,7 +172,7 @@ def speculation_figure() -> Figure:
             axes.plot([x + 0.12, x + 0.88], [rows["3. accept"] + 0.31] * 2, color=NEW, lw=1.2)
     for i, word in enumerate(target):
         x, y = len(known) - 1 + i, rows["2. verify"]
-        axes.text(x + 0.5, y - 0.24, f"$p_{i}$" + (f": {word}" if word else ""), ha="center", va="center", fontsize=8)
+        axes.text(x + 0.5, y - 0.06, f"$p_{i}$" + f"\n{word}" * bool(word), ha="center", va="top", fontsize=8)
     y = rows["4. roll back"]
     for i, word in enumerate(drafts[:kept]):
         square(len(known) + i, y, word, CACHED)
@@ -167,7 +180,7 @@ def speculation_figure() -> Figure:
     for page in range(3):
         left, right = page * page_size, min((page + 1) * page_size, len(known) + len(drafts))
         free = page * page_size > len(known) + kept
-        style = "#bbb" if free else "#555"
+        style = "#666" if free else "#222"
         axes.plot([left + 0.04, right - 0.04], [y - 0.14] * 2, color=style, lw=1.5, ls=":" if free else "-")
         label = "given back" if free else f"page {page + 1}"
         axes.text((left + right) / 2, y - 0.32, label, ha="center", va="center", fontsize=8, color=style)
@@ -184,25 +197,6 @@ def speculation_figure() -> Figure:
     return figure
 
 
-def cost_figure() -> Figure:
-    """Theorem 3.8: the speed-up by the number of drafts, for three prices of a draft."""
-    figure = Figure(figsize=(7.2, 2.7), layout="constrained")
-    panels, most = figure.subplots(1, 3, sharey=True), 12
-    colours = ("#c44e52", "#dd8452", "#55a868", "#4c72b0")
-    for axes, c in zip(panels, (0.05, 0.15, 0.4)):
-        for alpha, colour in zip((0.3, 0.5, 0.7, 0.9), colours):
-            curve = [speedup(alpha, gamma, c) for gamma in range(most + 1)]
-            best = best_gamma(alpha, c, most)
-            axes.plot(curve, color=colour, label=f"α = {alpha}")
-            axes.plot(best, curve[best], "o", color=colour, ms=5)
-        axes.axhline(1, color="#999", lw=0.8)
-        axes.set(xlabel="γ", title=f"c = {c}", ylim=(0, 5))
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("speed-up expected")
-    panels[2].legend(frameon=False, fontsize=8)
-    return figure
-
-
 def split_figure() -> Figure:
     """What p and q share, what is owed and what is too much; eighty drafts fall where they fall."""
     p, q, rng = [0.35, 0.1, 0.25, 0.3], [0.2, 0.4, 0.3, 0.1], random.Random(0)
@@ -210,9 +204,8 @@ def split_figure() -> Figure:
     figure = Figure(figsize=(7.2, 3), layout="constrained")
     axes = figure.subplots()
     exactness.draw_split(axes, np.array(p), np.array(q), draws)
-    lines = [axes.plot([], [], color=colour, lw=2.5, label=name)[0] for name, colour in exactness.NAMES.items()]
-    axes.legend(handles=[*lines, *exactness.split_legend()], frameon=False, fontsize=8, loc="upper left", ncols=3)
-    axes.set(xlabel="token", ylim=(0, 0.55))
+    figure.legend(handles=exactness.split_legend(), frameon=False, fontsize=8, loc="outside upper center", ncols=4)
+    axes.set(xlabel="token", ylabel="probability")
     return figure
 
 
@@ -237,6 +230,14 @@ def zoo_figure() -> Figure:
         exactness.draw_law(axes, each)
     for axes in panels[len(ZOO) :]:
         axes.set_axis_off()
+    bars = Patch(color=exactness.PALE, label="the target's")
+    dots = Line2D([], [], color=exactness.WRONG, marker=".", ls="", label="what comes out")
+    shared = {"frameon": False, "fontsize": 8, "title_fontsize": 8}
+    panels[-1].legend(handles=[bars, dots], loc="upper left", title="probability of a text:", **shared)
+    panels[-1].text(0.04, 0.3, "0.650", color=exactness.WRONG, fontsize=8)
+    panels[-1].text(0.26, 0.3, "total variation", fontsize=8)
+    figure.supxlabel("texts, the most probable under the target first", fontsize=9)
+    figure.supylabel("probability (each panel has its own scale)", fontsize=9)
     return figure
 
 
@@ -263,18 +264,18 @@ def kept_figure() -> Figure:
             axes.add_patch(Rectangle((5.6, 0), 0.5, 0.6, color=NEW))
             axes.text(3.4, -0.35, "latent", ha="center", va="center", fontsize=8)
             axes.text(5.85, -0.35, "rotated key", ha="left", va="center", fontsize=8)
-        axes.set(xlim=(-0.6, heads + 1.6), ylim=(-0.7, 4.9), title=f"{name}: {numbers}")
+        axes.set(xlim=(-0.6, heads + 1.6), ylim=(-0.7, 3.8))
+        axes.set_title(f"{name}: {numbers}", fontsize=10)
         axes.set_axis_off()
         for height, label in ((3.3, "q"), (2.1, "k"), (1.4, "v")):
             axes.text(-0.25, height, label, ha="right", va="center", fontsize=9)
     return figure
 
 
-def pieces_figure() -> Figure:
-    """Two plans of one batch, for a machine of four processors: every sequence by itself, and a stem read once."""
+def plans_figure() -> Figure:
+    """Two plans of one batch, for a machine of four processors: every sequence by itself, and a prefix read once."""
     os.environ["TRITON_INTERPRET"] = "1"
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
-    lengths, stem = [2600, 500, 1624, 1524, 1424], 1024
+    lengths, prefix = [2600, 500, 1624, 1524, 1424], 1024
     pages = torch.empty(200, 64, 1, 64)
     own = iter(range(16, 200))
     tables = [[next(own) for _ in range(-(-n // 64))] for n in lengths]
@@ -282,13 +283,22 @@ def pieces_figure() -> Figure:
     width = max(map(len, tables))
     table = torch.tensor([t + [0] * (width - len(t)) for t in tables], dtype=torch.int32)
     prefixes = shared_prefixes(tables, [n - 1 for n in lengths], 64)
-    assert prefixes == [(2, 3, stem)]
-    for axes, shared, title in zip(
-        figure.subplots(1, 2, sharey=True), ([], prefixes), ("each by itself", "a stem read once")
-    ):
-        draw_pieces(axes, plan_batch(table, lengths, [1] * 5, pages, 1, prefixes=shared))
-        axes.set_title(title, fontsize=9)
-    return figure
+    assert prefixes == [(2, 3, prefix)]
+    titles = {"each by itself": [], "a shared prefix read once": prefixes}
+    return pieces_figure({t: plan_batch(table, lengths, [1] * 5, pages, 1, prefixes=p) for t, p in titles.items()})
+
+
+def committed(name: str) -> dict[str, Any]:
+    """What a command measured."""
+    result: dict[str, Any] = json.loads((OUT.parents[1] / "docs" / "results" / name).read_text(encoding="utf-8"))
+    return result
+
+
+def tour_figure() -> Figure:
+    """The first two stages of the committed tour."""
+    tour = committed("tour.json")
+    seconds = {name: [run["seconds"] for run in tour["runs"][name]] for name in ("naive", "KV cache")}
+    return latency_figure(seconds, [prompt["tokens"] for prompt in tour["prompts"]])
 
 
 def study() -> Results:
@@ -304,14 +314,16 @@ def loaded(names: tuple[str, ...]) -> Figure:
 FIGURES = {
     "00_recompute.svg": lambda: steps_figure(cached=False),
     "01_cache.svg": lambda: steps_figure(cached=True),
+    "01_tour.svg": tour_figure,
     "02_pages.svg": pages_figure,
     "03_tree.svg": tree_figure,
+    "03_hit_rate.svg": lambda: hit_rate_figure(committed("bench_radix.json"), "trace"),
     "04_schedule.svg": schedule_figure,
     "04_load.svg": lambda: loaded(study_tables.CHUNKS),
     "05_kept.svg": kept_figure,
     "06_speculation.svg": speculation_figure,
-    "06_cost.svg": cost_figure,
-    "08_pieces.svg": pieces_figure,
+    "06_cost.svg": lambda: speedup_figure((0.05, 0.15, 0.4), (0.3, 0.5, 0.7, 0.9), most=12),
+    "08_pieces.svg": plans_figure,
     "10_files.svg": files_figure,
     "07_split.svg": split_figure,
     "07_paths.svg": paths_figure,
@@ -326,5 +338,5 @@ if __name__ == "__main__":
     for folder, drawings in ((OUT, FIGURES), (OWN, DRAWINGS)):
         folder.mkdir(exist_ok=True)
         for name, draw in drawings.items():
-            draw().savefig(folder / name, metadata={"Date": None})
+            save_figure(draw(), folder / name)
             print(folder / name)

@@ -74,7 +74,7 @@ def tour(
     figure: Figure = None,
 ) -> None:
     """Generate the same text by every technique in turn, and compare: tokens, speed, memory."""
-    from inference_opt.explain.tour import latency_figure, run_tour, table, write_report
+    from inference_opt.explain.tour import run_tour, table, tour_figure, write_report
     from inference_opt.loading.load import load_model
     from inference_opt.loading.tokenizer import needed
 
@@ -83,7 +83,7 @@ def tour(
         loaded, tokenizer = load_model(model, dtype=dtype.value)
     result = run_tour(loaded, needed(tokenizer), model, max_new_tokens, out)
     write_report(result, report)
-    save_figure(latency_figure(result), figure)
+    save_figure(tour_figure(result), figure)
     write_json(json_file, result.as_json())
     out.print(table(result))
     out.print(result.command, style="dim")

@@ -174,9 +174,23 @@ def console(stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
 
 
+# On a dark page an SVG is turned over and keeps its hues. The page's colour scheme decides: GitHub's, or the site's.
+DARK = "<style>@media (prefers-color-scheme: dark) { svg { filter: invert(.92) hue-rotate(180deg) } }</style>"
+
+
+def svg(figure: Any) -> str:
+    """A matplotlib figure as SVG, for light and for dark pages."""
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return drawn.getvalue().replace("</svg>", f"{DARK}</svg>")
+
+
 def save_figure(figure: Any, path: Path | None) -> None:
     """Save a matplotlib figure in the format that the name ends in; to a device, as SVG."""
     if path is not None:
         ending = path.suffix.lower()
         with whole(path) as file:
-            figure.savefig(file, format=ending[1:] if ending in FIGURES else "svg")
+            if ending in FIGURES[1:]:
+                figure.savefig(file, format=ending[1:])
+            else:
+                file.write(svg(figure).encode())

@@ -1,8 +1,10 @@
 """The built site in a real browser, opened from disk: every page, the search, the way through the book, the players."""
 
+import io
 import re
 
 import pytest
+from PIL import Image
 
 from inference_opt.explain.scenarios import SCENARIOS
 from tests.docs.site import SITE, built, walk
@@ -118,7 +120,10 @@ def test_the_map_can_be_read_on_a_telephone_and_in_the_dark(show):
     svg = (SITE / "_images" / "map.svg").read_text(encoding="utf-8")
     sizes = [float(size) * 4 / 3 for size in re.findall(r"font-size: ([\d.]+)px", svg)]  # in points, whatever it says
     assert scale * min(sizes) >= 11
-    assert picture.evaluate("image => getComputedStyle(image).filter").startswith("invert(")
+    for theme, is_dark in (("auto", True), ("light", False), ("dark", True)):  # the reader's system is dark
+        page.evaluate("theme => document.body.dataset.theme = theme", theme)
+        shown = Image.open(io.BytesIO(picture.screenshot())).convert("L")
+        assert (shown.getpixel((shown.width // 2, 9)) < 60) == is_dark, theme
     scrolls = picture.evaluate("image => image.parentElement.scrollWidth > image.parentElement.clientWidth")
     assert scrolls, "what does not fit is moved, not made small"
 

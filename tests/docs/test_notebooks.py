@@ -1,4 +1,4 @@
-"""Notebooks as the site's build executed them: what a cell tagged `exact` printed when committed, it prints still."""
+"""Notebooks: short cells without drawing code, and exact outputs that the site's build has again."""
 
 import sys
 from pathlib import Path
@@ -27,6 +27,39 @@ def exact(notebook):
 
 def sources(notebook):
     return [cell.source for cell in code(notebook)]
+
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+LONGEST = 20  # lines of a cell that a learner reads
+LONGER = {  # notebook: the longer cells it may have, by their first line, and why
+    "05_latent_attention.ipynb": {"%matplotlib inline": "imports"},
+    "06_speculative_decoding.ipynb": {"%matplotlib inline": "imports"},
+}
+
+
+def lessons(path):
+    """The sources of a notebook's code cells, without the exercises at its end."""
+    return [cell.source for cell in code(nbformat.read(path, 4)) if "exercise" not in cell.metadata.get("tags", [])]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_cells_are_short_and_leave_the_drawing_to_the_package(path):
+    long = [source.splitlines()[0] for source in lessons(path) if len(source.splitlines()) > LONGEST]
+    assert long == list(LONGER.get(path.name, {}))
+    assert not any(word in source for source in lessons(path) for word in ("pyplot", "plt.", "spines", ".barh("))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_notebook_has_cells_to_change_with_a_prediction(path):
+    changes = [source for source in lessons(path) if source.startswith("# Change me: ")]
+    assert changes
+    assert all("assert " in source and len(source.splitlines()) <= 12 for source in changes)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_a_cell_that_reads_a_committed_run_says_so(path):
+    for source in lessons(path):
+        assert "committed(" not in source.replace("import committed", "") or source.startswith("# Of the committed")
 
 
 def test_committed_outputs_of_exact_cells_hold():

@@ -141,27 +141,34 @@ class Results:
         return head | {"rows": self.rows(), "effects": self.effects(), "trials": self.trials}
 
     def speed_figure(self) -> Figure:
-        """Each combination's speed as a multiple of plain decoding's, by workload. Whiskers: slowest to fastest."""
+        """Each combination's speed as a multiple of plain decoding's, by workload. Whiskers: slowest to fastest.
+
+        Bars begin at 1, on an axis in doublings that all workloads share: to the right is a gain, to the left a loss.
+        """
         rows = self.rows()
         names = list(dict.fromkeys(row["combination"] for row in rows))
         width = 2.2 + 2.3 * len(self.workloads)
         figure = Figure(figsize=(width, 1.2 + 0.28 * len(names)), layout="constrained")
-        panels = figure.subplots(1, len(self.workloads), sharey=True, squeeze=False)[0]
+        panels = figure.subplots(1, len(self.workloads), sharex=True, sharey=True, squeeze=False)[0]
         for axes, workload in zip(panels, self.workloads):
             here = [row for row in rows if row["workload"] == workload]
             base = self._rate(workload, ())
             middle = [row["over_baseline"] for row in here]
             low, high = ([row[name] / base for row in here] for name in ("slowest", "fastest"))
             ends = [[m - x for m, x in zip(middle, low)], [x - m for m, x in zip(middle, high)]]
-            axes.barh(names, middle, xerr=ends, color="#4c72b0", error_kw={"lw": 1})
+            axes.barh(names, [m - 1 for m in middle], left=1, color="#4c72b0")
+            axes.errorbar(middle, names, xerr=ends, fmt="none", ecolor="black", lw=1)
             for i, value in enumerate(middle):
                 where = {"xytext": (3, 0), "textcoords": "offset points"}  # from the whisker's end
-                axes.annotate(f"{value:.1f}", (high[i], i), **where, va="center", fontsize=8)
+                axes.annotate(f"{value:.1f}", (max(high[i], 1), i), **where, va="center", fontsize=8)
             axes.axvline(1, color="#888", lw=1)
-            axes.set(title=workload, xlim=(0, 1.2 * max(high)))
+            axes.set_xscale("log", base=2)
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.set_title(workload, fontsize=10)
+            axes.margins(x=0.15)
             axes.spines[["top", "right"]].set_visible(False)
         panels[0].invert_yaxis()
-        figure.supxlabel("times the throughput of plain cached decoding", fontsize=9)
+        figure.supxlabel("times the throughput of plain cached decoding, in doublings", fontsize=9)
         return figure
 
     def effects_figure(self) -> Figure:
@@ -173,7 +180,7 @@ class Results:
         for axes, (workload, found) in zip(panels, effects.items()):
             grid = [[found.get(a if a == b else f"{a} × {b}") for b in names] for a in names]
             shown = [[float("nan") if x is None else log(x, 2) for x in line] for line in grid]
-            axes.imshow(shown, cmap="RdBu", vmin=-3, vmax=3)
+            axes.imshow(shown, cmap="RdBu", vmin=-4, vmax=4)
             for i, j in itertools.product(range(len(names)), repeat=2):
                 value = grid[i][j]
                 if value is not None:

@@ -7,7 +7,8 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.patches import Rectangle
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
 
 from inference_opt.cache.pool import PagePool
 from inference_opt.engine.engine import Output
@@ -16,8 +17,11 @@ from inference_opt.kernels import Batch
 from inference_opt.radix.node import Node, upwards
 from inference_opt.radix.tree import RadixTree
 
-COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b2", "#937860", "#da8bc3", "#8c8c8c")
-FREE, CACHED, LOCKED = "#ffffff", "#d9dee8", "#4c72b0"
+# Words in these on white, and white words on these, have a contrast of 4.5:1, on dark pages too.
+COLOURS = ("#4c72b0", "#b35417", "#2e7d4f", "#c44e52", "#6a55a3", "#7a5c42", "#b04a94", "#5f6670")
+BLUE, ORANGE, GREEN, RED, VIOLET, BROWN, PINK, GREY = COLOURS
+FREE, CACHED, LOCKED = "#ffffff", "#d9dee8", BLUE
+TINT = 0.5  # of a colour that black words are on
 
 
 def draw_tree(axes: Axes, tree: RadixTree, label: Callable[[int], str] = str, title: str = "") -> None:
@@ -51,7 +55,7 @@ def draw_tree(axes: Axes, tree: RadixTree, label: Callable[[int], str] = str, ti
                 color="white" if node.locks else "black",
             )
         if not node.children and not node.locks and node.tokens:
-            axes.add_patch(Rectangle((start, y), len(node.tokens) - 0.1, 0.8, fill=False, edgecolor="#c44e52", lw=1.5))
+            axes.add_patch(Rectangle((start, y), len(node.tokens) - 0.1, 0.8, fill=False, edgecolor=RED, lw=1.5))
         for i, page in enumerate(node.pages):
             left = start + i * tree.page_size
             axes.plot([left, left + tree.page_size - 0.1], [y - 0.1] * 2, color="#555", lw=1)
@@ -71,21 +75,23 @@ def draw_pool(axes: Axes, pool: PagePool, tree: RadixTree, requests: Mapping[str
     """A square for each page: free (white), the tree's (grey), or a request's own (its colour). Below: page tables."""
     for page in range(pool.num_pages):
         axes.add_patch(Rectangle((page, 0), 0.9, 0.9, facecolor=FREE, edgecolor="#999"))
-        axes.text(page + 0.45, 0.45, str(page), ha="center", va="center", fontsize=8, color="#777", zorder=3)
+        axes.text(page + 0.45, 0.45, str(page), ha="center", va="center", fontsize=8, zorder=3)
     for node in tree.nodes():
         for page in node.pages:
             axes.add_patch(Rectangle((page, 0), 0.9, 0.9, facecolor=CACHED, edgecolor="#999"))
     for row, ((name, request), colour) in enumerate(zip(requests.items(), COLOURS)):
         for page in request.table[request.pages.shared :]:
-            axes.add_patch(Rectangle((page, 0), 0.9, 0.9, facecolor=colour, edgecolor="#999", alpha=0.7))
+            axes.add_patch(Rectangle((page, 0), 0.9, 0.9, facecolor=colour, edgecolor="#999", alpha=TINT))
         y = -1.2 * (row + 1)
         axes.text(-0.2, y + 0.4, name, ha="right", va="center", fontsize=9, color=colour, weight="bold")
         for i, page in enumerate(request.table):
             own = i >= request.pages.shared
             face = colour if own else CACHED
-            axes.add_patch(Rectangle((i, y), 0.9, 0.8, facecolor=face, edgecolor=colour, alpha=0.7 if own else 1))
+            axes.add_patch(Rectangle((i, y), 0.9, 0.8, facecolor=face, edgecolor=colour, alpha=TINT if own else 1))
             axes.text(i + 0.45, y + 0.4, str(page), ha="center", va="center", fontsize=8)
-        state = f"{request.computed} tokens computed, {request.pages.shared} of {len(request.table)} pages shared"
+        state = f"{request.computed} tokens computed"
+        if len(tree):
+            state += f", {request.pages.shared} of {len(request.table)} pages shared"
         if request.finished:
             state = f"finished after {len(request.output)} new tokens, pages given back"
         axes.text(len(request.table) + 0.2, y + 0.4, state, va="center", fontsize=8)
@@ -109,31 +115,76 @@ def draw_schedule(axes: Axes, steps: Sequence[Sequence[Output]], names: Mapping[
     for request, row in rows.items():
         axes.text(-0.2, -row + 0.4, names[request], ha="right", va="center", fontsize=9)
     axes.set(xlim=(0, len(steps)), ylim=(-len(rows) + 0.8, 1), xlabel="step", yticks=[])
-    axes.set_xticks([s + 0.5 for s in range(0, len(steps), 2)], [str(s + 1) for s in range(0, len(steps), 2)])
+    ticks = range(0, len(steps), 2 if len(steps) <= 30 else 10 if len(steps) <= 100 else 20)
+    axes.set_xticks([s + 0.5 for s in ticks], [str(s + 1) for s in ticks])
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_title(title, fontsize=9, loc="left")
 
 
+def schedule_figure(schedules: Mapping[str, tuple[Sequence[Sequence[Output]], Mapping[Request, str]]]) -> Figure:
+    """Schedules below each other: {title: (the outputs of each step, the name of each request)}."""
+    rows = max(len(names) for _, names in schedules.values())
+    figure = Figure(figsize=(9, (1 + 0.26 * rows) * len(schedules)), layout="constrained")
+    panels = figure.subplots(len(schedules), 1, squeeze=False)[:, 0]
+    for axes, (title, (steps, names)) in zip(panels, schedules.items()):
+        draw_schedule(axes, steps, names, title)
+    return figure
+
+
+PIECES = {  # what becomes of a piece: its colour
+    "written: the whole of its sequence": GREEN,
+    "a state: one part of its sequence": BLUE,
+    "states: a prefix, read once for several": ORANGE,
+}
+
+
 def draw_pieces(axes: Axes, batch: Batch) -> None:
-    """Who reads what: a row for each sequence's queries, its keys along it, every piece a box.
+    """Who reads what: a row for each sequence's queries, its keys along it, every piece a box, coloured as in `PIECES`.
 
     Shared prefixes span the rows of their sequences. One tile of rows a sequence, as in decoding. ValueError for a
     batch that was not planned for kernels.
     """
     if batch.plan is None:
         raise ValueError("this batch has no plan: pages on the CPU are planned under Triton's interpreter only")
+    written, state, states = PIECES.values()
     token0 = list(itertools.accumulate(batch.counts, initial=0))
-    number = 0
     for launch in batch.plan.launches:
-        for sequence, start, queries, _, _, first, end, state in launch.rows:
+        for sequence, start, queries, _, _, first, end, place in launch.rows:
             rows = sum(start <= t < start + queries for t in token0[:-1])
-            box = Rectangle((first, sequence + 0.1), end - first, rows - 0.2, facecolor=COLOURS[number % 8], alpha=0.6)
+            colour = written if place < 0 else state if queries == 1 else states
+            box = Rectangle(
+                (first, sequence + 0.1), end - first, rows - 0.2, facecolor=colour, edgecolor="white", lw=1.5
+            )
             axes.add_patch(box)
-            label = "written" if state < 0 else "state" if queries == 1 else "states"
-            turned = 90 if end - first < max(batch.lengths) / 10 else 0
-            middle = (first + end) / 2, sequence + rows / 2
-            axes.text(*middle, label, ha="center", va="center", fontsize=7, rotation=turned)
-            number += 1
-    axes.set(xlim=(0, max(batch.lengths)), ylim=(len(batch.lengths), 0), xlabel="keys")
+    axes.set(xlim=(0, max(batch.lengths)), ylim=(len(batch.lengths), 0), xlabel="keys, in the order of the text")
     axes.set_yticks([i + 0.5 for i in range(len(batch.lengths))], [f"sequence {i}" for i in range(len(batch.lengths))])
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def pieces_figure(plans: Mapping[str, Batch]) -> Figure:
+    """Plans of a batch side by side, and what their colours mean."""
+    figure = Figure(figsize=(7.6, 3.6), layout="constrained")
+    for axes, (title, batch) in zip(figure.subplots(1, len(plans), sharey=True, squeeze=False)[0], plans.items()):
+        draw_pieces(axes, batch)
+        axes.set_title(title, fontsize=9, loc="left")
+    handles = [Patch(color=colour, label=name) for name, colour in PIECES.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def latency_figure(seconds: Mapping[str, Sequence[Sequence[float]]], lengths: Sequence[int]) -> Figure:
+    """Milliseconds for the next token against the length of the text. A first token has the prefill: left out.
+
+    seconds: {way to decode: for each prompt, the seconds that each new token took}; lengths: of the prompts, in tokens.
+    """
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for (name, runs), marker, colour in zip(seconds.items(), "os", (RED, BLUE)):
+        for i, (run, length) in enumerate(zip(runs, lengths)):
+            milliseconds = [1000 * s for s in run[1:]]
+            places = range(length + 1, length + len(run))
+            axes.plot(places, milliseconds, marker, ms=2.5, color=colour, label=name if i == 0 else None)
+    axes.set(xlabel="tokens in the text so far", ylabel="milliseconds for the next token", ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, markerscale=2)
+    return figure

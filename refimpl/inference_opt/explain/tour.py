@@ -6,6 +6,7 @@ them, what naive decoding would say after a text is computed in one pass over th
 """
 
 import io
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from inference_opt.cache.contiguous import ContiguousCache
 from inference_opt.conversion.pretrained import latent_model
 from inference_opt.engine.engine import Engine
 from inference_opt.environment import command_line, describe, elapsed
+from inference_opt.explain.figures import latency_figure
 from inference_opt.files import printable, write_whole
 from inference_opt.lab.agreement import Agreement, compare, teacher_forced_greedy
 from inference_opt.loading.prompts import Prompt, load_prompts
@@ -341,26 +343,16 @@ def table(tour: Tour) -> Table:
     return result
 
 
-def latency_figure(tour: Tour) -> Figure:
-    """Milliseconds for each new token against the length of the text so far: what a cache changes, in one picture."""
-    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
-    axes = figure.subplots()
-    colours = ("#c44e52", "#4c72b0", "#55a868", "#8172b2", "#64b5cd", "#dd8452", "#937860")
-    for (name, runs), marker, colour in zip(tour.runs.items(), "os^DPvX", colours):
-        for index, (run, start) in enumerate(zip(runs, tour.prompt_tokens)):
-            lengths = range(start + 1, start + len(run.seconds))  # the first token's time is the prefill's
-            milliseconds = [1000 * s for s in run.seconds[1:]]
-            axes.plot(lengths, milliseconds, marker, ms=2.5, color=colour, label=name if index == 0 else None)
-    axes.set(xlabel="tokens in the text so far", ylabel="milliseconds for the next token", ylim=(0, None))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    return figure
+def tour_figure(tour: Tour) -> Figure:
+    """Milliseconds for each new token with the first two stages: what a cache changes, in one picture."""
+    first_two = itertools.islice(tour.runs.items(), 2)
+    return latency_figure({name: [run.seconds for run in runs] for name, runs in first_two}, tour.prompt_tokens)
 
 
 def write_report(tour: Tour, path: Path) -> None:
     """A self-contained HTML page with the table, the figure and every text. It loads nothing from elsewhere."""
     svg = io.StringIO()
-    latency_figure(tour).savefig(svg, format="svg")
+    tour_figure(tour).savefig(svg, format="svg")
     source = (resources.files("inference_opt") / "templates" / "tour.html.j2").read_text(encoding="utf-8")
     template = jinja2.Environment(autoescape=True).from_string(source)
     figure = svg.getvalue()[svg.getvalue().index("<svg") :]

@@ -59,7 +59,7 @@ function drawSpeculation({ state, trace, width }) {
   const top = 18 + Math.max(1, rows) * pitch,
     high = 150,
     n = s.vocab.length,
-    column = Math.min(76, (width - left - 10) / n),
+    column = Math.min(76, (width - left - 40) / n), // with room for a label on the right
     most = Math.max(...s.p, ...s.q, 0.01) * 1.08;
   const y = (share) => top + high - (share / most) * high,
     base = top + high;
@@ -89,7 +89,7 @@ function drawSpeculation({ state, trace, width }) {
       number =
         line(x - 6, h, x + w + 6, h, "", { style: "stroke:var(--ink);stroke-width:1.5;stroke-dasharray:4 3" }) +
         `<circle cx="${x + w / 2}" cy="${h}" r="5" style="fill:var(--${s.kept ? "good" : "bad"});stroke:var(--paper);stroke-width:1.5"/>` +
-        text(Math.min(x + w + 8, left + n * column - 46), h - 6, "u · q", "small bold");
+        text(x + w + 9, h + 4, "u · q", "small bold", { style: "paint-order:stroke;stroke:var(--paper);stroke-width:5" });
     }
   });
   body += number; // over the bars

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from inference_opt.lab.exactness.enumerate import Branching, every_path
@@ -14,7 +15,8 @@ from inference_opt.lab.exactness.zoo import Mutant
 from inference_opt.speculative.rules import Probs
 
 SHARED, OWED, TOO_MUCH = "#b5d9bf", "#4c72b0", "#f0c4c0"  # min(p, q), (p − q)⁺, (q − p)⁺
-TARGET, DRAFT, WRONG = "#4c72b0", "#c46a2b", "#c44e52"
+TARGET, DRAFT, WRONG, RIGHT = "#4c72b0", "#b35417", "#c44e52", "#2e7d4f"
+PALE = "#c9d3e6"  # the bars under dots
 NAMES = {"p, the target": TARGET, "q, the draft": DRAFT}
 
 
@@ -43,9 +45,12 @@ def draw_split(axes: Axes, p: Probs, q: Probs, draws: Sequence[tuple[int, float]
 
 
 def split_legend() -> list[Any]:
-    """Handles for the colours of `draw_split`."""
+    """Handles for the colours and marks of `draw_split`."""
     names = {SHARED: "min(p, q): accepted", OWED: "(p − q)⁺: owed", TOO_MUCH: "(q − p)⁺: rejected"}
-    return [Patch(color=colour, label=name) for colour, name in names.items()]
+    marks = {"o": "a draft accepted", "x": "a draft rejected"}
+    lines = [Line2D([], [], color=colour, lw=2.5, label=name) for name, colour in NAMES.items()]
+    lines += [Line2D([], [], color="#222", marker=mark, ms=4, ls="", label=name) for mark, name in marks.items()]
+    return [*lines, *(Patch(color=colour, label=name) for colour, name in names.items())]
 
 
 Turn = tuple[str, Fraction]  # what happened, and how likely that was
@@ -118,9 +123,9 @@ def draw_paths(axes: Axes, paths: Sequence[tuple[list[Turn], Prefix, Fraction]],
             if names[: depth + 1] in done:
                 continue
             done.add(names[: depth + 1])
-            colour = WRONG if name == "reject" else "#55a868" if name == "accept" else "#555"
+            colour = WRONG if name == "reject" else RIGHT if name == "accept" else "#555"
             axes.plot([depth, depth + 0.3, depth + 1], [start, end, end], color=colour, lw=1.2)
-            text = name if share == 1 else f"{name}   {share}"
+            text = name if share == 1 else f"{name}: {share}"
             axes.text(depth + 0.34, end + 0.08, text, fontsize=8, va="bottom", color=colour)
         axes.plot([len(turns), longest], [-row, -row], color="#ccc", lw=0.8, ls=":")
         axes.text(longest + 0.08, -row, f"{' '.join(map(str, emitted))}", fontsize=9, va="center", weight="bold")
@@ -136,7 +141,7 @@ def draw_law(axes: Axes, each: Mutant) -> None:
     """One of the zoo: the target's distribution over texts as bars, likeliest first, and what comes out as dots."""
     right, wrong = (np.array(law) for law in each.compared())
     order = np.argsort(-right, kind="stable")
-    axes.bar(range(len(right)), right[order], color="#c9d3e6", width=1.0)
+    axes.bar(range(len(right)), right[order], color=PALE, width=1.0)
     axes.plot(range(len(right)), wrong[order], ".", color=WRONG, ms=3)
     bias = float(each.bias())
     axes.set_title(each.name, fontsize=8, loc="left")

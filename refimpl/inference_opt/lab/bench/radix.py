@@ -187,10 +187,11 @@ def hit_rate_figure(figures: dict[str, Any], workload: str) -> Figure:
     """Hit rate against capacity, with a line for each policy."""
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
-    colours = ("#bbbbbb", "#937860", "#4c72b0", "#55a868", "#dd8452", "#222222")
+    colours = ("#999999", "#7a5c42", "#4c72b0", "#2e7d4f", "#b35417", "#222222")
     for row, colour in zip(figures["hit_rates"][workload], colours):
         style = "--" if row["policy"] == "Belady" else "o-"
-        axes.plot(figures["capacities"], row["hit_rate"], style, color=colour, ms=4, label=row["policy"])
+        wide = 6 if row["policy"] == "FIFO" else 1.5  # under LRU's line, which mostly covers it
+        axes.plot(figures["capacities"], row["hit_rate"], style, color=colour, ms=4, lw=wide, label=row["policy"])
     axes.set(
         xscale="log", xlabel="capacity in blocks of 512 tokens", ylabel="blocks found / blocks asked", ylim=(0, None)
     )
