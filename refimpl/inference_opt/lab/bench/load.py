@@ -100,7 +100,6 @@ class Clock:
 Asked = tuple[list[int], SamplingParams]
 
 
-# [arrivals]
 def arrivals(count: int, rate: float, seed: int) -> list[float]:
     """Times of a Poisson process: independent exponential gaps. They are scaled so that the last is at count / rate.
 
@@ -109,9 +108,6 @@ def arrivals(count: int, rate: float, seed: int) -> list[float]:
     rng = random.Random(seed)
     times = np.cumsum([rng.expovariate(1.0) for _ in range(count)])
     return (times * (count / rate / times[-1])).tolist()
-
-
-# [/arrivals]
 
 
 # [drive]
