@@ -84,7 +84,7 @@ def _until(judged: list[Judged], count: int) -> list[Judged]:
     """The steps that emitted the first `count` tokens, and of the last of them what lies among these."""
     kept = []
     for step in judged:
-        kept.append(step._replace(accepted=min(step.accepted, count), emitted=min(step.emitted, count)))
+        kept.append(step if step.emitted <= count else step._replace(accepted=min(step.accepted, count), emitted=count))
         count -= step.emitted
         if count <= 0:
             break

@@ -134,12 +134,12 @@ class GraphRunner:
         sound = tops.isfinite().long().cumprod(dim=1).sum(dim=1).tolist()
         results = []
         for own, score, row, guess, *each in zip(params, scores, tokens.tolist(), guesses, steps, sound):
-            kept = row[: min(*each)]
-            alike = sum(itertools.takewhile(bool, (x == y for x, y in zip(guess or [], kept))))
-            if guess is None:
-                judged = [Judged(0, 0, 1)] * len(kept)
-            else:
+            kept, judged = row[: min(*each)], []
+            if guess is not None:
+                alike = sum(itertools.takewhile(bool, (x == y for x, y in zip(guess, kept))))
                 judged = [Judged(max(len(guess), 1), alike, len(kept), shown=False)]
+            elif self.drafter:
+                judged = [Judged(0, 0, len(kept))]
             results.append(Result(kept or None, score[: len(kept)].tolist() if own.logprobs else [], judged=judged))
         return results
 
@@ -172,13 +172,13 @@ class GraphRunner:
         self.drafts.begin(texts, limits, [chunk.drafts for chunk in chunks], params, gamma)
         self._copy(plan, lists)
         self._list_pages(padded_table(tables))
-        count, began = min(-(-max(grants) // (gamma + 1)), self.max_steps), perf_counter()
-        for _ in range(count):
+        replays, began = min(-(-max(grants) // (gamma + 1)), self.max_steps), perf_counter()
+        for _ in range(replays):
             replay()
         # Look once, at all steps.
         drafts = self.drafts
         notes, tokens, scores = (each.cpu() for each in (drafts.notes, drafts.emitted, drafts.scored))
-        self.costs.learn(len(chunks), gamma, (perf_counter() - began) / count)
+        self.costs.learn(len(chunks), gamma, (perf_counter() - began) / replays)
         results = []
         for i, (chunk, steps) in enumerate(zip(chunks, notes[:, :, : len(chunks)].permute(2, 0, 1).tolist())):
             # Where nothing was found, the rows were read all the same: it counts as a draft that is not accepted.
