@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from inference_opt.cache.paged import PagedCache
+from inference_opt.lab.bench.shapes import random_model
 from inference_opt.model.config import ModelConfig
 from inference_opt.model.transformer import Transformer
 from inference_opt.speculative.drafter import Draft, Drafter, DraftRequest
@@ -25,14 +26,13 @@ PRIME = 7919  # shifts each text's spoiled places
 
 def repeating_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Transformer:
     """A model of this shape whose greedy text repeats the last token."""
-    with torch.device(device):
-        model = Transformer(replace(config, tied_embeddings=False)).to(dtype).eval().init_weights(0)
+    model = random_model(replace(config, tied_embeddings=False), dtype, device).unpack()
     with torch.no_grad():
         for name, weight in model.layers.named_parameters():
             if {"out", "down"} & set(name.split(".")):
                 weight.mul_(QUIET)
         model.head.weight.copy_(model.embed.weight)
-    return model.pack().requires_grad_(False)
+    return model.pack()
 
 
 class Known(Drafter):
