@@ -240,10 +240,10 @@ def h100_says() -> str:
     crossed = sum(row["crossing"] is not None for row in run)
     assert earlier == crossed, "the text says that all cross earlier"
     return (
-        f"The advantage of the absorbed form grows as predicted, but is smaller than predicted. "
-        f"At {most:,} tokens it is\n"
-        f"{', '.join(met)}.\nIn {crossed} of the {len(run)} rows the explicit form overtakes it earlier than counted; "
-        f"in the other {len(run) - crossed} it does not up to 1,024 new tokens."
+        f"The advantage of the absorbed form grows with the number of stored tokens, as predicted, but is smaller than "
+        f"predicted.\nAt {most:,} tokens it is\n{', '.join(met)}.\n"
+        f"In {crossed} of the {len(run)} rows the explicit form becomes faster at fewer new tokens than predicted.\n"
+        f"In the other {len(run) - crossed} it is slower up to 1,024 new tokens."
     )
 
 
@@ -333,8 +333,8 @@ def price_of_a_row() -> str:
     )
     return (
         f"The price of a row is taken from one line, that of the longest drafts ({one['name']}, {one['task']}): "
-        f"{one['r']:.1%} of a step.\nAdded to $c$, it predicts the {len(others)} other lines with errors of {priced}, "
-        f"where Theorem 3.8 alone has {free}."
+        f"{one['r']:.1%} of a step.\nThe predictions for the {len(others)} other lines, with this price added to $c$, "
+        f"have errors of {priced}.\nThose of Theorem 3.8 alone have errors of {free}."
     )
 
 

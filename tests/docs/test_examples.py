@@ -199,12 +199,11 @@ def test_06_which_state_meets_which_token(monkeypatch):
     words = dict(zip(prompt, ("The", "cat", "sat")))
     after = [words[prompt[1]], words[prompt[2]], "on", "the", "mat", "and"]
     for slot in range(3):
-        predicts = f"(known: {after[slot + 1]})" if slot < 2 else f"the first draft: {after[3]}"
+        predicts = f'(known: "{after[slot + 1]}")' if slot < 2 else f'the first draft: "{after[3]}"'
         says("06", row(slot, f'the target\'s, after "{words[prompt[slot]]}"', after[slot], predicts))
     for slot, which in ((second[0], "second"), (third[0], "third")):
-        says(
-            "06", row(slot, f"the drafter's, of slot {slot - 1}", after[slot], f"the {which} draft: {after[slot + 1]}")
-        )
+        predicts = f'the {which} draft: "{after[slot + 1]}"'
+        says("06", row(slot, f"the drafter's, of slot {slot - 1}", after[slot], predicts))
 
 
 def test_06_experts_that_are_read():
