@@ -111,6 +111,7 @@ def test_links_exist(page):
     folder, text = (ROOT / page).parent, TEXTS[page]
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", text):
         assert target.startswith("https://") or (folder / target).exists(), target
+        assert page == "README.md" or (folder / target).resolve() != ROOT / "README.md", "it is no page of the site"
 
 
 @pytest.mark.parametrize("example", blocks(TEXTS["README.md"], "python"))
