@@ -57,7 +57,9 @@ def test_a_page_is_quiet_fits_a_telephone_and_shows_its_mathematics(show, file):
         assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
     for each in page.locator(".stepped").all():
         each.locator(".player .scene svg").first.wait_for()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400, "the page scrolls sideways"
+    for width in (400, 1100):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
 
 
 def test_search_finds_split(show):
