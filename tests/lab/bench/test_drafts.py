@@ -57,6 +57,8 @@ def test_prediction_and_measurement_stand_side_by_side(tiny, monkeypatch):
             assert row["acceptance"] == 1
             assert row["same_texts"] == case["batch"]
             assert row["over_plain"] == pytest.approx(row["predicted"], rel=1e-6)
+    with pytest.raises(ValueError, match="unknown device 'foo'"), Progress(disable=True) as progress:
+        bench_shape("tiny", "float32", "foo", [1.0], [1], [1], 4, 1, progress)
     with pytest.raises(ValueError, match="unknown shape"), Progress(disable=True) as progress:
         bench_shape("small", "float32", "cpu", [1.0], [1], [1], 4, 1, progress)
     with pytest.raises(ValueError, match="tasks are editing"), Progress(disable=True) as progress:

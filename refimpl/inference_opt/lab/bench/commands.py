@@ -348,7 +348,8 @@ def drafts(
             )
     write_json(json_file, figures)
     columns = ("tokens/s", "× plain", "lowest to highest", "predicted", "accepted", "same texts")
-    table = Table(title=f"{figures['model']}, {dtype.value}, {device}", title_style="bold", box=SIMPLE_HEAD)
+    title = f"{figures['model']}, {dtype.value}, {device}"
+    table = Table(title=title, title_style="bold", box=SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False)
     for heading in ("case", "batch", "drafts", *columns):
         table.add_column(heading, justify="left" if heading in ("case", "drafts") else "right")
     for case in figures["results"]:

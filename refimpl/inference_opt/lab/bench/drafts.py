@@ -25,7 +25,7 @@ from inference_opt.environment import command_line, describe, elapsed
 from inference_opt.lab.bench.known import Known, repeating_model
 from inference_opt.lab.bench.shapes import SHAPES
 from inference_opt.lab.bench.speculative import TASKS
-from inference_opt.loading.load import load_model
+from inference_opt.loading.load import load_model, parse_device, parse_dtype
 from inference_opt.loading.prompts import load_prompts
 from inference_opt.loading.tokenizer import needed
 from inference_opt.model.transformer import Transformer
@@ -174,11 +174,11 @@ def bench_shape(
     repeats: int,
     progress: Progress,
 ) -> dict[str, Any]:
-    """A model of this shape, and a drafter of each acceptance. ValueError for an unknown shape."""
+    """A model of this shape, and a drafter of each acceptance. ValueError for an unknown shape or device."""
     if shape not in SHAPES:
         raise ValueError(f"unknown shape {shape!r}: expected one of {', '.join(SHAPES)}")
     config = SHAPES[shape]
-    model = repeating_model(config, getattr(torch, dtype), torch.device(device))
+    model = repeating_model(config, parse_dtype(dtype), parse_device(device))
     sizes = sorted({batch * (gamma + 1) for batch in batches for gamma in (0, *lengths)})
     bar = progress.add_task("bench drafts", total=len(sizes) + len(batches) * len(alphas) * repeats)
 
