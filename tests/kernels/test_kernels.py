@@ -29,6 +29,11 @@ DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
 ROUNDING = {torch.float32: 4 * 2**-24, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
+def constants(values, compiled):
+    """One of these values. On CUDA one of the few `compiled`: there a kernel is compiled anew for each, in seconds."""
+    return st.sampled_from(compiled if DEVICE == "cuda" else values)
+
+
 def rounding(dtype, dim):
     return ROUNDING[dtype] * (dim**0.5 if dtype == torch.float32 else 1)
 

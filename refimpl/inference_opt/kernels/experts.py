@@ -557,7 +557,7 @@ def tile_for(pairs: int, experts: int, dtype: torch.dtype) -> Tile:
         16: Tile(16, 32, 64, 128, 4, 4),
         32: Tile(32, 32, 64, 128, 4, 4),
         64: Tile(64, 64, 128, 64, 4, 4),
-        128: Tile(128, 128, 128, 64, 8, 3),
+        128: Tile(128, 128, 256, 64, 8, 3),
     }[rows]
 
 
