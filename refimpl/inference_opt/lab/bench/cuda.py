@@ -44,7 +44,10 @@ def kernels(
 def engine(
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="May be given several times; one of DeepSeek alone, for its memory.", show_default="Llama's"),
+        typer.Option(
+            help="May be given several times; DeepSeek's one at a time, for their memory; V3's --no-vllm.",
+            show_default="Llama's",
+        ),
     ] = None,
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="May be given several times.", show_default="1, 8, 64, 256")
@@ -67,7 +70,7 @@ def engine(
 
     out = console()
     with Progress(console=console(stderr=True)) as progress:
-        llama = [name for name, config in SHAPES.items() if not config.latent]
+        llama = [name for name, config in SHAPES.items() if not (config.latent or config.experts)]
         cases = shape or llama, batch or [1, 8, 64, 256], mode or list(MODES)
         figures = bench_engine(*cases, new_tokens, decode_steps, repeats, peer, vllm, gpt_fast, progress)
     write_json(json_file, figures)
@@ -96,6 +99,9 @@ def engine(
         first = [f"{row[name]:.4f}" if name in row else "" for name in names[:2]]
         long.add_row(row["shape"], f"{row['batch']} × {row['prompt']:,}", *first, "")
     out.print(long)
+    for row in figures["layers"]:
+        took = f"{1e6 * row['seconds']:,.0f} µs, {row['least'] / row['seconds']:.0%} of the limit"
+        out.print(f"{row['shape']}, batch {row['batch']}: each of the last {row['layers']} layers takes {took}")
     out.print(figures["command"], style="dim")
 
 

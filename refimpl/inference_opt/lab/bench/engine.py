@@ -20,6 +20,7 @@ request is batch / (tokens a second).
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -109,10 +110,10 @@ def bench_engine(
     def decoders(config: ModelConfig, batch: int) -> dict[str, Callable[[], Decoder]]:
         """How to make each peer. One decoder is made at a time, so that each has the card's memory to itself."""
         make: dict[str, Callable[[], Decoder]] = {}
-        if peer and not config.latent:
+        if peer and not (config.latent or config.experts):
             make["transformers"] = partial(transformers, config)
             make["continuous batching"] = partial(continuous_batching, config)
-        if gpt_fast_folder and batch == 1 and not config.latent:
+        if gpt_fast_folder and batch == 1 and not (config.latent or config.experts):
             make["gpt-fast"] = partial(gpt_fast, config, gpt_fast_folder, PROMPT + new)
         return make
 
@@ -121,9 +122,9 @@ def bench_engine(
 
     bandwidth = read_bandwidth(4096, device="cuda")
     cases = [(shape, batch) for shape in shapes for batch in batches]
-    beside = with_vllm and has_vllm()
-    total = sum((1 + len(modes)) * (1 + beside) + len(decoders(SHAPES[shape], batch)) for shape, batch in cases)
-    total += len(shapes) * (1 + beside)
+    beside = {shape: with_vllm and has_vllm(SHAPES[shape]) for shape in shapes}
+    total = sum((1 + len(modes)) * (1 + beside[shape]) + len(decoders(SHAPES[shape], batch)) for shape, batch in cases)
+    total += len(shapes) + sum(beside.values())
     task = progress.add_task("bench engine", total=total)
     results, prefill = [], []
     for shape in shapes:
@@ -131,7 +132,7 @@ def bench_engine(
         who = {
             "inference-opt": engine_decoder(random(shape), LONG[0], LONG[1] + 2, decode_steps, LONG[0] * LONG[1])({})
         }
-        if beside:
+        if beside[shape]:
             who["vllm"] = vllm(SHAPES[shape])({})
         long: dict[str, Any] = {"shape": shape, "batch": LONG[0], "prompt": LONG[1]}
         for name, decode in who.items():
@@ -154,7 +155,7 @@ def bench_engine(
             progress.advance(task)
         del ours
         torch.cuda.empty_cache()
-        if beside:
+        if beside[shape]:
             row["vllm"] = _measure(vllm(config)({}), prompts, new, repeats)
             progress.advance(task)
             for mode in modes:
@@ -181,7 +182,26 @@ def bench_engine(
         "dtype": "bfloat16",
     }
     head = {"command": command_line(), "machine": machine, "read_bandwidth": bandwidth}
-    return head | sizes | {"prefill": prefill, "results": results}
+    return head | sizes | {"prefill": prefill, "results": results, "layers": layer_seconds(results)}
+
+
+def layer_seconds(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Seconds of one layer in a step, by batch: the difference of two shapes that differ in depth only.
+
+    `least`: bytes of the difference / read bandwidth.
+    """
+    found = []
+    for deep in results:
+        for flat in results:
+            a, b = SHAPES[deep["shape"]], SHAPES[flat["shape"]]
+            if deep["batch"] == flat["batch"] and a.depth > b.depth and a == replace(b, depth=a.depth):
+                layers = a.depth - b.depth
+                steps = [row["batch"] / row["inference-opt"]["decode"] for row in (deep, flat)]
+                least = [row["batch"] / row["limit"] for row in (deep, flat)]
+                row = {"shape": deep["shape"], "batch": deep["batch"], "layers": layers}
+                row |= {"seconds": (steps[0] - steps[1]) / layers, "least": (least[0] - least[1]) / layers}
+                found.append(row)
+    return found
 
 
 def _measure(decode: Decoder, prompts: list[list[int]], new: int, repeats: int) -> dict[str, Any]:
