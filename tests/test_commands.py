@@ -36,7 +36,7 @@ def call(tmp_path, monkeypatch):
     monkeypatch.setattr("inference_opt.loading.load.load_model", reached)
     monkeypatch.setattr("inference_opt.loading.download._download", reached)
     monkeypatch.setenv("INFERENCE_OPT_CACHE", str(tmp_path / "cache"))
-    for name in ("busy", "decode", "load", "mla", "prefix", "radix", "roofline", "speculative"):
+    for name in ("busy", "decode", "load", "mla", "prefix", "radix", "roofline", "speculative", "together"):
         monkeypatch.setattr(importlib.import_module(f"inference_opt.lab.bench.{name}"), f"bench_{name}", reached)
 
     def run(*arguments):
@@ -187,6 +187,7 @@ COMMANDS = [
      "repeats", "json"),
     ("bench kernels", "case", "repeats", "json"),
     ("bench engine", "shape", "batch", "mode", "new-tokens", "decode-steps", "gpt-fast", "repeats", "json"),
+    ("bench together", "shape", "requests", "stem", "new-tokens", "alpha", "dtype", "device", "repeats", "json"),
 ]  # fmt: skip
 
 

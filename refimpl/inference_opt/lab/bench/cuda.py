@@ -1,13 +1,14 @@
-"""The commands of the benchmarks that need a CUDA device: `bench kernels` and `bench engine`."""
+"""The commands of the benchmarks that need a CUDA device: `bench kernels`, `bench engine` and `bench together`."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
 
-from inference_opt.options import Json, console, write_json
+from inference_opt.options import DType, Dtype, Json, console, write_json
 
 
 def kernels(
@@ -103,6 +104,46 @@ def engine(
         took = f"{1e6 * row['seconds']:,.0f} µs, {row['least'] / row['seconds']:.0%} of the limit"
         out.print(f"{row['shape']}, batch {row['batch']}: each of the last {row['layers']} layers takes {took}")
     out.print(figures["command"], style="dim")
+
+
+def together(
+    shape: Annotated[str, typer.Option(help="With MLA; its model without has as many weights.")] = "DeepSeek-V2-Lite",
+    requests: Annotated[int, typer.Option(min=1, help="Number of requests that arrive together.")] = 8,
+    stem: Annotated[int, typer.Option(min=1, help="Tokens that their prompts share.")] = 16_384,
+    new_tokens: Annotated[int, typer.Option(min=2, help="New tokens a request.")] = 128,
+    alpha: Annotated[float, typer.Option(min=0, max=1, help="Share of the drafts that are accepted.")] = 0.8,
+    dtype: DType = Dtype.bfloat16,
+    device: Annotated[str, typer.Option(help="cuda, or cpu for a shape that fits.")] = "cuda",
+    repeats: Annotated[int, typer.Option(min=1, help="The median is shown.")] = 2,
+    json_file: Json = None,
+) -> None:
+    """Radix reuse, latent attention and speculation, each on and off: eight ways to serve the same requests."""
+    from inference_opt.lab.bench.together import bench_together
+
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
+        figures = bench_together(shape, dtype.value, device, requests, stem, new_tokens, alpha, repeats, progress)
+    write_json(json_file, figures)
+    title = f"{shape}, {dtype.value}: {requests} requests on a stem of {stem:,}, {new_tokens} new tokens each"
+    table = Table(title=title, title_style="bold", box=SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False)
+    left = ("radix", "MLA", "drafts")
+    numbers = ("first, s", "tokens/s", "all, s", "× plain", "prompt", "B/token", "GB", "same")
+    for heading in (*left, *numbers):
+        table.add_column(heading, justify="left" if heading in left else "right")
+    for row in figures["results"]:
+        on = ["on" if row[name] else "–" for name in ("radix", "mla", "speculation")]
+        cells = [
+            f"{row['first_token_seconds']:.2f}",
+            f"{row['decode_tokens_per_second']:,.0f}",
+            f"{row['seconds']:.2f}",
+        ]
+        cells += [f"{row['over_plain']:.1f}×", f"{row['prefill_tokens']:,}", f"{row['bytes_per_token']:,}"]
+        table.add_row(*on, *cells, f"{row['bytes'] / 1e9:.2f}", f"{row['same_texts']} of {requests}")
+    out.print(table)
+    out.print(figures["command"], style="dim")
+    out.print("first: until all have a token; tokens/s: from then on; prompt: tokens computed; GB: most pages in use")
+    if not figures["exact"]:
+        raise ValueError("not every way gave the plain run's tokens")
 
 
 def _mode(figures: dict[str, Any]) -> str:
