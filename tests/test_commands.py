@@ -186,7 +186,7 @@ COMMANDS = [
     ("bench speculative", "model", "task", "drafter", "gamma", "dtype", "prompts", "new-tokens", "temperature", "seed",
      "repeats", "json"),
     ("bench kernels", "case", "repeats", "json"),
-    ("bench engine", "shape", "batch", "mode", "new-tokens", "decode-steps", "gpt-fast", "repeats", "json"),
+    ("bench engine", "shape", "batch", "context", "mode", "new-tokens", "decode-steps", "gpt-fast", "repeats", "json"),
     ("bench together", "shape", "requests", "stem", "new-tokens", "alpha", "dtype", "device", "repeats", "json"),
 ]  # fmt: skip
 

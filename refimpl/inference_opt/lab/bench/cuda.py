@@ -8,7 +8,9 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
 
-from inference_opt.options import DType, Dtype, Json, console, write_json
+from inference_opt.options import DType, Dtype, Json, console, no_effect, write_json
+
+PAIR = ("DeepSeek-V2-Lite", "DeepSeek-V2-Lite grouped-query")  # with MLA, and as large without
 
 
 def kernels(
@@ -53,6 +55,14 @@ def engine(
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="May be given several times.", show_default="1, 8, 64, 256")
     ] = None,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Instead: decode from contexts of this length, by default V2-Lite's with MLA and without.",
+            show_default="none",
+        ),
+    ] = None,
     mode: Annotated[
         list[str] | None, typer.Option(help="Besides greedy; may be given several times.", show_default="all of them")
     ] = None,
@@ -69,6 +79,9 @@ def engine(
     """Whole decoding on CUDA, random weights of real shapes: tokens a second beside the peer's and the limit."""
     from inference_opt.lab.bench.engine import MODES, SHAPES, bench_engine
 
+    if context:
+        no_effect("with --context", {"--mode": bool(mode), "--gpt-fast": bool(gpt_fast)})
+        return _contexts(shape or list(PAIR), batch or [16], context, new_tokens, decode_steps, repeats, json_file)
     out = console()
     with Progress(console=console(stderr=True)) as progress:
         llama = [name for name, config in SHAPES.items() if not (config.latent or config.experts)]
@@ -103,6 +116,35 @@ def engine(
     for row in figures["layers"]:
         took = f"{1e6 * row['seconds']:,.0f} µs, {row['least'] / row['seconds']:.0%} of the limit"
         out.print(f"{row['shape']}, batch {row['batch']}: each of the last {row['layers']} layers takes {took}")
+    out.print(figures["command"], style="dim")
+
+
+def _contexts(
+    shapes: list[str],
+    batches: list[int],
+    contexts: list[int],
+    new: int,
+    decode_steps: int,
+    repeats: int,
+    json_file: Path | None,
+) -> None:
+    from inference_opt.lab.bench.contexts import bench_contexts
+
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
+        figures = bench_contexts(shapes, batches, contexts, new, decode_steps, repeats, progress)
+    write_json(json_file, figures)
+    table = Table(title=f"{figures['machine']['device']}: tokens a second in decode", title_style="bold")
+    for heading in ("shape", "context", "B a token", "batch that fits", "batch", "tokens/s", "limit", "of the limit"):
+        table.add_column(heading, justify="left" if heading == "shape" else "right")
+    for row in figures["results"]:
+        cells = [row["shape"], f"{row['context']:,}"]
+        if not row["batch"]:
+            table.add_row(*cells, "", "0", "0")
+            continue
+        cells += [f"{row['bytes_per_token']:,}", str(row["fits"]), str(row["batch"])]
+        table.add_row(*cells, f"{row['decode']:,.0f}", f"{row['limit']:,.0f}", f"{row['of_limit']:.0%}")
+    out.print(table)
     out.print(figures["command"], style="dim")
 
 

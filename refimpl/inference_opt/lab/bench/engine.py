@@ -66,20 +66,22 @@ def engine_decoder(model: Transformer, batch: int, longest: int, decode_steps: i
         decode_steps=decode_steps,
     )
 
-    def decode(sampling: dict[str, Any], prompts: list[list[int]], new: int) -> tuple[float, float]:
-        began = time.perf_counter()
-        each = SamplingParams(max_new_tokens=new, ignore_eos=True, **sampling).split(batch)
-        requests = [engine.add(prompt, own) for prompt, own in zip(prompts, each)]
-        while not all(request.output for request in requests):
-            engine.step()
-        # Some requests have more than their first token by now: only what is new from here on is counted.
-        prefilled = time.perf_counter()
-        known = sum(len(request.output) for request in requests)
-        while engine.requests:
-            engine.step()
-        return prefilled - began, (batch * new - known) / elapsed(prefilled)
+    return lambda sampling: partial(decoded, engine, sampling)
 
-    return lambda sampling: partial(decode, sampling)
+
+def decoded(engine: Engine, sampling: dict[str, Any], prompts: list[list[int]], new: int) -> tuple[float, float]:
+    """Seconds until every request has its first token, and tokens a second from then on."""
+    began = time.perf_counter()
+    each = SamplingParams(max_new_tokens=new, ignore_eos=True, **sampling).split(len(prompts))
+    requests = [engine.add(prompt, own) for prompt, own in zip(prompts, each)]
+    while not all(request.output for request in requests):
+        engine.step()
+    # Some requests have more than their first token by now: only what is new from here on is counted.
+    prefilled = time.perf_counter()
+    known = sum(len(request.output) for request in requests)
+    while engine.requests:
+        engine.step()
+    return prefilled - began, (len(prompts) * new - known) / elapsed(prefilled)
 
 
 def bench_engine(
@@ -136,7 +138,7 @@ def bench_engine(
             who["vllm"] = vllm(SHAPES[shape])({})
         long: dict[str, Any] = {"shape": shape, "batch": LONG[0], "prompt": LONG[1]}
         for name, decode in who.items():
-            long[name] = _measure(decode, prompts, 2, repeats)["prefill_seconds"]
+            long[name] = measure(decode, prompts, 2, repeats)["prefill_seconds"]
             progress.advance(task)
         prefill.append(long)
         del who
@@ -147,22 +149,22 @@ def bench_engine(
         prompts = torch.randint(config.vocab_size, (batch, PROMPT), generator=generator).tolist()
         ours = engine_decoder(random(shape), batch, PROMPT + new, decode_steps)
         row: dict[str, Any] = {"shape": shape, "batch": batch}
-        row["inference-opt"] = _measure(ours({}), prompts, new, repeats)
+        row["inference-opt"] = measure(ours({}), prompts, new, repeats)
         progress.advance(task)
-        row["modes"] = {mode: _measure(ours(MODES[mode]), prompts, new, repeats) for mode in modes}
+        row["modes"] = {mode: measure(ours(MODES[mode]), prompts, new, repeats) for mode in modes}
         for figures in row["modes"].values():
             figures["of_greedy"] = figures["decode"] / row["inference-opt"]["decode"]
             progress.advance(task)
         del ours
         torch.cuda.empty_cache()
         if beside[shape]:
-            row["vllm"] = _measure(vllm(config)({}), prompts, new, repeats)
+            row["vllm"] = measure(vllm(config)({}), prompts, new, repeats)
             progress.advance(task)
             for mode in modes:
-                row["modes"][mode]["vllm"] = _measure(vllm(config)(MODES[mode]), prompts, new, repeats)
+                row["modes"][mode]["vllm"] = measure(vllm(config)(MODES[mode]), prompts, new, repeats)
                 progress.advance(task)
         for name, make in decoders(config, batch).items():
-            row[name] = _measure(make(), prompts, new, repeats)
+            row[name] = measure(make(), prompts, new, repeats)
             torch.cuda.empty_cache()
             progress.advance(task)
         # On average a request has half of its new tokens.
@@ -204,7 +206,7 @@ def layer_seconds(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _measure(decode: Decoder, prompts: list[list[int]], new: int, repeats: int) -> dict[str, Any]:
+def measure(decode: Decoder, prompts: list[list[int]], new: int, repeats: int) -> dict[str, Any]:
     """Median and spread of a decoder's runs, after one that warms it up (it compiles and captures)."""
     decode(prompts, new)
     runs: list[tuple[float, float | None]] = []
