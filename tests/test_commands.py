@@ -38,6 +38,7 @@ def call(tmp_path, monkeypatch):
     monkeypatch.setenv("INFERENCE_OPT_CACHE", str(tmp_path / "cache"))
     for name in ("busy", "decode", "load", "mla", "prefix", "radix", "roofline", "speculative", "together"):
         monkeypatch.setattr(importlib.import_module(f"inference_opt.lab.bench.{name}"), f"bench_{name}", reached)
+    monkeypatch.setattr("inference_opt.lab.bench.mla.bench_prompts", reached)
 
     def run(*arguments):
         result = CliRunner().invoke(app, list(map(str, arguments)))
@@ -179,7 +180,7 @@ COMMANDS = [
     ("bench decode", "model", "dtype", "batch", "new-tokens", "repeats", "busy", "json"),
     ("bench load", "model", "dtype", "device", "share", "variation", "budget", "drafter", "requests", "new-tokens",
      "ttft", "tpot", "repeats", "seed", "figure", "json"),
-    ("bench mla", "shape", "device", "dtype", "context", "repeats", "json"),
+    ("bench mla", "shape", "device", "dtype", "context", "prompt", "repeats", "json"),
     ("bench prefix", "model", "dtype", "requests", "stem", "new-tokens", "repeats", "json"),
     ("bench radix", "capacity", "sglang", "repeats", "seed", "figure", "json"),
     ("bench roofline", "shape", "card", "device", "dtype", "prompt", "batch", "context", "repeats", "json"),
