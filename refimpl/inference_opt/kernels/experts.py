@@ -185,9 +185,10 @@ def rows_of_tile(
     First come the tiles of the shared experts EXPERTS, EXPERTS + 1, …, which hold all tokens. Their pairs and their
     sorted rows are numbered before the others. Of a tile without work, no row is there.
     """
-    # An expert of n pairs has ⌈n / ROWS⌉ tiles: a sum over experts finds whose this is.
     of_shared = (tokens + ROWS - 1) // ROWS
     routed = tile - SHARED * of_shared
+    # [tile]
+    # An expert of n pairs has ⌈n / ROWS⌉ tiles: a sum over experts finds whose this is.
     e = tl.arange(0, WIDE)
     begin = tl.load(first + e, mask=e < EXPERTS, other=0)
     end = tl.load(first + e + 1, mask=e < EXPERTS, other=0)
@@ -199,6 +200,7 @@ def rows_of_tile(
     there = row < last
     pair = tl.load(order + row, mask=there, other=0)
     expert = tl.sum(tl.where(mine, e, 0), 0)
+    # [/tile]
 
     # Or it is a shared expert's.
     shared = routed < 0
