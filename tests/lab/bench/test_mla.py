@@ -1,6 +1,7 @@
 """The benchmark's arithmetic by hand, its figures on a small case, and what it refuses."""
 
 import pytest
+import torch
 from rich.progress import Progress
 
 from inference_opt.lab.bench.mla import bench_mla, bench_prompts, cost, crossing, predicted, shapes
@@ -54,6 +55,14 @@ def test_prompts_are_measured_in_both_forms_by_our_kernels():
         assert row["difference"] < 1e-4
         assert min(row["explicit"], row["absorbed"]) > 0
         assert row["chosen"] == "absorbed"  # too few to pay for more launches
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_both_kernels_agree_on_a_card():
+    with Progress(disable=True) as progress:
+        names = ["DeepSeek-V2-Lite", "DeepSeek-V2"]
+        figures = bench_prompts(names, "cuda", "bfloat16", [0, 1000], [1, 300, 2000], 1, progress)
+    assert all(row["difference"] < 2e-2 for row in figures["results"])
 
 
 def test_an_unknown_shape_is_refused():
