@@ -26,7 +26,8 @@ SIZES = {"bf16": 2, "fp32": 4}
 
 def shared_memory(rows: int, group: int, dim: int, value_dim: int, latent: bool, dtype: str) -> int:
     """Bytes that a program takes with the tile that is chosen for `rows` rows."""
-    tile = choose_tile(rows, *tile_bytes(dim, value_dim if latent else None, SIZES[dtype]))
+    own = (value_dim, SIZES[dtype]) if latent else (None, SIZES[dtype], value_dim)
+    tile = choose_tile(rows, *tile_bytes(dim, *own))
     split, low, high, value = padded(dim, value_dim, latent)
     constants = {
         "HEADS": group, "KV_HEADS": 1, "D": dim, "V": value_dim, "SPLIT": split, "PAGE": 16, "V_IN_K": latent,
@@ -47,7 +48,8 @@ def shared_memory(rows: int, group: int, dim: int, value_dim: int, latent: bool,
 def hopper_memory(kernel: str, dim: int, dtype: str) -> int:
     """Bytes that a program of a Gluon kernel takes."""
     tiles = {"mla": {"q_tiles": 128, "wide": 128, "narrow": 64}, "gqa": {"k_tiles": 64, "v_tiles": 64}}[kernel]
-    grouped = {"HEADS": 9, "KV_HEADS": 3, "D": dim, "BOX": 16, "STAGES": 256 // dim, "PAGE": 16}
+    wide = min(dim, 128)
+    grouped = {"HEADS": 9, "KV_HEADS": 3, "D": wide, "E": dim - wide, "BOX": 16, "STAGES": 256 // wide, "PAGE": 16}
     constants = {"mla": {"HEADS": 128, "PAGE": 64}, "gqa": grouped}[kernel]
     rows = constants.get("BOX", 64)
     fn = {"mla": mla.mla_piece, "gqa": gqa.gqa_piece}[kernel]

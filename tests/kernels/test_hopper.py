@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from inference_opt import kernels
 from inference_opt.kernels import batch as planning
 from inference_opt.kernels.hopper import tiles
+from inference_opt.kernels.plan import GQA_WIDTHS
 from tests.kernels.test_kernels import build, check, oracle, planned, poisoned
 
 __all__ = ["poisoned"]
@@ -26,7 +27,7 @@ def batches(draw, latent):
     heads, kv_heads = draw(
         st.sampled_from([(1, 1), (16, 1), (24, 1), (128, 1)] if latent else [(9, 3), (32, 8), (65, 1)])
     )
-    dim, value_dim = (576, 512) if latent else (draw(st.sampled_from([64, 128])),) * 2
+    dim, value_dim = (576, 512) if latent else draw(st.sampled_from(GQA_WIDTHS))
     lengths = draw(st.lists(st.sampled_from([0, 1, 63, 64, 65, 127, 128, 129, 200, 333, 700]), min_size=1, max_size=4))
     counts = [draw(st.sampled_from([1, 2, 40, length])) if length else 1 for length in lengths]
     lengths = [max(length, count) if length else 0 for length, count in zip(lengths, counts)]
@@ -83,7 +84,7 @@ def test_plans_are_for_what_the_gluon_kernels_do(kernel, page, lengths, queries,
     lengths = [length + prefix for length in lengths]
     prefixes = [kernels.SharedPrefix(0, len(lengths), prefix)] if prefix else []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "hopper_kernel", lambda k_pages, value_dim: kernel)
+        patch.setattr(planning, "hopper_kernel", lambda *_: kernel)
         patch.setattr(planning, "processors_of", lambda device: processors)
         pages = torch.empty(1, page, kv_heads, dim, dtype=torch.bfloat16)
         plan = planning.cut(lengths, counts, prefixes, pages, heads, value_dim)

@@ -107,7 +107,8 @@ def planned(s, k, v, table, prefixes=()):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "processors_of", lambda device: s["processors"])
         inner = s["value_dim"] if v is None else None
-        return kernels.plan_batch(table, s["lengths"], s["counts"], k, s["heads"], inner, prefixes)
+        own = None if v is None else v.shape[-1]
+        return kernels.plan_batch(table, s["lengths"], s["counts"], k, s["heads"], inner, prefixes, own)
 
 
 # The heads and widths of DeepSeek-V2: their tile has a way of its own to look up pages.
@@ -367,7 +368,7 @@ def test_every_width_compiles_into_the_shared_memory_of_an_h100():
                                                          (2048, 1, 192, 128, False),
                                                          (65, 65, 576, 544, True), (20, 20, 576, 576, False))
              for dtype in ("bf16", "fp32")]  # fmt: skip
-    cases += [(kernel, dim, dtype) for kernel, dim in (("mla", 576), ("gqa", 64), ("gqa", 128))
+    cases += [(kernel, dim, dtype) for kernel, dim in (("mla", 576), ("gqa", 64), ("gqa", 128), ("gqa", 192))
               for dtype in ("bf16", "fp16")]  # fmt: skip
     cases += [(kernel, block, dtype) for kernel, block in (("race", 4096), ("race", 16), ("filters", 8192))
               for dtype in ("bf16", "fp32")]  # fmt: skip

@@ -121,7 +121,7 @@ def test_a_prompt_that_fills_the_machine_is_not_cut_by_keys(queries, cached):
     """Its tiles have different lengths. They begin with the longest, and none leaves a state to be merged."""
     pages = torch.empty(1, 16, 8, 128, dtype=torch.bfloat16)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "hopper_kernel", lambda k_pages, value_dim: "gqa")
+        patch.setattr(planning, "hopper_kernel", lambda *_: "gqa")
         patch.setattr(planning, "processors_of", lambda device: 8)
         plan = planning.cut([queries + cached], [queries], [], pages, 32)
     (launch,) = plan.launches

@@ -27,7 +27,7 @@ from inference_opt.cache.paged_kernel import PagedKernelBatch, padded_table
 from inference_opt.kernels import Batch, plan_batch, shared_prefixes
 from inference_opt.model.config import ModelConfig
 
-SLOWER = 2.0
+SLOWER = 1.25
 LAUNCHES = 2.5e9  # 10 µs at 250 · 10¹² multiplications a second
 MOST = 2**30  # numbers of keys and values that are made at a time
 
@@ -71,7 +71,7 @@ def plan_forms(config: ModelConfig, batch: PagedKernelBatch) -> tuple[Batch, Exp
     """The plan of the sequences that are attended as the cache keeps them, and of those behind them, if there are."""
     starts, counts = batch.starts, batch.counts
     first = len(counts) if config.latent is None else first_explicit(config, starts, counts)
-    if first == len(counts):
+    if config.latent is None or first == len(counts):
         return batch.plan(config.heads), None
     cache, tables = batch.cache, batch.tables[first:]
     padded = padded_table(tables)
@@ -84,6 +84,7 @@ def plan_forms(config: ModelConfig, batch: PagedKernelBatch) -> tuple[Batch, Exp
         like,
         config.heads,
         prefixes=shared_prefixes(tables, starts[first:], cache.page_size),
+        v_dim=config.latent.v_head_dim,
     )
     pages = torch.from_numpy(listed).to(cache.device)
     ahead = cache.plan(batch.tables[:first], starts[:first], counts[:first], config.heads)

@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference_opt.kernels.pdl import INTERPRETED, launch_options
-from inference_opt.kernels.plan import Piece, TilePlan, padded
+from inference_opt.kernels.plan import GQA_WIDTHS, Piece, TilePlan, padded
 
 FIELDS = tl.constexpr(len(Piece._fields))
 LN2 = tl.constexpr(0.6931471805599453)
@@ -242,7 +242,7 @@ def attend(
     in_front = ""  # the Gluon kernel that was launched before this one
     for launch in plan.launches:
         tile = launch.tile
-        if tile.hopper == "mla" or (tile.hopper == "gqa" and value_dim == dim):
+        if tile.hopper == "mla" or (tile.hopper == "gqa" and (dim, value_dim) in GQA_WIDTHS):
             in_front = tile.hopper
             gluon = importlib.import_module(f"inference_opt.kernels.hopper.{tile.hopper}")  # only such cards have it
             gluon.attend_pieces(q, k_pages, v_pages, page_table, launch, scale * LOG2E, out, lse, partial, partial_lse)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inference_opt.kernels.plan import Segments, TilePlan, choose_tile, plan, tile_bytes
+from inference_opt.kernels.plan import GQA_WIDTHS, Segments, TilePlan, choose_tile, plan, tile_bytes
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -47,11 +47,13 @@ def plan_batch(
     heads: int,
     value_dim: int | None = None,
     prefixes: Sequence[SharedPrefix] = (),
+    v_dim: int | None = None,
 ) -> Batch:
     """Check a batch and cut it into pieces, for any number of layers with pages like `k_pages`.
 
-    `value_dim` is given where the values are the keys' first columns. `prefixes`, in the order of the batch, are read
-    once for all of their members. A page table on the host spares a wait for the device.
+    `value_dim` is given where the values are the keys' first columns, `v_dim` where they have pages of their own and
+    another width than keys. `prefixes`, in the order of the batch, are read once for all of their members. A page table
+    on the host spares a wait for the device.
 
     ValueError for lengths beyond the table, pages outside the pool and prefixes that are not shared.
     """
@@ -89,7 +91,7 @@ def plan_batch(
     page_table = page_table.to(k_pages.device)
     if not uses_triton(k_pages):
         return Batch(page_table, lengths, counts, None)
-    tiles = cut(lengths, counts, prefixes, k_pages, heads, value_dim)
+    tiles = cut(lengths, counts, prefixes, k_pages, heads, value_dim, v_dim)
     return Batch(page_table, lengths, counts, tiles.to(k_pages.device))
 
 
@@ -100,6 +102,7 @@ def cut(
     k_pages: Float[Tensor, "pages page_size kv_heads dim"],
     heads: int,
     value_dim: int | None = None,
+    v_dim: int | None = None,
 ) -> TilePlan:
     """The plan of a batch, on the host; the arguments are those that `plan_batch` takes and has checked.
 
@@ -107,11 +110,11 @@ def cut(
     """
     kv_heads, dim = k_pages.shape[2:]
     group_size = heads // kv_heads
-    sizes = tile_bytes(dim, value_dim, k_pages.element_size())
+    sizes = tile_bytes(dim, value_dim, k_pages.element_size(), v_dim)
 
     # The Gluon kernels load parts of whole pages: so each run of keys must begin with a page.
     aligned = all(keys % k_pages.shape[1] == 0 for _, _, keys in prefixes)
-    hopper = hopper_kernel(k_pages, value_dim) if aligned else ""
+    hopper = hopper_kernel(k_pages, value_dim, v_dim) if aligned else ""
 
     # Each sequence's queries against its own keys: those after its shared prefix.
     length, count = np.array(lengths, dtype=np.int64), np.array(counts, dtype=np.int64)
@@ -132,7 +135,7 @@ def cut(
     return plan(groups, group_size, kv_heads, int(count.sum()), processors_of(k_pages.device))
 
 
-def hopper_kernel(k_pages: Tensor, value_dim: int | None) -> str:
+def hopper_kernel(k_pages: Tensor, value_dim: int | None, v_dim: int | None = None) -> str:
     """The Gluon kernel that knows such pages, if any: on a Hopper card, in half precision, of widths that it knows.
 
     Latents are loaded 64 tokens at once, from one page; other keys in parts of 8 tokens or more.
@@ -143,7 +146,8 @@ def hopper_kernel(k_pages: Tensor, value_dim: int | None) -> str:
     page = k_pages.shape[1]
     if value_dim is not None:
         return "mla" if page % 64 == 0 and k_pages.shape[2:] == (1, 576) and value_dim == 512 else ""
-    return "gqa" if page % 8 == 0 and k_pages.shape[3] in (64, 128) else ""
+    dim = k_pages.shape[3]
+    return "gqa" if page % 8 == 0 and (dim, v_dim or dim) in GQA_WIDTHS else ""
 
 
 def processors_of(device: torch.device) -> int:

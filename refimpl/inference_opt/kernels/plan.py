@@ -30,6 +30,7 @@ Field = Any  # an int32 of one piece, or a column of them: a tensor, or an array
 
 PIECE_OVERHEAD = 64  # what starting a piece costs, in keys read
 STATE_OVERHEAD = 4  # what writing and merging the state of one row costs, likewise
+GQA_WIDTHS = ((64, 64), (128, 128), (192, 128))  # of keys and values, for the Gluon kernel of many rows
 SHARED_MEMORY = 220 * 1024  # bytes a program may use: 227 KiB on an H100, less what the kernel needs for itself
 
 
@@ -124,12 +125,12 @@ def padded(dim: int, value_dim: int, values_in_keys: bool) -> tuple[int, int, in
     return split, low, high, value
 
 
-def tile_bytes(dim: int, value_dim: int | None, element_size: int) -> tuple[int, int]:
+def tile_bytes(dim: int, value_dim: int | None, element_size: int, v_dim: int | None = None) -> tuple[int, int]:
     """Bytes of one key with its value, and of one query, as a program holds them.
 
-    `value_dim` is given where the values are the keys' first columns.
+    `value_dim` is given where the values are the keys' first columns, `v_dim` where others are not as wide as the keys.
     """
-    split, low, high, value = padded(dim, value_dim or dim, values_in_keys=value_dim is not None)
+    split, low, high, value = padded(dim, value_dim or v_dim or dim, values_in_keys=value_dim is not None)
     query_bytes = (low + (high if split < dim else 0)) * element_size
     value_bytes = 0 if value_dim else value * element_size
     return query_bytes + value_bytes, query_bytes
@@ -152,7 +153,7 @@ def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -
     # other computes. Latents are wide: a program has the multiprocessor to itself.
     if key_bytes <= 512:  # keys and values of 128 numbers in half precision
         tile = Tile(height, 32 if height == 16 else 64, 4, 3, 2)
-    elif key_bytes <= 896 and height == 64:  # keys of 192 and values of 128: a prompt's, made of latents
+    elif key_bytes == 640 and height == 64:  # keys of 192 and values of 128: a prompt's, made of latents
         tile = Tile(64, 64, 4, 2, 2)
     elif 1024 < key_bytes <= 1280:  # latents in half precision
         tile = Tile(height, 64, 8, 3 if height < 64 else 2, 1)

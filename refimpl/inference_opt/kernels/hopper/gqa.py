@@ -12,6 +12,9 @@ former while the latter are under way, and while the other group multiplies.
 Blocks are read from the last to the first: those that need a mask come first, and the others need no check.
 A block's keys lie in several pages. Each page, or each part of it of BOX tokens, is a load of its own.
 
+Keys may be E = 64 columns wider than values, as those that are made of latents: 128 + 64 (`cache/explicit.py`). Shared
+memory has widths that are powers of two, so the other columns have buffers of their own.
+
 Pieces, masks and states are those of `attention.py`. Pages hold a multiple of 8 tokens.
 """
 
@@ -49,22 +52,25 @@ S_ROW = gl.constexpr(gl.SliceLayout(1, S))
 
 @gluon.jit
 def load_block(
-    tiles, table, n, last_page, column, full, buffers, stage, PAGE: gl.constexpr, BOX: gl.constexpr, D: gl.constexpr
-):
+    tiles, table, n, last_page, column, full, buffers, more, stage,
+    PAGE: gl.constexpr, BOX: gl.constexpr, D: gl.constexpr, E: gl.constexpr,
+):  # fmt: skip
     """Load the keys (or values) from n on: each part of BOX tokens lies in one page, and each half of columns apart."""
     BOXES: gl.constexpr = BLOCK // BOX
     HALVES: gl.constexpr = D // HALF
-    mbarrier.expect(full, BLOCK * D * 2)
+    mbarrier.expect(full, BLOCK * (D + E) * 2)
     for b in gl.static_range(BOXES):
         row = row_of(table, n + b * BOX, last_page, PAGE)
         for h in gl.static_range(HALVES):
             load_tile(tiles, [row, column + h * HALF], full, buffers.index((stage * HALVES + h) * BOXES + b))
+        if E > 0:
+            load_tile(tiles, [row, column + D], full, more.index(stage * BOXES + b))
 
 
 @gluon.jit
 def load_blocks(
-    k_tiles, v_tiles, table, first, blocks, last_page, column, k, v, barriers,
-    PAGE: gl.constexpr, BOX: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr,
+    k_tiles, v_tiles, table, first, blocks, last_page, kv_head, k, more, v, barriers,
+    PAGE: gl.constexpr, BOX: gl.constexpr, D: gl.constexpr, E: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """The loader: each block's keys, then the values of the block before, as soon as both groups released a buffer."""
     k_full, v_full, k_empty, v_empty, _ = barriers
@@ -73,12 +79,13 @@ def load_blocks(
             stage = i % STAGES
             mbarrier.wait(k_empty.index(stage), (i // STAGES & 1) ^ 1)
             n = first + (blocks - 1 - i) * BLOCK
-            load_block(k_tiles, table, n, last_page, column, k_full.index(stage), k, stage, PAGE, BOX, D)
+            column = kv_head * (D + E)
+            load_block(k_tiles, table, n, last_page, column, k_full.index(stage), k, more, stage, PAGE, BOX, D, E)
         if i > 0:
             stage = (i - 1) % STAGES
             mbarrier.wait(v_empty.index(stage), ((i - 1) // STAGES & 1) ^ 1)
             n = first + (blocks - i) * BLOCK
-            load_block(v_tiles, table, n, last_page, column, v_full.index(stage), v, stage, PAGE, BOX, D)
+            load_block(v_tiles, table, n, last_page, kv_head * D, v_full.index(stage), v, v, stage, PAGE, BOX, D, 0)
 
 
 @gluon.jit
@@ -93,13 +100,16 @@ def softmax(s, m, l, scale_log2, MASKED: gl.constexpr):  # noqa: E741
 
 
 @gluon.jit
-def scores(q, k, i, barriers, STAGES: gl.constexpr):
+def scores(q, k, i, barriers, E: gl.constexpr, STAGES: gl.constexpr):
     """The product of the queries with block i of the keys, under way."""
     k_full, _, _, _, _ = barriers
     stage = i % STAGES
     mbarrier.wait(k_full.index(stage), i // STAGES & 1)
     s = gl.zeros([ROWS, BLOCK], gl.float32, S)
-    return warpgroup_mma(q, k.index(stage).permute((1, 0)), s, use_acc=False, is_async=True)
+    s = warpgroup_mma(q[0], k[0].index(stage).permute((1, 0)), s, use_acc=False, is_async=True)
+    if E > 0:
+        s = warpgroup_mma(q[1], k[1].index(stage).permute((1, 0)), s, is_async=True)
+    return s
 
 
 @gluon.jit
@@ -114,7 +124,8 @@ def add_values(weights, v, acc, i, barriers, STAGES: gl.constexpr):
 @gluon.jit
 def attend_rows(
     q, q_rows, piece, row0, kv_head, blocks, scale_log2, k, v, boxes, barriers, outputs,
-    HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr, WHO: gl.constexpr,
+    HEADS: gl.constexpr, GROUP: gl.constexpr, D: gl.constexpr, E: gl.constexpr, STAGES: gl.constexpr,
+    WHO: gl.constexpr,
 ):  # fmt: skip
     """One group: ROWS rows from row0 on. Group 0 zeroes the values after the end, for both."""
     _, token0, queries, position0, _, first, end, state = piece
@@ -124,11 +135,9 @@ def attend_rows(
     O_ROW: gl.constexpr = gl.SliceLayout(1, O)
 
     # The queries, in shared memory as the tensor cores read them.
-    Q: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])
-    rows = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, Q))
-    where = (token0 + rows // GROUP).to(gl.int64) * HEADS + kv_head * GROUP + rows % GROUP
-    column = gl.arange(0, D, gl.SliceLayout(0, Q))
-    q_rows.store(gl.load(q + where[:, None] * D + column[None, :], mask=(rows // GROUP < queries)[:, None], other=0.0))
+    store_queries(q, q_rows[0], token0, queries, row0, kv_head, 0, HEADS, GROUP, D, D + E)
+    if E > 0:
+        store_queries(q, q_rows[1], token0, queries, row0, kv_head, D, HEADS, GROUP, E, D + E)
     fence_async_shared()
 
     # The first block from the end: it is always masked, and its values after the end are zeroed.
@@ -137,10 +146,10 @@ def attend_rows(
     m = gl.full([ROWS], float("-inf"), gl.float32, S_ROW)
     l = gl.zeros([ROWS], gl.float32, S_ROW)  # noqa: E741
     acc = gl.zeros([ROWS, D], gl.float32, O)
-    s = warpgroup_mma_wait(0, [scores(q_rows, k, 0, barriers, STAGES)])
+    s = warpgroup_mma_wait(0, [scores(q_rows, k, 0, barriers, E, STAGES)])
     mbarrier.arrive(k_empty.index(0), count=1)
     p, m, l, _ = softmax(masked(s, n, end, position), m, l, scale_log2, True)  # noqa: E741
-    weights = gl.convert_layout(p.to(k.dtype), gl.DotOperandLayout(0, O, 2))
+    weights = gl.convert_layout(p.to(v.dtype), gl.DotOperandLayout(0, O, 2))
     if n + BLOCK > end:
         if WHO == 0:
             mbarrier.wait(v_full.index(0), 0)
@@ -156,11 +165,11 @@ def attend_rows(
     split = gl.maximum(blocks - whole, 1)
     for i in range(1, split):
         weights, acc, m, l = step(  # noqa: E741
-            i, q_rows, k, v, weights, acc, m, l, n, end, position, scale_log2, barriers, STAGES, True, O
+            i, q_rows, k, v, weights, acc, m, l, n, end, position, scale_log2, barriers, E, STAGES, True, O
         )
     for i in range(split, blocks):
         weights, acc, m, l = step(  # noqa: E741
-            i, q_rows, k, v, weights, acc, m, l, n, end, position, scale_log2, barriers, STAGES, False, O
+            i, q_rows, k, v, weights, acc, m, l, n, end, position, scale_log2, barriers, E, STAGES, False, O
         )
     acc = warpgroup_mma_wait(0, [add_values(weights, v, acc, blocks - 1, barriers, STAGES)])
 
@@ -183,6 +192,20 @@ def attend_rows(
 
 
 @gluon.jit
+def store_queries(
+    q, to, token0, queries, row0, kv_head, column0,
+    HEADS: gl.constexpr, GROUP: gl.constexpr, WIDTH: gl.constexpr, STRIDE: gl.constexpr,
+):  # fmt: skip
+    """WIDTH columns of a group's queries, from `column0` on; a query has STRIDE."""
+    Q: gl.constexpr = gl.BlockedLayout([1, 8], [256 // WIDTH, WIDTH // 8], [4, 1], [1, 0])
+    rows = row0 + gl.arange(0, ROWS, gl.SliceLayout(1, Q))
+    where = (token0 + rows // GROUP).to(gl.int64) * HEADS + kv_head * GROUP + rows % GROUP
+    column = column0 + gl.arange(0, WIDTH, gl.SliceLayout(0, Q))
+    real = (rows // GROUP < queries)[:, None]
+    to.store(gl.load(q + where[:, None] * STRIDE + column[None, :], mask=real, other=0.0))
+
+
+@gluon.jit
 def zero_after(boxes, valid, D: gl.constexpr):
     """Set the values of the keys from `valid` on to 0, in buffer 0: slices of 8 tokens, each half of columns apart.
 
@@ -200,11 +223,11 @@ def zero_after(boxes, valid, D: gl.constexpr):
 @gluon.jit
 def step(
     i, q_rows, k, v, weights, acc, m, l, last, end, position, scale_log2, barriers,  # noqa: E741
-    STAGES: gl.constexpr, MASKED: gl.constexpr, O: gl.constexpr,  # noqa: E741
+    E: gl.constexpr, STAGES: gl.constexpr, MASKED: gl.constexpr, O: gl.constexpr,  # noqa: E741
 ):  # fmt: skip
     """The softmax of block i, while the weights of the block before meet their values."""
     _, _, k_empty, v_empty, _ = barriers
-    s = scores(q_rows, k, i, barriers, STAGES)
+    s = scores(q_rows, k, i, barriers, E, STAGES)
     acc = add_values(weights, v, acc, i - 1, barriers, STAGES)
     s = warpgroup_mma_wait(1, [s])
     mbarrier.arrive(k_empty.index(i % STAGES), count=1)
@@ -214,7 +237,7 @@ def step(
     acc = warpgroup_mma_wait(0, [acc])
     mbarrier.arrive(v_empty.index((i - 1) % STAGES), count=1)
     acc = acc * gl.convert_layout(shrink, gl.SliceLayout(1, O))[:, None]
-    return gl.convert_layout(p.to(k.dtype), gl.DotOperandLayout(0, O, 2)), acc, m, l
+    return gl.convert_layout(p.to(v.dtype), gl.DotOperandLayout(0, O, 2)), acc, m, l
 
 
 @gluon.jit
@@ -228,8 +251,8 @@ def launch_dependents(anything):
 @gluon.jit
 def gqa_piece(
     k_tiles, v_tiles, q, table, pieces, out, lse, partial, partial_lse, table_width, scale_log2,
-    HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, PAGE: gl.constexpr, BOX: gl.constexpr,
-    STAGES: gl.constexpr,
+    HEADS: gl.constexpr, KV_HEADS: gl.constexpr, D: gl.constexpr, E: gl.constexpr, PAGE: gl.constexpr,
+    BOX: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """One piece for one key head."""
     launch_dependents(table_width)
@@ -251,6 +274,11 @@ def gqa_piece(
     v = reinterpret(v_parts, k_tiles.dtype, [STAGES, BLOCK, D], SMEM)
     boxes = reinterpret(v_parts, k_tiles.dtype, [STAGES * D * BLOCK // (8 * HALF), 8, HALF], SMEM)
     q_rows = gl.allocate_shared_memory(k_tiles.dtype, [2, ROWS, D], SMEM)
+    more_parts, more, q_more = k_parts, k, q_rows  # without further columns there is nothing to hold
+    if E > 0:
+        more_parts = gl.allocate_shared_memory(k_tiles.dtype, [STAGES * (BLOCK // BOX), BOX, E], SMEM)
+        more = reinterpret(more_parts, k_tiles.dtype, [STAGES, BLOCK, E], SMEM)
+        q_more = gl.allocate_shared_memory(k_tiles.dtype, [2, ROWS, E], SMEM)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -270,16 +298,16 @@ def gqa_piece(
     gl.warp_specialize(
         [
             (attend_rows, (
-                q, q_rows.index(0), fields, row0, kv_head, blocks, scale_log2, k, v, boxes, barriers, outputs,
-                HEADS, GROUP, D, STAGES, 0,
+                q, (q_rows.index(0), q_more.index(0)), fields, row0, kv_head, blocks, scale_log2, (k, more), v,
+                boxes, barriers, outputs, HEADS, GROUP, D, E, STAGES, 0,
             )),
             (attend_rows, (
-                q, q_rows.index(1), fields, row0 + ROWS, kv_head, blocks, scale_log2, k, v, boxes, barriers, outputs,
-                HEADS, GROUP, D, STAGES, 1,
+                q, (q_rows.index(1), q_more.index(1)), fields, row0 + ROWS, kv_head, blocks, scale_log2, (k, more), v,
+                boxes, barriers, outputs, HEADS, GROUP, D, E, STAGES, 1,
             )),
             (load_blocks, (
-                k_tiles, v_tiles, table, first, blocks, last_page, kv_head * D, k_parts, v_parts, barriers,
-                PAGE, BOX, D, STAGES,
+                k_tiles, v_tiles, table, first, blocks, last_page, kv_head, k_parts, more_parts, v_parts, barriers,
+                PAGE, BOX, D, E, STAGES,
             )),
         ],
         [4, 1],
@@ -290,17 +318,17 @@ def gqa_piece(
 def attend_pieces(
     q: Float[Tensor, "tokens heads dim"],
     k_pages: Float[Tensor, "pages page_size kv_heads dim"],
-    v_pages: Float[Tensor, "pages page_size kv_heads dim"],
+    v_pages: Float[Tensor, "pages page_size kv_heads value_dim"],
     page_table: Int[Tensor, "sequences width"],
     launch: Launch,
     scale_log2: float,
-    out: Float[Tensor, "tokens heads dim"],
+    out: Float[Tensor, "tokens heads value_dim"],
     lse: Float[Tensor, "tokens heads"],
-    partial: Float[Tensor, "states heads dim"],
+    partial: Float[Tensor, "states heads value_dim"],
     partial_lse: Float[Tensor, "states heads"],
 ) -> None:
     """The pieces of a launch whose tile says "gqa" (`plan.choose_tile`)."""
-    (_, page, kv_heads, dim), heads = k_pages.shape, q.shape[1]
+    (_, page, kv_heads, dim), heads, value_dim = k_pages.shape, q.shape[1], v_pages.shape[3]
     box = min(page & -page, BLOCK.value)  # the largest power of two that divides a page
 
     def tiles(pages: Tensor) -> TensorDescriptor:
@@ -308,6 +336,6 @@ def attend_pieces(
 
     gqa_piece[(len(launch.pieces) * kv_heads,)](
         tiles(k_pages), tiles(v_pages), q, page_table, launch.pieces, out, lse, partial, partial_lse,
-        page_table.stride(0), scale_log2, heads, kv_heads, dim, page, box, 256 // dim,
+        page_table.stride(0), scale_log2, heads, kv_heads, value_dim, dim - value_dim, page, box, 256 // value_dim,
         num_warps=4, maxnreg=168,
     )  # fmt: skip

@@ -113,7 +113,7 @@ def expanded_by_kernel(layer: LatentAttention, q: Tensor, kept: Tensor, page: in
     pages = nn.functional.pad(kept, (0, 0, 0, 0, 0, -n % page)).unflatten(0, (-1, page))
     table = torch.arange(len(pages), dtype=torch.int32)[None]
     like = pages.new_empty(1).expand(len(pages), page, layer.kv_heads, layer.config.head_dim)
-    batch = kernels.plan_batch(table, [n], [len(q)], like, layer.heads)
+    batch = kernels.plan_batch(table, [n], [len(q)], like, layer.heads, v_dim=shape.v_head_dim)
     up = layer.kv_up.weight.unflatten(0, (layer.kv_heads, -1))
     return lambda: kernels.paged_attention(q, *expand(pages, up, shape.qk_nope_head_dim), batch, layer.scale, pdl=True)[
         0
