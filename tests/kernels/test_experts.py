@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from inference_opt import Engine, SamplingParams, naive
+from inference_opt.cache.explicit import plan_forms
 from inference_opt.cache.fused_forward import can_fuse, fused_states
 from inference_opt.cache.paged_kernel import PagedKernelCache
 from inference_opt.engine.graph_runner import GraphRunner
@@ -237,6 +238,7 @@ def settled(model):
 def test_captured_steps_of_experts_give_the_oracle_s_tokens(monkeypatch, shape, make):
     monkeypatch.setattr("inference_opt.engine.engine.cache_class", lambda device: PagedKernelCache)
     monkeypatch.setattr(MixtureOfExperts, "forward", lambda *_: pytest.fail("the plain one asks the host"))
+    monkeypatch.setattr("inference_opt.cache.explicit.first_explicit", lambda *_: 0)  # prompts of latents
     model = settled(make(3, dtype=torch.float32, experts=shape))
     if DEVICE == "cpu":  # prompts are read eagerly, and there without kernels
         monkeypatch.setattr("inference_opt.engine.eager_runner.EagerRunner._states", fused_prompts)
@@ -254,8 +256,8 @@ def test_captured_steps_of_experts_give_the_oracle_s_tokens(monkeypatch, shape, 
 
 
 def fused_prompts(self, tokens, batch):
-    plan = batch.plan(self.model.config.heads)
-    return fused_states(self.model, tokens, batch.positions, batch.slots, batch.cache, plan)
+    plan, explicit = plan_forms(self.model.config, batch)
+    return fused_states(self.model, tokens, batch.positions, batch.slots, batch.cache, plan, (), explicit)
 
 
 def test_a_request_that_breaks_its_router_fails_alone(monkeypatch):
