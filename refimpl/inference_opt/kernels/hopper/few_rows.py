@@ -70,6 +70,7 @@ def project_few(
     t = gl.minimum(gl.arange(0, ROWS, gl.SliceLayout(0, gl.SliceLayout(1, X)))[None, None, :], tokens - 1)
     part = gl.arange(0, WARPS, gl.SliceLayout(1, gl.SliceLayout(2, X)))[:, None, None]
     column = part * BLOCK + gl.arange(0, BLOCK, gl.SliceLayout(0, gl.SliceLayout(2, X)))[None, :, None]
+    # [products]
     acc = gl.zeros([WARPS, 16, ROWS], gl.float32, SUM)
     squares = gl.zeros([WARPS, ROWS], gl.float32, gl.SliceLayout(1, X))
     for start in range(0, K, STEP):
@@ -83,6 +84,7 @@ def project_few(
             scaled = wide * gl.load(norm + start + column, mask=start + column < K, other=0.0).to(gl.float32)
             a = scaled.to(a.dtype)
         acc = mma_v2(now, a, acc)
+    # [/products]
 
     # The sums of all warps; then norm, gate and residual.
     y = gl.sum(acc, 0)
