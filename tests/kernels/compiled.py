@@ -131,7 +131,7 @@ def routing_memory(_: str, number: int, dtype: str) -> int:
 def latent_memory(_: str, rows: int, dtype: str) -> int:
     """The most bytes that a program takes of the kernels around latent attention, of `rows` tokens a program."""
     sizes = {"HEADS": 16, "GROUP": 1, "PLAIN": 128, "ROPE": 64, "LATENT": 512, "VALUE": 128, "NORM": True, "WIDE": 128}
-    sizes |= {"WIDE_HEADS": 16, "WIDE_ROPE": 64, "WIDE_LATENT": 512, "ROWS": rows, "BLOCK": 128}
+    sizes |= {"FRONT": 512, "WIDE_HEADS": 16, "WIDE_ROPE": 64, "WIDE_LATENT": 512, "ROWS": rows, "BLOCK": 128}
     absorbed, valued = {16: (64, 16), 64: (128, 64)}[rows]
     return max(
         compiled(latents.rotate_latent, sizes, dtype, {}),

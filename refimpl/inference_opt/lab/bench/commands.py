@@ -91,12 +91,23 @@ def mla(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: DType = Dtype.float32,
     context: Annotated[list[int] | None, typer.Option(min=1, help="Tokens kept; may be given several times.")] = None,
+    prompt: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Instead: new tokens by our kernels, without a prefix and behind each context; several times.",
+            show_default="none",
+        ),
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="The median is shown.")] = 5,
     json_file: Json = None,
 ) -> None:
     """Latent attention: the explicit and the absorbed form by context, and where they cross."""
     from inference_opt.lab.bench.mla import bench_mla, shapes
 
+    if prompt:
+        names = shape or list(shapes())
+        return _prompt_forms(names, device, dtype.value, [0, *(context or [])], prompt, repeats, json_file)
     contexts = context or [64, 256, 1024, 4096]
     out = console()
     with Progress(console=console(stderr=True)) as progress:
@@ -121,6 +132,31 @@ def mla(
         f"ceilings: {ceilings['product_flops'] / 1e9:,.0f} GFLOP/s, {ceilings['read_bandwidth'] / 1e9:,.0f} GB/s; "
         "times are of one new token"
     )
+    out.print(figures["command"], style="dim")
+
+
+def _prompt_forms(
+    names: list[str],
+    device: str,
+    dtype: str,
+    prefixes: list[int],
+    prompts: list[int],
+    repeats: int,
+    json_file: Path | None,
+) -> None:
+    from inference_opt.lab.bench.mla import bench_prompts
+
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
+        figures = bench_prompts(names, device, dtype, prefixes, prompts, repeats, progress)
+    write_json(json_file, figures)
+    table = Table(title=f"one layer, one sequence, {dtype} on {device}", title_style="bold")
+    for heading in ("shape", "prefix", "new tokens", "explicit, ms", "absorbed, ms", "engine takes"):
+        table.add_column(heading, justify="left" if heading in ("shape", "engine takes") else "right")
+    for row in figures["results"]:
+        times = [f"{1e3 * row[form]:.3f}" for form in ("explicit", "absorbed")]
+        table.add_row(row["shape"], f"{row['prefix']:,}", f"{row['new_tokens']:,}", *times, row["chosen"])
+    out.print(table)
     out.print(figures["command"], style="dim")
 
 
