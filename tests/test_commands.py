@@ -180,6 +180,7 @@ COMMANDS = [
     ("bench decode", "model", "dtype", "batch", "new-tokens", "repeats", "busy", "json"),
     ("bench load", "model", "dtype", "device", "share", "variation", "budget", "drafter", "requests", "new-tokens",
      "ttft", "tpot", "repeats", "seed", "figure", "json"),
+    ("bench gamma", "alpha", "cost", "batch", "shape", "card", "dtype", "context", "most", "json"),
     ("bench mla", "shape", "device", "dtype", "context", "prompt", "repeats", "json"),
     ("bench prefix", "model", "dtype", "requests", "stem", "new-tokens", "repeats", "json"),
     ("bench radix", "capacity", "sglang", "repeats", "seed", "figure", "json"),

@@ -477,6 +477,44 @@ def roofline(
 
 
 @bench_app.command()
+def gamma(
+    alpha: Annotated[
+        list[float] | None,
+        typer.Option(min=0, max=1, help="Probability that a draft is accepted; several times.", show_default="0.8"),
+    ] = None,
+    cost: Annotated[float, typer.Option(min=0, help="Of a draft, in plain steps.")] = 0.0,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Texts; may be given several times.", show_default="1, 8, 64, 256")
+    ] = None,
+    shape: Annotated[str, typer.Option(help="Of the model.")] = "Llama-3.1-8B",
+    card: Annotated[str, typer.Option(help="By its data sheet.")] = "H100",
+    dtype: DType = Dtype.bfloat16,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of each text.")] = 512,
+    most: Annotated[int, typer.Option(min=1, max=64, help="The most drafts a step.")] = 12,
+    json_file: Json = None,
+) -> None:
+    """Compute what drafts would gain, from acceptance, cost, batch and card."""
+    from inference_opt.lab.bench.gamma import bench_gamma
+
+    out = console()
+    figures = bench_gamma(shape, card, dtype.value, alpha or [0.8], cost, batch or [1, 8, 64, 256], context, most)
+    write_json(json_file, figures)
+    shown = sorted({1, 2, 3, 4, 6, 8, most} & {*range(1, most + 1)})
+    title = f"{shape}, {dtype.value}, {card}, texts of {context:,} tokens, a draft costs {cost:g} steps:\n"
+    title += "how many times faster, by drafts a step"
+    table = Table(title=title, title_style="bold", box=SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False)
+    for heading in ("α", "batch", "step, ms", *map(str, shown), "best", "tokens", "gain"):
+        table.add_column(heading, justify="right")
+    for row in figures["results"]:
+        gains = (f"{row['speedups'][each]:.2f}" for each in shown)
+        cells = f"{row['alpha']:g}", f"{row['batch']}", f"{1e3 * row['step_seconds'][0]:.3f}", *gains
+        table.add_row(*cells, f"{row['best']}", f"{row['tokens_a_step']:.2f}", f"{row['speedups'][row['best']]:.2f}×")
+    out.print(table)
+    out.print(f"{card}: {figures['source']}")
+    out.print(figures["command"], style="dim")
+
+
+@bench_app.command()
 def load(
     model: Model = "smollm2-135m",
     dtype: DType = Dtype.float32,
