@@ -40,8 +40,8 @@ class TransformerWithOptimizations(nn.Module):
     `kernels/` attend to its pages.
 
     `use_speculative_decoding`: the engine drafts with `speculative_model`, which is a `Drafter`, a smaller model of the
-    same vocabulary, or None for the model's own first layers. `rule` judges the drafts, by default the engine's. (With `coupled`, a seed gives
-    the same text with speculation and without.)
+    same vocabulary, or None for the model's own first layers. `rule` judges the drafts; None leaves the choice to the
+    engine. (With `coupled`, a seed gives the same text with speculation and without.)
 
     `use_mla`: attention keeps one latent of width `mla_latent_dim` (d_c; four heads by default) and one rotated key of
     half a head's width, as DeepSeek-V2 does. A pretrained grouped-query model is converted; see `from_pretrained`.

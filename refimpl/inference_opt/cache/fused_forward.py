@@ -54,7 +54,7 @@ def fused_states(
     angles = None if known else rope.at(positions)
     places = (rope, positions, slots, batch)
     h = model.embed(tokens)
-    tapped = []
+    tapped: list[Tensor] = []
     for index, layer in enumerate(model.layers):
         assert isinstance(layer, Layer)
         if not known:

@@ -57,9 +57,9 @@ class Engine(Elsewhere):
     drafts a step (None: the engine adapts it to each request), judged by `rule`, as long as the step has fewer than
     `draft_rows` rows. Drafts that are found, not drawn, are judged by the target's own draw (`rules.coupled`), unless
     `rule` is `point_mass`. On CUDA, requests decode up to `decode_steps` steps in a row (`graph_runner.py`), without a
-    drafter or with one that can draft on the card; the latter is judged by `coupled`, too, unless you name another rule,
-    which only greedy requests keep up with several steps in a row. Elsewhere the default is `token_wise`. ValueError for
-    values that no engine can have.
+    drafter or with one that can draft on the card. `rule` None is `coupled` for such a drafter on CUDA, else
+    `token_wise`. With another rule than `coupled`, only greedy requests draft in such steps. ValueError for values that
+    no engine can have.
     """
 
     ELSEWHERE = METHODS

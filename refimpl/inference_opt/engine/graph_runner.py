@@ -161,7 +161,12 @@ class GraphRunner:
         return self.costs.best([each.alpha if each else 0.0 for each in past], wanted)
 
     def _guesses(self, chunks: Sequence[Chunk]) -> list[list[int] | None]:
-        """Drafts of a few texts that are decoded without: what the target says to them comes for nothing."""
+        """Drafts of a few texts that are decoded without: what the target says to them comes for nothing.
+
+        A network's would cost more than they teach.
+        """
+        if self.network:
+            return [None] * len(chunks)
         idle = [(each.request.adaptive.idle, i) for i, each in enumerate(chunks) if each.request.adaptive is not None]
         few = {i for _, i in sorted(idle, reverse=True)[:PROBES]} if self.drafter else set()
         return self.eager.speculation.guesses([chunk.request if i in few else None for i, chunk in enumerate(chunks)])

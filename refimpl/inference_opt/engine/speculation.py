@@ -41,7 +41,8 @@ class Speculation:
 
     `gamma`: drafts a step for requests without a gamma of their own; None adapts it to each. `rule`: None stands for
     `coupled` where drafts are found, and where captured steps draft (the only rule that they know); for `token_wise`
-    elsewhere. ValueError for a gamma below 0, a rule that does not judge chains, and a drafter that does not fit the model.
+    elsewhere. ValueError for a gamma below 0, a rule that does not judge chains, and a drafter that does not fit the
+    model.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
 """What surrounds a drafter's network in captured steps. The network itself is made of the kernels of any layer.
 
-    tap_row      notes the target's state behind a layer, from which the network's features are made
-    enter_slot   the input of a slot: the norms of the next token's embedding and of the feature, side by side; and its
-                 place. A slot that does not count (rejected, or behind the end of the text) writes nowhere
-    take_row     the row of each text's last slot that counts
-    spread_row   the scores of the tokens that the network knows, at their places among all tokens, as a row of logits
-                 from which a token can be drawn (`steps.py`)
+tap_row      notes the target's state behind a layer, from which the network's features are made
+enter_slot   the input of a slot: the norms of the next token's embedding and of the feature, side by side; and its
+             place. A slot that does not count (rejected, or behind the end of the text) writes nowhere
+take_row     the row of each text's last slot that counts
+spread_row   the scores of the tokens that the network knows, at their places among all tokens, as a row of logits
+             from which a token can be drawn (`steps.py`)
 """
 
 from typing import Any

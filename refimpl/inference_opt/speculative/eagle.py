@@ -88,7 +88,7 @@ class Eagle(Autoregressive):
         bound.cost = sum(p.numel() * p.element_size() for p in head.parameters()) / target.weight_bytes()
         pages: dict[str, Any] = {"num_pages": cache.num_pages, "page_size": cache.page_size, "grows": cache.grows}
         bound.cache = type(cache)(**(c.kv_shape | {"depth": 1}), **pages, dtype=head.dtype, device=target.device)
-        bound.captured = _fusible(head) and can_fuse(target) and uses_triton(bound.cache.keys[0])
+        bound.captured = uses_triton(bound.cache.keys[0]) and _fusible(head) and can_fuse(target)
         return bound
 
     def network(self, steps: Any, table: Int[Tensor, "max_rows pages"], max_steps: int) -> Any:

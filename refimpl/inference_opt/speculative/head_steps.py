@@ -45,7 +45,8 @@ class HeadSteps:
 
     def __init__(self, eagle: "Eagle", steps: DraftSteps, table: Int[Tensor, "max_rows pages"], max_steps: int) -> None:
         layer = eagle.head.layer
-        assert isinstance(layer.attention, GroupedQueryAttention) and isinstance(layer.mlp, SwiGLU)
+        assert isinstance(layer.attention, GroupedQueryAttention)
+        assert isinstance(layer.mlp, SwiGLU)
         self.eagle, self.head, self.steps, self.table = eagle, eagle.head, steps, table
         self.attention, self.mlp = layer.attention, layer.mlp
         self.cache, target, dtype = eagle.cache, eagle.target, eagle.head.dtype
@@ -128,9 +129,9 @@ class HeadSteps:
             self.place, self.last, ahead, slots, gamma,
         )  # fmt: skip
         for launch in plan.launches:
-            grid = (-(-len(launch.pieces) // 256),)
-            move_pieces[grid](launch.pieces, self.last[1], self.last[2], len(launch.pieces), 256, **launch_options(pdl=True))
-        # An ordinary launch. Behind it places and pieces are written, and the others may start early (`kernels/pdl.py`).
+            count, ends, queries = len(launch.pieces), self.last[1], self.last[2]
+            move_pieces[(-(-count // 256),)](launch.pieces, ends, queries, count, 256, **launch_options(pdl=True))
+        # An ordinary launch: places and pieces are written before it ends, so what follows it may start early (pdl.py).
         h = project(x, head.join.weight)
         qkv = project(h, self.attention.qkv.weight, norm=head.layer.attention_norm, pdl=True)
         keys, values = self.cache.keys[0], self.cache.values_of(0)
