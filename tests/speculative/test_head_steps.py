@@ -44,7 +44,7 @@ class Text(SimpleNamespace):
             SimpleNamespace(tokens=array("i", tokens), computed=0, params=params, table=table, drafter_state=None)
             for _ in range(2)
         ]
-        super().__init__(mine=views[0], its=views[1], table=table)
+        super().__init__(mine=views[0], its=views[1], table=table, reach=0)
 
     @property
     def known(self):
@@ -115,6 +115,8 @@ class Both:
         """A run of captured steps, in which every text may become `room` tokens longer."""
         texts = [np.array(view.tokens, dtype=np.int32) for view in self.views]
         limits = [len(text) + left for text, left in zip(texts, room)]
+        for text, limit in zip(self.texts, limits):
+            text.reach = max(text.reach, limit - 1, text.known - 1)
         self.gamma, self.limits = gamma, limits
         params = [view.params for view in self.views]
         self.steps.begin(texts, limits, [gamma] * len(texts), params, gamma)
@@ -144,6 +146,9 @@ class Both:
             steps.known[row] = text.known
             observe(self.its, text.its, start, [state[row, :count] for state in tapped], "decode")
         self.network.read(self.rows, gamma, self.plan)
+        for text in self.texts:
+            rest = self.mine.cache.keys[0][text.table].flatten(0, 1)[text.reach :]
+            assert rest.isnan().all(), "where it may not become longer, its pages may be another text's"
 
     def end(self):
         self.network.stop(self.views, [text.known for text in self.texts])
