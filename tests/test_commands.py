@@ -36,8 +36,9 @@ def call(tmp_path, monkeypatch):
     monkeypatch.setattr("inference_opt.loading.load.load_model", reached)
     monkeypatch.setattr("inference_opt.loading.download._download", reached)
     monkeypatch.setenv("INFERENCE_OPT_CACHE", str(tmp_path / "cache"))
-    for name in ("busy", "decode", "load", "mla", "prefix", "radix", "roofline", "speculative"):
+    for name in ("busy", "decode", "load", "mla", "prefix", "radix", "roofline", "speculative", "together"):
         monkeypatch.setattr(importlib.import_module(f"inference_opt.lab.bench.{name}"), f"bench_{name}", reached)
+    monkeypatch.setattr("inference_opt.lab.bench.mla.bench_prompts", reached)
 
     def run(*arguments):
         result = CliRunner().invoke(app, list(map(str, arguments)))
@@ -179,14 +180,16 @@ COMMANDS = [
     ("bench decode", "model", "dtype", "batch", "new-tokens", "repeats", "busy", "json"),
     ("bench load", "model", "dtype", "device", "share", "variation", "budget", "drafter", "requests", "new-tokens",
      "ttft", "tpot", "repeats", "seed", "figure", "json"),
-    ("bench mla", "shape", "device", "dtype", "context", "repeats", "json"),
+    ("bench gamma", "alpha", "cost", "batch", "shape", "card", "dtype", "context", "most", "json"),
+    ("bench mla", "shape", "device", "dtype", "context", "prompt", "repeats", "json"),
     ("bench prefix", "model", "dtype", "requests", "stem", "new-tokens", "repeats", "json"),
     ("bench radix", "capacity", "sglang", "repeats", "seed", "figure", "json"),
     ("bench roofline", "shape", "card", "device", "dtype", "prompt", "batch", "context", "repeats", "json"),
     ("bench speculative", "model", "task", "drafter", "gamma", "dtype", "prompts", "new-tokens", "temperature", "seed",
      "repeats", "json"),
     ("bench kernels", "case", "repeats", "json"),
-    ("bench engine", "shape", "batch", "mode", "new-tokens", "decode-steps", "gpt-fast", "repeats", "json"),
+    ("bench engine", "shape", "batch", "context", "mode", "new-tokens", "decode-steps", "gpt-fast", "repeats", "json"),
+    ("bench together", "shape", "requests", "stem", "new-tokens", "alpha", "dtype", "device", "repeats", "json"),
 ]  # fmt: skip
 
 

@@ -46,6 +46,7 @@ SMALLER = {
     "bench prefix": "--requests 2 --stem 40 --new-tokens 2 --repeats 1 --no-peer",
     "bench radix": "--capacity 50 --repeats 1",
     "bench speculative": "--task chat --drafter n-gram --prompts 1 --new-tokens 4 --repeats 1 --no-peer",
+    "bench drafts": "--task chat --batch 1 --gamma 2 --new-tokens 4 --repeats 1 --dtype bfloat16",
     "bench roofline": "--prompt 8 --batch 1 --context 8 --repeats 1",
     "bench load": "--variation prompt-lookup --requests 4 --new-tokens 2 --share 5 --repeats 1 --dtype bfloat16",
     "bench mla": "--shape 'SmolLM2 96+32' --context 16 --repeats 1",

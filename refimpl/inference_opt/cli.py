@@ -34,7 +34,7 @@ from inference_opt.options import (
 )
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (cuda.kernels, cuda.engine):
+for command in (cuda.kernels, cuda.engine, cuda.together):
     bench_app.command()(command)
 app.add_typer(bench_app, name="bench")
 app.add_typer(exercise_app, name="exercise")

@@ -15,7 +15,7 @@ from triton.experimental.gluon._runtime import GluonASTSource
 from inference_opt.kernels import experts, latents
 from inference_opt.kernels.attention import attend_piece
 from inference_opt.kernels.filters import filter_row
-from inference_opt.kernels.hopper import gqa, mla
+from inference_opt.kernels.hopper import few_rows, gqa, mla
 from inference_opt.kernels.hopper.tiles import SMEM
 from inference_opt.kernels.philox import EXACT
 from inference_opt.kernels.plan import choose_tile, padded, tile_bytes
@@ -87,8 +87,19 @@ def compiled(fn: triton.runtime.JITFunction, constants: dict, dtype: str, option
     kinds |= dict.fromkeys(("weights", "logits", "correction"), "*fp32") | dict.fromkeys(constants, "constexpr")
     kinds = {name: kinds[name] for name in fn.arg_names}
     aligned = {(fn.arg_names.index(name),): [["tt.divisibility", 16]] for name, kind in kinds.items() if kind[0] == "*"}
-    source = ASTSource(fn, kinds, {(fn.arg_names.index(name),): value for name, value in constants.items()}, aligned)
+    kind = GluonASTSource if fn.is_gluon() else ASTSource
+    source = kind(fn, kinds, {(fn.arg_names.index(name),): value for name, value in constants.items()}, aligned)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
+
+
+def few_rows_memory(_: str, rows: int, dtype: str) -> int:
+    """The most bytes that a program takes of a product of few rows."""
+    joined = {"NORM": True, "RESIDUAL": False, "GATED": True, "ROWS": rows}
+    added = joined | {"NORM": False, "RESIDUAL": True, "GATED": False}
+    return max(
+        compiled(few_rows.project_few, joined | {"N": 1536, "K": 576, "BLOCK": 256}, dtype, {"num_warps": 4}),
+        compiled(few_rows.project_few, added | {"N": 2048, "K": 8192, "BLOCK": 256}, dtype, {"num_warps": 8}),
+    )
 
 
 def experts_memory(_: str, rows: int, dtype: str) -> int:
@@ -120,7 +131,7 @@ def routing_memory(_: str, number: int, dtype: str) -> int:
 def latent_memory(_: str, rows: int, dtype: str) -> int:
     """The most bytes that a program takes of the kernels around latent attention, of `rows` tokens a program."""
     sizes = {"HEADS": 16, "GROUP": 1, "PLAIN": 128, "ROPE": 64, "LATENT": 512, "VALUE": 128, "NORM": True, "WIDE": 128}
-    sizes |= {"WIDE_HEADS": 16, "WIDE_ROPE": 64, "WIDE_LATENT": 512, "ROWS": rows, "BLOCK": 128}
+    sizes |= {"FRONT": 512, "WIDE_HEADS": 16, "WIDE_ROPE": 64, "WIDE_LATENT": 512, "ROWS": rows, "BLOCK": 128}
     absorbed, valued = {16: (64, 16), 64: (128, 64)}[rows]
     return max(
         compiled(latents.rotate_latent, sizes, dtype, {}),
@@ -131,6 +142,6 @@ def latent_memory(_: str, rows: int, dtype: str) -> int:
 
 if __name__ == "__main__":
     kinds = {"mla": hopper_memory, "gqa": hopper_memory, "race": draw_memory, "filters": draw_memory}
-    kinds |= {"experts": experts_memory, "routing": routing_memory, "latents": latent_memory}
+    kinds |= {"experts": experts_memory, "routing": routing_memory, "latents": latent_memory, "few": few_rows_memory}
     found = [kinds.get(case[0], shared_memory)(*case) for case in json.loads(sys.argv[1])]
     print(json.dumps(found))

@@ -16,15 +16,16 @@ from inference_opt.kernels import experts as kernels
 from inference_opt.model.config import ExpertsShape, ModelConfig
 from inference_opt.model.experts import MixtureOfExperts
 from inference_opt.model.transformer import Transformer
-from tests.kernels.test_kernels import DEVICE, DTYPES, poisoned, rounding
+from tests.kernels.test_kernels import DEVICE, ROUNDING, constants, poisoned, rounding
 from tests.toys import latent_toy, toy
 
 __all__ = ["poisoned"]
 TOKENS = st.sampled_from([0, 1, 2, 3, 5, 17])
+DTYPES = constants(tuple(ROUNDING), compiled=[torch.float32, torch.bfloat16])
 
 
 @st.composite
-def shapes(draw):
+def drawn(draw):
     groups, size = draw(st.sampled_from([(1, 1), (1, 2), (1, 6), (3, 4), (4, 3), (8, 2)]))
     corrected = draw(st.booleans()) and size > 1
     kept = draw(st.integers(1, groups))
@@ -43,7 +44,9 @@ def shapes(draw):
 
 V2 = ExpertsShape(64, 6, 24, 2)
 V3 = ExpertsShape(32, 8, 16, 1, n_group=8, topk_group=4, routed_scaling_factor=2.5, norm_topk_prob=True, corrected=True)
-
+QWEN3 = ExpertsShape(12, 4, 16, 0, norm_topk_prob=True)
+ODD = ExpertsShape(12, 5, 33, 2, n_group=3, topk_group=2, routed_scaling_factor=2.5)
+SHAPES = st.sampled_from([V3, ODD]) if DEVICE == "cuda" else drawn()
 SMALL = [
     ExpertsShape(6, 2, 8, 1, first_k_dense_replace=1),
     ExpertsShape(6, 3, 8, 2, n_group=3, topk_group=2, routed_scaling_factor=2.5, norm_topk_prob=True, corrected=True),
@@ -90,7 +93,8 @@ def by_pairs(module, h, x, chosen, weights):
 
 @example(shape=V2, tokens=3, seed=0)
 @example(shape=V3, tokens=3, seed=0)
-@given(shape=shapes(), tokens=st.integers(1, 9), seed=st.integers(0, 99))
+@example(shape=QWEN3, tokens=3, seed=0)
+@given(shape=SHAPES, tokens=st.integers(1, 9), seed=st.integers(0, 99))
 def test_routing_is_the_router_s(shape, tokens, seed):
     module, _ = mixture(shape, 16, seed)
     x = inputs(tokens, 16, torch.float64, seed)
@@ -112,7 +116,7 @@ def test_routing_is_the_router_s(shape, tokens, seed):
     assert all(len(set(row)) == len(row) for row in chosen.tolist())
 
 
-@given(shape=shapes(), tokens=st.sampled_from([1, 2, 17, 65]), dtype=DTYPES, width=st.sampled_from([16, 130]))
+@given(shape=SHAPES, tokens=st.sampled_from([1, 2, 17, 65]), dtype=DTYPES, width=constants([16, 130], compiled=[130]))
 def test_scores_are_products_in_float32(shape, tokens, dtype, width):
     x, weight = inputs(tokens, width, dtype), inputs(shape.n_routed_experts, width, dtype, 1)
     got = kernels.score(x, weight)
@@ -138,7 +142,7 @@ def test_sorting_lists_each_expert_s_pairs_in_order(pairs, more, block):
 @example(shape=V2, tokens=5, width=40, dtype=torch.bfloat16, one=False, seed=0)
 @example(shape=V2, tokens=17, width=8, dtype=torch.float32, one=True, seed=0)  # more pairs than a tile has rows
 @example(shape=ExpertsShape(2, 1, 4, 0), tokens=32, width=8, dtype=torch.float32, one=False, seed=0)  # tiles > experts
-@given(shape=shapes(), tokens=TOKENS, width=st.sampled_from([8, 40]), dtype=DTYPES, one=st.booleans(),
+@given(shape=SHAPES, tokens=TOKENS, width=constants([8, 40], compiled=[40]), dtype=DTYPES, one=st.booleans(),
        seed=st.integers(0, 99))  # fmt: skip
 def test_products_of_any_routing_are_the_plain_ones(shape, tokens, width, dtype, one, seed):
     """Any experts for any token, or the same for all."""
@@ -158,7 +162,7 @@ def test_products_of_any_routing_are_the_plain_ones(shape, tokens, width, dtype,
 
 
 @settings(max_examples=10)
-@given(shape=shapes(), tokens=TOKENS, dim=st.sampled_from([16, 40]), seed=st.integers(0, 99))
+@given(shape=SHAPES, tokens=TOKENS, dim=constants([16, 40], compiled=[40]), seed=st.integers(0, 99))
 def test_a_mixture_is_the_module_behind_its_norm(shape, tokens, dim, seed):
     module, norm = mixture(shape, dim, seed)
     h = inputs(tokens, dim, torch.float64, seed)
@@ -225,7 +229,11 @@ def settled(model):
     return model.to(DEVICE)
 
 
-@pytest.mark.parametrize(("shape", "make"), [(SMALL[0], latent_toy), (SMALL[1], toy)], ids=["V2-latent", "V3-grouped"])
+@pytest.mark.parametrize(
+    ("shape", "make"),
+    [(SMALL[0], latent_toy), (SMALL[1], toy), (QWEN3, toy)],
+    ids=["V2-latent", "V3-grouped", "Qwen3-grouped"],
+)
 def test_captured_steps_of_experts_give_the_oracle_s_tokens(monkeypatch, shape, make):
     monkeypatch.setattr("inference_opt.engine.engine.cache_class", lambda device: PagedKernelCache)
     monkeypatch.setattr(MixtureOfExperts, "forward", lambda *_: pytest.fail("the plain one asks the host"))
@@ -275,6 +283,19 @@ def test_a_model_whose_experts_have_biases_is_not_captured(monkeypatch):
     assert not isinstance(Engine(model).runner, GraphRunner)
 
 
+@torch.no_grad()
+def real_mixture(shape, dim):
+    """`mixture` in bfloat16, made on the card: on the host these weights would take gigabytes."""
+    config = ModelConfig(9, dim, 1, 2, 2, 4, 8, 8, experts=shape)
+    with torch.device(DEVICE):
+        module = MixtureOfExperts(config).bfloat16()
+        norm = torch.nn.RMSNorm(dim, eps=1e-5, dtype=torch.bfloat16)
+    generator = torch.Generator(DEVICE).manual_seed(0)
+    for name, p in (*module.named_parameters(), ("norm", norm.weight)):
+        p.normal_(0, (2.0 if "router" in name else 1.0) * p.shape[-1] ** -0.5, generator=generator)
+    return module, norm
+
+
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs CUDA")
 @pytest.mark.parametrize(
     "shape", [ExpertsShape(64, 6, 1408, 2), ExpertsShape(256, 8, 256, 1, 0, 8, 4, 2.5, True, True)]
@@ -285,7 +306,7 @@ def test_a_captured_mixture_of_a_real_width_follows_its_input(shape, tokens):
     from inference_opt.kernels.graph import capture
 
     dim = 2048
-    module, norm = (each.to(torch.bfloat16) for each in mixture(shape, dim))
+    module, norm = real_mixture(shape, dim)
     h, out = inputs(tokens, dim, torch.bfloat16), torch.empty(tokens, dim, device=DEVICE, dtype=torch.bfloat16)
     weights, router = weights_of(module), module.router
     correction = None if router.correction is None else router.correction.float()

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from inference_opt import kernels
 from inference_opt.kernels import batch as planning
-from inference_opt.kernels.hopper import tiles
+from inference_opt.kernels import fused
+from inference_opt.kernels.hopper import few_rows, tiles
 from tests.kernels.test_kernels import build, check, oracle, planned, poisoned
 
 __all__ = ["poisoned"]
@@ -65,6 +66,53 @@ def test_many_rows_equal_the_reference(s):
     s["counts"][0] = max(s["counts"][0], 70)  # more rows than the other kernel takes
     s["lengths"][0] = max(s["lengths"][0], s["counts"][0] + s["prefix"])
     assert "gqa" in compare(s)
+
+
+@on_hopper
+@given(
+    rows=st.integers(2, 16),
+    width=st.sampled_from([16, 72, 576, 1536, 2048, 8192]),
+    out=st.sampled_from([1, 8, 40, 960]),
+    after=st.sampled_from(["none", "residual", "gated"]),
+    normed=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_few_rows_times_a_matrix_is_the_product(rows, width, out, after, normed, seed):
+    g = torch.Generator("cuda").manual_seed(seed)
+    x, residual, weight = (
+        torch.randn(shape, generator=g, device="cuda", dtype=torch.bfloat16)
+        for shape in ((rows, width), (rows, out), (out * (1 + (after == "gated")), width))
+    )
+    weight /= width**0.5
+    norm = torch.nn.RMSNorm(width, eps=1e-5, device="cuda", dtype=torch.bfloat16).requires_grad_(False)
+    norm.weight.normal_(generator=g)
+    exact = x.double()
+    if normed:
+        exact = exact / (exact.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight.double()
+    expected = exact @ weight.double().T
+    if after == "gated":
+        gate, up = expected.chunk(2, dim=-1)
+        expected = torch.nn.functional.silu(gate) * up
+    elif after == "residual":
+        expected = expected + residual.double()
+    x[-1] = float("nan") if seed % 2 else x[-1]  # a broken row harms no other
+    own = few_rows.project(x, weight, norm if normed else None, residual.clone() if after == "residual" else None,
+                           after == "gated", False)  # fmt: skip
+    sound = slice(rows - seed % 2)
+    assert own[rows - 1 :].isnan().all() == bool(seed % 2)
+    # x and norm are rounded once, the result once: 2⁻⁸ each, of terms that add up like their root sum of squares.
+    error = (own[sound].double() - expected[sound]).abs()
+    assert (error <= 2**-7 * expected[sound].abs() + 2**-6 * expected.square().mean().sqrt()).all()
+
+
+@on_hopper
+@pytest.mark.parametrize(("rows", "width", "own"), [(1, 576, 0), (2, 576, 1), (16, 576, 1), (17, 576, 0), (9, 4096, 0)])
+def test_the_kernel_for_few_rows_takes_those_it_is_faster_for(rows, width, own, monkeypatch):
+    taken = []
+    monkeypatch.setattr(few_rows, "project", lambda *args: taken.append(1) or args[0])
+    x = torch.zeros(rows, width, device="cuda", dtype=torch.bfloat16)
+    fused.project(x, x[:1].expand(8, width).contiguous())
+    assert len(taken) == own
 
 
 @pytest.mark.parametrize("kernel", ["mla", "gqa"])

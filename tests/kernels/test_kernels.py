@@ -29,6 +29,11 @@ DTYPES = st.sampled_from([torch.float32, torch.float16, torch.bfloat16])
 ROUNDING = {torch.float32: 4 * 2**-24, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
 
+def constants(values, compiled):
+    """One of these values. On CUDA one of the few `compiled`: there a kernel is compiled anew for each, in seconds."""
+    return st.sampled_from(compiled if DEVICE == "cuda" else values)
+
+
 def rounding(dtype, dim):
     return ROUNDING[dtype] * (dim**0.5 if dtype == torch.float32 else 1)
 
@@ -359,6 +364,7 @@ def test_every_width_compiles_into_the_shared_memory_of_an_h100():
     """Widths that no model has, too. Compiled, not run: it takes no card."""
     cases = [(rows, group, dim, value_dim, latent, dtype)
              for rows, group, dim, value_dim, latent in ((4, 4, 128, 128, False), (128, 128, 576, 512, True),
+                                                         (2048, 1, 192, 128, False),
                                                          (65, 65, 576, 544, True), (20, 20, 576, 576, False))
              for dtype in ("bf16", "fp32")]  # fmt: skip
     cases += [(kernel, dim, dtype) for kernel, dim in (("mla", 576), ("gqa", 64), ("gqa", 128))
@@ -366,7 +372,7 @@ def test_every_width_compiles_into_the_shared_memory_of_an_h100():
     cases += [(kernel, block, dtype) for kernel, block in (("race", 4096), ("race", 16), ("filters", 8192))
               for dtype in ("bf16", "fp32")]  # fmt: skip
     cases += [("experts", 16, "bf16"), ("experts", 128, "bf16"), ("experts", 32, "fp32"), ("routing", 256, "bf16")]
-    cases += [("latents", 64, "bf16"), ("latents", 16, "fp32")]
+    cases += [("latents", 64, "bf16"), ("latents", 16, "fp32"), ("few", 8, "bf16"), ("few", 16, "bf16")]
     script = Path(__file__).parent / "compiled.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = [sys.executable, str(script), json.dumps(cases)]

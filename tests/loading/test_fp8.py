@@ -166,6 +166,16 @@ def test_a_scale_that_is_no_positive_number(broken, value):
         load(broken({SCALE: torch.full((1, 1), value)}))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("part", ["weight", "e_score_correction_bias"])
+def test_a_router_that_is_not_a_number(both, broken, part, value):
+    name = f"model.layers.1.mlp.gate.{part}"
+    values = load_file(both[0] / "model.safetensors")[name]
+    values.view(-1)[-1] = value
+    with pytest.raises(ValueError, match=f"{name} holds NaN or infinity.*fetch the file again"):
+        load(broken({name: values}))
+
+
 @pytest.mark.parametrize("quantization", [{}, None])
 def test_fp8_without_the_size_of_its_blocks(broken, quantization):
     with pytest.raises(ValueError, match=r"holds F8_E4M3 .*weight_block_size; .*or the config\.json"):

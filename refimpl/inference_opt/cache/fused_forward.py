@@ -9,9 +9,11 @@ experts (`kernels/experts.py`).
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from inference_opt.cache.explicit import Explicit
 from inference_opt.cache.paged_kernel import PagedKernelBatch, PagedKernelCache
 from inference_opt.kernels import Batch, paged_attention
 from inference_opt.model.experts import MixtureOfExperts, SwiGLU
@@ -39,6 +41,7 @@ def fused_states(
     cache: PagedKernelCache,
     batch: Batch,
     taps: Sequence[int] = (),
+    explicit: Explicit | None = None,
     note: Callable[[Tensor, int], Tensor] = lambda h, index: h.clone(),
 ) -> tuple[Float[Tensor, "tokens dim"], list[Float[Tensor, "tokens dim"]]]:
     """`model.hidden_states(tokens, positions, kv, taps=taps)`, in fewer launches; the caller has planned the batch.
@@ -46,7 +49,7 @@ def fused_states(
     `note(h, i)` keeps the states of tap i: the next layer adds to h in place.
 
     All kernels may start early: weights, positions, slots and plan are there before the lookup of the embeddings, which
-    is an ordinary launch (`kernels/pdl.py`).
+    is an ordinary launch (`kernels/pdl.py`). With `explicit`, the batch is that of the sequences in front of these.
     """
     config, rope = model.config, model.rope
     known = not (config.qk_norm or config.qkv_bias or config.out_bias)
@@ -60,7 +63,7 @@ def fused_states(
         if not known:
             h = h + layer.attention(layer.attention_norm(h), angles, index, kv)
         elif isinstance(layer.attention, LatentAttention):
-            h = _latent_attention(h, layer, layer.attention, cache.latents_of(index), *places)
+            h = _latent_attention(h, layer, layer.attention, cache.latents_of(index), *places, explicit)
         else:
             h = _grouped_attention(h, layer, layer.attention, cache.keys[index], cache.values_of(index), *places)
         if isinstance(layer.mlp, MixtureOfExperts):
@@ -105,9 +108,10 @@ def _latent_attention(
     positions: Int[Tensor, "tokens"],
     slots: Int[Tensor, "tokens"],
     batch: Batch,
+    explicit: Explicit | None,
 ) -> Float[Tensor, "tokens dim"]:
     from inference_opt.kernels.fused import normed, project  # needs Triton
-    from inference_opt.kernels.latents import absorb, values
+    from inference_opt.kernels.latents import absorb, expand, rotate, values
 
     shape, up = attention.shape, attention.kv_up.weight.unflatten(0, (attention.kv_heads, -1))
     # One row is normalised by each product that reads it; more rows once, before both.
@@ -116,9 +120,26 @@ def _latent_attention(
     if shape.q_lora_rank is not None:
         x, norm = project(x, attention.q_down.weight, norm=norm, pdl=True), attention.q_latent_norm
     q = project(x, attention.q.weight, norm=norm, pdl=True).unflatten(1, (attention.heads, -1))
-    q = absorb(q, kept, attention.kv_latent_norm, up, rope.cos, rope.sin, positions, slots, pages, pdl=True)
-    mixed, _ = paged_attention(q, pages, None, batch, attention.scale, shape.kv_lora_rank, pdl=True)
-    return project(values(mixed, up, shape.qk_nope_head_dim), attention.out.weight, residual=h, pdl=True)
+
+    # Absorbed in front, explicit at the end. All latents are written before any is read.
+    plain, first = shape.qk_nope_head_dim, len(h) if explicit is None else explicit.token
+    latent_norm, angles = attention.kv_latent_norm, (rope.cos, rope.sin)
+    front, end = (positions[:first], slots[:first]), (positions[first:], slots[first:])
+    mixed = []
+    if first:
+        absorbed = absorb(q[:first], kept[:first], latent_norm, up, *angles, *front, pages, pdl=True)
+    if explicit is not None:
+        turned = rotate(q[first:], kept[first:], latent_norm, *angles, *end, pages, plain, pdl=True)
+        turned[..., :plain] = q[first:, :, :plain]
+    if first:
+        latents, _ = paged_attention(absorbed, pages, None, batch, attention.scale, shape.kv_lora_rank, pdl=True)
+        mixed.append(values(latents, up, plain))
+    if explicit is not None:
+        k, v = expand(pages.index_select(0, explicit.pages), up, plain)
+        own, _ = paged_attention(turned, k, v, explicit.batch, attention.scale, pdl=True)
+        mixed.append(own.flatten(1))
+    both = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+    return project(both, attention.out.weight, residual=h, pdl=True)
 
 
 def _swiglu(h: Float[Tensor, "tokens dim"], layer: Layer, mlp: SwiGLU) -> Float[Tensor, "tokens dim"]:

@@ -8,7 +8,7 @@ Latents are attended as they are: latent attention comes absorbed.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -29,18 +29,21 @@ class PagedKernelCache(PagedCache):
     def batch(self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]) -> CacheBatch:
         """The next batch: `counts[i]` new tokens of sequence i, behind its first `starts[i]`."""
         self.check(tables, starts, counts)
-        ends = [start + count for start, count in zip(starts, counts)]
-        used = [table[: -(-end // self.page_size)] for table, end in zip(tables, ends)]
-        table = padded_table(used)
+        used = [table[: -(-(start + count) // self.page_size)] for table, start, count in zip(tables, starts, counts)]
         rows, steps = spread(np.array(counts, dtype=np.int64))
         positions = np.array(starts, dtype=np.int64)[rows] + steps
+        slots = self.slots(padded_table(used), rows, positions)
+        plan = partial(self.plan, used, starts, counts)
+        batch = PagedKernelBatch(self, self._sent(positions), self._sent(slots), plan)
+        batch.tables, batch.starts, batch.counts = used, starts, counts
+        return batch
 
-        def plan(heads: int) -> Batch:
-            prefixes = shared_prefixes(used, starts, self.page_size)
-            return plan_batch(torch.from_numpy(table), ends, counts, self.keys[0], heads, self.latent_dim, prefixes)
-
-        slots = self.slots(table, rows, positions)
-        return PagedKernelBatch(self, self._sent(positions), self._sent(slots), plan)
+    def plan(self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int], heads: int) -> Batch:
+        """The plan of a batch whose tables list no page behind its new tokens."""
+        ends = [start + count for start, count in zip(starts, counts)]
+        prefixes = shared_prefixes(tables, starts, self.page_size)
+        table = torch.from_numpy(padded_table(tables))
+        return plan_batch(table, ends, counts, self.keys[0], heads, self.latent_dim, prefixes)
 
     def _sent(self, numbers: np.ndarray) -> Int[Tensor, "tokens"]:
         """Numbers on the device."""
@@ -55,8 +58,13 @@ class PagedKernelCache(PagedCache):
 class PagedKernelBatch(CacheBatch):
     """New tokens laid end to end: their positions, the slots of their keys and values, and the plan of who reads what.
 
-    `plan`: a function of the number of query heads, which the first layer knows; it is asked once.
+    `plan`: a function of the number of query heads, which the first layer knows; it is asked once. A batch that a cache
+    made has tables, starts and counts of its sequences, too.
     """
+
+    tables: Sequence[Sequence[int]]
+    starts: Sequence[int]
+    counts: Sequence[int]
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inference_opt.cache.explicit import plan_forms
 from inference_opt.cache.fused_forward import can_fuse, fused_states
 from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import PagedKernelBatch
@@ -86,8 +87,8 @@ class EagerRunner:
         """The states after the last layer, and those that the drafter taps. A recording wants each operation."""
         taps = self.speculation.taps
         if self.fuses and isinstance(batch, PagedKernelBatch) and not recording():
-            plan = batch.plan(self.model.config.heads)
-            return fused_states(self.model, tokens, batch.positions, batch.slots, batch.cache, plan, taps)
+            plan, explicit = plan_forms(self.model.config, batch)
+            return fused_states(self.model, tokens, batch.positions, batch.slots, batch.cache, plan, taps, explicit)
         return self.model.hidden_states(tokens, batch.positions, watched(batch), taps=taps)
 
     def _decide(

@@ -185,9 +185,10 @@ def rows_of_tile(
     First come the tiles of the shared experts EXPERTS, EXPERTS + 1, …, which hold all tokens. Their pairs and their
     sorted rows are numbered before the others. Of a tile without work, no row is there.
     """
-    # An expert of n pairs has ⌈n / ROWS⌉ tiles: a sum over experts finds whose this is.
     of_shared = (tokens + ROWS - 1) // ROWS
     routed = tile - SHARED * of_shared
+    # [tile]
+    # An expert of n pairs has ⌈n / ROWS⌉ tiles: a sum over experts finds whose this is.
     e = tl.arange(0, WIDE)
     begin = tl.load(first + e, mask=e < EXPERTS, other=0)
     end = tl.load(first + e + 1, mask=e < EXPERTS, other=0)
@@ -199,6 +200,7 @@ def rows_of_tile(
     there = row < last
     pair = tl.load(order + row, mask=there, other=0)
     expert = tl.sum(tl.where(mine, e, 0), 0)
+    # [/tile]
 
     # Or it is a shared expert's.
     shared = routed < 0
@@ -557,7 +559,7 @@ def tile_for(pairs: int, experts: int, dtype: torch.dtype) -> Tile:
         16: Tile(16, 32, 64, 128, 4, 4),
         32: Tile(32, 32, 64, 128, 4, 4),
         64: Tile(64, 64, 128, 64, 4, 4),
-        128: Tile(128, 128, 128, 64, 8, 3),
+        128: Tile(128, 128, 256, 64, 8, 3),
     }[rows]
 
 

@@ -8,9 +8,12 @@ One operation at a time, a layer takes about sixteen launches, and the card idle
                   while the previous kernel still runs (`pdl.py`): no kernel writes them.
     rotate_write  RoPE of queries and keys, and writing keys and values into their pages: q, k and v are read once.
 
-The product of many rows with a matrix is best left to the library; there only what surrounds it is joined.
+Few rows have a kernel of their own on Hopper (`hopper/few_rows.py`). The product of many rows with a matrix is best
+left to the library; there only what surrounds it is joined.
 `cache/fused_forward.py` makes a whole forward pass of these.
 """
+
+import importlib
 
 import torch
 import triton
@@ -88,9 +91,13 @@ def project(
 ) -> Float[Tensor, "tokens out_features"]:
     """norm(x) · weightᵀ. With `gated`, silu of its first half times the second half. Added to `residual`, in place.
 
-    The norm and the gate of a single row are not rounded on the way. `pdl`: the weight was there before the last
+    The norm and the gate of few rows are not rounded on the way. `pdl`: the weight was there before the last
     ordinary launch before this call (`pdl.py`).
     """
+    if few(x):
+        own = importlib.import_module("inference_opt.kernels.hopper.few_rows")  # only such cards have it
+        result: Tensor = own.project(x, weight, norm, residual, gated, pdl)
+        return result
     if len(x) > 1:
         x = x if norm is None else normed(x, norm, pdl)
         if residual is not None:
@@ -110,6 +117,13 @@ def project(
         norm is not None, residual is not None, gated, rows, block, num_warps=block // 256, **launch_options(pdl),
     )  # fmt: skip
     return out
+
+
+def few(x: Float[Tensor, "tokens width"]) -> bool:
+    """Whether so many rows have a kernel of their own."""
+    most = 16 if x.shape[1] < 2048 else 8  # with more, the library is faster, as found on an H100
+    fits = 1 < len(x) <= most and x.dtype == torch.bfloat16 and x.is_cuda
+    return fits and torch.cuda.get_device_capability() >= (9, 0)
 
 
 @triton.jit

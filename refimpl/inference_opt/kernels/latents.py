@@ -1,8 +1,9 @@
 """Latent attention's small operations and its products by head, joined: between its projections and attention.
 
-    rotate_keep   RMSNorm of the latent, RoPE of the shared key, both into their slot; RoPE of each head's query
-    absorb        W_UKᵀ q_C of each head: the query meets latents as they are        [tokens, heads, d_c + d_R]
-    values        W_UV of each head's mixture of latents, behind attention           [tokens, heads · d_v]
+    rotate     RMSNorm of the latent, RoPE of the shared key, both into their slot; RoPE of each head's query
+    absorb     the same, and W_UKᵀ q_C of each head: the query meets latents as they are     [tokens, heads, d_c + d_R]
+    values     W_UV of each head's mixture of latents, behind attention                      [tokens, heads · d_v]
+    expand     or, for long prompts: the keys and values of every head, in pages of their own
 
 The equations are those of `model/mla.py`. `cache/fused_forward.py` puts them between `fused.project` and attention.
 """
@@ -26,13 +27,14 @@ def rotate_latent(
     sin,  # [positions, ROPE], its first half negative
     positions,
     slots,
-    absorbed,  # [tokens, HEADS, LATENT + ROPE]
+    out,  # [tokens, HEADS, FRONT + ROPE]: the rotated part of each query is written behind FRONT columns
     pages,  # [slots, LATENT + ROPE]
     eps,
     HEADS: tl.constexpr,
     PLAIN: tl.constexpr,
     ROPE: tl.constexpr,
     LATENT: tl.constexpr,
+    FRONT: tl.constexpr,
     NORM: tl.constexpr,
     WIDE_HEADS: tl.constexpr,  # HEADS, ROPE and LATENT as powers of two
     WIDE_ROPE: tl.constexpr,
@@ -56,7 +58,7 @@ def rotate_latent(
     x = tl.load(row + d, mask=inside)
     other = tl.load(row + (d + ROPE // 2) % ROPE, mask=inside).to(tl.float32)
     rotated = (x.to(tl.float32) * cosine).to(x.dtype).to(tl.float32) + other * sine
-    tl.store(absorbed + (token * HEADS + h) * (LATENT + ROPE) + LATENT + d, rotated, mask=inside)
+    tl.store(out + (token * HEADS + h) * (FRONT + ROPE) + FRONT + d, rotated, mask=inside)
 
     if slot >= 0:
         mine = kept + token * (LATENT + ROPE)
@@ -143,6 +145,34 @@ def value_tile(
     tl.store(out + row * VALUE + v[None, :], acc, mask=real & (v < VALUE)[None, :])
 
 
+def rotate(
+    q: Float[Tensor, "tokens heads query_dim"],
+    kept: Float[Tensor, "tokens kept_dim"],
+    norm: nn.RMSNorm | None,
+    cos: Float[Tensor, "positions rope_dim"],
+    sin: Float[Tensor, "positions rope_dim"],
+    positions: Int[Tensor, "tokens"],
+    slots: Int[Tensor, "tokens"],
+    pages: Float[Tensor, "pages page_size 1 kept_dim"],
+    front: int,
+    pdl: bool = False,
+) -> Float[Tensor, "tokens heads turned_dim"]:
+    """The rotated part of each query, behind `front` columns for the other part, which the caller writes.
+
+    The normalised latent and the rotated key are written into their slots. The caller has checked positions and slots.
+    `pdl`: they, the weights and the angles were there before the last ordinary launch in front of this call (`pdl.py`).
+    """
+    (tokens, heads, query), rope = q.shape, cos.shape[1]
+    latent = kept.shape[1] - rope
+    turned = q.new_empty(tokens, heads, front + rope)
+    rotate_latent[(tokens,)](
+        q, kept, kept if norm is None else norm.weight, cos, sin, positions, slots, turned, pages,
+        0.0 if norm is None else norm.eps, heads, query - rope, rope, latent, front, norm is not None,
+        *map(triton.next_power_of_2, (heads, rope, latent)), **launch_options(pdl),
+    )  # fmt: skip
+    return turned
+
+
 def absorb(
     q: Float[Tensor, "tokens heads query_dim"],
     kept: Float[Tensor, "tokens kept_dim"],
@@ -155,20 +185,14 @@ def absorb(
     pages: Float[Tensor, "pages page_size 1 kept_dim"],
     pdl: bool = False,
 ) -> Float[Tensor, "tokens heads kept_dim"]:
-    """Queries that meet latents as they are. The normalised latent and the rotated key are written into their slots.
+    """Queries that meet latents as they are; latents and keys are written as by `rotate`.
 
-    `up`: of each key head W_UK, then W_UV. The caller has checked positions and slots. `pdl`: they, the weights and the
-    angles were there before the last ordinary launch in front of this call (`pdl.py`).
+    `up`: of each key head W_UK, then W_UV. `pdl`: as there.
     """
     tokens, heads, query = q.shape
     rope, latent = cos.shape[1], up.shape[2]
     plain = query - rope
-    absorbed = q.new_empty(tokens, heads, latent + rope)
-    rotate_latent[(tokens,)](
-        q, kept, kept if norm is None else norm.weight, cos, sin, positions, slots, absorbed, pages,
-        0.0 if norm is None else norm.eps, heads, plain, rope, latent, norm is not None,
-        *map(triton.next_power_of_2, (heads, rope, latent)), **launch_options(pdl),
-    )  # fmt: skip
+    absorbed = rotate(q, kept, norm, cos, sin, positions, slots, pages, latent, pdl)
     rows, columns = (16, 64) if tokens <= 64 or q.dtype == torch.float32 else (64, 128)
     wide = max(16, triton.next_power_of_2(plain))
     absorb_tile[(heads * triton.cdiv(latent, columns), triton.cdiv(tokens, rows))](
@@ -191,3 +215,15 @@ def values(
         INTERPRETED and mixed.dtype == torch.bfloat16, num_stages=4, **launch_options(pdl=True),
     )  # fmt: skip
     return out
+
+
+def expand(
+    latents: Float[Tensor, "pages page_size 1 kept_dim"], up: Float[Tensor, "kv_heads rows latent_dim"], plain: int
+) -> tuple[Float[Tensor, "pages page_size kv_heads key_dim"], Float[Tensor, "pages page_size kv_heads value_dim"]]:
+    """Keys [W_UK c; k_R] and values W_UV c of every head, a page for each page. `plain`: the rows of W_UK in `up`."""
+    kv_heads, _, latent = up.shape
+    c, k_rope = latents.split((latent, latents.shape[-1] - latent), dim=-1)
+    # Each part of the weights is copied, which is little beside the keys: so values come out in one piece.
+    k, v = (nn.functional.linear(c.squeeze(2), part.flatten(0, 1)) for part in (up[:, :plain], up[:, plain:]))
+    k, v = (each.unflatten(-1, (kv_heads, -1)) for each in (k, v))
+    return torch.cat((k, k_rope.expand(-1, -1, kv_heads, -1)), dim=-1), v

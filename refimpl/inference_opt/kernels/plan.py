@@ -152,6 +152,8 @@ def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -
     # other computes. Latents are wide: a program has the multiprocessor to itself.
     if key_bytes <= 512:  # keys and values of 128 numbers in half precision
         tile = Tile(height, 32 if height == 16 else 64, 4, 3, 2)
+    elif key_bytes <= 896 and height == 64:  # keys of 192 and values of 128: a prompt's, made of latents
+        tile = Tile(64, 64, 4, 2, 2)
     elif 1024 < key_bytes <= 1280:  # latents in half precision
         tile = Tile(height, 64, 8, 3 if height < 64 else 2, 1)
     else:

@@ -25,7 +25,7 @@ from inference_opt.loading.folder import INDEX, check_file, named, read_json, we
 from inference_opt.loading.formats import config_from_gguf, config_from_hf, extra_layers
 from inference_opt.loading.fp8 import SUFFIX, block_size, check_scale, dequantize
 from inference_opt.model.config import ModelConfig
-from inference_opt.model.experts import MixtureOfExperts
+from inference_opt.model.experts import MixtureOfExperts, Router
 from inference_opt.model.fields import Fields
 from inference_opt.model.linear import Linear, can_pack
 from inference_opt.model.transformer import Transformer, check_fits
@@ -139,6 +139,10 @@ def build(source: Checkpoint, config: ModelConfig, dtype: torch.dtype, device: t
             whole = torch.empty(getattr(module, name).shape, dtype=kind, device=device)
         for place, part in zip(whole.split([shape[0] for shape in parts.values()]), parts, strict=True):
             place.copy_(source.tensor(part))
+            if isinstance(module, Router) and not bool(place.isfinite().all()):
+                raise ValueError(
+                    f"{source.path}: {part} holds NaN or infinity, which no router can choose by: fetch the file again"
+                )
         setattr(module, name, nn.Parameter(whole, requires_grad=False))
         if isinstance(module, Linear) and name == "weight" and module is not model.head:
             module.pack()

@@ -6,7 +6,7 @@ from rich.progress import Progress
 
 from inference_opt import Engine
 from inference_opt.lab.bench import drafts, shapes
-from inference_opt.lab.bench.drafts import CHOSEN, PLAIN, Work, bench_shape, bench_tasks
+from inference_opt.lab.bench.drafts import CHOSEN, PLAIN, Requests, bench_shape, bench_tasks
 from inference_opt.lab.bench.known import Known, repeating_model
 from inference_opt.model.config import ModelConfig
 
@@ -22,7 +22,7 @@ def tiny(monkeypatch):
 def test_the_target_repeats_and_drafts_are_accepted_as_often_as_they_say(dtype):
     model = repeating_model(TINY, dtype, torch.device("cpu"))
     prompts = [[5, 7, 9], [8, 8], [250]]
-    work = Work(prompts, [100] * 3, 0.0)
+    work = Requests(prompts, [100] * 3, 0.0)
     plain = work.run(work.engine(model, None, None))
     assert plain.texts == [[prompt[-1]] * 100 for prompt in prompts]
     for alpha, least, most in ((1.0, 1, 1), (0.0, 0, 0), (0.7, 0.55, 0.85)):

@@ -5,7 +5,8 @@ import random
 import pytest
 import torch
 
-from inference_opt.lab.bench.engine_peers import _shape
+from inference_opt.lab.bench.engine import layer_seconds
+from inference_opt.lab.bench.engine_peers import _shape, has_vllm
 from inference_opt.lab.bench.shapes import SHAPES, random_model
 from inference_opt.lab.bench.work import work
 from inference_opt.loading.formats import config_from_hf
@@ -23,6 +24,25 @@ def test_a_peer_s_configuration_of_latents_is_our_shape(name):
     assert a.layers[-1].mlp.__class__ is b.layers[-1].mlp.__class__
     if ours.experts:
         assert ours.experts == theirs.experts
+
+
+def test_grouped_queries_with_experts_have_no_peer():
+    config = SHAPES["DeepSeek-V2-Lite grouped-query"]
+    assert not has_vllm(config)
+    with pytest.raises(ValueError, match="no model of this shape"):
+        _shape(config)
+
+
+def test_a_layer_s_time_is_the_difference_of_two_depths():
+    deep, flat = "DeepSeek-V3, 3 layers", "DeepSeek-V3, 1 layer"
+    rows = [
+        {"shape": shape, "batch": batch, "inference-opt": {"decode": batch / taken}, "limit": batch / least}
+        for shape, batch, taken, least in [(deep, 1, 0.009, 0.005), (flat, 1, 0.003, 0.001), (flat, 8, 0.1, 0.1)]
+    ]
+    (found,) = layer_seconds([*rows, rows[0] | {"shape": "DeepSeek-V2-Lite"}])
+    assert found == {
+        "shape": deep, "batch": 1, "layers": 2, "seconds": pytest.approx(0.003), "least": pytest.approx(0.002)
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16])

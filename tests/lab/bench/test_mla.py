@@ -3,7 +3,7 @@
 import pytest
 from rich.progress import Progress
 
-from inference_opt.lab.bench.mla import bench_mla, cost, crossing, predicted, shapes
+from inference_opt.lab.bench.mla import bench_mla, bench_prompts, cost, crossing, predicted, shapes
 from inference_opt.lab.bench.work import Limits
 from inference_opt.model.mla import LatentAttention
 
@@ -44,6 +44,16 @@ def test_both_forms_are_measured_and_agree():
         assert row["difference"] < 1e-4
         assert all(t > 0 for form in ("explicit", "absorbed") for t in row[form]["seconds"] + row[form]["limit"])
     assert figures["ceilings"]["product_flops"] > 1e9
+
+
+def test_prompts_are_measured_in_both_forms_by_our_kernels():
+    with Progress(disable=True) as progress:
+        figures = bench_prompts(["SmolLM2 96+32"], "cpu", "float32", [0, 70], [1, 65], 1, progress)
+    assert [(row["prefix"], row["new_tokens"]) for row in figures["results"]] == [(0, 1), (0, 65), (70, 1), (70, 65)]
+    for row in figures["results"]:
+        assert row["difference"] < 1e-4
+        assert min(row["explicit"], row["absorbed"]) > 0
+        assert row["chosen"] == "absorbed"  # too few to pay for more launches
 
 
 def test_an_unknown_shape_is_refused():

@@ -1,1 +1,1 @@
-"""Gluon kernels for Hopper cards: latent attention, and many query rows of grouped-query attention."""
+"""Gluon kernels for Hopper cards: latent attention, many query rows of grouped-query attention, and few rows."""

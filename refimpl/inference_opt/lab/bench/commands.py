@@ -91,12 +91,23 @@ def mla(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: DType = Dtype.float32,
     context: Annotated[list[int] | None, typer.Option(min=1, help="Tokens kept; may be given several times.")] = None,
+    prompt: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Instead: new tokens by our kernels, without a prefix and behind each context; several times.",
+            show_default="none",
+        ),
+    ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="The median is shown.")] = 5,
     json_file: Json = None,
 ) -> None:
     """Latent attention: the explicit and the absorbed form by context, and where they cross."""
     from inference_opt.lab.bench.mla import bench_mla, shapes
 
+    if prompt:
+        names = shape or list(shapes())
+        return _prompt_forms(names, device, dtype.value, [0, *(context or [])], prompt, repeats, json_file)
     contexts = context or [64, 256, 1024, 4096]
     out = console()
     with Progress(console=console(stderr=True)) as progress:
@@ -121,6 +132,31 @@ def mla(
         f"ceilings: {ceilings['product_flops'] / 1e9:,.0f} GFLOP/s, {ceilings['read_bandwidth'] / 1e9:,.0f} GB/s; "
         "times are of one new token"
     )
+    out.print(figures["command"], style="dim")
+
+
+def _prompt_forms(
+    names: list[str],
+    device: str,
+    dtype: str,
+    prefixes: list[int],
+    prompts: list[int],
+    repeats: int,
+    json_file: Path | None,
+) -> None:
+    from inference_opt.lab.bench.mla import bench_prompts
+
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
+        figures = bench_prompts(names, device, dtype, prefixes, prompts, repeats, progress)
+    write_json(json_file, figures)
+    table = Table(title=f"one layer, one sequence, {dtype} on {device}", title_style="bold")
+    for heading in ("shape", "prefix", "new tokens", "explicit, ms", "absorbed, ms", "engine takes"):
+        table.add_column(heading, justify="left" if heading in ("shape", "engine takes") else "right")
+    for row in figures["results"]:
+        times = [f"{1e3 * row[form]:.3f}" for form in ("explicit", "absorbed")]
+        table.add_row(row["shape"], f"{row['prefix']:,}", f"{row['new_tokens']:,}", *times, row["chosen"])
+    out.print(table)
     out.print(figures["command"], style="dim")
 
 
@@ -437,6 +473,44 @@ def roofline(
         out.print(f"{name}, {where}: ridge {ridge:,.0f} FLOP/B; rows cost time from {rows}")
     for name, sheet in figures["data_sheets"].items():
         out.print(f"{name}: {sheet['source']}")
+    out.print(figures["command"], style="dim")
+
+
+@bench_app.command()
+def gamma(
+    alpha: Annotated[
+        list[float] | None,
+        typer.Option(min=0, max=1, help="Probability that a draft is accepted; several times.", show_default="0.8"),
+    ] = None,
+    cost: Annotated[float, typer.Option(min=0, help="Of a draft, in plain steps.")] = 0.0,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Texts; may be given several times.", show_default="1, 8, 64, 256")
+    ] = None,
+    shape: Annotated[str, typer.Option(help="Of the model.")] = "Llama-3.1-8B",
+    card: Annotated[str, typer.Option(help="By its data sheet.")] = "H100",
+    dtype: DType = Dtype.bfloat16,
+    context: Annotated[int, typer.Option(min=1, help="Tokens of each text.")] = 512,
+    most: Annotated[int, typer.Option(min=1, max=64, help="The most drafts a step.")] = 12,
+    json_file: Json = None,
+) -> None:
+    """Compute what drafts would gain, from acceptance, cost, batch and card."""
+    from inference_opt.lab.bench.gamma import bench_gamma
+
+    out = console()
+    figures = bench_gamma(shape, card, dtype.value, alpha or [0.8], cost, batch or [1, 8, 64, 256], context, most)
+    write_json(json_file, figures)
+    shown = sorted({1, 2, 3, 4, 6, 8, most} & {*range(1, most + 1)})
+    title = f"{shape}, {dtype.value}, {card}, texts of {context:,} tokens, a draft costs {cost:g} steps:\n"
+    title += "how many times faster, by drafts a step"
+    table = Table(title=title, title_style="bold", box=SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False)
+    for heading in ("α", "batch", "step, ms", *map(str, shown), "best", "tokens", "gain"):
+        table.add_column(heading, justify="right")
+    for row in figures["results"]:
+        gains = (f"{row['speedups'][each]:.2f}" for each in shown)
+        cells = f"{row['alpha']:g}", f"{row['batch']}", f"{1e3 * row['step_seconds'][0]:.3f}", *gains
+        table.add_row(*cells, f"{row['best']}", f"{row['tokens_a_step']:.2f}", f"{row['speedups'][row['best']]:.2f}×")
+    out.print(table)
+    out.print(f"{card}: {figures['source']}")
     out.print(figures["command"], style="dim")
 
 

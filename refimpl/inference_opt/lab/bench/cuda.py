@@ -1,13 +1,16 @@
-"""The commands of the benchmarks that need a CUDA device: `bench kernels` and `bench engine`."""
+"""The commands of the benchmarks that need a CUDA device: `bench kernels`, `bench engine` and `bench together`."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
 
-from inference_opt.options import Json, console, write_json
+from inference_opt.options import DType, Dtype, Json, console, no_effect, write_json
+
+PAIR = ("DeepSeek-V2-Lite", "DeepSeek-V2-Lite grouped-query")  # with MLA, and as large without
 
 
 def kernels(
@@ -44,10 +47,21 @@ def kernels(
 def engine(
     shape: Annotated[
         list[str] | None,
-        typer.Option(help="May be given several times; one of DeepSeek alone, for its memory.", show_default="Llama's"),
+        typer.Option(
+            help="May be given several times; DeepSeek's one at a time, for their memory; V3's --no-vllm.",
+            show_default="Llama's",
+        ),
     ] = None,
     batch: Annotated[
         list[int] | None, typer.Option(min=1, help="May be given several times.", show_default="1, 8, 64, 256")
+    ] = None,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Instead: decode from contexts of this length, by default V2-Lite's with MLA and without.",
+            show_default="none",
+        ),
     ] = None,
     mode: Annotated[
         list[str] | None, typer.Option(help="Besides greedy; may be given several times.", show_default="all of them")
@@ -65,9 +79,12 @@ def engine(
     """Whole decoding on CUDA, random weights of real shapes: tokens a second beside the peer's and the limit."""
     from inference_opt.lab.bench.engine import MODES, SHAPES, bench_engine
 
+    if context:
+        no_effect("with --context", {"--mode": bool(mode), "--gpt-fast": bool(gpt_fast)})
+        return _contexts(shape or list(PAIR), batch or [16], context, new_tokens, decode_steps, repeats, json_file)
     out = console()
     with Progress(console=console(stderr=True)) as progress:
-        llama = [name for name, config in SHAPES.items() if not config.latent]
+        llama = [name for name, config in SHAPES.items() if not (config.latent or config.experts)]
         cases = shape or llama, batch or [1, 8, 64, 256], mode or list(MODES)
         figures = bench_engine(*cases, new_tokens, decode_steps, repeats, peer, vllm, gpt_fast, progress)
     write_json(json_file, figures)
@@ -96,7 +113,79 @@ def engine(
         first = [f"{row[name]:.4f}" if name in row else "" for name in names[:2]]
         long.add_row(row["shape"], f"{row['batch']} × {row['prompt']:,}", *first, "")
     out.print(long)
+    for row in figures["layers"]:
+        took = f"{1e6 * row['seconds']:,.0f} µs, {row['least'] / row['seconds']:.0%} of the limit"
+        out.print(f"{row['shape']}, batch {row['batch']}: each of the last {row['layers']} layers takes {took}")
     out.print(figures["command"], style="dim")
+
+
+def _contexts(
+    shapes: list[str],
+    batches: list[int],
+    contexts: list[int],
+    new: int,
+    decode_steps: int,
+    repeats: int,
+    json_file: Path | None,
+) -> None:
+    from inference_opt.lab.bench.contexts import bench_contexts
+
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
+        figures = bench_contexts(shapes, batches, contexts, new, decode_steps, repeats, progress)
+    write_json(json_file, figures)
+    table = Table(title=f"{figures['machine']['device']}: tokens a second in decode", title_style="bold")
+    for heading in ("shape", "context", "B a token", "batch that fits", "batch", "tokens/s", "limit", "of the limit"):
+        table.add_column(heading, justify="left" if heading == "shape" else "right")
+    for row in figures["results"]:
+        cells = [row["shape"], f"{row['context']:,}"]
+        if not row["batch"]:
+            table.add_row(*cells, "", "0", "0")
+            continue
+        cells += [f"{row['bytes_per_token']:,}", str(row["fits"]), str(row["batch"])]
+        table.add_row(*cells, f"{row['decode']:,.0f}", f"{row['limit']:,.0f}", f"{row['of_limit']:.0%}")
+    out.print(table)
+    out.print(figures["command"], style="dim")
+
+
+def together(
+    shape: Annotated[str, typer.Option(help="With MLA; its model without has as many weights.")] = "DeepSeek-V2-Lite",
+    requests: Annotated[int, typer.Option(min=1, help="Number of requests that arrive together.")] = 8,
+    stem: Annotated[int, typer.Option(min=1, help="Tokens that their prompts share.")] = 16_384,
+    new_tokens: Annotated[int, typer.Option(min=2, help="New tokens a request.")] = 128,
+    alpha: Annotated[float, typer.Option(min=0, max=1, help="Share of the drafts that are accepted.")] = 0.8,
+    dtype: DType = Dtype.bfloat16,
+    device: Annotated[str, typer.Option(help="cuda, or cpu for a shape that fits.")] = "cuda",
+    repeats: Annotated[int, typer.Option(min=1, help="The median is shown.")] = 2,
+    json_file: Json = None,
+) -> None:
+    """Radix reuse, latent attention and speculation, each on and off: eight ways to serve the same requests."""
+    from inference_opt.lab.bench.together import bench_together
+
+    out = console()
+    with Progress(console=console(stderr=True)) as progress:
+        figures = bench_together(shape, dtype.value, device, requests, stem, new_tokens, alpha, repeats, progress)
+    write_json(json_file, figures)
+    title = f"{shape}, {dtype.value}: {requests} requests on a stem of {stem:,}, {new_tokens} new tokens each"
+    table = Table(title=title, title_style="bold", box=SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False)
+    left = ("radix", "MLA", "drafts")
+    numbers = ("first, s", "tokens/s", "all, s", "× plain", "prompt", "B/token", "GB", "same")
+    for heading in (*left, *numbers):
+        table.add_column(heading, justify="left" if heading in left else "right")
+    for row in figures["results"]:
+        on = ["on" if row[name] else "–" for name in ("radix", "mla", "speculation")]
+        cells = [
+            f"{row['first_token_seconds']:.2f}",
+            f"{row['decode_tokens_per_second']:,.0f}",
+            f"{row['seconds']:.2f}",
+        ]
+        cells += [f"{row['over_plain']:.1f}×", f"{row['prefill_tokens']:,}", f"{row['bytes_per_token']:,}"]
+        table.add_row(*on, *cells, f"{row['bytes'] / 1e9:.2f}", f"{row['same_texts']} of {requests}")
+    out.print(table)
+    out.print(figures["command"], style="dim")
+    out.print("first: until all have a token; tokens/s: from then on; prompt: tokens computed; GB: most pages in use")
+    if not figures["exact"]:
+        raise ValueError("not every way gave the plain run's tokens")
 
 
 def _mode(figures: dict[str, Any]) -> str:

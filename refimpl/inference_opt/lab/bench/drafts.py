@@ -49,7 +49,7 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Work:
+class Requests:
     """A batch of requests."""
 
     prompts: list[list[int]]
@@ -94,7 +94,13 @@ class Work:
 
 
 def measure(
-    model: Transformer, work: Work, drafter: Drafter, lengths: Sequence[int], repeats: int, progress: Progress, bar: Any
+    model: Transformer,
+    work: Requests,
+    drafter: Drafter,
+    lengths: Sequence[int],
+    repeats: int,
+    progress: Progress,
+    bar: Any,
 ) -> list[dict[str, Any]]:
     """A row for plain decoding, for the engine's choice, and for each fixed length: medians of interleaved repeats."""
     engines = {PLAIN: work.engine(model, None, None), CHOSEN: work.engine(model, drafter, None)}
@@ -150,14 +156,14 @@ def bench_tasks(
     for task in tasks:
         own = [p.ids(needed(tokenizer)) for p in load_prompts("speculative") if p.name.startswith(f"{task}: ")]
         for temperature in temperatures:
-            few = Work(own, [new] * len(own), temperature)
+            few = Requests(own, [new] * len(own), temperature)
             ends = Engine(model, radix=False).generate(
                 few.prompts, [SamplingParams(new, temperature, seed=i) for i in range(len(own))]
             )
             plain = [max(len(each.tokens), 2) for each in ends]
             for batch in batches:
                 which = [i % len(own) for i in range(batch)]
-                work = Work([own[i] for i in which], [plain[i] for i in which], temperature)
+                work = Requests([own[i] for i in which], [plain[i] for i in which], temperature)
                 rows = measure(model, work, DRAFTERS[name](), lengths, repeats, progress, bar)
                 results.append({"task": task, "temperature": temperature, "batch": batch, "rows": rows})
     return _head(source, dtype, device, repeats) | {"drafter": name, "results": results}
@@ -182,10 +188,10 @@ def bench_shape(
     sizes = sorted({batch * (gamma + 1) for batch in batches for gamma in (0, *lengths)})
     bar = progress.add_task("bench drafts", total=len(sizes) + len(batches) * len(alphas) * repeats)
 
-    def work(batch: int) -> Work:
+    def work(batch: int) -> Requests:
         generator = torch.Generator().manual_seed(batch)
         prompts = torch.randint(config.vocab_size, (batch, PROMPT), generator=generator).tolist()
-        return Work(prompts, [new] * batch, 0.0)
+        return Requests(prompts, [new] * batch, 0.0)
 
     # The only thing that is fitted: seconds of a plain step, by the number of rows.
     seconds = {}

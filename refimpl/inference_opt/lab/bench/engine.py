@@ -20,6 +20,7 @@ request is batch / (tokens a second).
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -65,20 +66,22 @@ def engine_decoder(model: Transformer, batch: int, longest: int, decode_steps: i
         decode_steps=decode_steps,
     )
 
-    def decode(sampling: dict[str, Any], prompts: list[list[int]], new: int) -> tuple[float, float]:
-        began = time.perf_counter()
-        each = SamplingParams(max_new_tokens=new, ignore_eos=True, **sampling).split(batch)
-        requests = [engine.add(prompt, own) for prompt, own in zip(prompts, each)]
-        while not all(request.output for request in requests):
-            engine.step()
-        # Some requests have more than their first token by now: only what is new from here on is counted.
-        prefilled = time.perf_counter()
-        known = sum(len(request.output) for request in requests)
-        while engine.requests:
-            engine.step()
-        return prefilled - began, (batch * new - known) / elapsed(prefilled)
+    return lambda sampling: partial(decoded, engine, sampling)
 
-    return lambda sampling: partial(decode, sampling)
+
+def decoded(engine: Engine, sampling: dict[str, Any], prompts: list[list[int]], new: int) -> tuple[float, float]:
+    """Seconds until every request has its first token, and tokens a second from then on."""
+    began = time.perf_counter()
+    each = SamplingParams(max_new_tokens=new, ignore_eos=True, **sampling).split(len(prompts))
+    requests = [engine.add(prompt, own) for prompt, own in zip(prompts, each)]
+    while not all(request.output for request in requests):
+        engine.step()
+    # Some requests have more than their first token by now: only what is new from here on is counted.
+    prefilled = time.perf_counter()
+    known = sum(len(request.output) for request in requests)
+    while engine.requests:
+        engine.step()
+    return prefilled - began, (len(prompts) * new - known) / elapsed(prefilled)
 
 
 def bench_engine(
@@ -109,10 +112,10 @@ def bench_engine(
     def decoders(config: ModelConfig, batch: int) -> dict[str, Callable[[], Decoder]]:
         """How to make each peer. One decoder is made at a time, so that each has the card's memory to itself."""
         make: dict[str, Callable[[], Decoder]] = {}
-        if peer and not config.latent:
+        if peer and not (config.latent or config.experts):
             make["transformers"] = partial(transformers, config)
             make["continuous batching"] = partial(continuous_batching, config)
-        if gpt_fast_folder and batch == 1 and not config.latent:
+        if gpt_fast_folder and batch == 1 and not (config.latent or config.experts):
             make["gpt-fast"] = partial(gpt_fast, config, gpt_fast_folder, PROMPT + new)
         return make
 
@@ -121,9 +124,9 @@ def bench_engine(
 
     bandwidth = read_bandwidth(4096, device="cuda")
     cases = [(shape, batch) for shape in shapes for batch in batches]
-    beside = with_vllm and has_vllm()
-    total = sum((1 + len(modes)) * (1 + beside) + len(decoders(SHAPES[shape], batch)) for shape, batch in cases)
-    total += len(shapes) * (1 + beside)
+    beside = {shape: with_vllm and has_vllm(SHAPES[shape]) for shape in shapes}
+    total = sum((1 + len(modes)) * (1 + beside[shape]) + len(decoders(SHAPES[shape], batch)) for shape, batch in cases)
+    total += len(shapes) + sum(beside.values())
     task = progress.add_task("bench engine", total=total)
     results, prefill = [], []
     for shape in shapes:
@@ -131,11 +134,11 @@ def bench_engine(
         who = {
             "inference-opt": engine_decoder(random(shape), LONG[0], LONG[1] + 2, decode_steps, LONG[0] * LONG[1])({})
         }
-        if beside:
+        if beside[shape]:
             who["vllm"] = vllm(SHAPES[shape])({})
         long: dict[str, Any] = {"shape": shape, "batch": LONG[0], "prompt": LONG[1]}
         for name, decode in who.items():
-            long[name] = _measure(decode, prompts, 2, repeats)["prefill_seconds"]
+            long[name] = measure(decode, prompts, 2, repeats)["prefill_seconds"]
             progress.advance(task)
         prefill.append(long)
         del who
@@ -146,22 +149,22 @@ def bench_engine(
         prompts = torch.randint(config.vocab_size, (batch, PROMPT), generator=generator).tolist()
         ours = engine_decoder(random(shape), batch, PROMPT + new, decode_steps)
         row: dict[str, Any] = {"shape": shape, "batch": batch}
-        row["inference-opt"] = _measure(ours({}), prompts, new, repeats)
+        row["inference-opt"] = measure(ours({}), prompts, new, repeats)
         progress.advance(task)
-        row["modes"] = {mode: _measure(ours(MODES[mode]), prompts, new, repeats) for mode in modes}
+        row["modes"] = {mode: measure(ours(MODES[mode]), prompts, new, repeats) for mode in modes}
         for figures in row["modes"].values():
             figures["of_greedy"] = figures["decode"] / row["inference-opt"]["decode"]
             progress.advance(task)
         del ours
         torch.cuda.empty_cache()
-        if beside:
-            row["vllm"] = _measure(vllm(config)({}), prompts, new, repeats)
+        if beside[shape]:
+            row["vllm"] = measure(vllm(config)({}), prompts, new, repeats)
             progress.advance(task)
             for mode in modes:
-                row["modes"][mode]["vllm"] = _measure(vllm(config)(MODES[mode]), prompts, new, repeats)
+                row["modes"][mode]["vllm"] = measure(vllm(config)(MODES[mode]), prompts, new, repeats)
                 progress.advance(task)
         for name, make in decoders(config, batch).items():
-            row[name] = _measure(make(), prompts, new, repeats)
+            row[name] = measure(make(), prompts, new, repeats)
             torch.cuda.empty_cache()
             progress.advance(task)
         # On average a request has half of its new tokens.
@@ -181,10 +184,29 @@ def bench_engine(
         "dtype": "bfloat16",
     }
     head = {"command": command_line(), "machine": machine, "read_bandwidth": bandwidth}
-    return head | sizes | {"prefill": prefill, "results": results}
+    return head | sizes | {"prefill": prefill, "results": results, "layers": layer_seconds(results)}
 
 
-def _measure(decode: Decoder, prompts: list[list[int]], new: int, repeats: int) -> dict[str, Any]:
+def layer_seconds(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Seconds of one layer in a step, by batch: the difference of two shapes that differ in depth only.
+
+    `least`: bytes of the difference / read bandwidth.
+    """
+    found = []
+    for deep in results:
+        for flat in results:
+            a, b = SHAPES[deep["shape"]], SHAPES[flat["shape"]]
+            if deep["batch"] == flat["batch"] and a.depth > b.depth and a == replace(b, depth=a.depth):
+                layers = a.depth - b.depth
+                steps = [row["batch"] / row["inference-opt"]["decode"] for row in (deep, flat)]
+                least = [row["batch"] / row["limit"] for row in (deep, flat)]
+                row = {"shape": deep["shape"], "batch": deep["batch"], "layers": layers}
+                row |= {"seconds": (steps[0] - steps[1]) / layers, "least": (least[0] - least[1]) / layers}
+                found.append(row)
+    return found
+
+
+def measure(decode: Decoder, prompts: list[list[int]], new: int, repeats: int) -> dict[str, Any]:
     """Median and spread of a decoder's runs, after one that warms it up (it compiles and captures)."""
     decode(prompts, new)
     runs: list[tuple[float, float | None]] = []

@@ -39,21 +39,23 @@ def _shape(config: ModelConfig) -> Any:
     }
     latent = config.latent
     if latent is None:
+        if config.experts:
+            raise ValueError("the peers have no model of this shape: grouped queries, and experts with shared ones")
         return AutoConfig.for_model("llama", **sizes, attn_implementation="sdpa")
     # A model without experts is one whose first layers, all of them, are dense.
     experts = config.experts or ExpertsShape(2, 1, 1, 1, first_k_dense_replace=config.depth)
-    if experts.corrected or experts.n_group > 1:
-        raise ValueError("only the shapes of DeepSeek-V2 without groups are known to the peers")
+    v2, method, scoring = "deepseek_v2", "greedy" if experts.n_group == 1 else "group_limited_greedy", "softmax"
+    version, method, scoring = ("deepseek_v3", "noaux_tc", "sigmoid") if experts.corrected else (v2, method, scoring)
     names = ("kv_lora_rank", "q_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
     of_experts = ["n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts"]
     of_experts += ["first_k_dense_replace", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor"]
     return AutoConfig.for_model(
-        "deepseek_v2",
+        version,
         **sizes,
         **{name: getattr(latent, name) for name in names},
         **{name: getattr(experts, name) for name in of_experts},
-        topk_method="greedy",
-        scoring_func="softmax",
+        topk_method=method,
+        scoring_func=scoring,
         moe_layer_freq=1,
         rms_norm_eps=config.norm_eps,
     )
@@ -119,9 +121,9 @@ def _decoder(seconds: Callable[[list[list[int]], int], float]) -> Decoder:
     return decode
 
 
-def has_vllm() -> bool:
-    """Whether vLLM is installed."""
-    return importlib.util.find_spec("vllm") is not None
+def has_vllm(config: ModelConfig) -> bool:
+    """Whether vLLM is installed, and has a model of this shape."""
+    return importlib.util.find_spec("vllm") is not None and bool(config.latent or not config.experts)
 
 
 def _draw(model: torch.nn.Module) -> None:
@@ -147,7 +149,8 @@ def vllm(config: ModelConfig) -> Callable[[dict[str, Any]], Decoder]:
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     library: Any = importlib.import_module("vllm")
     shape = _shape(config)
-    shape.architectures = ["DeepseekV2ForCausalLM" if config.latent else "LlamaForCausalLM"]
+    names = {"llama": "Llama", "deepseek_v2": "DeepseekV2", "deepseek_v3": "DeepseekV3"}
+    shape.architectures = [f"{names[shape.model_type]}ForCausalLM"]
     shape.dtype = torch.bfloat16
     needed = 2 * count_weights(config) / torch.cuda.mem_get_info()[1] + 0.1
     with tempfile.TemporaryDirectory() as folder:

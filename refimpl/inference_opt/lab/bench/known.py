@@ -4,6 +4,9 @@ The target repeats its last token. Its matrices are random and read as always, b
 stream is small, and its head is its table of embeddings: so the largest logit is by far that of the token just read.
 The drafter knows this, and spoils each draft with probability 1 − α. (Of random weights alone no drafter could know the
 next token: two batches round differently, and near ties are many.)
+
+With a `stride` the target adds it to its last token. So the tokens of a text differ, and in a mixture of experts they
+choose different ones: a text that repeats a token would need only the experts of one, however many drafts are read.
 """
 
 from collections.abc import Sequence
@@ -24,19 +27,19 @@ QUIET = 1e-3  # how much of a layer's output is left
 PRIME = 7919  # shifts each text's spoiled places
 
 
-def repeating_model(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Transformer:
-    """A model of this shape whose greedy text repeats the last token."""
+def repeating_model(config: ModelConfig, dtype: torch.dtype, device: torch.device, stride: int = 0) -> Transformer:
+    """A model of this shape whose greedy text repeats the last token, or adds `stride` to it each time."""
     model = random_model(replace(config, tied_embeddings=False), dtype, device).unpack()
     with torch.no_grad():
         for name, weight in model.layers.named_parameters():
             if {"out", "down"} & set(name.split(".")):
                 weight.mul_(QUIET)
-        model.head.weight.copy_(model.embed.weight)
+        model.head.weight.copy_(model.embed.weight.roll(stride, 0))
     return model.pack()
 
 
 class Known(Drafter):
-    """Each draft is the last token with probability `alpha`, else another one. Which, its place in the text decides."""
+    """Each draft is the target's token with probability `alpha`, else another one. Its place in the text decides."""
 
     found = True
     captured = True
@@ -44,14 +47,14 @@ class Known(Drafter):
     on_device: Tensor  # the same
     vocab: int
 
-    def __init__(self, alpha: float, seed: int = 0) -> None:
+    def __init__(self, alpha: float, seed: int = 0, stride: int = 0) -> None:
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha is a probability, got {alpha}")
-        self.alpha, self.seed = alpha, seed
+        self.alpha, self.seed, self.stride = alpha, seed, stride
 
     def bind(self, target: Transformer, cache: PagedCache) -> "Known":
         """For texts as long as the target's context."""
-        bound = Known(self.alpha, self.seed)
+        bound = Known(self.alpha, self.seed, self.stride)
         bound.vocab = target.config.vocab_size
         drawn = np.random.default_rng(self.seed).random(target.config.max_context + 1)
         bound.spoiled = (drawn >= self.alpha).astype(np.int64)
@@ -63,15 +66,17 @@ class Known(Drafter):
         drafts = []
         for each in requests:
             tokens = each.text.tokens
-            places = len(tokens) + np.arange(each.gamma) + PRIME * tokens[0]
-            drafts.append(Draft(((tokens[-1] + self.spoiled[places % len(self.spoiled)]) % self.vocab).tolist()))
+            ahead = np.arange(each.gamma)
+            spoiled = self.spoiled[(len(tokens) + ahead + PRIME * tokens[0]) % len(self.spoiled)]
+            drafts.append(Draft(((tokens[-1] + self.stride * (1 + ahead) + spoiled) % self.vocab).tolist()))
         return drafts
 
     def guess(self, steps: Any, rows: int, gamma: int) -> None:
         """The same on the device."""
         text, known = steps.text[:rows].long(), steps.known[:rows, None]
         last = text.gather(1, (known - 1).clamp_min(0))
-        places = known + torch.arange(gamma, device=known.device) + PRIME * text[:, :1]
-        drafts = (last + self.on_device[places % len(self.on_device)]) % self.vocab
+        ahead = torch.arange(gamma, device=known.device)
+        spoiled = self.on_device[(known + ahead + PRIME * text[:, :1]) % len(self.on_device)]
+        drafts = (last + self.stride * (1 + ahead) + spoiled) % self.vocab
         steps.draft.view(-1)[: rows * gamma] = drafts.flatten().int()
         steps.drafted[:rows] = gamma

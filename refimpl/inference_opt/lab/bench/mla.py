@@ -25,6 +25,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from inference_opt import kernels
+from inference_opt.cache.explicit import first_explicit
 from inference_opt.environment import command_line, describe, elapsed
 from inference_opt.lab.bench.machine import graph_seconds, measured
 from inference_opt.lab.bench.work import Limits
@@ -104,6 +105,70 @@ def by_kernel(layer: LatentAttention, q: Tensor, kept: Tensor, page: int = 64) -
     )
 
 
+def expanded_by_kernel(layer: LatentAttention, q: Tensor, kept: Tensor, page: int = 64) -> Callable[[], Tensor]:
+    """The explicit form as an engine on CUDA runs it: keys and values made of pages, and attended by the kernel."""
+    from inference_opt.kernels.latents import expand  # needs Triton
+
+    n, shape = len(kept), layer.shape
+    pages = nn.functional.pad(kept, (0, 0, 0, 0, 0, -n % page)).unflatten(0, (-1, page))
+    table = torch.arange(len(pages), dtype=torch.int32)[None]
+    like = pages.new_empty(1).expand(len(pages), page, layer.kv_heads, layer.config.head_dim)
+    batch = kernels.plan_batch(table, [n], [len(q)], like, layer.heads)
+    up = layer.kv_up.weight.unflatten(0, (layer.kv_heads, -1))
+    return lambda: kernels.paged_attention(q, *expand(pages, up, shape.qk_nope_head_dim), batch, layer.scale, pdl=True)[
+        0
+    ]
+
+
+@torch.inference_mode()
+def bench_prompts(
+    names: list[str],
+    device_name: str,
+    dtype_name: str,
+    prefixes: list[int],
+    prompts: list[int],
+    repeats: int,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Both forms of one layer by our kernels, for new tokens behind a cached prefix, and which an engine on CUDA takes.
+
+    ValueError for an unknown shape.
+    """
+    device, dtype = parse_device(device_name), parse_dtype(dtype_name)
+    _check(names)
+    results = []
+    task = progress.add_task("bench mla", total=len(names) * len(prefixes) * len(prompts))
+    for name in names:
+        config = shapes()[name]
+        layer = _layer(config, device, dtype)
+        for prefix in prefixes:
+            for m in prompts:
+                kept = torch.randn(prefix + m, 1, config.kv_shape["head_dim"], device=device, dtype=dtype)
+                q = torch.randn(m, config.heads, config.head_dim, device=device, dtype=dtype)
+                runs = {"explicit": expanded_by_kernel(layer, q, kept), "absorbed": by_kernel(layer, q, kept)}
+                a, b = (run().double() for run in runs.values())
+                row: dict[str, Any] = {"shape": name, "prefix": prefix, "new_tokens": m}
+                row |= {form: _seconds(run, device, repeats) for form, run in runs.items()}
+                row["chosen"] = FORMS[first_explicit(config, [prefix], [m])]
+                results.append(row | {"difference": float((a - b).norm() / b.norm())})
+                progress.advance(task)
+    gpu = {"device": torch.cuda.get_device_name()} if device.type == "cuda" else {}
+    head = {"command": command_line(), "machine": describe() | gpu, "dtype": dtype_name, "repeats": repeats}
+    return head | {"results": results}
+
+
+def _check(names: list[str]) -> None:
+    if unknown := set(names) - shapes().keys():
+        raise ValueError(f"unknown shape {min(unknown)!r}: expected one of {', '.join(shapes())}")
+
+
+def _layer(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> LatentAttention:
+    torch.manual_seed(0)
+    layer = LatentAttention(config).to(device=device, dtype=dtype).eval()
+    torch.nn.init.normal_(layer.kv_up.weight, std=0.02)
+    return layer
+
+
 @torch.inference_mode()
 def bench_mla(
     names: list[str], device_name: str, dtype_name: str, contexts: list[int], repeats: int, progress: Progress
@@ -111,16 +176,13 @@ def bench_mla(
     """Time both forms of one layer's attention over one sequence. ValueError for an unknown shape."""
     device = parse_device(device_name)
     dtype = parse_dtype(dtype_name)
-    if unknown := set(names) - shapes().keys():
-        raise ValueError(f"unknown shape {min(unknown)!r}: expected one of {', '.join(shapes())}")
+    _check(names)
     machine = measured(dtype, device)
     results = []
     task = progress.add_task("bench mla", total=len(names) * len(contexts))
     for name in names:
         config = shapes()[name]
-        torch.manual_seed(0)
-        layer = LatentAttention(config).to(device=device, dtype=dtype).eval()
-        torch.nn.init.normal_(layer.kv_up.weight, std=0.02)
+        layer = _layer(config, device, dtype)
         element = layer.kv_up.weight.element_size()
         for n in contexts:
             kept = torch.randn(n, 1, config.kv_shape["head_dim"], device=device, dtype=dtype)

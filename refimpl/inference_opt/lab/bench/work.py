@@ -61,18 +61,20 @@ class Work:
 
 
 # [work]
-def work(config: ModelConfig, itemsize: int, sequences: int, rows: int, context: int | float) -> Work:
+def work(config: ModelConfig, itemsize: int, sequences: int, rows: int, context: int | float, logits: int = 1) -> Work:
     """What a step of so many sequences reads and computes: `rows` new tokens of each; the last sees `context` keys.
 
     A prefill of n tokens has rows = context = n; in decode, rows is 1. `itemsize`: bytes of a weight, and of a number
-    in the cache. Logits are computed for one row of each sequence.
+    in the cache. Logits are computed for `logits` rows of each sequence.
     """
     head = config.vocab_size * config.dim
     body = count_weights(config) - head * (1 if config.tied_embeddings else 2)
     unread, unused = _idle_experts(config, sequences * rows)
     read = body - unread + head + sequences * context * config.kv_elements_per_token
     a_sequence = (
-        rows * (body - unused - _latent_weights(config)) + head + config.depth * _attention(config, rows, context)
+        rows * (body - unused - _latent_weights(config))
+        + logits * head
+        + config.depth * _attention(config, rows, context)
     )
     return Work(itemsize * read, 2 * sequences * a_sequence)
 
