@@ -105,7 +105,7 @@ BUGS = [
     ),
     (texts_of_a_batch_do_not_see_each_other, models, "read", "np.cumsum(counts) - 1", "range(len(counts))"),
     (texts_of_a_batch_do_not_see_each_other, Autoregressive, "propose", "states[on]", "states[: len(on)]"),
-    (texts_of_a_batch_do_not_see_each_other, Eagle, "read", "np.cumsum(counts) - 1", "range(len(counts))"),
+    (texts_of_a_batch_do_not_see_each_other, Eagle, "_digest", "np.cumsum(counts) - 1", "range(len(counts))"),
     (
         no_rejected_draft_reaches_the_tree,
         change,

@@ -39,6 +39,8 @@ from inference_opt.speculative.head import DraftHead
 from inference_opt.speculative.models import Autoregressive
 from inference_opt.values import shown
 
+Tokens = list[int] | Tensor
+
 
 @dataclass
 class EagleState:
@@ -134,6 +136,19 @@ class Eagle(Autoregressive):
         q[self.token_ids] = probabilities(logits, text.params).cpu().numpy()
         return q
 
+    def follow(
+        self,
+        texts: Sequence[RequestView],
+        starts: list[int],
+        counts: list[int],
+        features: Float[Tensor, "slots dim"],
+        following: Int[Tensor, "slots"],
+    ) -> None:
+        """Read `counts` slots of each text from `starts` on, whose features captured steps have noted."""
+        self.states(texts)  # what came before is read first
+        states = self._run([text.table for text in texts], starts, counts, features, following)
+        self.resume(texts, [start + count for start, count in zip(starts, counts)], states[np.cumsum(counts) - 1])
+
     @torch.inference_mode()
     def observe(self, observations: Sequence[Observation]) -> None:
         """Keep the features, and read at once those whose pages other texts may share from now on.
@@ -154,35 +169,18 @@ class Eagle(Autoregressive):
         self._digest([each.text for each in due], [each.table for each in due])
 
     def _digest(self, texts: Sequence[RequestView], tables: Sequence[list[int]]) -> None:
-        """Read the features that wait."""
-        if texts:
-            pending = [text.drafter_state for text in texts]
-            features = torch.cat([feature for each in pending for feature in each.features])
-            following = [x for each in pending for x in each.following]
-            starts, counts = [each.start for each in pending], [len(each.following) for each in pending]
-            self.read(texts, tables, starts, counts, features, following)
-
-    def read(
-        self,
-        texts: Sequence[RequestView],
-        tables: Sequence[list[int]],
-        starts: Sequence[int],
-        counts: Sequence[int],
-        features: Float[Tensor, "slots dim"],
-        following: list[int] | Int[Tensor, "slots"],
-    ) -> None:
-        """Read `counts` slots of each text from `starts` on, and keep the state behind its last one."""
-        states = self._run(tables, starts, counts, features, following)
-        last = states[np.cumsum(counts) - 1]
-        self.resume(texts, [start + count for start, count in zip(starts, counts)], last)
+        if not texts:
+            return
+        pending = [text.drafter_state for text in texts]
+        counts = [len(each.following) for each in pending]
+        features = torch.cat([feature for each in pending for feature in each.features])
+        following = [x for each in pending for x in each.following]
+        states = self._run(tables, [each.start for each in pending], counts, features, following)
+        for text, last, count in zip(texts, np.cumsum(counts) - 1, counts):
+            text.drafter_state = EagleState(text.drafter_state.start + count, state=states[last])
 
     def _run(
-        self,
-        tables: Sequence[list[int]],
-        slots: Sequence[int],
-        counts: Sequence[int],
-        features: Tensor,
-        following: list[int] | Tensor,
+        self, tables: Sequence[list[int]], slots: list[int], counts: list[int], features: Tensor, following: Tokens
     ) -> Float[Tensor, "slots dim"]:
         batch = self.cache.batch(tables, slots, counts)
         tokens = torch.as_tensor(following, device=self.target.device)

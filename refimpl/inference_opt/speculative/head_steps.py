@@ -87,15 +87,14 @@ class HeadSteps:
     def follow(
         self,
         texts: Sequence[RequestView],
-        starts: Sequence[int],
-        counts: Sequence[int],
+        starts: list[int],
+        counts: list[int],
         chosen: Int[Tensor, "steps max_rows"],
     ) -> None:
         """Read what `counts` plain steps of each text have noted, from slot `starts` on. The host waits for nothing."""
-        self.eagle.states(texts)  # what came before
         row, step = (torch.from_numpy(each).to(chosen.device) for each in spread_counts(np.array(counts)))
         features = self.head.fuse_taps(self.noted[step, row].flatten(1).to(self.head.dtype))
-        self.eagle.read(texts, [text.table for text in texts], starts, counts, features, chosen[step, row])
+        self.eagle.follow(texts, starts, counts, features, chosen[step, row])
 
     @torch.inference_mode()
     def guess(self, rows: int, gamma: int, kind: Kind, plan: TilePlan) -> None:
