@@ -21,7 +21,6 @@ from inference_opt.model.transformer import Transformer, check_fits
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.drafter import Drafter
 from inference_opt.speculative.models import FirstLayers, SmallerModel
-from inference_opt.speculative.rules import token_wise
 from inference_opt.values import integer, shown, switch
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -41,8 +40,8 @@ class TransformerWithOptimizations(nn.Module):
     `kernels/` attend to its pages.
 
     `use_speculative_decoding`: the engine drafts with `speculative_model`, which is a `Drafter`, a smaller model of the
-    same vocabulary, or None for the model's own first layers. `rule` judges the drafts. (With `coupled`, a seed gives
-    the same text with speculation and without.)
+    same vocabulary, or None for the model's own first layers. `rule` judges the drafts; None leaves the choice to the
+    engine. (With `coupled`, a seed gives the same text with speculation and without.)
 
     `use_mla`: attention keeps one latent of width `mla_latent_dim` (d_c; four heads by default) and one rotated key of
     half a head's width, as DeepSeek-V2 does. A pretrained grouped-query model is converted; see `from_pretrained`.
@@ -74,7 +73,7 @@ class TransformerWithOptimizations(nn.Module):
         max_context: int = 2048,
         page_size: int | None = None,
         num_pages: int | None = None,
-        rule: Rule = token_wise,
+        rule: Rule | None = None,
         seed: int = 0,
         dtype: torch.dtype | str = torch.float32,
         device: torch.device | str = "cpu",
@@ -89,10 +88,10 @@ class TransformerWithOptimizations(nn.Module):
         use_speculative_decoding = switch("use_speculative_decoding", use_speculative_decoding)
         page_size = None if page_size is None else integer("page_size", page_size, 1)
         num_pages = None if num_pages is None else integer("num_pages", num_pages, 1)
-        if rule not in CHAIN_RULES:
+        if rule is not None and rule not in CHAIN_RULES:
             known = ", ".join(each.__name__ for each in CHAIN_RULES)
             raise ValueError(f"rule must be one of {known}, got {shown(rule)}")
-        if rule is not token_wise and not use_speculative_decoding:
+        if rule is not None and not use_speculative_decoding:
             raise ValueError("rule has no effect: the switch it belongs to, use_speculative_decoding, is off")
         paged = use_radix_attention or use_speculative_decoding
         for name, given, on in (

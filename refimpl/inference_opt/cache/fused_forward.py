@@ -6,7 +6,8 @@ and else computed by its module. There are kernels for attention of grouped quer
 experts (`kernels/experts.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -41,8 +42,11 @@ def fused_states(
     batch: Batch,
     taps: Sequence[int] = (),
     explicit: Explicit | None = None,
+    note: Callable[[Tensor, int], Tensor] = lambda h, index: h.clone(),
 ) -> tuple[Float[Tensor, "tokens dim"], list[Float[Tensor, "tokens dim"]]]:
     """`model.hidden_states(tokens, positions, kv, taps=taps)`, in fewer launches; the caller has planned the batch.
+
+    `note(h, i)` keeps the states of tap i: the next layer adds to h in place.
 
     All kernels may start early: weights, positions, slots and plan are there before the lookup of the embeddings, which
     is an ordinary launch (`kernels/pdl.py`). With `explicit`, the batch is that of the sequences in front of these.
@@ -53,7 +57,7 @@ def fused_states(
     angles = None if known else rope.at(positions)
     places = (rope, positions, slots, batch)
     h = model.embed(tokens)
-    tapped = []
+    tapped: list[Tensor] = []
     for index, layer in enumerate(model.layers):
         assert isinstance(layer, Layer)
         if not known:
@@ -69,7 +73,7 @@ def fused_states(
         else:
             h = _swiglu(h, layer, layer.mlp)
         if index in taps:
-            tapped.append(h.clone())  # the next layer adds to it in place
+            tapped.append(note(h, len(tapped)))
     return h, tapped
 
 
@@ -167,9 +171,10 @@ def fused_logits(
     slots: Int[Tensor, "tokens"],
     cache: PagedKernelCache,
     batch: Batch,
+    **noted: Any,
 ) -> Float[Tensor, "tokens vocab"]:
-    """`model(tokens, positions, kv)`, likewise."""
+    """`model(tokens, positions, kv)`, likewise. `noted`: the taps of `fused_states`, and what keeps them."""
     from inference_opt.kernels.fused import project  # needs Triton
 
-    h, _ = fused_states(model, tokens, positions, slots, cache, batch)
+    h, _ = fused_states(model, tokens, positions, slots, cache, batch, **noted)
     return project(h, model.head.weight, norm=model.norm, pdl=True)

@@ -40,7 +40,6 @@ from inference_opt.radix.eviction import Policy
 from inference_opt.radix.tree import RadixTree
 from inference_opt.sampling import SamplingParams, sampling_params
 from inference_opt.speculative.drafter import Draft, Drafter
-from inference_opt.speculative.rules import token_wise
 from inference_opt.trace import emit
 from inference_opt.values import shown, switch
 
@@ -58,7 +57,9 @@ class Engine(Elsewhere):
     drafts a step (None: the engine adapts it to each request), judged by `rule`, as long as the step has fewer than
     `draft_rows` rows. Drafts that are found, not drawn, are judged by the target's own draw (`rules.coupled`), unless
     `rule` is `point_mass`. On CUDA, requests decode up to `decode_steps` steps in a row (`graph_runner.py`), without a
-    drafter or with one that can draft on the card. ValueError for values that no engine can have.
+    drafter or with one that can draft on the card. `rule` None is `coupled` for such a drafter on CUDA, else
+    `token_wise`. With another rule than `coupled`, only greedy requests draft in such steps. ValueError for values that
+    no engine can have.
     """
 
     ELSEWHERE = METHODS
@@ -78,7 +79,7 @@ class Engine(Elsewhere):
         patience: int = 16,
         policy: Policy | None = None,
         gamma: int | None = None,
-        rule: Rule = token_wise,
+        rule: Rule | None = None,
         draft_rows: int = 64,
         decode_steps: int = 32,
     ) -> None:

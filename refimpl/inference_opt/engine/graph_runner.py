@@ -10,7 +10,9 @@ next. Two remedies:
               several steps, the graph is replayed as often, and the host looks once
 
 With a drafter that works on the card, a step reads a draft behind each text, judges it, and commits what it keeps
-(`kernels/draft_steps.py`): texts then grow by different numbers of tokens, and the plan follows them.
+(`kernels/draft_steps.py`): texts then grow by different numbers of tokens, and the plan follows them. If the drafter
+is a network that reads the target's states (`speculative/head_steps.py`), the step notes these, and has a second plan
+for the network's own attention. Plain steps note them, too, and the network reads those of a run at its end.
 
 How a row samples lies in a buffer, too, so one graph serves every mix of requests. There are three kinds of graphs:
 for greedy rows only, for rows without filters, and for any rows (`kernels/steps.py`).
@@ -72,7 +74,7 @@ class GraphRunner:
         rows, pages = _bucket(max_rows), -(-config.max_context // cache.page_size)
         self.steps, self.kind_of = Steps(max_steps, rows, cache.device), kind_of
         self.table = torch.zeros(rows, pages, dtype=torch.int32, device=cache.device)
-        fed = rows
+        fed, self.network = rows, None
         self.drafter = eager.speculation.drafter
         if self.drafter is not None:
             from inference_opt.kernels.draft_steps import DraftSteps
@@ -80,13 +82,16 @@ class GraphRunner:
             self.drafts = DraftSteps(max_steps, rows, eager.speculation.max_gamma, config.max_context, cache.device)
             fed = rows * (eager.speculation.max_gamma + 1)
             self.costs = StepCosts()
+            self.network = self.drafter.network(self.drafts, self.table, max_steps)
+        # Of the target's plan, and of the network's.
         self.offsets = torch.zeros(fed + 1, dtype=torch.int32, device=cache.device)
-        self.graphs: dict[tuple[object, ...], tuple[TilePlan, Callable[[], None]]] = {}  # by size: plan and replay
+        self.own_offsets = torch.zeros(rows + 1, dtype=torch.int32, device=cache.device)
+        self.graphs: dict[tuple[object, ...], tuple[list[TilePlan], Callable[[], None]]] = {}  # by size: plans, replay
         self.pool = torch.cuda.graph_pool_handle() if cache.device.type == "cuda" else None
 
     def repeats(self, request: Request) -> bool:
-        """Always, unless a recording wants to see every step."""
-        return not recording()
+        """Always, unless a recording wants to see every step, or the rule is not one of captured steps."""
+        return not recording() and self.eager.speculation.captured(request)
 
     def forget(self) -> None:
         """Drop the captured graphs, which hold the addresses of the old weights."""
@@ -120,12 +125,14 @@ class GraphRunner:
         # Each request's own pieces come last. (Those of shared prefixes, before them, see the same keys in every step.)
         last = plan.launches[-1].columns
         last.position.sub_(torch.tensor(steps, dtype=torch.int32)[last.sequence] - 1)
-        lists, replay = self._graph(len(chunks), plan, self.kind_of(params, self.model.config.vocab_size))
+        lists, replay = self._graph(len(chunks), [plan], self.kind_of(params, self.model.config.vocab_size))
         self._fill([chunk.request.tokens[-1] for chunk in chunks], tables, starts, steps, params)
-        self._copy(plan, lists)
+        self._copy([plan], lists)
         guesses, began = self._guesses(chunks), perf_counter()
         for _ in range(max(steps)):
             replay()
+        if self.network:
+            self.network.follow([chunk.request for chunk in chunks], starts, steps, self.steps.chosen)
         # Look once, at all steps. A request keeps the tokens before its first broken step.
         noted = (self.steps.chosen, self.steps.tops, self.steps.scores)
         tokens, tops, scores = (each[:, : len(chunks)].T.cpu() for each in noted)
@@ -154,7 +161,12 @@ class GraphRunner:
         return self.costs.best([each.alpha if each else 0.0 for each in past], wanted)
 
     def _guesses(self, chunks: Sequence[Chunk]) -> list[list[int] | None]:
-        """Drafts of a few texts that are decoded without: what the target says to them comes for nothing."""
+        """Drafts of a few texts that are decoded without: what the target says to them comes for nothing.
+
+        A network's would cost more than they teach.
+        """
+        if self.network:
+            return [None] * len(chunks)
         idle = [(each.request.adaptive.idle, i) for i, each in enumerate(chunks) if each.request.adaptive is not None]
         few = {i for _, i in sorted(idle, reverse=True)[:PROBES]} if self.drafter else set()
         return self.eager.speculation.guesses([chunk.request if i in few else None for i, chunk in enumerate(chunks)])
@@ -166,12 +178,17 @@ class GraphRunner:
         # The plan of the step that would reach furthest.
         ends = [start + max(grant, gamma + 1) for start, grant in zip(starts, grants)]
         plan = self._plan(tables, starts, ends, gamma + 1)
-        lists, replay = self._graph(len(chunks), plan, self.kind_of(params, self.model.config.vocab_size), gamma)
+        plans = [plan]
+        if self.network:
+            plans.append(self.network.plan([start + grant for start, grant in zip(starts, grants)]))
+        lists, replay = self._graph(len(chunks), plans, self.kind_of(params, self.model.config.vocab_size), gamma)
         texts = [np.array(chunk.request.tokens, dtype=np.int32) for chunk in chunks]
         limits = [len(text) + grant for text, grant in zip(texts, grants)]
         self.drafts.begin(texts, limits, [chunk.drafts for chunk in chunks], params, gamma)
-        self._copy(plan, lists)
+        self._copy(plans, lists)
         self._list_pages(padded_table(tables))
+        if self.network:
+            self.network.start([chunk.request for chunk in chunks], gamma)
         replays, began = min(-(-max(grants) // (gamma + 1)), self.max_steps), perf_counter()
         for _ in range(replays):
             replay()
@@ -179,6 +196,8 @@ class GraphRunner:
         drafts = self.drafts
         notes, tokens, scores = (each.cpu() for each in (drafts.notes, drafts.emitted, drafts.scored))
         self.costs.learn(len(chunks), gamma, (perf_counter() - began) / replays)
+        if self.network:
+            self.network.stop([chunk.request for chunk in chunks], drafts.known[: len(chunks)].tolist())
         results = []
         for i, (chunk, steps) in enumerate(zip(chunks, notes[:, :, : len(chunks)].permute(2, 0, 1).tolist())):
             # Where nothing was found, the rows were read all the same: it counts as a draft that is not accepted.
@@ -217,40 +236,53 @@ class GraphRunner:
     def _list_pages(self, table: Int[np.ndarray, "batch width"]) -> None:
         self.table[: len(table), : table.shape[1]] = torch.from_numpy(table).to(self.table.device)
 
-    def _copy(self, plan: TilePlan, lists: TilePlan) -> None:
-        """Write a plan into the lists of a graph, which may be longer."""
-        offsets = np.full(len(self.offsets), plan.num_states, dtype=np.int32)  # rows without a request have no states
-        offsets[: len(plan.offsets)] = plan.offsets
-        self.offsets.copy_(torch.from_numpy(offsets))
-        lists.states[: len(plan.states)] = plan.states.to(lists.states.device)
-        for mine, its in zip(lists.launches, plan.launches):
-            mine.pieces.zero_()  # pieces of no query
-            mine.pieces[: len(its.pieces)] = its.pieces.to(mine.pieces.device)
+    def _copy(self, plans: list[TilePlan], lists: list[TilePlan]) -> None:
+        """Write plans into the lists of a graph, which may be longer."""
+        for plan, into, offsets in zip(plans, lists, (self.offsets, self.own_offsets)):
+            ends = np.full(len(offsets), plan.num_states, dtype=np.int32)  # rows without a request have no states
+            ends[: len(plan.offsets)] = plan.offsets
+            offsets.copy_(torch.from_numpy(ends))
+            into.states[: len(plan.states)] = plan.states.to(into.states.device)
+            for mine, its in zip(into.launches, plan.launches):
+                mine.pieces.zero_()  # pieces of no query
+                mine.pieces[: len(its.pieces)] = its.pieces.to(mine.pieces.device)
 
-    def _graph(self, batch: int, plan: TilePlan, kind: "Kind", gamma: int = 0) -> tuple[TilePlan, Callable[[], None]]:
+    def _graph(
+        self, batch: int, plans: list[TilePlan], kind: "Kind", gamma: int = 0
+    ) -> tuple[list[TilePlan], Callable[[], None]]:
         """The lists and the replay of a step for so many texts, pieces and states, rounded up to powers of two.
 
         It is captured when it is first asked for. Without CUDA, the replay is the step itself.
         """
-        rows, num_states = _bucket(batch), _bucket(plan.num_states)
-        sizes = tuple((_bucket(len(launch.pieces)), launch.tile) for launch in plan.launches)
-        key = (kind, rows, num_states, sizes, gamma)
+        rows = _bucket(batch)
+        sizes = [
+            (_bucket(plan.num_states), tuple((_bucket(len(launch.pieces)), launch.tile) for launch in plan.launches))
+            for plan in plans
+        ]
+        key = (kind, rows, *sizes, gamma)
         if key not in self.graphs:
             # Lists of the graph's own: the pieces of each launch, and the states to merge.
             device = self.cache.device
             fields = len(Piece._fields)
-            launches = [Launch(torch.zeros(n, fields, dtype=torch.int32, device=device), tile) for n, tile in sizes]
-            states = torch.zeros(num_states, dtype=torch.int32, device=device)
-            lists = TilePlan(tuple(launches), self.offsets[: rows * (gamma + 1) + 1], states, num_states)
+            lists = []
+            for (num_states, launched), offsets in zip(
+                sizes, (self.offsets[: rows * (gamma + 1) + 1], self.own_offsets[: rows + 1])
+            ):
+                launches = [Launch(torch.zeros(n, fields, dtype=torch.int32, device=device), t) for n, t in launched]
+                states = torch.zeros(num_states, dtype=torch.int32, device=device)
+                lists.append(TilePlan(tuple(launches), offsets, states, num_states))
             # Capturing runs the step. With no row begun, it writes nowhere, and has no states to merge.
             none = torch.zeros(0, dtype=torch.int64)
             self.offsets.zero_()
+            self.own_offsets.zero_()
             if gamma:
                 self.drafts.begin([], [], [], [], gamma)
+                if self.network:
+                    self.network.start([], gamma)
                 run = partial(self._draft_step, rows, lists, kind, gamma)
             else:
                 self.steps.begin(none, none.expand(self.max_steps, 2, 0), [])
-                run = partial(self._step, rows, lists, kind)
+                run = partial(self._step, rows, lists[0], kind)
             self.graphs[key] = lists, run if self.pool is None else capture(run, self.pool).replay
         return self.graphs[key]
 
@@ -259,24 +291,38 @@ class GraphRunner:
         """One step of `rows` rows, from the buffers to the buffers."""
         batch, tokens = Batch(self.table, [0] * rows, [1] * rows, lists), self.steps.tokens[:rows]
         positions, slots = self.steps.place[:, :rows]
+        logits = self._logits(tokens, positions, slots, batch, self.steps.step, "noted")
         # Note each row's token, make it the next one read, and move every query by one.
-        self.steps.end(self._logits(tokens, positions, slots, batch), kind)
+        self.steps.end(logits, kind)
         for launch in lists.launches:
             launch.columns.position.add_(1)
 
     @torch.inference_mode()
-    def _draft_step(self, rows: int, lists: TilePlan, kind: "Kind", gamma: int) -> None:
+    def _draft_step(self, rows: int, lists: list[TilePlan], kind: "Kind", gamma: int) -> None:
         """One step of `rows` texts with up to `gamma` drafts each, likewise."""
         assert self.drafter is not None
-        self.drafter.guess(self.drafts, rows, gamma)
+        if self.network:
+            self.network.guess(rows, gamma, kind, lists[1])
+        else:
+            self.drafter.guess(self.drafts, rows, gamma)
         fed = self.drafts.feed(rows, gamma, self.table, self.cache.page_size)
-        self.drafts.move(lists.launches[-1].pieces)
-        logits = self._logits(*fed, Batch(self.table, [0] * rows, [gamma + 1] * rows, lists))
-        self.drafts.end(logits, kind, gamma)
+        self.drafts.move(lists[0].launches[-1].pieces)
+        batch = Batch(self.table, [0] * rows, [gamma + 1] * rows, lists[0])
+        self.drafts.end(self._logits(*fed, batch, self.drafts.rows.step, "tapped"), kind, gamma)
+        if self.network:
+            self.network.read(rows, gamma, lists[1])
 
-    def _logits(self, tokens: Tensor, positions: Tensor, slots: Tensor, batch: Batch) -> Float[Tensor, "rows vocab"]:
+    def _logits(
+        self, tokens: Tensor, positions: Tensor, slots: Tensor, batch: Batch, step: Tensor, noted: str
+    ) -> Float[Tensor, "rows vocab"]:
+        """Logits of the rows. What a network wants to know of them is noted in its buffer of this name."""
         if self.fused:
-            return fused_logits(self.model, tokens, positions, slots, self.cache, batch)
+            taps = {}
+            if self.network:
+                from inference_opt.kernels.draft_head import tap
+
+                taps = {"taps": self.network.head.taps, "note": partial(tap, step, getattr(self.network, noted))}
+            return fused_logits(self.model, tokens, positions, slots, self.cache, batch, **taps)
         logits: Tensor = self.model(tokens, positions, PagedKernelBatch(self.cache, positions, slots, lambda _: batch))
         return logits
 
@@ -296,7 +342,9 @@ def runner_for(model: Transformer, cache: PagedCache, speculation: Speculation, 
     eager = EagerRunner(model, cache, speculation)
     if not isinstance(cache, PagedKernelCache) or not uses_triton(cache.keys[0]):
         return eager
-    if not speculation.captured or (model.config.experts and not can_fuse(model)):
+    if speculation.drafter is not None and not speculation.drafter.captured:
+        return eager
+    if model.config.experts and not can_fuse(model):
         return eager
     if model.is_sharded and not (dist.is_initialized() and dist.get_backend() == "nccl"):
         return eager

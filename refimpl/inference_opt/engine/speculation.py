@@ -17,9 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inference_opt.cache.paged import PagedCache
+from inference_opt.cache.paged_kernel import PagedKernelCache
 from inference_opt.engine.change import Change, Kind
 from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Chunk
+from inference_opt.kernels.batch import uses_triton
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import CommonNoise, Noise, probabilities
 from inference_opt.speculative import DRAFTERS, rules
@@ -37,16 +39,18 @@ PROBED = 4  # of a text that is decoded without drafts
 class Speculation:
     """A drafter and a rule at work for one engine; without a drafter, plain decoding.
 
-    `gamma`: drafts a step for requests without a gamma of their own; None adapts it to each. ValueError for a gamma
-    below 0, a rule that does not judge chains, and a drafter that does not fit the model.
+    `gamma`: drafts a step for requests without a gamma of their own; None adapts it to each. `rule`: None stands for
+    `coupled` where drafts are found, and where captured steps draft (the only rule that they know); for `token_wise`
+    elsewhere. ValueError for a gamma below 0, a rule that does not judge chains, and a drafter that does not fit the
+    model.
     """
 
     def __init__(
-        self, drafter: Drafter | str | None, rule: Rule, gamma: int | None, model: Transformer, cache: PagedCache
+        self, drafter: Drafter | str | None, rule: Rule | None, gamma: int | None, model: Transformer, cache: PagedCache
     ) -> None:
         if gamma is not None and gamma < 0:
             raise ValueError(f"gamma must be at least 0 (0: no drafts), or None to adapt it, got {gamma}")
-        if rule not in CHAIN_RULES:
+        if rule is not None and rule not in CHAIN_RULES:
             known = ", ".join(each.__name__ for each in CHAIN_RULES)
             raise ValueError(f"the engine drafts chains: expected one of the rules {known}, got {shown(rule)}")
         if isinstance(drafter, str):
@@ -62,14 +66,20 @@ class Speculation:
         # A found draft x is accepted with probability p(x), by `point_mass` or by comparing it with the target's own
         # draw. The second emits what plain decoding emits with this seed.
         own = drafter is not None and drafter.found and rule is not rules.point_mass
-        self.rule: Rule = rules.coupled if own else rule
+        on_card = isinstance(cache, PagedKernelCache) and uses_triton(cache.keys[0])
+        default = rules.coupled if self.drafter and self.drafter.captured and on_card else rules.token_wise
+        self.rule: Rule = rules.coupled if own else rule or default
         self.fixed, self.vocab_size = gamma, model.config.vocab_size
         self.taps: Sequence[int] = self.drafter.taps if self.drafter else ()
 
-    @property
-    def captured(self) -> bool:
-        """Whether steps can be captured: without a drafter, or with one on the card and the target's own draws."""
-        return self.drafter is None or (self.drafter.captured and self.rule is rules.coupled)
+    def captured(self, request: Request) -> bool:
+        """Whether a request's steps can be captured: without a drafter, or with one that drafts on the card.
+
+        Captured steps judge by the target's own draw (`rules.coupled`). Greedily every rule emits the same.
+        """
+        if self.drafter is None:
+            return True
+        return self.drafter.captured and (self.rule is rules.coupled or request.params.temperature == 0)
 
     @property
     def max_gamma(self) -> int:

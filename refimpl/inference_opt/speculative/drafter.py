@@ -101,6 +101,10 @@ class Drafter:
         """Draft on the device, in a captured step (`kernels/draft_steps.py`); for those with `captured`."""
         raise NotImplementedError
 
+    def network(self, steps: Any, table: Any, max_steps: int) -> Any:
+        """For those with `captured` whose guesses take a network: what runs it in captured steps (`head_steps.py`)."""
+        return None
+
     def observe(self, observations: Sequence[Observation]) -> None:
         """Learn what the target has kept. All pages in the observations' tables may still be written."""
 

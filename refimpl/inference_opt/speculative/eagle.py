@@ -11,6 +11,9 @@ drafter reads, at slot t, the target's state there and the token that was sample
 Slots that were drafted are read again as soon as the target's features for them exist. The drafter scores only the
 frequent tokens of the vocabulary; the others get probability 0, which every rule allows.
 
+On CUDA the engine's captured steps draft with the same head and pages, without the host (`head_steps.py`). What they
+have read is not observed again.
+
 A slot's keys also depend on the token behind it. At the end of a page that several texts share, that is the token of
 the text that came first. This costs a little acceptance there, and nothing else.
 """
@@ -24,14 +27,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from inference_opt.cache.fused_forward import can_fuse
 from inference_opt.cache.paged import PagedCache
-from inference_opt.cache.paged_kernel import cache_class
+from inference_opt.kernels.batch import uses_triton
+from inference_opt.model.experts import SwiGLU
+from inference_opt.model.gqa import GroupedQueryAttention
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import probabilities
 from inference_opt.speculative.drafter import Draft, DraftRequest, Observation, RequestView
 from inference_opt.speculative.head import DraftHead
 from inference_opt.speculative.models import Autoregressive
 from inference_opt.values import shown
+
+Tokens = list[int] | Tensor
 
 
 @dataclass
@@ -45,8 +53,12 @@ class EagleState:
 
 
 class Eagle(Autoregressive):
-    """Drafts with a `DraftHead` (by default the one that comes with the package, for SmolLM2-135M-Instruct)."""
+    """Drafts with a `DraftHead` (by default the one that comes with the package, for SmolLM2-135M-Instruct).
 
+    `confidence`: as of `Autoregressive`. It has no effect in captured steps, whose drafts all have the same length.
+    """
+
+    captured = True
     head: DraftHead
     target: Transformer
     token_ids: Int[np.ndarray, "scored"]
@@ -77,16 +89,36 @@ class Eagle(Autoregressive):
         bound.token_ids = head.token_ids.cpu().numpy()
         bound.cost = sum(p.numel() * p.element_size() for p in head.parameters()) / target.weight_bytes()
         pages: dict[str, Any] = {"num_pages": cache.num_pages, "page_size": cache.page_size, "grows": cache.grows}
-        bound.cache = cache_class(target.device)(
-            **(c.kv_shape | {"depth": 1}), **pages, dtype=head.dtype, device=target.device
-        )
+        bound.cache = type(cache)(**(c.kv_shape | {"depth": 1}), **pages, dtype=head.dtype, device=target.device)
+        bound.captured = uses_triton(bound.cache.keys[0]) and _fusible(head) and can_fuse(target)
         return bound
+
+    def network(self, steps: Any, table: Int[Tensor, "max_rows pages"], max_steps: int) -> Any:
+        """The head in captured steps."""
+        from inference_opt.speculative.head_steps import HeadSteps  # imports Triton, which is there where this runs
+
+        return HeadSteps(self, steps, table, max_steps)
 
     def first(self, requests: Sequence[DraftRequest]) -> Tensor:
         """Read the features that came since the text last drafted."""
-        late = [each.text for each in requests if each.text.drafter_state.features]
+        return self.states([each.text for each in requests])
+
+    @torch.inference_mode()
+    def states(self, texts: Sequence[RequestView]) -> Float[Tensor, "texts dim"]:
+        """The state behind the last known token of each text, when all features that came have been read.
+
+        Zero for a text of which nothing was read yet: the radix tree had all of it but the last token.
+        """
+        late = [text for text in texts if text.drafter_state is not None and text.drafter_state.features]
         self._digest(late, [text.table for text in late])
-        return torch.stack([each.text.drafter_state.state for each in requests])
+        none = torch.zeros(self.head.config.dim, dtype=self.head.dtype, device=self.target.device)
+        known = [text.drafter_state.state if text.drafter_state is not None else None for text in texts]
+        return torch.stack([none if state is None else state for state in known])
+
+    def resume(self, texts: Sequence[RequestView], starts: Sequence[int], states: Float[Tensor, "texts dim"]) -> None:
+        """Captured steps have read each text up to slot `starts`, and these are the states behind it."""
+        for text, start, state in zip(texts, starts, states):
+            text.drafter_state = EagleState(start, state=state)
 
     def further(self, requests: Sequence[DraftRequest], drafts: Sequence[Draft], states: Tensor) -> Tensor:
         """Read one slot each, with the drafter's own last state in the feature's place."""
@@ -104,9 +136,26 @@ class Eagle(Autoregressive):
         q[self.token_ids] = probabilities(logits, text.params).cpu().numpy()
         return q
 
+    def follow(
+        self,
+        texts: Sequence[RequestView],
+        starts: list[int],
+        counts: list[int],
+        features: Float[Tensor, "slots dim"],
+        following: Int[Tensor, "slots"],
+    ) -> None:
+        """Read `counts` slots of each text from `starts` on, whose features captured steps have noted."""
+        self.states(texts)  # what came before is read first
+        states = self._run([text.table for text in texts], starts, counts, features, following)
+        self.resume(texts, [start + count for start, count in zip(starts, counts)], states[np.cumsum(counts) - 1])
+
     @torch.inference_mode()
     def observe(self, observations: Sequence[Observation]) -> None:
-        """Keep the features, and read at once those whose pages other texts may share from now on."""
+        """Keep the features, and read at once those whose pages other texts may share from now on.
+
+        No features come of what captured steps have read themselves.
+        """
+        observations = [each for each in observations if each.states or each.end == each.start]
         for each in observations:
             if each.text.drafter_state is None or each.kind == "prompt":
                 each.text.drafter_state = EagleState(each.start)
@@ -131,8 +180,15 @@ class Eagle(Autoregressive):
             text.drafter_state = EagleState(text.drafter_state.start + count, state=states[last])
 
     def _run(
-        self, tables: Sequence[list[int]], slots: list[int], counts: list[int], features: Tensor, following: list[int]
+        self, tables: Sequence[list[int]], slots: list[int], counts: list[int], features: Tensor, following: Tokens
     ) -> Float[Tensor, "slots dim"]:
         batch = self.cache.batch(tables, slots, counts)
-        tokens = torch.tensor(following, device=self.target.device)
+        tokens = torch.as_tensor(following, device=self.target.device)
         return self.head(features, self.target.embed(tokens), batch.positions, batch)
+
+
+def _fusible(head: DraftHead) -> bool:
+    """Whether the head is made of what captured steps know: dense weights, and one layer without biases and norms."""
+    c, layer = head.config, head.layer
+    plain = isinstance(layer.attention, GroupedQueryAttention) and isinstance(layer.mlp, SwiGLU)
+    return plain and not (c.qk_norm or c.qkv_bias or c.out_bias or c.mlp_bias or head.head.weight.is_mkldnn)

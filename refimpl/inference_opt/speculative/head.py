@@ -53,6 +53,12 @@ class DraftHead(nn.Module):
         """Of weights and activations: need not be the target's."""
         return self.norm.weight.dtype
 
+    def rope(self, states: Tensor) -> RopeTable:
+        """The rotary angles in the dtype and on the device of these states, built at first use."""
+        if self._rope is None or (self._rope.cos.dtype, self._rope.cos.device) != (states.dtype, states.device):
+            self._rope = RopeTable(self.config, states.dtype, states.device)
+        return self._rope
+
     def fuse(self, tapped: Sequence[Float[Tensor, "slots dim"]]) -> Float[Tensor, "slots dim"]:
         """One feature a token from the target's residual stream behind each layer of `taps`."""
         return self.fuse_taps(torch.cat(list(tapped), dim=-1).to(self.dtype))
@@ -65,11 +71,9 @@ class DraftHead(nn.Module):
         kv: KV,
     ) -> Float[Tensor, "slots dim"]:
         """The state of each slot: feature of token t, embedding of token t + 1, position t."""
-        if self._rope is None or (self._rope.cos.dtype, self._rope.cos.device) != (features.dtype, features.device):
-            self._rope = RopeTable(self.config, features.dtype, features.device)
         embeds = embeds.to(self.dtype)
         x = self.join(torch.cat((self.embed_norm(embeds), self.feature_norm(features)), dim=-1))
-        return self.layer(x, self._rope.at(positions), 0, kv)
+        return self.layer(x, self.rope(features).at(positions), 0, kv)
 
     def logits(self, states: Float[Tensor, "slots dim"]) -> Float[Tensor, "slots reduced"]:
         """Scores of the tokens in `token_ids`."""
