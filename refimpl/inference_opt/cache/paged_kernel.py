@@ -18,6 +18,7 @@ from torch import Tensor
 from inference_opt.cache.paged import PagedCache
 from inference_opt.kernels import Batch, paged_attention, plan_batch, shared_prefixes, write_kv
 from inference_opt.kernels.plan import spread
+from inference_opt.kernels.tree import CHAIN, TreeRows
 from inference_opt.model.attention import CacheBatch, LatentForms
 
 
@@ -26,20 +27,32 @@ class PagedKernelCache(PagedCache):
 
     may_grow = False  # captured graphs know where the pages lie
 
-    def batch(self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]) -> CacheBatch:
-        """The next batch: `counts[i]` new tokens of sequence i, behind its first `starts[i]`."""
+    def batch(
+        self,
+        tables: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        trees: Sequence[TreeRows | None] = (),
+    ) -> CacheBatch:
+        """The next batch: `counts[i]` new tokens of sequence i, behind its first `starts[i]`; or rows of a tree."""
         self.check(tables, starts, counts)
         ends = [start + count for start, count in zip(starts, counts)]
         used = [table[: -(-end // self.page_size)] for table, end in zip(tables, ends)]
         table = padded_table(used)
         rows, steps = spread(np.array(counts, dtype=np.int64))
         positions = np.array(starts, dtype=np.int64)[rows] + steps
+        slots = self.slots(table, rows, positions)
+        seen = None
+        if any(trees):
+            seen = [bits for tree, count in zip(trees, counts) for bits in (tree.seen if tree else [CHAIN] * count)]
+            places = [tree.positions if tree else range(start, end) for tree, start, end in zip(trees, starts, ends)]
+            positions = np.concatenate(places).astype(np.int64)
 
         def plan(heads: int) -> Batch:
             prefixes = shared_prefixes(used, starts, self.page_size)
-            return plan_batch(torch.from_numpy(table), ends, counts, self.keys[0], heads, self.latent_dim, prefixes)
+            lists = torch.from_numpy(table), ends, counts
+            return plan_batch(*lists, self.keys[0], heads, self.latent_dim, prefixes, seen)
 
-        slots = self.slots(table, rows, positions)
         return PagedKernelBatch(self, self._sent(positions), self._sent(slots), plan)
 
     def _sent(self, numbers: np.ndarray) -> Int[Tensor, "tokens"]:
