@@ -424,6 +424,7 @@ def test_every_width_compiles_into_the_shared_memory_of_an_h100():
              for rows, group, dim, value_dim, latent in ((4, 4, 128, 128, False), (128, 128, 576, 512, True),
                                                          (65, 65, 576, 544, True), (20, 20, 576, 576, False))
              for dtype in ("bf16", "fp32")]  # fmt: skip
+    cases += [(16, 3, 64, 64, False, "bf16", True), (128, 128, 576, 512, True, "bf16", True)]  # with trees
     cases += [(kernel, dim, dtype) for kernel, dim in (("mla", 576), ("gqa", 64), ("gqa", 128))
               for dtype in ("bf16", "fp16")]  # fmt: skip
     cases += [(kernel, block, dtype) for kernel, block in (("race", 4096), ("race", 16), ("filters", 8192))

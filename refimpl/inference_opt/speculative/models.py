@@ -110,7 +110,8 @@ def read(
     depth: int | None = None,
 ) -> Float[Tensor, "parts dim"]:
     """Run (the first layers of) a model over ragged (page table, start, tokens); the state behind the last of each."""
-    return read_all(model, cache, parts, (), depth)[np.cumsum([len(tokens) for _, _, tokens in parts]) - 1]
+    counts = [len(tokens) for _, _, tokens in parts]
+    return read_all(model, cache, parts, (), depth)[np.cumsum(counts) - 1]
 
 
 def read_all(
