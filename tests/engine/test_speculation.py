@@ -32,7 +32,7 @@ DRAFTERS = {
     "first layer": lambda model: FirstLayers(),
     "untrained": lambda model: Eagle(random_head(model, reduced=9)),
 }
-RULES = st.sampled_from([rules.token_wise, rules.block, rules.coupled])
+RULES = st.sampled_from([rules.token_wise, rules.block, rules.coupled, rules.tree, rules.multi_draft])
 GAMMA = st.sampled_from([None, None, 0, 1, 2, 5, 8])
 REQUEST = st.fixed_dictionaries(
     {
@@ -219,8 +219,11 @@ def test_a_draft_that_is_none_costs_no_request_its_text(message):
     ("arguments", "message"),
     [
         ({"drafter": PromptLookup(), "gamma": -1}, "gamma must be at least 0 .* got -1"),
-        ({"drafter": PromptLookup(), "rule": rules.tree}, "one of the rules token_wise, block, coupled, point_mass"),
-        ({"drafter": PromptLookup(), "rule": rules.multi_draft}, "the engine drafts chains"),
+        (
+            {"drafter": PromptLookup(), "rule": rules.traversal},
+            "one of the rules token_wise, block, coupled, point_mass, tree, multi_draft",
+        ),
+        ({"drafter": PromptLookup(), "rule": rules.tree, "gamma": 64}, "at most 63 drafts, got gamma = 64"),
         ({"drafter": FirstLayers(1), "rule": rules.point_mass}, "FirstLayers draws its own"),
         ({"drafter": SmallerModel(toy())}, "the drafter's vocabulary has 13 tokens, the target's 6"),
         ({"drafter": SmallerModel(Echo(23))}, r"context \(23\) is shorter than the target's \(24\)"),
@@ -234,6 +237,50 @@ def test_a_draft_that_is_none_costs_no_request_its_text(message):
 def test_drafters_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         Engine(Echo(), **arguments)
+
+
+BAD_TREES = {
+    "2 tokens and 1 parents; expected a parent for each": Draft([1, 2], parents=[-1]),
+    "token 1 follows draft 1: expected an earlier one": Draft([1, 2], parents=[-1, 1]),
+    "token 0 follows draft -2": Draft([1], parents=[-2]),
+    "follow the same draft are equal": Draft([1, 2, 2], parents=[-1, 0, 0]),
+    "4 tokens and no distributions; at most 3": Draft([1, 2, 3, 4], parents=[-1] * 4),
+    r"token 1 .2. has probability 0": Draft([1, 2], [probs(0, 1), probs(0, 1)], [-1, -1]),
+}
+
+
+class Trees(Fixed):
+    trees = True
+
+
+@pytest.mark.parametrize("message", BAD_TREES)
+def test_a_tree_that_is_none_costs_no_request_its_text(message):
+    params = SamplingParams(max_new_tokens=6, ignore_eos=True)
+    engine = Engine(Echo(), drafter=Trees(lambda _: [BAD_TREES[message]]), gamma=3, rule=rules.tree, page_size=2)
+    request = engine.add([1, 2, 3], params)
+    engine.step()
+    with pytest.raises(ValueError, match=message):
+        engine.step()
+    assert_sound(engine)
+    engine.speculation.drafter.say = lambda requests: [
+        Draft([1, 2, 1][: r.gamma], None, [-1, -1, 0][: r.gamma]) for r in requests
+    ]
+    while engine.requests:
+        engine.step()
+        assert_sound(engine)
+    assert request.output == expected([1, 2, 3], params)
+    assert request.metrics.drafted_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"), [(rules.token_wise, "a chain was asked for"), (rules.multi_draft, "level 2 .* at most 1")]
+)
+def test_a_tree_that_was_not_asked_for_is_refused(rule, message):
+    engine = Engine(Echo(), drafter=Trees(lambda _: [Draft([1, 2], None, [-1, 0])]), gamma=2, rule=rule)
+    engine.add([1, 2, 3], SamplingParams(max_new_tokens=6, ignore_eos=True))
+    engine.step()
+    with pytest.raises(ValueError, match=message):
+        engine.step()
 
 
 def test_what_is_no_drafter_is_refused():

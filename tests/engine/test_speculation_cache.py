@@ -99,7 +99,7 @@ BUGS = [
     (
         texts_of_a_batch_do_not_see_each_other,
         models,
-        "read",
+        "read_all",
         "(tables, starts,",
         "(tables, [max(starts)] * len(starts),",
     ),

@@ -18,8 +18,11 @@ from inference_opt.lab.exactness.enumerate import every_path
 from inference_opt.model.attention import NoCache
 from inference_opt.sampling import SamplingParams, probabilities
 from inference_opt.speculative import rules
+from inference_opt.speculative.drafter import Draft, Drafter
+from inference_opt.speculative.eagle import Eagle
 from inference_opt.speculative.lookup import NGram, PromptLookup
 from inference_opt.speculative.models import FirstLayers, SmallerModel
+from tests.engine.invariants import random_head
 from tests.toys import tokens_of, toy
 
 SIZES = {"dim": 4, "heads": 1, "kv_heads": 1, "head_dim": 4, "ffn_dim": 4, "max_context": 12}
@@ -105,6 +108,35 @@ def SMALLER(vocab):
     return SmallerModel(tiny(7, vocab, depth=1))
 
 
+class Drawn(Drafter):
+    """Two candidates behind the text and behind each of these, drawn without replacement, as the rules allow."""
+
+    trees = True
+
+    def __init__(self, vocab):
+        self.q = np.arange(1, vocab + 1) / sum(range(1, vocab + 1))
+
+    def propose(self, requests):
+        return [self.draw(request) for request in requests]
+
+    def draw(self, request):
+        draft = Draft([], [], [])
+        for parent in range(-1, 2 if request.depth > 1 else 0):
+            left = self.q.copy()
+            for _ in range(2):
+                if len(draft.tokens) == request.gamma:
+                    return draft
+                draft.probs.append(left / left.sum())
+                draft.tokens.append(request.rng.choose(draft.probs[-1], len(draft.tokens)))
+                draft.parents.append(parent)
+                left[draft.tokens[-1]] = 0
+        return draft
+
+
+def TRAINED(vocab):
+    return Eagle(random_head(tiny(3, vocab), reduced=2))
+
+
 CASES = {  # drafter, rule, gamma, vocabulary, length, other parameters
     "smaller, token by token": (SMALLER, rules.token_wise, 2, 3, 4, {}),
     "smaller, token by token, longer": (SMALLER, rules.token_wise, 3, 2, 5, {}),
@@ -138,6 +170,23 @@ CASES = {  # drafter, rule, gamma, vocabulary, length, other parameters
     "counts": (lambda vocab: NGram(2), rules.token_wise, 2, 3, 4, {}),
     "counts, as a block": (lambda vocab: NGram(3), rules.block, 3, 2, 5, {}),
     "adapts": (SMALLER, rules.token_wise, None, 2, 5, {}),
+    "copies, a tree": (lambda vocab: PromptLookup(2, 1), rules.tree, 4, 3, 4, {}),
+    "copies, candidates": (lambda vocab: PromptLookup(2, 1), rules.multi_draft, 2, 3, 4, {}),
+    "smaller, a tree": (SMALLER, rules.tree, 3, 3, 4, {}),
+    "smaller, a wider tree": (SMALLER, rules.tree, 6, 2, 5, {}),
+    "smaller, a tree, filtered": (SMALLER, rules.tree, 4, 3, 4, {"top_k": 2, "temperature": 0.8}),
+    "smaller, a tree, greedy": (SMALLER, rules.tree, 4, 3, 5, {"temperature": 0.0}),
+    "smaller, candidates": (SMALLER, rules.multi_draft, 2, 3, 4, {}),
+    "smaller, a tree, adapts": (SMALLER, rules.tree, None, 2, 5, {}),
+    "first layer, a tree": (lambda vocab: FirstLayers(), rules.tree, 4, 3, 4, {}),
+    "first layer, candidates": (lambda vocab: FirstLayers(), rules.multi_draft, 3, 3, 4, {}),
+    "trained, a tree": (TRAINED, rules.tree, 4, 3, 4, {}),
+    "trained, candidates": (TRAINED, rules.multi_draft, 2, 3, 4, {}),
+    "trained, a tree, greedy": (TRAINED, rules.tree, 4, 3, 5, {"temperature": 0.0}),
+    "counts, a tree of width one": (lambda vocab: NGram(2), rules.tree, 2, 3, 4, {}),
+    "counts, one candidate": (lambda vocab: NGram(2), rules.multi_draft, 2, 3, 4, {}),
+    "drawn without replacement, a tree": (Drawn, rules.tree, 6, 3, 4, {}),
+    "drawn without replacement, candidates": (Drawn, rules.multi_draft, 2, 3, 4, {}),
 }
 
 
@@ -157,6 +206,12 @@ def test_all_paths_of_the_engine_sum_to_the_law_of_the_model(monkeypatch, name):
     assert_lawful(monkeypatch, name)
 
 
-@pytest.mark.parametrize("name", ["smaller, token by token, longer", "smaller, as a block, longer", "copies", "adapts"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "smaller, token by token, longer", "smaller, as a block, longer", "copies", "adapts",
+        "smaller, a wider tree", "copies, a tree",
+    ],
+)  # fmt: skip
 def test_so_they_do_where_a_text_may_end_early(monkeypatch, name):
     assert_lawful(monkeypatch, name, eos=(0,))

@@ -24,13 +24,14 @@ from inference_opt.kernels.race import race_of_block
 SIZES = {"bf16": 2, "fp32": 4}
 
 
-def shared_memory(rows: int, group: int, dim: int, value_dim: int, latent: bool, dtype: str) -> int:
+def shared_memory(rows: int, group: int, dim: int, value_dim: int, latent: bool, dtype: str, tree: bool = False) -> int:
     """Bytes that a program takes with the tile that is chosen for `rows` rows."""
     own = (value_dim, SIZES[dtype]) if latent else (None, SIZES[dtype], value_dim)
     tile = choose_tile(rows, *tile_bytes(dim, *own))
     split, low, high, value = padded(dim, value_dim, latent)
     constants = {
         "HEADS": group, "KV_HEADS": 1, "D": dim, "V": value_dim, "SPLIT": split, "PAGE": 16, "V_IN_K": latent,
+        "TREE": tree,
         "ROWS": tile.rows, "BLOCK": tile.block,
         "LOOK_AHEAD": tile.looks_ahead, "WIDEN": False,
         "DA": low, "DB": high, "DV": value, "PDL": True, "PDL_OVERLAP": False,
@@ -38,7 +39,7 @@ def shared_memory(rows: int, group: int, dim: int, value_dim: int, latent: bool,
     names = attend_piece.arg_names
     kinds = dict.fromkeys(("q", "k_pages", "v_pages", "out"), f"*{dtype}")
     kinds |= dict.fromkeys(("table", "pieces"), "*i32") | dict.fromkeys(("lse", "partial", "partial_lse"), "*fp32")
-    kinds |= {"table_width": "i32", "scale_log2": "fp32"} | dict.fromkeys(constants, "constexpr")
+    kinds |= {"seen_bits": "*i64", "table_width": "i32", "scale_log2": "fp32"} | dict.fromkeys(constants, "constexpr")
     aligned = {(names.index(name),): [["tt.divisibility", 16]] for name, kind in kinds.items() if kind[0] == "*"}
     source = ASTSource(attend_piece, kinds, {(names.index(name),): value for name, value in constants.items()}, aligned)
     options = {"num_warps": tile.warps, "num_stages": tile.stages}

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jaxtyping import config
 
 from inference_opt import kernels
 from inference_opt.kernels import SharedPrefix, reference, stepwise
 from inference_opt.kernels import batch as planning
+from inference_opt.kernels.tree import CHAIN, sees, tree_rows
 
 ROOT = Path(__file__).parents[2]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -102,13 +103,13 @@ def check(s, got, want):
     torch.testing.assert_close(lse.double(), right_lse, rtol=1e-5, atol=1e-5)  # −∞ included
 
 
-def planned(s, k, v, table, prefixes=()):
+def planned(s, k, v, table, prefixes=(), seen=None):
     """For a machine of the drawn size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planning, "processors_of", lambda device: s["processors"])
         inner = s["value_dim"] if v is None else None
         own = None if v is None else v.shape[-1]
-        return kernels.plan_batch(table, s["lengths"], s["counts"], k, s["heads"], inner, prefixes, own)
+        return kernels.plan_batch(table, s["lengths"], s["counts"], k, s["heads"], inner, prefixes, own, seen)
 
 
 # The heads and widths of DeepSeek-V2: their tile has a way of its own to look up pages.
@@ -124,6 +125,68 @@ def test_attention_equals_the_reference(s):
     q, k, v, table = build(s)
     got = kernels.paged_attention(q, k, v, planned(s, k, v, table), s["dim"] ** -0.5, s["value_dim"])
     check(s, got, oracle(s, q, k, v, table))
+
+
+@st.composite
+def trees(draw):
+    """A batch in which some sequences feed a tree of drafts: their parents, or none."""
+    s = draw(batches())
+    sizes = draw(st.lists(st.sampled_from([0, 1, 2, 5, 9]), min_size=len(s["lengths"]), max_size=len(s["lengths"])))
+    parents = [[draw(st.integers(-1, i - 1)) for i in range(size)] for size in sizes]
+    grows = [bool(own) and length > 0 for own, length in zip(parents, s["lengths"])]
+    s["parents"] = [own if grown else None for own, grown in zip(parents, grows)]
+    s["lengths"] = [length + len(own or []) for length, own in zip(s["lengths"], s["parents"])]
+    s["counts"] = [count if own is None else 1 + len(own) for count, own in zip(s["counts"], s["parents"])]
+    s["prefix"] = min(s["prefix"], *(n - c for n, c in zip(s["lengths"], s["counts"]))) // s["page"] * s["page"]
+    return s
+
+
+def bits_of(s):
+    """Of all queries."""
+    parts = zip(s["lengths"], s["counts"], s["parents"])
+    return [
+        each
+        for length, count, parents in parts
+        for each in ([CHAIN] * count if parents is None else [CHAIN, *tree_rows(parents, length - count + 1).seen])
+    ]
+
+
+@given(st.lists(st.integers(-1, 62), max_size=63), st.integers(0, 70))
+def test_a_row_of_a_tree_sees_the_context_and_its_ancestors(drawn, context):
+    parents = [min(parent, i - 1) for i, parent in enumerate(drawn)]
+    rows = tree_rows(parents, context)
+    end = context + len(parents)
+    visible = sees(torch.tensor(rows.seen).long(), torch.arange(context, end), torch.arange(end))
+    for i, row in enumerate(visible):
+        own, node = [], i
+        while node >= 0:
+            own.append(context + node)
+            node = parents[node]
+        assert row.nonzero().flatten().tolist() == [*range(context), *own[::-1]]
+        assert rows.positions[i] == context + len(own) - 1
+
+
+@given(s=trees(), shared=st.booleans())
+def test_attention_of_trees_equals_the_reference(s, shared):
+    q, k, v, table = build(s)
+    bits = bits_of(s)
+    prefix = [SharedPrefix(0, len(s["lengths"]), s["prefix"])] if shared and s["prefix"] > 0 else []
+    got = kernels.paged_attention(q, k, v, planned(s, k, v, table, prefix, bits), s["dim"] ** -0.5, s["value_dim"])
+    wide = [x if x is None else x.double() for x in (q, k, v)]
+    values = wide[1][..., : s["value_dim"]] if v is None else wide[2]
+    seen = torch.tensor(bits, device=DEVICE).long()
+    right = reference.attend(*wide[:2], values, table, s["lengths"], s["counts"], s["dim"] ** -0.5, seen)
+    check(s, got, right)
+
+
+@settings(max_examples=5)
+@given(s=batches())
+def test_a_chain_as_a_tree_gives_the_same_bits(s):
+    q, k, v, table = build(s)
+    scale, bits = s["dim"] ** -0.5, [CHAIN] * sum(s["counts"])
+    plain = kernels.paged_attention(q, k, v, planned(s, k, v, table), scale, s["value_dim"])
+    tree = kernels.paged_attention(q, k, v, planned(s, k, v, table, (), bits), scale, s["value_dim"])
+    assert all(torch.equal(mine, other) for mine, other in zip(plain, tree))
 
 
 @given(s=batches())
@@ -368,6 +431,7 @@ def test_every_width_compiles_into_the_shared_memory_of_an_h100():
                                                          (2048, 1, 192, 128, False),
                                                          (65, 65, 576, 544, True), (20, 20, 576, 576, False))
              for dtype in ("bf16", "fp32")]  # fmt: skip
+    cases += [(16, 3, 64, 64, False, "bf16", True), (128, 128, 576, 512, True, "bf16", True)]  # with trees
     cases += [(kernel, dim, dtype) for kernel, dim in (("mla", 576), ("gqa", 64), ("gqa", 128), ("gqa", 192))
               for dtype in ("bf16", "fp16")]  # fmt: skip
     cases += [(kernel, block, dtype) for kernel, block in (("race", 4096), ("race", 16), ("filters", 8192))

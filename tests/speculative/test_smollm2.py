@@ -11,7 +11,7 @@ import pytest
 from inference_opt import Engine, SamplingParams, load_model, naive
 from inference_opt.lab.agreement import teacher_forced_greedy
 from inference_opt.loading.prompts import load_prompts
-from inference_opt.speculative import DRAFTERS
+from inference_opt.speculative import DRAFTERS, rules
 from tests.toys import tokens_of
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
@@ -29,10 +29,16 @@ def test_every_drafter_gives_the_oracle_s_tokens(apart, smollm2_path, task, draf
     apart(gives_the_oracle_s_tokens, smollm2_path, task, drafter)
 
 
-def gives_the_oracle_s_tokens(path, task, drafter):
+@pytest.mark.parametrize("task", ["humaneval", "chat"])
+@pytest.mark.parametrize("drafter", sorted(name for name, each in DRAFTERS.items() if each.trees))
+def test_so_do_trees(apart, smollm2_path, task, drafter):
+    apart(gives_the_oracle_s_tokens, smollm2_path, task, drafter, rules.tree, 8)
+
+
+def gives_the_oracle_s_tokens(path, task, drafter, rule=rules.token_wise, gamma=None):
     model, tokenizer = exact(path)
     prompts = [p.ids(tokenizer) for p in load_prompts("speculative") if p.name.startswith(task)][:COUNT]
-    engine = Engine(model, drafter=DRAFTERS[drafter](), tokenizer=tokenizer)
+    engine = Engine(model, drafter=DRAFTERS[drafter](), tokenizer=tokenizer, rule=rule, gamma=gamma)
     for prompt, tokens in zip(prompts, tokens_of(engine.generate(prompts, SamplingParams(max_new_tokens=NEW)))):
         assert teacher_forced_greedy(model, prompt, tokens) == tokens
         assert len(tokens) == NEW or tokens[-1] in model.config.eos_token_ids

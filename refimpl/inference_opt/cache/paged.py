@@ -17,10 +17,11 @@ of what is kept are the latent, as in Multi-head Latent Attention (2405.04434, Â
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from inference_opt.model.attention import CacheBatch, LatentForms, causal_attention
+from inference_opt.kernels.tree import CHAIN, TreeRows, sees
+from inference_opt.model.attention import CacheBatch, LatentForms, causal_attention, masked_attention
 from inference_opt.room import check_room
 from inference_opt.values import integer
 
@@ -80,17 +81,51 @@ class PagedCache:
         # One assignment: an interrupt leaves either all old pages or all new ones.
         self.__dict__.update(keys=grown(self.keys), values=None if self.values is None else grown(self.values))
 
-    def batch(self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]) -> CacheBatch:
+    def batch(
+        self,
+        tables: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        trees: Sequence[TreeRows | None] = (),
+    ) -> CacheBatch:
         """The next batch: `counts[i]` new tokens of sequence i, behind its first `starts[i]`.
 
         `tables[i]` lists the sequence's pages, room for the new tokens included. ValueError, and no change, if not.
+        `trees[i]`: where the new tokens are rows of a tree. A row's slot then follows from its place in the batch, and
+        its position from its depth.
         """
         self.check(tables, starts, counts)
         last = max((max(table) for table in tables), default=-1)
         held = len(self.keys[0])
         if last >= held:
             self._hold(min(max(last + 1, 2 * held), self.num_pages))
+        if any(trees):
+            return TreeBatch(self, tables, starts, counts, trees)
         return PagedBatch(self, tables, starts, counts)
+
+    @torch.inference_mode()
+    def keep_paths(
+        self, tables: Sequence[Sequence[int]], starts: Sequence[int], paths: Sequence[Sequence[int]]
+    ) -> None:
+        """Of the rows fed from slot `starts[i]` on, move those that `paths[i]` lists to the first slots, in all layers.
+
+        What the other rows held there is lost.
+        """
+        sources: list[int] = []
+        targets: list[int] = []
+        for table, start, path in zip(tables, starts, paths, strict=True):
+            for i, row in enumerate(path):
+                if row != i:
+                    places = start + row, start + i
+                    source, target = (table[n // self.page_size] * self.page_size + n % self.page_size for n in places)
+                    sources.append(source)
+                    targets.append(target)
+        if not sources:
+            return
+        from_, to = torch.tensor([sources, targets], device=self.device)
+        for pages in (*self.keys, *(self.values or ())):
+            slots = pages.flatten(0, 1)
+            slots.index_copy_(0, to, slots[from_])  # all are read before any is written
 
     def values_of(self, layer: int) -> Float[Tensor, "pages page_size kv_heads head_dim"]:
         """A layer's values. ValueError where latents are kept in place of keys and values."""
@@ -168,6 +203,64 @@ class PagedBatch(CacheBatch):
         parts = zip(q.split(self.counts), self.pages, self.ends)
         outputs = [forms.over(queries, gather(latent_pages, pages, end)) for queries, pages, end in parts]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+class TreeBatch(PagedBatch):
+    """New tokens, of which some are rows of trees: each row sees the context, its ancestors and itself."""
+
+    def __init__(
+        self,
+        cache: PagedCache,
+        tables: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        trees: Sequence[TreeRows | None],
+    ) -> None:
+        super().__init__(cache, tables, starts, counts)
+        device = cache.device
+        parts = list(self.positions.split(self.counts))  # of each sequence: as yet its slots, in the order of the text
+        self.masks: list[Bool[Tensor, "rows keys"]] = []
+        for i, (tree, span, end) in enumerate(zip(trees, parts, self.ends, strict=True)):
+            bits = torch.tensor(tree.seen, device=device) if tree else torch.full_like(span, CHAIN)
+            self.masks.append(sees(bits, span, torch.arange(end, device=device)))
+            if tree:
+                parts[i] = torch.tensor(tree.positions, device=device)
+        self.positions = torch.cat(parts)
+
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "tokens heads query_dim"],
+        k: Float[Tensor, "tokens kv_heads head_dim"],
+        v: Float[Tensor, "tokens kv_heads value_dim"],
+        scale: float,
+    ) -> Float[Tensor, "tokens heads value_dim"]:
+        """Write all rows, then let each attend to what its mask shows."""
+        return self._attend(q, (self.cache.keys[layer], k), (self.cache.values_of(layer), v), scale)
+
+    def attend_latents(
+        self,
+        layer: int,
+        q: Float[Tensor, "tokens heads query_dim"],
+        kept: Float[Tensor, "tokens 1 kept_dim"],
+        forms: LatentForms,
+    ) -> Float[Tensor, "tokens heads value_dim"]:
+        """The same with latents, which the queries meet as they are."""
+        latents = self.cache.latents_of(layer), kept
+        return forms.values(self._attend(forms.absorb(q), latents, None, forms.scale))
+
+    def _attend(
+        self, q: Tensor, keys: tuple[Tensor, Tensor], values: tuple[Tensor, Tensor] | None, scale: float
+    ) -> Tensor:
+        """Attention over pages into which new rows are written first. Without values, they begin the keys (latents)."""
+        for pages, new in filter(None, (keys, values)):
+            pages.flatten(0, 1).index_copy_(0, self.slots, new)
+        outputs = []
+        for queries, pages, end, mask in zip(q.split(self.counts), self.pages, self.ends, self.masks):
+            k = gather(keys[0], pages, end)
+            v = gather(values[0], pages, end) if values else k[..., : self.cache.latent_dim]
+            outputs.append(masked_attention(queries, k, v, scale, mask))
+        return torch.cat(outputs)
 
 
 def slots_of(pages: Int[Tensor, "used"], positions: Int[Tensor, "new"], page_size: int) -> Int[Tensor, "new"]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from inference_opt.cache.paged import PagedCache
 from inference_opt.kernels import Batch, paged_attention, plan_batch, shared_prefixes, write_kv
 from inference_opt.kernels.plan import spread
+from inference_opt.kernels.tree import CHAIN, TreeRows
 from inference_opt.model.attention import CacheBatch, LatentForms
 
 
@@ -26,24 +27,43 @@ class PagedKernelCache(PagedCache):
 
     may_grow = False  # captured graphs know where the pages lie
 
-    def batch(self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int]) -> CacheBatch:
-        """The next batch: `counts[i]` new tokens of sequence i, behind its first `starts[i]`."""
+    def batch(
+        self,
+        tables: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        trees: Sequence[TreeRows | None] = (),
+    ) -> CacheBatch:
+        """The next batch: `counts[i]` new tokens of sequence i, behind its first `starts[i]`; or rows of a tree."""
         self.check(tables, starts, counts)
         used = [table[: -(-(start + count) // self.page_size)] for table, start, count in zip(tables, starts, counts)]
         rows, steps = spread(np.array(counts, dtype=np.int64))
         positions = np.array(starts, dtype=np.int64)[rows] + steps
         slots = self.slots(padded_table(used), rows, positions)
-        plan = partial(self.plan, used, starts, counts)
+        seen = None
+        if any(trees):
+            ends = [start + count for start, count in zip(starts, counts)]
+            seen = [bits for tree, count in zip(trees, counts) for bits in (tree.seen if tree else [CHAIN] * count)]
+            places = [tree.positions if tree else range(start, end) for tree, start, end in zip(trees, starts, ends)]
+            positions = np.concatenate(places).astype(np.int64)
+        plan = partial(self.plan, used, starts, counts, seen=seen)
         batch = PagedKernelBatch(self, self._sent(positions), self._sent(slots), plan)
         batch.tables, batch.starts, batch.counts = used, starts, counts
         return batch
 
-    def plan(self, tables: Sequence[Sequence[int]], starts: Sequence[int], counts: Sequence[int], heads: int) -> Batch:
-        """The plan of a batch whose tables list no page behind its new tokens."""
+    def plan(
+        self,
+        tables: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        heads: int,
+        seen: Sequence[int] | None = None,
+    ) -> Batch:
+        """The plan of a batch whose tables list no page behind its new tokens. `seen`: as `plan_batch` takes it."""
         ends = [start + count for start, count in zip(starts, counts)]
         prefixes = shared_prefixes(tables, starts, self.page_size)
         table = torch.from_numpy(padded_table(tables))
-        return plan_batch(table, ends, counts, self.keys[0], heads, self.latent_dim, prefixes)
+        return plan_batch(table, ends, counts, self.keys[0], heads, self.latent_dim, prefixes, seen=seen)
 
     def _sent(self, numbers: np.ndarray) -> Int[Tensor, "tokens"]:
         """Numbers on the device."""

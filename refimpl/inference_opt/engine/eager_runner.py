@@ -24,6 +24,7 @@ from inference_opt.engine.runner import Judged, Result
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.engine.speculation import Speculation
 from inference_opt.kernels.batch import uses_triton
+from inference_opt.kernels.tree import TreeRows, tree_rows
 from inference_opt.model.attention import CacheBatch
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import sample
@@ -72,7 +73,8 @@ class EagerRunner:
             for chunk, draft in zip(chunks, drafts)
         ]
         counts = [len(ids) for ids in fed]
-        batch = self.cache.batch([chunk.request.table for chunk in chunks], [chunk.start for chunk in chunks], counts)
+        tables, starts = [chunk.request.table for chunk in chunks], [chunk.start for chunk in chunks]
+        batch = self.cache.batch(tables, starts, counts, [_tree(*each) for each in zip(chunks, drafts)])
         tokens = torch.from_numpy(np.concatenate(fed)).to(self.model.device).long()
         wanted = [1 + len(draft.tokens) if chunk.samples else 0 for chunk, draft in zip(chunks, drafts)]
         ends = itertools.accumulate(counts)
@@ -104,7 +106,7 @@ class EagerRunner:
         All rows are checked at once, and the tokens of all chunks without a draft are drawn at once, so that the host
         waits for the device only twice. Of a draft only the tokens whose rows are sound are judged. If all of these are
         accepted, the token that the rule draws behind them has no sound row, and is left out: the next step draws it,
-        or finds that it cannot.
+        or finds that it cannot. Of a tree, the rows of the path that is kept move to consecutive slots.
         """
         tops, best = logits.max(dim=-1)  # NaN if any is; ties go to the lowest id
         sound, tokens = torch.stack((tops.isfinite().long(), best)).tolist()
@@ -118,22 +120,39 @@ class EagerRunner:
         for i, token in zip(plain, drawn):
             tokens[firsts[i]] = token
         results = []
+        paths: list[list[int]] = [[] for _ in chunks]  # of trees: the rows kept
         for i, (chunk, draft, state) in enumerate(zip(chunks, drafts, states)):
             own, accepted = slice(firsts[i], firsts[i + 1]), 0
+            scored = logits[own]
             if not chunk.samples:
                 emitted: list[int] | None = []
             elif not sound[own.start]:
                 emitted = None
             elif not draft.tokens:
                 emitted = [tokens[own.start]]
+            elif self.speculation.trees:
+                emitted, nodes = self.speculation.accept_tree(chunk.request, scored, sound[own], draft)
+                accepted = len(nodes)
+                path = [0, *(node + 1 for node in nodes)][: len(emitted)]  # the last draft's row may be broken
+                paths[i], scored, state = path, scored[path], [tap[path] for tap in state]
             else:
                 good = next((n for n, whole in enumerate(sound[own]) if not whole), counts[i])
-                judged = self.speculation.accept(chunk.request, logits[own][:good], draft)
+                judged = self.speculation.accept(chunk.request, scored[:good], draft)
                 emitted, accepted = judged[:good], len(judged) - 1
-            scores = logprobs(logits[own], emitted) if emitted and chunk.request.params.logprobs else []
+            scores = logprobs(scored, emitted) if emitted and chunk.request.params.logprobs else []
             judging = [Judged(len(draft.tokens), accepted, len(emitted or []))]
             results.append(Result(emitted, scores, state, judging if chunk.samples else []))
+        if self.speculation.trees:
+            self.cache.keep_paths([each.request.table for each in chunks], [each.start for each in chunks], paths)
         return results
+
+
+def _tree(chunk: Chunk, draft: Draft) -> TreeRows | None:
+    """A chunk's rows, with those of a tree of drafts behind its tokens."""
+    if draft.parents is None:
+        return None
+    end = chunk.start + chunk.count
+    return tree_rows(draft.parents, end).behind(range(chunk.start, end))
 
 
 def draw(logits: Float[Tensor, "rows vocab"], rows: Sequence[int], requests: Sequence[Request]) -> list[int]:

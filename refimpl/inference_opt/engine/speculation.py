@@ -22,16 +22,20 @@ from inference_opt.engine.change import Change, Kind
 from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.kernels.batch import uses_triton
+from inference_opt.kernels.tree import WINDOW
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import CommonNoise, Noise, probabilities
 from inference_opt.speculative import DRAFTERS, rules
 from inference_opt.speculative.adaptive import Adaptive
 from inference_opt.speculative.drafter import Draft, Drafter, DraftRequest, Observation, check_draft
+from inference_opt.speculative.rules import Probs
+from inference_opt.speculative.tree import DraftTree
 from inference_opt.trace import watched
 from inference_opt.values import shown
 
 Rule = Callable[[Any, Any, Any, Any], list[int]]
 CHAIN_RULES = (rules.token_wise, rules.block, rules.coupled, rules.point_mass)
+TREE_RULES = (rules.tree, rules.multi_draft)
 MAX_GAMMA = 12  # drafts a step, if the engine decides
 PROBED = 4  # of a text that is decoded without drafts
 
@@ -41,8 +45,9 @@ class Speculation:
 
     `gamma`: drafts a step for requests without a gamma of their own; None adapts it to each. `rule`: None stands for
     `coupled` where drafts are found, and where captured steps draft (the only rule that they know); for `token_wise`
-    elsewhere. ValueError for a gamma below 0, a rule that does not judge chains, and a drafter that does not fit the
-    model.
+    elsewhere. With `rules.tree` the drafts of a step are a tree, with `rules.multi_draft` candidates for one position;
+    a drafter of chains then gives trees of width one. ValueError for a gamma below 0, or of a tree above 63, an unknown
+    rule, and a drafter that does not fit the model.
     """
 
     def __init__(
@@ -50,9 +55,13 @@ class Speculation:
     ) -> None:
         if gamma is not None and gamma < 0:
             raise ValueError(f"gamma must be at least 0 (0: no drafts), or None to adapt it, got {gamma}")
-        if rule is not None and rule not in CHAIN_RULES:
-            known = ", ".join(each.__name__ for each in CHAIN_RULES)
-            raise ValueError(f"the engine drafts chains: expected one of the rules {known}, got {shown(rule)}")
+        if rule is not None and rule not in CHAIN_RULES + TREE_RULES:
+            known = ", ".join(each.__name__ for each in CHAIN_RULES + TREE_RULES)
+            raise ValueError(
+                f"the engine drafts chains and trees: expected one of the rules {known}, got {shown(rule)}"
+            )
+        if rule in TREE_RULES and gamma is not None and gamma >= WINDOW:
+            raise ValueError(f"a tree has at most {WINDOW - 1} drafts, got gamma = {gamma}")
         if isinstance(drafter, str):
             if drafter not in DRAFTERS:
                 raise ValueError(f"there is no drafter {drafter!r}: expected a Drafter or one of {', '.join(DRAFTERS)}")
@@ -65,7 +74,7 @@ class Speculation:
         self.drafter = None if drafter is None else drafter.bind(model, cache)
         # A found draft x is accepted with probability p(x), by `point_mass` or by comparing it with the target's own
         # draw. The second emits what plain decoding emits with this seed.
-        own = drafter is not None and drafter.found and rule is not rules.point_mass
+        own = drafter is not None and drafter.found and rule is not rules.point_mass and rule not in TREE_RULES
         on_card = isinstance(cache, PagedKernelCache) and uses_triton(cache.keys[0])
         default = rules.coupled if self.drafter and self.drafter.captured and on_card else rules.token_wise
         self.rule: Rule = rules.coupled if own else rule or default
@@ -75,11 +84,18 @@ class Speculation:
     def captured(self, request: Request) -> bool:
         """Whether a request's steps can be captured: without a drafter, or with one that drafts on the card.
 
-        Captured steps judge by the target's own draw (`rules.coupled`). Greedily every rule emits the same.
+        Captured steps judge chains, by the target's own draw (`rules.coupled`). Greedily every rule emits the same.
         """
         if self.drafter is None:
             return True
+        if self.trees:
+            return False
         return self.drafter.captured and (self.rule is rules.coupled or request.params.temperature == 0)
+
+    @property
+    def trees(self) -> bool:
+        """Whether the rule judges trees."""
+        return self.rule in TREE_RULES
 
     @property
     def max_gamma(self) -> int:
@@ -92,25 +108,31 @@ class Speculation:
             return 0
         fixed = self.fixed if request.params.gamma is None else request.params.gamma
         if fixed is not None:
-            return fixed
+            return min(fixed, WINDOW - 1) if self.trees else fixed
         if request.adaptive is None:
             request.adaptive = Adaptive(self.drafter.cost, MAX_GAMMA)
         return request.adaptive.gamma()
 
     def propose(self, chunks: Sequence[Chunk]) -> list[Draft]:
         """A draft for each chunk, empty where there is no room. ValueError for one that no rule can judge."""
-        requests = [
-            DraftRequest(c.request, c.drafts, self._noise(c.request, drafting=True)) for c in chunks if c.drafts
-        ]
+        requests = [self._asking(c.request, c.drafts) for c in chunks if c.drafts]
         made = self.drafter.propose(requests) if self.drafter and requests else []
         if len(made) != len(requests):
             raise ValueError(f"the drafter returned {len(made)} drafts for {len(requests)} texts")
         for request, draft in zip(requests, made):
-            check_draft(draft, request.gamma, self.vocab_size)
+            check_draft(draft, request.gamma, self.vocab_size, request.depth)
             if self.rule is rules.point_mass and draft.probs is not None:
                 raise ValueError("point_mass is for drafts that are found: this drafter returned distributions")
         each = iter(made)
         return [next(each) if chunk.drafts else Draft() for chunk in chunks]
+
+    def _asking(self, request: Request, gamma: int) -> DraftRequest:
+        """For a chain; or for a tree, whose depth the rule limits."""
+        noise = self._noise(request, drafting=True)
+        depth = 1 if self.rule is rules.multi_draft else gamma
+        if self.trees and self.drafter is not None and self.drafter.trees:
+            return DraftRequest(request, gamma, noise, depth)
+        return DraftRequest(request, min(gamma, depth), noise)
 
     def guesses(self, requests: Sequence[Request | None]) -> list[list[int] | None]:
         """What would be drafted, for those that are requests; nothing is shown to the target."""
@@ -142,6 +164,21 @@ class Speculation:
         probs, drafted = (draft.probs or [])[:judged], draft.tokens[:judged]
         noise = self._noise(request, drafting=False)
         return watched(rule)(target, probs, drafted, noise)
+
+    def accept_tree(
+        self, request: Request, logits: Float[Tensor, "rows vocab"], sound: Sequence[int], draft: Draft
+    ) -> tuple[list[int], list[int]]:
+        """What the step emits of a tree, and the drafts that are accepted: each follows the one before it.
+
+        Rows may be missing at the end, or not be sound; the first is. Then fewer drafts are judged.
+        """
+        rows = [i for i, whole in enumerate(sound) if whole]
+        target: list[Probs | None] = [None] * (1 + len(draft.tokens))
+        for i, p in zip(rows, probabilities(logits[rows], request.params).cpu().numpy()):
+            target[i] = p
+        tree = DraftTree.of(draft, target)
+        given = tree.candidates if self.rule is rules.multi_draft else tree.by_path
+        return tree.kept(watched(self.rule)(*given, self._noise(request, drafting=False)))
 
     def learn(self, changes: Sequence[Change]) -> None:
         """Tell the drafter what the target has read and kept, and learn how many drafts were accepted.

@@ -7,7 +7,8 @@ the sum l of exp(s − m), and the sum of exp(s − m) · v.
 
     page table of the sequence   3 1 6 …     key n lies in page table[n // PAGE] at n % PAGE
     keys first … end             BLOCK at a time, gathered: [BLOCK, D]
-    scores                       rows · keysᵀ, [ROWS, BLOCK]; a query sees no key after its own position
+    scores                       rows · keysᵀ, [ROWS, BLOCK]; a query sees no key after its own position, and of a tree
+                                 only its ancestors (tree.py)
     values                       [BLOCK, V]: from pages of their own, or the first V columns of the keys (latent
                                  attention), which are then read once for both products
 
@@ -47,6 +48,7 @@ def attend_piece(
     v_pages,  # [pages, PAGE, KV_HEADS, V]; unused with V_IN_K
     table,  # [sequences, table_width]
     pieces,  # [pieces, FIELDS]
+    seen_bits,  # [tokens] int64, tree.py; unused without TREE
     # What is written: final results, and partial ones, which are merged.
     out,  # [tokens, HEADS, V]
     lse,  # [tokens, HEADS]
@@ -61,6 +63,7 @@ def attend_piece(
     V: tl.constexpr,
     PAGE: tl.constexpr,
     V_IN_K: tl.constexpr,  # the values are the keys' first V columns
+    TREE: tl.constexpr,  # some rows are of a tree: of the last 64 keys a row sees those that its bits name
     # The tile. SPLIT: where a key is split; DA, DB, DV: widths of its parts and of the value, as powers of two.
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -103,6 +106,8 @@ def attend_piece(
     qa = tl.load(q_row + ca[None, :], mask=real[:, None] & (ca < SPLIT)[None, :], other=0.0)
     qb = tl.load(q_row + SPLIT + cb[None, :], mask=real[:, None] & (cb < D - SPLIT)[None, :], other=0.0)
     # [/rows]
+    if TREE:
+        bits = tl.load(seen_bits + token0 + query, mask=real, other=-1)
 
     # The softmax so far, of no key.
     m = tl.full([ROWS], float("-inf"), tl.float32)
@@ -133,6 +138,10 @@ def attend_piece(
             kb = tl.load(k_row + SPLIT + cb[None, :], mask=inside[:, None] & (cb < D - SPLIT)[None, :], other=0.0)
             s = dot(qb, tl.trans(kb), s, WIDEN)
         seen = inside[None, :] & (key[None, :] <= position[:, None])
+        if TREE:
+            distance = position[:, None] - key[None, :]
+            bit = (bits[:, None] >> tl.minimum(tl.maximum(distance, 0), 63).to(tl.int64)) & 1
+            seen = seen & ((distance > 63) | (bit == 1))
         s = tl.where(seen, s * scale_log2, float("-inf"))
 
         # The softmax so far: when the largest score grows, the older sums shrink by exp(old − new). A row that has seen
@@ -250,9 +259,10 @@ def attend(
         # The kernel for many rows leaves some registers and shared memory free, so this one may run at the same time.
         # That kernel had an ordinary launch, so everything that either of them reads has been written.
         attend_piece[(len(launch.pieces) * kv_heads,)](
-            q, k_pages, k_pages if v_in_k else v_pages, page_table, launch.pieces, out, lse, partial, partial_lse,
+            q, k_pages, k_pages if v_in_k else v_pages, page_table, launch.pieces,
+            launch.pieces if launch.seen is None else launch.seen, out, lse, partial, partial_lse,
             page_table.stride(0), scale * LOG2E,
-            heads, kv_heads, dim, value_dim, page, v_in_k,
+            heads, kv_heads, dim, value_dim, page, v_in_k, launch.seen is not None,
             tile.rows, tile.block, split, *widths, tile.looks_ahead, INTERPRETED and q.dtype == torch.bfloat16,
             PDL_OVERLAP=pdl and in_front == "gqa", num_warps=tile.warps, num_stages=tile.stages, **launch_options(pdl),
         )  # fmt: skip

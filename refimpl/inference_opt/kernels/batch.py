@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ class Batch:
     lengths: list[int]
     counts: list[int]
     plan: TilePlan | None  # none where the reference does it
+    seen: Int[Tensor, "tokens"] | None = None  # of trees, for the reference; a plan has its own
 
 
 def uses_triton(tensor: Tensor) -> bool:
@@ -48,12 +49,13 @@ def plan_batch(
     value_dim: int | None = None,
     prefixes: Sequence[SharedPrefix] = (),
     v_dim: int | None = None,
+    seen: Sequence[int] | None = None,
 ) -> Batch:
     """Check a batch and cut it into pieces, for any number of layers with pages like `k_pages`.
 
     `value_dim` is given where the values are the keys' first columns, `v_dim` where they have pages of their own and
-    another width than keys. `prefixes`, in the order of the batch, are read once for all of their members. A page table
-    on the host spares a wait for the device.
+    another width than keys. `prefixes`, in the order of the batch, are read once for all of their members. `seen`: with
+    trees of drafts, the bits of each query (`tree.py`). A page table on the host spares a wait for the device.
 
     ValueError for lengths beyond the table, pages outside the pool and prefixes that are not shared.
     """
@@ -88,10 +90,13 @@ def plan_batch(
             raise ValueError(f"sequences {first} to {first + members - 1} do not share {keys} cached keys")
         free = first + members
 
+    if seen is not None and len(seen) != sum(counts):
+        raise ValueError(f"{len(seen)} rows of a tree mask for {sum(counts)} queries")
+    bits = None if seen is None else torch.tensor(seen, dtype=torch.int64)
     page_table = page_table.to(k_pages.device)
     if not uses_triton(k_pages):
-        return Batch(page_table, lengths, counts, None)
-    tiles = cut(lengths, counts, prefixes, k_pages, heads, value_dim, v_dim)
+        return Batch(page_table, lengths, counts, None, None if bits is None else bits.to(k_pages.device))
+    tiles = cut(lengths, counts, prefixes, k_pages, heads, value_dim, v_dim, bits)
     return Batch(page_table, lengths, counts, tiles.to(k_pages.device))
 
 
@@ -103,6 +108,7 @@ def cut(
     heads: int,
     value_dim: int | None = None,
     v_dim: int | None = None,
+    seen: Int[Tensor, "tokens"] | None = None,
 ) -> TilePlan:
     """The plan of a batch, on the host; the arguments are those that `plan_batch` takes and has checked.
 
@@ -115,6 +121,7 @@ def cut(
     # The Gluon kernels load parts of whole pages: so each run of keys must begin with a page.
     aligned = all(keys % k_pages.shape[1] == 0 for _, _, keys in prefixes)
     hopper = hopper_kernel(k_pages, value_dim, v_dim) if aligned else ""
+    own_hopper = hopper if seen is None else ""  # they know no trees
 
     # Each sequence's queries against its own keys: those after its shared prefix.
     length, count = np.array(lengths, dtype=np.int64), np.array(counts, dtype=np.int64)
@@ -123,7 +130,7 @@ def cut(
     for start, members, keys in prefixes:
         first[start : start + members] = keys
     own = Segments(sequence, token0, count, length - count, first, length)
-    groups = [(own, choose_tile(int(count.max(initial=1)) * group_size, *sizes, hopper))]
+    groups = [(own, choose_tile(int(count.max(initial=1)) * group_size, *sizes, own_hopper))]
 
     # Each prefix's keys against the queries of all its members, as if they were one sequence's: they are neighbours in
     # the flat batch, and all of them stand after the prefix, so no key is masked.
@@ -132,7 +139,9 @@ def cut(
         queries = np.array([count[s : s + m].sum() for s, m in zip(start, members)])
         shared = Segments(start, token0[start], queries, keys, np.zeros_like(keys), keys)
         groups.insert(0, (shared, choose_tile(int(queries.max()) * group_size, *sizes, hopper)))
-    return plan(groups, group_size, kv_heads, int(count.sum()), processors_of(k_pages.device))
+    planned = plan(groups, group_size, kv_heads, int(count.sum()), processors_of(k_pages.device))
+    *shared_keys, own_keys = planned.launches  # a shared prefix is context: all of its keys are seen
+    return replace(planned, launches=(*shared_keys, replace(own_keys, seen=seen)))
 
 
 def hopper_kernel(k_pages: Tensor, value_dim: int | None, v_dim: int | None = None) -> str:

@@ -35,7 +35,7 @@ def paged_attention(
     value_dim = _check(q, k_pages, v_pages, sum(batch.counts), value_dim)
     if batch.plan is None:
         values = k_pages[..., :value_dim] if v_pages is None else v_pages
-        return reference.attend(q, k_pages, values, batch.page_table, batch.lengths, batch.counts, scale)
+        return reference.attend(q, k_pages, values, batch.page_table, batch.lengths, batch.counts, scale, batch.seen)
     from inference_opt.kernels import attention  # needs Triton
 
     return attention.attend(q.contiguous(), k_pages, v_pages, batch.page_table, batch.plan, scale, value_dim, pdl)

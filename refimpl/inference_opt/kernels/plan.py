@@ -88,6 +88,7 @@ class Launch:
 
     pieces: Int[Tensor, "pieces 8"]
     tile: Tile
+    seen: Int[Tensor, "tokens"] | None = None  # if there are trees: which of the last keys each token sees (tree.py)
 
     @property
     def columns(self) -> Piece:
@@ -111,7 +112,10 @@ class TilePlan:
 
     def to(self, device: torch.device) -> "TilePlan":
         """The plan with its lists on `device`."""
-        launches = tuple(Launch(launch.pieces.to(device), launch.tile) for launch in self.launches)
+        launches = tuple(
+            Launch(each.pieces.to(device), each.tile, None if each.seen is None else each.seen.to(device))
+            for each in self.launches
+        )
         return TilePlan(launches, self.offsets.to(device), self.states.to(device), self.num_states)
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference_opt.kernels.plan import TilePlan
+from inference_opt.kernels.tree import CHAIN, sees
 from inference_opt.trace import emit
 
 
@@ -31,22 +32,28 @@ def attend(
     lengths: Sequence[int],
     counts: Sequence[int],
     scale: float,
+    seen: Int[Tensor, "tokens"] | None = None,
 ) -> tuple[Float[Tensor, "tokens heads value_dim"], Float[Tensor, "tokens heads"]]:
-    """Outputs, and the log-sum-exp of the scores of each. The counts[i] queries of sequence i are its last tokens."""
+    """Outputs, and the log-sum-exp of the scores of each. The counts[i] queries of sequence i are its last tokens.
+
+    `seen`: with trees of drafts, the bits of each query (`tree.py`).
+    """
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
     outs, sums = [], []
-    for queries, table, length in zip(q.split(list(counts)), page_table, lengths, strict=True):
+    bits = torch.full((len(q),), CHAIN, device=q.device) if seen is None else seen
+    parts = zip(q.split(list(counts)), bits.split(list(counts)), page_table, lengths, strict=True)
+    for queries, own, table, length in parts:
         # The keys and values of the sequence, gathered from its pages; each key head repeated for its query heads.
         used = table[: -(-length // k_pages.shape[1])].long()
         k, v = (pages[used].flatten(0, 1)[:length].to(exact) for pages in (k_pages, v_pages))
         group = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
 
-        # Scores, with −∞ for keys after the query's own position.
+        # Scores, with −∞ for keys after the query's own position, and for those of a tree that are not its ancestors.
         scores = torch.einsum("qhd,khd->qhk", queries.to(exact), k) * scale
-        position = torch.arange(length - len(queries), length, device=q.device)
-        hidden = torch.arange(length, device=q.device) > position[:, None]  # [queries, keys]
-        scores = scores.masked_fill(hidden[:, None], float("-inf"))
+        slots = torch.arange(length - len(queries), length, device=q.device)
+        visible = sees(own, slots, torch.arange(length, device=q.device))  # [queries, keys]
+        scores = scores.masked_fill(~visible[:, None], float("-inf"))
 
         # Softmax and the mixture of values. A query that sees no key has weights of 0, not of 0/0.
         lse = scores.logsumexp(-1)
@@ -87,11 +94,14 @@ def attend_pieces(
     lse = torch.full(out.shape[:-1], float("-inf"), dtype=exact)
 
     pieces = [(piece, launch.tile) for launch in plan.launches for piece in launch.rows]
-    for number, ((sequence, token0, queries, position, row0, first, end, state), tile) in enumerate(pieces):
+    bits = [launch.seen for launch in plan.launches for _ in launch.rows]
+    for number, ((piece, tile), seen) in enumerate(zip(pieces, bits)):
+        sequence, token0, queries, position, row0, first, end, state = piece
         # The rows of this piece, and its softmax so far, of no key.
         rows = torch.arange(row0, min(row0 + tile.rows, queries * group))
         query, head = rows // group, rows % group
         mine = grouped[token0 + query, head]  # [rows, kv_heads, dim]
+        own = torch.full_like(query, CHAIN) if seen is None else seen[token0 + query]
         m = torch.full(mine.shape[:-1], float("-inf"), dtype=exact)
         l, acc = torch.zeros_like(m), torch.zeros(*m.shape, out.shape[-1], dtype=exact)  # noqa: E741
         for n in range(first, end, tile.block):
@@ -102,7 +112,7 @@ def attend_pieces(
 
             # Scores; when the largest grows, the older sums shrink by exp(old − new).
             s = torch.einsum("rhd,khd->rhk", mine, k) * scale
-            s = s.masked_fill(key > position + query[:, None, None], float("-inf"))
+            s = s.masked_fill(~sees(own, position + query, key)[:, None], float("-inf"))
             m_new = torch.maximum(m, s.amax(-1))
             safe = m_new.clamp(min=torch.finfo(exact).min)  # no key was seen: exp(−∞ − finite) = 0
             p, shrink = (s - safe[..., None]).exp(), (m - safe).exp()

@@ -42,19 +42,33 @@ class RequestView(Protocol):
 
 @dataclass(frozen=True)
 class DraftRequest:
-    """Draft up to `gamma` ≥ 1 tokens for a text in decode, drawing the i-th with `rng.choose(probs[i], i)`."""
+    """Draft up to `gamma` ≥ 1 tokens for a text in decode, drawing the i-th with `rng.choose(probs[i], i)`.
+
+    `depth`: a tree is asked for, of at most so many levels; None: a chain.
+    """
 
     text: RequestView
     gamma: int
     rng: Randomness
+    depth: int | None = None
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What a drafter proposes. `probs` None: the tokens were found, not drawn (all probability is on each)."""
+    """What a drafter proposes. `probs` None: the tokens were found, not drawn (all probability is on each).
+
+    `parents`, of a tree: the earlier draft that each one follows, −1 for the text; None: a chain. Siblings differ. The
+    distribution of one is that given the siblings before it: without these, normalised.
+    """
 
     tokens: list[int] = field(default_factory=list)
     probs: list[Probs] | None = None
+    parents: list[int] | None = None
+
+    @property
+    def rising(self) -> Sequence[int]:
+        """The parents of all; of a chain, too."""
+        return range(-1, len(self.tokens) - 1) if self.parents is None else self.parents
 
 
 @dataclass(frozen=True)
@@ -84,6 +98,7 @@ class Drafter:
     cost: float = 0.0  # of one drafted token, in steps of the target
     found: bool = False  # whether its tokens are found, not drawn, so that drafts come without distributions
     captured: bool = False  # whether it can draft on the device, without the host
+    trees: bool = False  # whether it can draft trees; others are asked for chains
 
     def __repr__(self) -> str:
         given = [name for name in signature(type(self)).parameters if hasattr(self, name)]
@@ -109,8 +124,11 @@ class Drafter:
         """Learn what the target has kept. All pages in the observations' tables may still be written."""
 
 
-def check_draft(draft: Draft, gamma: int, vocab_size: int) -> None:
-    """ValueError for a draft that no rule could judge: too long, or with tokens or distributions that are not valid."""
+def check_draft(draft: Draft, gamma: int, vocab_size: int, depth: int | None = None) -> None:
+    """ValueError for a draft that no rule could judge: too long, or with tokens or distributions that are not valid.
+
+    Or for a tree that is none, has more levels than `depth`, or was not asked for.
+    """
     tokens = draft.tokens
     probs = draft.probs
     if len(tokens) > gamma or (probs is not None and len(probs) != len(tokens)):
@@ -118,6 +136,8 @@ def check_draft(draft: Draft, gamma: int, vocab_size: int) -> None:
         raise ValueError(
             f"the drafter returned {len(tokens)} tokens and {count} distributions; at most {gamma} were asked for"
         )
+    if draft.parents is not None:
+        _check_parents(tokens, draft.parents, depth)
     for i, x in enumerate(tokens):
         if not 0 <= x < vocab_size:
             raise ValueError(f"the drafter's token {i} is {x}, which is not in the vocabulary of {vocab_size}")
@@ -131,6 +151,25 @@ def check_draft(draft: Draft, gamma: int, vocab_size: int) -> None:
             )
         if not q[x] > 0:
             raise ValueError(f"the drafter's token {i} ({x}) has probability 0 in probs[{i}]: it was not drawn from it")
+
+
+def _check_parents(tokens: list[int], parents: list[int], depth: int | None) -> None:
+    if depth is None or len(parents) != len(tokens):
+        wanted = "no parents: a chain was asked for" if depth is None else "a parent for each"
+        raise ValueError(f"the drafter returned {len(tokens)} tokens and {len(parents)} parents; expected {wanted}")
+    levels: list[int] = []
+    for i, parent in enumerate(parents):
+        if not -1 <= parent < i:
+            raise ValueError(
+                f"the drafter's token {i} follows draft {parent}: expected an earlier one, or −1 (the text)"
+            )
+        levels.append(1 if parent < 0 else levels[parent] + 1)
+        if levels[i] > depth:
+            raise ValueError(
+                f"the drafter's token {i} is on level {levels[i]} of its tree; at most {depth} were asked for"
+            )
+    if len({*zip(parents, tokens)}) < len(tokens):
+        raise ValueError("two of the drafter's tokens that follow the same draft are equal: candidates must differ")
 
 
 def one_hot(token: int, vocab_size: int) -> Float[np.ndarray, "vocab"]:

@@ -34,6 +34,7 @@ from inference_opt.model.experts import SwiGLU
 from inference_opt.model.gqa import GroupedQueryAttention
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import probabilities
+from inference_opt.speculative.best_first import Branch
 from inference_opt.speculative.drafter import Draft, DraftRequest, Observation, RequestView
 from inference_opt.speculative.head import DraftHead
 from inference_opt.speculative.models import Autoregressive
@@ -125,6 +126,20 @@ class Eagle(Autoregressive):
         slots = [each.text.computed + len(draft.tokens) - 1 for each, draft in zip(requests, drafts)]
         tokens = [draft.tokens[-1] for draft in drafts]
         return self._run([each.text.table for each in requests], slots, [1] * len(requests), states, tokens)
+
+    def branch(self, branches: Sequence[Branch], states: Tensor) -> Tensor:
+        """Read a slot for each node, with the drafter's state behind its parent in the feature's place."""
+        texts = [each.growth.request.text for each in branches]
+        tables, slots = [text.table for text in texts], [text.computed for text in texts]
+        trees = [each.growth.rows(slot, each.count) for slot, each in zip(slots, branches)]
+        starts = [slot + each.before for slot, each in zip(slots, branches)]
+        batch = self.cache.batch(tables, starts, [each.count for each in branches], trees)
+        tokens = torch.tensor([x for each in branches for x in each.tokens], device=self.target.device)
+        return self.head(states, self.target.embed(tokens), batch.positions, batch)
+
+    def scored(self, indices: Int[Tensor, "nodes best"]) -> Int[Tensor, "nodes best"]:
+        """Those in `token_ids`."""
+        return self.head.token_ids.to(indices.device)[indices]
 
     def logits(self, states: Tensor) -> Tensor:
         """Scores of the tokens in `token_ids`."""

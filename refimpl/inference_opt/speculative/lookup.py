@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int32
 
 from inference_opt.cache.paged import PagedCache
 from inference_opt.model.transformer import Transformer
@@ -20,6 +21,8 @@ from inference_opt.speculative.rules import Probs
 from inference_opt.values import integer
 
 TOKEN_BYTES = 4  # of a token in an array of int32
+OCCURRENCES = 8  # merged into a tree
+WEIGHT = 0.8  # of a level of a tree by the one above it: about what is accepted of a chain
 
 
 class PromptLookup(Drafter):
@@ -27,10 +30,13 @@ class PromptLookup(Drafter):
     `max_ngram` − 1, …, `min_ngram`, where no longer end of the text occurred before.
 
     Nothing is drawn: q is a point mass, and a draft x is accepted with probability p(x).
+
+    A tree merges what followed several earlier occurrences.
     """
 
     found = True
     captured = True
+    trees = True
 
     def __init__(self, max_ngram: int = 4, min_ngram: int = 2) -> None:
         self.max_ngram = integer("max_ngram", max_ngram)
@@ -40,16 +46,34 @@ class PromptLookup(Drafter):
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         """A draft as long as asked wherever there is a match."""
-        return [Draft(self._copy(each.text.tokens, each.gamma)) for each in requests]
+        return [self._chain(each) if each.depth is None else self._tree(each, each.depth) for each in requests]
 
     def guess(self, steps: Any, rows: int, gamma: int) -> None:
         """The same on the device."""
         steps.look_up(rows, gamma, self.min_ngram, self.max_ngram)
 
-    def _copy(self, tokens: Sequence[int], gamma: int) -> list[int]:
+    def _chain(self, request: DraftRequest) -> Draft:
+        tokens = request.text.tokens
         start = self._find(np.asarray(tokens, dtype=np.int32).tobytes())
-        if start is None:
-            return []
+        return Draft() if start is None else Draft(self._copy(tokens, start, request.gamma))
+
+    def _tree(self, request: DraftRequest, depth: int) -> Draft:
+        """What followed the latest occurrences of one end of the text, merged where they begin alike.
+
+        A node counts the share of the continuations that pass it, times WEIGHT for each level. The γ nodes that count
+        most are a tree, because none counts more than its parent.
+        """
+        tokens = request.text.tokens
+        votes: Counter[tuple[int, ...]] = Counter()
+        for start in self._occurrences(np.asarray(tokens, dtype=np.int32)):
+            copied = self._copy(tokens, start, depth)
+            votes.update(tuple(copied[:level]) for level in range(1, depth + 1))
+        # Sorting is stable: of equal ones the latest occurrence's comes first.
+        best = sorted(votes, key=lambda path: -votes[path] * WEIGHT ** len(path))[: request.gamma]
+        places = {path: i for i, path in enumerate(best)}
+        return Draft([path[-1] for path in best], parents=[places.get(path[:-1], -1) for path in best])
+
+    def _copy(self, tokens: Sequence[int], start: int, gamma: int) -> list[int]:
         copied = list(tokens[start : start + gamma])
         while len(copied) < gamma:  # the copy has caught up with the text, and goes on copying itself
             copied.append(copied[start - len(tokens)])
@@ -65,6 +89,14 @@ class PromptLookup(Drafter):
             if at >= 0:
                 return at // TOKEN_BYTES + n
         return None
+
+    def _occurrences(self, text: Int32[np.ndarray, "tokens"]) -> list[int]:
+        """The positions behind several, the latest first, of the end that `_find` finds."""
+        for n in range(min(self.max_ngram, len(text) - 1), self.min_ngram - 1, -1):
+            same = np.lib.stride_tricks.sliding_window_view(text[:-1], n) == text[-n:]
+            if (found := np.flatnonzero(same.all(axis=1))).size:
+                return (found[: -OCCURRENCES - 1 : -1] + n).tolist()
+        return []
 
 
 class NGram(Drafter):

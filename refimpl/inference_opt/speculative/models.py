@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import cache_class
+from inference_opt.kernels.tree import TreeRows
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import probabilities
+from inference_opt.speculative.best_first import Branch, best_first
 from inference_opt.speculative.drafter import Draft, Drafter, DraftRequest, Observation, RequestView
 from inference_opt.values import integer, number, shown
 
@@ -31,7 +33,10 @@ class Autoregressive(Drafter):
 
     `confidence`: a text's draft ends after a token where the drafter's largest probability is below it. The token
     stays in the draft: dropping it would bias the output, since whether it is dropped depends on what was drawn.
+    Trees (`best_first.py`) are as large as asked for.
     """
+
+    trees = True
 
     def __init__(self, confidence: float = 0.0) -> None:
         self.confidence = number("confidence", confidence)
@@ -48,9 +53,17 @@ class Autoregressive(Drafter):
         """Read each draft's last token, which was guessed from `states`; return the states behind it."""
         raise NotImplementedError
 
+    def branch(self, branches: Sequence[Branch], states: Float[Tensor, "nodes dim"]) -> Float[Tensor, "nodes dim"]:
+        """Read nodes of trees, whose parents' states are `states`; return the states behind them."""
+        raise NotImplementedError
+
     def logits(self, states: Float[Tensor, "requests dim"]) -> Float[Tensor, "requests scored"]:
         """Scores of the next token, for each token that the drafter scores."""
         raise NotImplementedError
+
+    def scored(self, indices: Int[Tensor, "nodes best"]) -> Int[Tensor, "nodes best"]:
+        """The tokens behind columns of the scores: here all tokens are scored."""
+        return indices
 
     def distribution(self, logits: Float[Tensor, "scored"], text: RequestView) -> Float[np.ndarray, "vocab"]:
         """Over the target's vocabulary, by the text's own sampling parameters."""
@@ -62,6 +75,8 @@ class Autoregressive(Drafter):
         drafts: list[Draft] = [Draft([], []) for _ in requests]
         if not requests:
             return drafts
+        if requests[0].depth is not None:
+            return best_first(self, requests)
         # [rounds]
         active = list(range(len(requests)))
         states = self.first(requests)
@@ -95,12 +110,23 @@ def read(
     depth: int | None = None,
 ) -> Float[Tensor, "parts dim"]:
     """Run (the first layers of) a model over ragged (page table, start, tokens); the state behind the last of each."""
+    counts = [len(tokens) for _, _, tokens in parts]
+    return read_all(model, cache, parts, (), depth)[np.cumsum(counts) - 1]
+
+
+def read_all(
+    model: Transformer,
+    cache: PagedCache,
+    parts: Sequence[tuple[list[int], int, Sequence[int]]],
+    trees: Sequence[TreeRows],
+    depth: int | None = None,
+) -> Float[Tensor, "tokens dim"]:
+    """The states behind all tokens, which may be rows of trees."""
     tables, starts, texts = zip(*parts)
-    counts = [len(text) for text in texts]
-    batch = cache.batch(tables, starts, counts)
+    batch = cache.batch(tables, starts, [len(text) for text in texts], trees)
     tokens = torch.tensor([x for text in texts for x in text], device=model.device)
     h, _ = model.hidden_states(tokens, batch.positions, batch, depth)
-    return h[np.cumsum(counts) - 1]
+    return h
 
 
 class SmallerModel(Autoregressive):
@@ -151,6 +177,14 @@ class SmallerModel(Autoregressive):
         for text in texts:
             text.drafter_state += 1
         return read(self.model, self.cache, parts)
+
+    def branch(self, branches: Sequence[Branch], states: Tensor) -> Tensor:
+        """Into the slots behind the text. They do not count as read: what is kept of a tree is read again."""
+        texts = [each.growth.request.text for each in branches]
+        ends = [text.drafter_state for text in texts]
+        parts = [(text.table, end + each.before, each.tokens) for text, end, each in zip(texts, ends, branches)]
+        trees = [each.growth.rows(end, each.count) for end, each in zip(ends, branches)]
+        return read_all(self.model, self.cache, parts, trees)
 
     def logits(self, states: Tensor) -> Tensor:
         """From the smaller model's own head."""
@@ -212,6 +246,13 @@ class FirstLayers(Autoregressive):
         return self._read(
             [(text.table, text.computed + len(d.tokens), d.tokens[-1:]) for text, d in zip(texts, drafts)]
         )
+
+    def branch(self, branches: Sequence[Branch], states: Tensor) -> Tensor:
+        """Into the slots behind the text, which verification writes again."""
+        texts = [each.growth.request.text for each in branches]
+        parts = [(text.table, text.computed + 1 + each.before, each.tokens) for text, each in zip(texts, branches)]
+        trees = [each.growth.rows(text.computed + 1, each.count) for text, each in zip(texts, branches)]
+        return read_all(self.model, self.cache, parts, trees, self.depth)
 
     def logits(self, states: Tensor) -> Tensor:
         """From the target's head."""

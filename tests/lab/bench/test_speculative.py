@@ -10,6 +10,7 @@ from rich.progress import Progress
 from inference_opt.lab.bench import speculative
 from inference_opt.lab.bench.commands import Task
 from inference_opt.lab.bench.speculative import PLAIN, TASKS, Timed, bench_speculative, estimate_alpha, expected_speedup
+from inference_opt.loading.load import load_model
 from inference_opt.loading.prompts import load_prompts
 from inference_opt.speculative import DRAFTERS, PromptLookup
 
@@ -30,6 +31,17 @@ def run(names=None, **changes):
     }
     with Progress(disable=True) as progress:
         return bench_speculative(**arguments | changes, progress=progress)
+
+
+def test_trees_are_measured_beside_chains_of_as_many_rows(smollm2_path):
+    figures = run(["prompt-lookup", "n-gram"], source=str(smollm2_path), gamma=4, tree=True)
+    rows = {row["name"]: row for row in figures["results"]}
+    assert list(rows) == [PLAIN, "prompt-lookup", "n-gram", "prompt-lookup, tree"]
+    assert figures["exact"]
+    assert rows["prompt-lookup, tree"]["tokens"] == rows[PLAIN]["tokens"]
+    assert "expected" not in rows["prompt-lookup, tree"]
+    drafters, _ = speculative.our_drafters(load_model(str(smollm2_path), dtype="bfloat16")[0], ["trained"], tree=True)
+    assert drafters["trained"].confidence == 0
 
 
 def test_prompts_say_what_they_ask_for_and_whose_they_are():

@@ -8,6 +8,8 @@ Only decoding is timed: from the first token, which the prefill gives, to the la
     c    seconds of a drafted token / seconds of a plain step: the cost of a drafter in Theorem 3.8 (2211.17192)
     r    the cost of one more row for the target, in plain steps; Theorem 3.8 takes it to be 0
     expected speed-up = Σ E[tokens of a step] / Σ (1 + γ c), over the steps that were made, each with its own γ
+
+With `--tree` each drafter of trees drafts them, too. There γ is the number of rows, and α that of a level of the tree.
 """
 
 import time
@@ -21,7 +23,7 @@ import torch
 from rich.progress import Progress
 
 from inference_opt.engine.engine import Engine
-from inference_opt.engine.speculation import MAX_GAMMA
+from inference_opt.engine.speculation import MAX_GAMMA, Rule
 from inference_opt.environment import command_line, describe, elapsed
 from inference_opt.lab.agreement import compare
 from inference_opt.lab.bench.machine import read_bandwidth
@@ -32,12 +34,13 @@ from inference_opt.loading.prompts import load_prompts
 from inference_opt.loading.tokenizer import needed
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
-from inference_opt.speculative import DRAFTERS, Drafter, Eagle
+from inference_opt.speculative import DRAFTERS, Drafter, Eagle, rules
 from inference_opt.speculative.cost import expected_tokens
 from inference_opt.speculative.head import DraftHead
 
 TASKS = ("editing", "summarising", "humaneval", "chat")
 PLAIN = "plain"
+TREE = ", tree"  # behind a drafter's name
 PEER = "transformers"
 PEER_LOOKUP = "transformers, lookup"
 PEER_DRAFTS = 10  # in a step, as in its documentation; on editing it is the fastest of 3, 5 and 10
@@ -59,12 +62,14 @@ class Timed:
 Decoder = Callable[[list[int], int, int], Timed]  # prompt, new tokens, seed
 
 
-def engine_decoder(model: Transformer, drafter: Drafter | None, gamma: int | None, temperature: float) -> Decoder:
+def engine_decoder(
+    model: Transformer, drafter: Drafter | None, gamma: int | None, temperature: float, rule: Rule = rules.token_wise
+) -> Decoder:
     """Our engine, with one request at a time."""
 
     def decode(prompt: list[int], new: int, seed: int) -> Timed:
         pages = -(-(len(prompt) + new + max(gamma or 0, MAX_GAMMA)) // 16)
-        engine = Engine(model, drafter=drafter, num_pages=pages, gamma=gamma)
+        engine = Engine(model, drafter=drafter, num_pages=pages, gamma=gamma, rule=rule)
         params = SamplingParams(max_new_tokens=new, temperature=temperature, seed=seed, ignore_eos=True)
         request = engine.add(prompt, params)
         while not request.output:
@@ -106,14 +111,20 @@ def peer_decoder(peer: Any, lookup: bool, temperature: float) -> Decoder:
     return decode
 
 
-def our_drafters(model: Transformer, names: Sequence[str] | None) -> tuple[dict[str, Drafter], dict[str, str]]:
-    """Drafters by name (None: all that work), and why others are left out. ValueError for a named one that fails."""
+def our_drafters(
+    model: Transformer, names: Sequence[str] | None, tree: bool = False
+) -> tuple[dict[str, Drafter], dict[str, str]]:
+    """Drafters by name (None: all that work), and why others are left out. ValueError for a named one that fails.
+
+    `tree`: chains are to have as many rows as trees, so the trained drafter's do not end after a doubtful token.
+    """
+    sure = {"confidence": 0.0} if tree else {}
     drafters: dict[str, Drafter] = {}
     left_out: dict[str, str] = {}
     for name in names or DRAFTERS:
         try:
             # The trained one is read from its file once, not for every engine.
-            drafters[name] = Eagle(DraftHead.load(model)) if name == "trained" else DRAFTERS[name]()
+            drafters[name] = Eagle(DraftHead.load(model), **sure) if name == "trained" else DRAFTERS[name]()
             Engine(model, drafter=drafters[name], num_pages=1)
         except ValueError as error:
             if names:
@@ -136,15 +147,23 @@ def bench_speculative(
     temperature: float,
     seed: int,
     progress: Progress,
+    tree: bool = False,
 ) -> dict[str, Any]:
     """Tokens a second in decode by task and decoder, with the figures that explain them.
 
-    `prompts`: how many of each task, at most. ValueError for a named drafter that does not fit the model.
+    `prompts`: how many of each task, at most. `tree`: each drafter that can draft trees does it, too. ValueError for a
+    named drafter that does not fit the model.
     """
     model, tokenizer = load_model(source, dtype=dtype)
-    drafters, left_out = our_drafters(model, names)
+    drafters, left_out = our_drafters(model, names, tree)
     decoders = {PLAIN: engine_decoder(model, None, None, temperature)}
     decoders |= {name: engine_decoder(model, each, gamma, temperature) for name, each in drafters.items()}
+    if tree:
+        decoders |= {
+            name + TREE: engine_decoder(model, each, gamma, temperature, rules.tree)
+            for name, each in drafters.items()
+            if each.trees
+        }
     if peer:
         other = transformers_model(source, model.dtype)
         decoders[PEER] = peer_decoder(other, False, temperature)
@@ -274,8 +293,9 @@ def summarise(task: str, name: str, runs: Mapping[str, Sequence[Sequence[Timed]]
         ),
     }
     row["r"] = (row["step_cost"] - 1) / row["gamma"] if row["gamma"] else 0.0
-    row["expected"] = expected_speedup(row["alpha"], drafted, row["c"])
-    row["expected_with_rows"] = expected_speedup(row["alpha"], drafted, row["c"] + row["r"])
+    if not name.endswith(TREE):  # the theorem is about chains
+        row["expected"] = expected_speedup(row["alpha"], drafted, row["c"])
+        row["expected_with_rows"] = expected_speedup(row["alpha"], drafted, row["c"] + row["r"])
     row["reason"] = why_slower(row)
     return row
 

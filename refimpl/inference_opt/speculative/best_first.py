@@ -1,0 +1,139 @@
+"""Trees of drafts from a model: the continuations that it holds most probable (EAGLE-2, Li et al. 2406.16858).
+
+    P(node) = the product of the drafter's probabilities from the root to the node
+    tree    = the γ nodes of largest P: a parent's P is not below its child's, so they are a tree
+
+Only a node that was read has children. Each round reads the best nodes that are unread, of all texts together, until no
+unread node could have a child in the tree. A round reads those whose P is at least SHARE of the best one's: fewer would
+take more rounds, more would read nodes that drop out again. At most γ nodes are read: the text has pages for these.
+
+Nothing is drawn: the tree follows from the text. So a draft's distribution is a point mass, for which the rules `tree`
+and `multi_draft` are exact. (Leaving out a child that was *drawn*, because it is improbable, would bias the output.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from inference_opt.kernels.tree import TreeRows, tree_rows
+from inference_opt.speculative.drafter import Draft, DraftRequest
+
+SHARE = 0.25
+
+
+@dataclass
+class Growth:
+    """One text's tree while it grows. Nodes are numbered as they were found, each after its parent; −1 is the text."""
+
+    request: DraftRequest
+    tokens: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    logs: list[float] = field(default_factory=list)  # log P
+    depths: list[int] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)  # the nodes that the drafter has read, in the order of its slots
+
+    def add(self, parent: int, tokens: Sequence[int], logs: Sequence[float]) -> None:
+        """Children of a node, or of the text, with their log-probabilities."""
+        above, depth = (0.0, 0) if parent < 0 else (self.logs[parent], self.depths[parent])
+        for token, log in zip(tokens, logs):
+            self.tokens.append(token)
+            self.parents.append(parent)
+            self.logs.append(above + min(log, 0.0))
+            self.depths.append(depth + 1)
+
+    @property
+    def best(self) -> list[int]:
+        """The γ nodes of largest P, from the largest on. A node never comes before its parent."""
+        return sorted(range(len(self.tokens)), key=lambda node: (-self.logs[node], node))[: self.request.gamma]
+
+    def unread(self) -> list[int]:
+        """The nodes to read next. The last of a full tree is not read: its children would not be among the γ best."""
+        request = self.request
+        assert request.depth is not None
+        best = self.best[: request.gamma - 1]
+        able = [node for node in best if node not in self.read and self.depths[node] < request.depth]
+        bound = self.logs[able[0]] + torch.tensor(SHARE).log().item() if able else 0.0
+        return [node for node in able if self.logs[node] >= bound][: request.gamma - len(self.read)]
+
+    def rows(self, position: int, nodes: int) -> TreeRows:
+        """Of the last `nodes` nodes that were read. `position`: that of the text's children."""
+        places = {node: row for row, node in enumerate(self.read)}
+        parents = [places.get(self.parents[node], -1) for node in self.read]
+        return tree_rows(parents, position).after(len(self.read) - nodes)
+
+    def draft(self) -> Draft:
+        """The tree."""
+        chosen = sorted(self.best)
+        places = {node: i for i, node in enumerate(chosen)}
+        parents = [places.get(self.parents[node], -1) for node in chosen]
+        return Draft([self.tokens[node] for node in chosen], parents=parents)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Nodes of one text's tree to be read: the last `count` of those that `growth.read` lists."""
+
+    growth: Growth
+    count: int
+
+    @property
+    def tokens(self) -> list[int]:
+        """Those of the nodes."""
+        return [self.growth.tokens[node] for node in self.growth.read[-self.count :]]
+
+    @property
+    def before(self) -> int:
+        """How many nodes were read earlier: they lie in the slots before."""
+        return len(self.growth.read) - self.count
+
+
+@runtime_checkable
+class TreeDrafter(Protocol):
+    """What a drafter must be able to do."""
+
+    def first(self, requests: Sequence[DraftRequest]) -> Float[Tensor, "requests dim"]:
+        """The state behind each text's last token."""
+        ...
+
+    def branch(self, branches: Sequence[Branch], states: Float[Tensor, "nodes dim"]) -> Float[Tensor, "nodes dim"]:
+        """Read the nodes of each branch; return the states behind them. `states`: those behind their parents."""
+        ...
+
+    def logits(self, states: Float[Tensor, "nodes dim"]) -> Float[Tensor, "nodes scored"]:
+        """Scores of the next token, for each token that the drafter scores."""
+        ...
+
+    def scored(self, indices: Int[Tensor, "nodes best"]) -> Int[Tensor, "nodes best"]:
+        """The tokens behind columns of the scores."""
+        ...
+
+
+def best_first(drafter: TreeDrafter, requests: Sequence[DraftRequest]) -> list[Draft]:
+    """A tree for each text, of at most `gamma` drafts and `depth` levels."""
+    growths = [Growth(request) for request in requests]
+    parents = [(growth, -1) for growth in growths]  # of each row of states
+    states = drafter.first(requests)
+    known: dict[tuple[int, int], Tensor] = {}  # the state behind each node that was read
+    while True:
+        scores = drafter.logits(states).float().log_softmax(dim=-1)
+        logs, columns = scores.topk(min(max(r.gamma for r in requests), scores.shape[-1]), dim=-1)
+        sound = scores.amax(dim=-1).isfinite().tolist()
+        found = zip(parents, drafter.scored(columns).tolist(), logs.tolist(), sound, states)
+        for (growth, node), tokens, probable, whole, state in found:
+            known[id(growth), node] = state
+            if whole:
+                growth.add(node, tokens, probable)
+        parents, branches = [], []
+        for growth in growths:
+            if nodes := growth.unread():
+                growth.read += nodes
+                branches.append(Branch(growth, len(nodes)))
+                parents += [(growth, node) for node in nodes]
+        if not branches:
+            return [growth.draft() for growth in growths]
+        above = torch.stack([known[id(growth), growth.parents[node]] for growth, node in parents])
+        states = drafter.branch(branches, above)
