@@ -8,6 +8,8 @@
 
 A row that is not judged (its text has ended, its draft is shorter than others) writes nowhere, and no query reads what
 lies at its position: memory that was never written may hold NaN, and 0 · NaN is NaN.
+
+The number of drafts is an ordinary number for these kernels, so they are compiled once for all.
 """
 
 from collections.abc import Sequence
@@ -30,21 +32,21 @@ SEQUENCE, QUERIES, POSITION, FIRST, END = (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["gamma"])
 def look_up(
     text,  # [max_rows, WIDTH]
     known,  # [max_rows]: how many tokens of each text are known
-    draft,  # [max_rows, GAMMA]
+    draft,  # [max_rows, gamma]
     drafted,  # [max_rows]
+    gamma,
     WIDTH: tl.constexpr,
-    GAMMA: tl.constexpr,
-    SPAN: tl.constexpr,  # GAMMA, as a power of two
+    SPAN: tl.constexpr,  # a power of two ≥ gamma
     MIN_N: tl.constexpr,
     MAX_N: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """A draft of GAMMA tokens for one text, or none: as `PromptLookup` finds it."""
+    """A draft of `gamma` tokens for one text, or none: as `PromptLookup` finds it."""
     row = tl.program_id(0).to(tl.int64)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -61,32 +63,32 @@ def look_up(
             same &= tl.load(own + i - n, mask=(i >= n) & (i < length - 1), other=-1) == last
             alike += same.to(tl.int64)
         best = tl.maximum(best, tl.max(tl.where(alike >= MIN_N, alike << 32 | i, -1), 0))
-    count = tl.where(best >= 0, GAMMA, 0)
+    count = tl.where(best >= 0, gamma, 0)
     start = tl.where(best >= 0, (best & 0xFFFFFFFF).to(tl.int32) + 1, 0)
     # Where the copy has caught up with the text, it goes on copying itself.
     j = tl.arange(0, SPAN)
     copied = tl.load(own + start + j % tl.maximum(length - start, 1), mask=j < count, other=0)
-    tl.store(draft + row * GAMMA + j, copied, mask=j < GAMMA)
+    tl.store(draft + row * gamma + j, copied, mask=j < gamma)
     tl.store(drafted + row, count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["gamma"])
 def feed(
     text,  # [max_rows, WIDTH]
     known,  # [max_rows]
     limit,  # [max_rows]: how many tokens may be known in the end; pages are there for all but the last
     most,  # [max_rows]: drafts that each text wants
-    draft,  # [max_rows, GAMMA]
+    draft,  # [max_rows, gamma]
     drafted,  # [max_rows]
     table,  # [max_rows, pages]
     queries,  # [max_rows]: rows of each text that count
-    tokens,  # [max_rows (GAMMA + 1)]: what is read
+    tokens,  # [max_rows (gamma + 1)]: what is read
     place,  # [2, places]: position and slot
     pages,
     places,
+    gamma,
     WIDTH: tl.constexpr,
-    GAMMA: tl.constexpr,
-    SPAN: tl.constexpr,  # GAMMA + 1, as a power of two
+    SPAN: tl.constexpr,  # a power of two > gamma
     PAGE: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -101,17 +103,17 @@ def feed(
     counted = tl.where(left > 0, judged + 1, 0)
     real = j < counted
     last = tl.load(text + row * WIDTH + tl.maximum(length - 1, 0)).to(tl.int64)
-    guess = tl.load(draft + row * GAMMA + j - 1, mask=real & (j > 0), other=0).to(tl.int64)
+    guess = tl.load(draft + row * gamma + j - 1, mask=real & (j > 0), other=0).to(tl.int64)
     position = length - 1 + j
     page = tl.load(table + row * pages + position // PAGE, mask=real, other=0).to(tl.int64)
-    out = row * (GAMMA + 1) + j
+    out = row * (gamma + 1) + j
     tl.store(queries + row, counted)
-    tl.store(tokens + out, tl.where(real, tl.where(j == 0, last, guess), 0), mask=j <= GAMMA)
-    tl.store(place + out, tl.where(real, position, 0), mask=j <= GAMMA)
-    tl.store(place + places + out, tl.where(real, page * PAGE + position % PAGE, -1), mask=j <= GAMMA)
+    tl.store(tokens + out, tl.where(real, tl.where(j == 0, last, guess), 0), mask=j <= gamma)
+    tl.store(place + out, tl.where(real, position, 0), mask=j <= gamma)
+    tl.store(place + places + out, tl.where(real, page * PAGE + position % PAGE, -1), mask=j <= gamma)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def move_pieces(
     pieces,  # [count, FIELDS]
     known,  # [max_rows]
@@ -132,12 +134,12 @@ def move_pieces(
     tl.store(piece + QUERIES, tl.load(queries + sequence, mask=real, other=0).to(tl.int32), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["gamma"])
 def commit(
     text,  # [max_rows, WIDTH]
     known,  # [max_rows]
     limit,  # [max_rows]
-    draft,  # [max_rows, GAMMA]
+    draft,  # [max_rows, gamma]
     queries,  # [max_rows]
     chosen,  # [rows]: each row's token,
     tops,  # [rows]: its largest logit,
@@ -150,8 +152,8 @@ def commit(
     notes,  # [steps, 3, max_rows]: drafts judged, drafts accepted, tokens emitted
     max_rows,
     most,
+    gamma,
     WIDTH: tl.constexpr,
-    GAMMA: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Emit the tokens of one text. A text whose first row is broken goes no further."""
@@ -162,8 +164,8 @@ def commit(
     length, counted, now = tl.load(known + row), tl.load(queries + row), tl.load(step + row)
     out = row * most + length - tl.load(began + row)
     going, accepted, kept = counted > 0, counted * 0, counted * 0
-    for j in tl.static_range(GAMMA + 1):
-        r = row * (GAMMA + 1) + j
+    for j in range(gamma + 1):
+        r = row * (gamma + 1) + j
         token, top = tl.load(chosen + r), tl.load(tops + r)
         going &= (j < counted) & (tl.abs(top) < float("inf"))  # false for NaN
         tl.store(text + row * WIDTH + length + j, token.to(tl.int32), mask=going)
@@ -171,9 +173,8 @@ def commit(
         tl.store(scored + out + j, tl.load(scores + r), mask=going)
         tl.store(drawn + r, 0)
         kept += going.to(tl.int64)
-        if j < GAMMA:
-            going &= (j + 1 < counted) & (tl.load(draft + row * GAMMA + j).to(tl.int64) == token)
-            accepted += going.to(tl.int64)
+        going &= tl.load(draft + row * gamma + j, mask=j + 1 < counted, other=-1).to(tl.int64) == token
+        accepted += going.to(tl.int64)
     note = notes + now * 3 * max_rows + row
     tl.store(note, tl.maximum(counted - 1, 0))
     tl.store(note + max_rows, accepted)
@@ -195,6 +196,7 @@ class DraftSteps:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self.rows = Steps(1, max_rows * (max_gamma + 1), device)
+        self.span = triton.next_power_of_2(max_gamma + 1)
         self.text = buffer(max_rows, context + 1, dtype=torch.int32)
         self.draft = buffer(max_rows, max_gamma, dtype=torch.int32)
         # How many tokens are known, may be known in the end, were known before; drafts wanted and found; rows that
@@ -233,9 +235,8 @@ class DraftSteps:
     def look_up(self, rows: int, gamma: int, min_ngram: int, max_ngram: int) -> None:
         """Draft by prompt lookup."""
         block = min(1024, triton.next_power_of_2(self.text.shape[1]))
-        span = triton.next_power_of_2(gamma)
         look_up[(rows,)](
-            self.text, self.known, self.draft, self.drafted, self.text.shape[1], gamma, span,
+            self.text, self.known, self.draft, self.drafted, gamma, self.text.shape[1], self.span,
             min_ngram, max_ngram, block, **launch_options(pdl=True),
         )  # fmt: skip
 
@@ -246,8 +247,8 @@ class DraftSteps:
         fed, place = rows * (gamma + 1), self.rows.place
         feed[(rows,)](
             self.text, self.known, self.limit, self.most, self.draft, self.drafted, table, self.queries,
-            self.rows.tokens, place, table.shape[1], place.shape[1], self.text.shape[1], gamma,
-            triton.next_power_of_2(gamma + 1), page_size, **launch_options(pdl=True),
+            self.rows.tokens, place, table.shape[1], place.shape[1], gamma, self.text.shape[1],
+            self.span, page_size, **launch_options(pdl=True),
         )  # fmt: skip
         return self.rows.tokens[:fed], place[0, :fed], place[1, :fed]
 
@@ -267,5 +268,5 @@ class DraftSteps:
             self.text, self.known, self.limit, self.draft, self.queries,
             self.rows.chosen, self.rows.tops, self.rows.scores, self.rows.step,
             self.began, self.step, self.emitted, self.scored, self.notes,
-            len(self.known), self.emitted.shape[1], self.text.shape[1], gamma, **launch_options(pdl=True),
+            len(self.known), self.emitted.shape[1], gamma, self.text.shape[1], **launch_options(pdl=True),
         )  # fmt: skip
