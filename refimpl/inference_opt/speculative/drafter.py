@@ -84,6 +84,7 @@ class Drafter:
     cost: float = 0.0  # of one drafted token, in steps of the target
     found: bool = False  # whether its tokens are found, not drawn, so that drafts come without distributions
     captured: bool = False  # whether it can draft on the device, without the host
+    reviewed: bool = False  # whether it can tell what its drafts would have given (`review`)
 
     def __repr__(self) -> str:
         given = [name for name in signature(type(self)).parameters if hasattr(self, name)]
@@ -99,6 +100,10 @@ class Drafter:
 
     def guess(self, steps: Any, rows: int, gamma: int) -> None:
         """Draft on the device, in a captured step (`kernels/draft_steps.py`); for those with `captured`."""
+        raise NotImplementedError
+
+    def review(self, steps: Any, rows: int) -> Tensor:
+        """How many steps each text's latest tokens would have taken with each of `steps.lengths`; if `reviewed`."""
         raise NotImplementedError
 
     def observe(self, observations: Sequence[Observation]) -> None:
