@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from inference_opt.cache.paged import PagedCache
 from inference_opt.model.transformer import Transformer
@@ -31,6 +32,7 @@ class PromptLookup(Drafter):
 
     found = True
     captured = True
+    reviewed = True
 
     def __init__(self, max_ngram: int = 4, min_ngram: int = 2) -> None:
         self.max_ngram = integer("max_ngram", max_ngram)
@@ -45,6 +47,11 @@ class PromptLookup(Drafter):
     def guess(self, steps: Any, rows: int, gamma: int) -> None:
         """The same on the device."""
         steps.look_up(rows, gamma, self.min_ngram, self.max_ngram)
+
+    def review(self, steps: Any, rows: int) -> Tensor:
+        """Exactly, on the device."""
+        taken: Tensor = steps.review(rows, self.min_ngram, self.max_ngram)
+        return taken
 
     def _copy(self, tokens: Sequence[int], gamma: int) -> list[int]:
         start = self._find(np.asarray(tokens, dtype=np.int32).tobytes())
