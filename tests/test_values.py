@@ -156,7 +156,7 @@ SIZES = ("page_size", "num_pages", "token_budget", "max_running", "patience", "d
 
 @pytest.mark.parametrize("name", SIZES)
 def test_an_engine_s_sizes_are_integers(name):
-    for value in (*NO_INTEGERS, *(() if name in ("num_pages", "gamma") else (None,))):
+    for value in (*NO_INTEGERS, *(() if name in ("num_pages", "gamma", "draft_rows") else (None,))):
         with pytest.raises(ValueError, match=f"{name} must be an integer"):
             Engine(Echo(), **{name: value})
     engine = Engine(Echo(), **{name: np.int64(4)})

@@ -51,7 +51,7 @@ def engine_of(model, head, captured=True, **options):
     assert isinstance(engine.runner, GraphRunner)
     if not captured:
         engine.runner = engine.runner.eager
-        engine.scheduler.repeats = engine.runner.repeats
+        engine.scheduler.choose = engine.runner.choose
     for cache in (engine.cache, engine.speculation.drafter.cache):
         for pages in (*cache.keys, *cache.values):
             pages.fill_(torch.nan)

@@ -68,15 +68,16 @@ def decisive(model):
     st.lists(MIXED, min_size=5, max_size=5),
     st.booleans(),
     st.one_of(st.none(), st.builds(PromptLookup, st.integers(1, 3), st.just(1))),
+    st.sampled_from([None, 1, 3, 13]),
 )
-def test_the_engine_gives_the_oracle_s_tokens(shape, prompts, page_size, steps, mixed, latent, drafter):
+def test_the_engine_gives_the_oracle_s_tokens(shape, prompts, page_size, steps, mixed, latent, drafter, gamma):
     """Texts of different lengths, on shared stems, greedy and sampled, drafted or not, in a pool too small for all."""
     model = latent_toy(shape["seed"], dtype=torch.float32) if latent else toy(**shape, dtype=torch.float32)
     model = decisive(model).to(DEVICE)
     prompts = prompts + [prompts[0] + prompt[:4] for prompt in prompts]
     params = [replace(own, seed=own.seed + i) for i, (own, _) in enumerate(zip(mixed * 2, prompts))]
     num_pages = 2 * max(-(-(len(p) + each.max_new_tokens) // page_size) for p, each in zip(prompts, params)) + 2
-    engine = Engine(model, page_size=page_size, num_pages=num_pages, decode_steps=steps, drafter=drafter)
+    engine = Engine(model, page_size=page_size, num_pages=num_pages, decode_steps=steps, drafter=drafter, gamma=gamma)
     assert isinstance(engine.runner, GraphRunner)
     for pages in (*engine.cache.keys, *(engine.cache.values or ())):
         pages.fill_(torch.nan)  # what was never written must not be read
@@ -144,10 +145,11 @@ def test_every_request_is_decoded_several_steps_in_a_row_unless_each_is_recorded
     assert {kind for kind, *_ in engine.runner.graphs} == {"filtered"}, "one graph serves the whole mix"
     other = Engine(model, drafter=PromptLookup(), rule=point_mass)  # greedily, all rules emit the same
     for temperature in (0.0, 1.0):
-        other.add([1, 2, 1], SamplingParams(max_new_tokens=9, temperature=temperature, ignore_eos=True, seed=1), id="x")
+        other.add([1, 2, 1], SamplingParams(max_new_tokens=9, temperature=temperature, ignore_eos=True, seed=1))
         other.step()
         assert (len(other.step()[0].tokens) > 4) == (temperature == 0)
-        other.abort("x")
+        while other.requests:
+            other.step()
     model.is_sharded = True  # as `parallelize` leaves it: its hooks sum what fused products would not
     assert isinstance(Engine(model).runner, EagerRunner)
 

@@ -4,16 +4,18 @@ from array import array
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_opt.kernels.draft_steps import DraftSteps
+from inference_opt.kernels.lookup import REVIEWED
 from inference_opt.kernels.plan import Piece
 from inference_opt.kernels.steps import kind_of
 from inference_opt.sampling import CommonNoise, SamplingParams, probabilities
 from inference_opt.speculative import rules
-from inference_opt.speculative.drafter import DraftRequest
+from inference_opt.speculative.drafter import Draft, DraftRequest
 from inference_opt.speculative.lookup import PromptLookup
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -31,6 +33,11 @@ def begun(texts, limits, most, gamma, params=None):
     return steps
 
 
+def view(text):
+    rest = {"computed": 0, "params": SamplingParams(), "drafter_state": None, "table": []}
+    return SimpleNamespace(tokens=array("i", text), **rest)
+
+
 @given(
     st.one_of(TEXTS, st.lists(LONG, min_size=1, max_size=2)), st.integers(1, 6), st.integers(1, 4), st.integers(0, 3)
 )
@@ -40,14 +47,51 @@ def test_a_draft_is_that_of_prompt_lookup(texts, gamma, min_ngram, more):
         begun(texts, [99] * len(texts), [gamma] * len(texts), gamma),
     )
     drafter.guess(steps, 4, gamma)
-    rest = {"computed": 0, "params": SamplingParams(), "drafter_state": None, "table": []}
-    views = [SimpleNamespace(tokens=array("i", text), **rest) for text in texts]
-    right = drafter.propose([DraftRequest(view, gamma, CommonNoise(0, 0)) for view in views])
+    right = drafter.propose([DraftRequest(view(text), gamma, CommonNoise(0, 0)) for text in texts])
     for row, draft in enumerate(right):
         assert steps.drafted[row] == len(draft.tokens)
         if draft.tokens:
             assert steps.draft.flatten()[row * gamma :][:gamma].tolist() == draft.tokens
     assert not steps.drafted[len(texts) :].any()
+
+
+def steps_over(text, begin, length, drafter):
+    """Steps that lead from `begin` to the end, where each drafts so many tokens behind what is known by then."""
+    steps = 0.0
+    while begin < len(text):
+        (draft,) = (
+            drafter.propose([DraftRequest(view(text[:begin]), length, CommonNoise(0, 0))]) if length else [Draft()]
+        )
+        came = text[begin:]
+        right = next((i for i, (a, b) in enumerate(zip(draft.tokens, came)) if a != b), len(draft.tokens))
+        steps += min(len(came) / (length + 1), 1) if right >= len(came) else 1
+        begin += right + 1
+    return steps
+
+
+@settings(max_examples=8)
+@given(TEXTS, st.lists(st.integers(1, 80), min_size=3, max_size=3), st.integers(1, 3), st.integers(0, 2), st.booleans())
+def test_a_review_is_the_steps_that_drafts_of_each_length_would_have_taken(texts, new, min_ngram, more, plain):
+    """After drafts or without, over the latest tokens, with one drafter."""
+    lengths, drafter = (0, 1, 3, 5), PromptLookup(min_ngram + more, min_ngram)
+    steps = DraftSteps(STEPS, 4, 6, CONTEXT, DEVICE, lengths)
+    longest, new = max(new), new[: len(texts)]
+    whole = [text + [(i * i + i // 7) % 3 for i in range(longest)] for text in texts]
+    known = [np.array(text, dtype=np.int32) for text in texts]
+    if plain:
+        chosen = torch.zeros(longest, 4, dtype=torch.int64)
+        for row, (text, own) in enumerate(zip(whole, texts)):
+            chosen[:, row] = torch.tensor(text[len(own) :])
+        steps.append(known, new, chosen.to(DEVICE))
+    else:
+        steps.begin(known, [999] * len(texts), [1] * len(texts), [SamplingParams(seed=0)] * len(texts), 1)
+        for row, text in enumerate(whole):
+            steps.text[row, : len(text)] = torch.tensor(text, device=DEVICE)
+        steps.known[: len(texts)] += torch.tensor(new, device=DEVICE)
+    taken = drafter.review(steps, len(texts)).tolist()
+    for text, own, count, row in zip(whole, texts, new, taken):
+        text, begin = text[: len(own) + count], max(len(own), len(own) + count - REVIEWED)
+        assert row == pytest.approx([steps_over(text, begin, length, drafter) for length in lengths], rel=1e-5)
 
 
 @given(TEXTS, st.integers(1, 5), st.lists(st.integers(0, 7), min_size=3, max_size=3), st.data())

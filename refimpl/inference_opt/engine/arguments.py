@@ -62,7 +62,7 @@ SIZES = {  # and the least that each can be, unless someone else checks it
     "page_size": None, "num_pages": None, "gamma": None,
     "token_budget": 1, "max_running": 1, "patience": 0, "draft_rows": 0, "decode_steps": 1,
 }  # fmt: skip
-OPTIONAL = ("num_pages", "gamma")  # None stands for a default
+OPTIONAL = ("num_pages", "gamma", "draft_rows")  # None stands for a default
 
 
 def checked(model: Any, radix: Any, tokenizer: Any, **others: Any) -> tuple[Any, Any, Any, dict[str, int]]:

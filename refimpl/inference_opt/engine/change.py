@@ -36,6 +36,7 @@ class Change:
     check: StopCheck
     finish_reason: FinishReason | Literal["error"] | None
     judged: list[Judged]  # the steps that emitted the tokens
+    lengths: tuple[float, list[float]] | None  # as of `Result`
     states: list[Tensor]  # of the tokens fed: what the drafter taps
     kind: Kind
 
@@ -75,6 +76,7 @@ def work_out(chunk: Chunk, draft: Draft, result: Result) -> Change:
         check=check,
         finish_reason=ended,
         judged=_until(result.judged, len(tokens)),
+        lengths=result.lengths,
         states=result.states,
         kind="prompt" if not request.decoding else "end" if ended else "decode",
     )

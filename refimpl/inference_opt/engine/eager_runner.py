@@ -35,14 +35,15 @@ from inference_opt.trace import recording, watched
 class EagerRunner:
     """One call of the model, then one decision a chunk."""
 
+    draft_rows = 64
+
     def __init__(self, model: Transformer, cache: PagedCache, speculation: Speculation) -> None:
         self.model, self.cache, self.speculation = model, cache, speculation
         # On CUDA the layers run in fewer launches, if they are of a kind that `fused_states` knows.
         self.fuses = cache.device.type == "cuda" and uses_triton(cache.keys[0]) and can_fuse(model)
 
-    def repeats(self, request: Request) -> bool:
-        """Never: the host decides after each step."""
-        return False
+    def choose(self, chunks: Sequence[Chunk]) -> None:
+        """The host decides after each step."""
 
     def forget(self) -> None:
         """There is nothing to drop."""

@@ -54,13 +54,13 @@ class Engine(Elsewhere):
     CPU a page takes memory only when a text first uses it (`cache/paged.py`). `token_budget` bounds the tokens of a
     step, `max_running` the requests in it, `patience` how often a waiting request may be overtaken.
     With a `drafter` (an object, see `speculative/`, or a name in `DRAFTERS`), requests in decode speculate: `gamma`
-    drafts a step (None: the engine adapts it to each request), judged by `rule`, as long as the step has fewer than
-    `draft_rows` rows. With `rules.tree` a step's drafts are a tree of at most 63, with `rules.multi_draft` candidates
-    for the next token. Drafts that are found, not drawn, are judged by the target's own draw (`rules.coupled`), unless
-    `rule` is `point_mass` or one of these two. On CUDA, requests decode up to `decode_steps` steps in a row
-    (`graph_runner.py`), without a drafter or with one that can draft on the card. `rule` None is `coupled` for such a
-    drafter on CUDA, else `token_wise`. With another rule of chains than `coupled`, only greedy requests draft in such
-    steps. ValueError for values that no engine can have.
+    drafts a step (None: the engine adapts it), judged by `rule`, as long as the step has fewer than `draft_rows` rows
+    (None: 64; as many as pay where steps are captured, since their prices are measured). With `rules.tree` a step's
+    drafts are a tree of at most 63, with `rules.multi_draft` candidates for the next token. Drafts that are found, not
+    drawn, are judged by the target's own draw (`rules.coupled`), unless `rule` is `point_mass` or one of these two. On
+    CUDA, requests decode up to `decode_steps` steps in a row (`graph_runner.py`), without a drafter or with one that
+    can draft on the card. `rule` None is `coupled` for such a drafter on CUDA, else `token_wise`. With another rule of
+    chains than `coupled`, only greedy requests draft in such steps. ValueError for values that no engine can have.
     """
 
     ELSEWHERE = METHODS
@@ -81,7 +81,7 @@ class Engine(Elsewhere):
         policy: Policy | None = None,
         gamma: int | None = None,
         rule: Rule | None = None,
-        draft_rows: int = 64,
+        draft_rows: int | None = None,
         decode_steps: int = 32,
     ) -> None:
         page_size, num_pages, gamma, limits = checked(**locals())
@@ -92,11 +92,13 @@ class Engine(Elsewhere):
         self.pool, self.tree = PagePool(pages, page_size), RadixTree(page_size, policy)
         self.speculation = Speculation(drafter, rule, gamma, model, self.cache)
         rows = min(limits["max_running"], limits["token_budget"])
-        self.runner = runner_for(model, self.cache, self.speculation, limits["decode_steps"], rows)
+        self.runner = runner_for(model, self.cache, self.speculation, limits.pop("decode_steps"), rows)
+        if limits["draft_rows"] is None:
+            limits["draft_rows"] = self.runner.draft_rows
         self.scheduler = Scheduler(
             CacheManager(self.pool, self.tree, radix),
             gamma=self.speculation.gamma,
-            repeats=self.runner.repeats,
+            choose=self.runner.choose,
             **limits,
         )
         self.observer = Observer(pages)
@@ -312,6 +314,8 @@ class Engine(Elsewhere):
         """Totals so far and the pool as it stands."""
         return replace(
             self.observer.totals,
+            steps_by_drafts=dict(sorted(self.speculation.steps.items())),
+            why=self.speculation.why,
             preemptions=self.scheduler.preemptions,
             evicted_pages=self.tree.evicted,
             pages_cached=len(self.tree),

@@ -23,8 +23,8 @@ by one. What follows the end of a text is dropped. If a row was granted fewer st
 the steps after its own (slot −1).
 """
 
-import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -39,7 +39,6 @@ from inference_opt.cache.fused_forward import can_fuse, fused_logits
 from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import PagedKernelBatch, PagedKernelCache, padded_table
 from inference_opt.engine.eager_runner import EagerRunner
-from inference_opt.engine.request import Request
 from inference_opt.engine.runner import Judged, Result, Runner
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.engine.speculation import Speculation
@@ -49,15 +48,16 @@ from inference_opt.kernels.graph import capture
 from inference_opt.kernels.plan import Launch, Piece, TilePlan
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
+from inference_opt.speculative.acceptance import LENGTHS, Acceptance, steps_at
+from inference_opt.speculative.choice import Choice
 from inference_opt.speculative.drafter import Draft
-from inference_opt.speculative.step_costs import StepCosts
 from inference_opt.trace import recording
 
 if TYPE_CHECKING:
     from inference_opt.kernels.steps import Kind
 
 
-PROBES = 4  # texts whose drafts are compared with what is decoded without drafts, a run
+IDLE = 4  # replays for nobody that show the price of a step
 
 
 class GraphRunner:
@@ -77,32 +77,55 @@ class GraphRunner:
         fed, self.network = rows, None
         self.drafter = eager.speculation.drafter
         if self.drafter is not None:
-            from inference_opt.kernels.draft_steps import DraftSteps
+            from inference_opt.kernels.draft_steps import DraftSteps  # imports Triton, likewise
 
-            self.drafts = DraftSteps(max_steps, rows, eager.speculation.max_gamma, config.max_context, cache.device)
-            fed = rows * (eager.speculation.max_gamma + 1)
-            self.costs = StepCosts()
+            most = eager.speculation.max_gamma
+            self.drafts = DraftSteps(max_steps, rows, most, config.max_context, cache.device, LENGTHS)
+            fed = rows * (most + 1)
+            eager.speculation.choice = Choice(self.drafter.reviewed)
             self.network = self.drafter.network(self.drafts, self.table, max_steps)
+        self.draft_rows = fed
         # Of the target's plan, and of the network's.
         self.offsets = torch.zeros(fed + 1, dtype=torch.int32, device=cache.device)
         self.own_offsets = torch.zeros(rows + 1, dtype=torch.int32, device=cache.device)
         self.graphs: dict[tuple[object, ...], tuple[list[TilePlan], Callable[[], None]]] = {}  # by size: plans, replay
-        self.pool = torch.cuda.graph_pool_handle() if cache.device.type == "cuda" else None
+        self.on_card = cache.device.type == "cuda"
+        self.pool = torch.cuda.graph_pool_handle() if self.on_card else None
 
-    def repeats(self, request: Request) -> bool:
-        """Always, unless a recording wants to see every step, or the rule is not one of captured steps."""
-        return not recording() and self.eager.speculation.captured(request)
+    def choose(self, chunks: Sequence[Chunk]) -> tuple[int, int] | None:
+        """As many drafts as the longest that was asked for by name, or what pays for this batch.
+
+        None if a recording wants to see every step, or a request's rule is not that of captured steps.
+        """
+        if not self._replays(chunks):
+            return None
+        named = max((each.drafts for each in chunks if each.request.acceptance is None), default=0)
+        if named:
+            return min(named, self.eager.speculation.max_gamma), self.max_steps
+        return self._best(chunks)
+
+    def _best(self, chunks: Sequence[Chunk]) -> tuple[int, int]:
+        """What pays for this batch: drafts and steps."""
+        choice, wanted = self.eager.speculation.choice, [chunk.drafts for chunk in chunks]
+        if choice is None or not any(wanted):
+            return 0, self.max_steps
+        return choice.best([each.request.acceptance or Acceptance() for each in chunks], wanted, self.max_steps)
 
     def forget(self) -> None:
         """Drop the captured graphs, which hold the addresses of the old weights."""
         self.graphs.clear()
 
     def _replays(self, chunks: Sequence[Chunk]) -> bool:
-        return all(each.decodes and self.repeats(each.request) for each in chunks)
+        captured = self.eager.speculation.captured
+        return all(each.decodes and captured(each.request) for each in chunks) and not recording()
 
     def propose(self, chunks: Sequence[Chunk]) -> list[Draft]:
-        """Captured steps draft on the card."""
-        return [Draft()] * len(chunks) if self._replays(chunks) else self.eager.propose(chunks)
+        """Captured steps draft on the card. In others, only those requests draft that name a length."""
+        if self._replays(chunks):
+            return [Draft()] * len(chunks)
+        return self.eager.propose(
+            [each if each.request.acceptance is None else replace(each, drafts=0) for each in chunks]
+        )
 
     def run(self, chunks: Sequence[Chunk], drafts: Sequence[Draft]) -> list[Result]:
         """What each request emits of the tokens that it was granted.
@@ -112,104 +135,125 @@ class GraphRunner:
         if not self._replays(chunks):
             return self.eager.run(chunks, drafts)
         self.cache.check([each.request.table for each in chunks], *zip(*((each.start, each.grant) for each in chunks)))
-        gamma = self._gamma(chunks)
-        return self._speculate(chunks, gamma) if gamma else self._decode(chunks)
+        choice, gamma, steps = self.eager.speculation.choice, max(each.drafts for each in chunks), self.max_steps
+        while choice and gamma and self.on_card and not choice.costs.known(len(chunks), gamma):
+            self._prepare(chunks, gamma)  # its price is known when it is captured: choose again
+            if all(each.request.acceptance for each in chunks):
+                best, steps = self._best(chunks)
+                gamma = min(best, gamma)
+        return self._speculate(chunks, gamma, steps) if gamma else self._decode(chunks)
+
+    def _prepare(
+        self, chunks: Sequence[Chunk], gamma: int
+    ) -> tuple[list[TilePlan], list[TilePlan], Callable[[], None]]:
+        """The plans of the step that would reach furthest; the lists and the replay of a graph for it."""
+        tables, starts = [chunk.request.table for chunk in chunks], [chunk.start for chunk in chunks]
+        ends = [chunk.start + max(chunk.grant if gamma else self._count(chunk), gamma + 1) for chunk in chunks]
+        plans = [self._plan(tables, starts, ends, gamma + 1)]
+        if gamma and self.network:
+            plans.append(self.network.plan([chunk.start + chunk.grant for chunk in chunks]))
+        kind = self.kind_of([chunk.request.params for chunk in chunks], self.model.config.vocab_size)
+        return plans, *self._graph(len(chunks), plans, kind, gamma)
+
+    def _count(self, chunk: Chunk) -> int:
+        """Plain steps."""
+        return min(chunk.grant, self.max_steps)
 
     def _decode(self, chunks: Sequence[Chunk]) -> list[Result]:
         """A token a step."""
-        tables = [chunk.request.table for chunk in chunks]
-        starts, steps = [chunk.start for chunk in chunks], [min(chunk.grant, self.max_steps) for chunk in chunks]
+        n, params = len(chunks), [chunk.request.params for chunk in chunks]
+        starts, steps = [chunk.start for chunk in chunks], [self._count(chunk) for chunk in chunks]
         # Write the batch into the buffers of a graph that is large enough, and replay it.
-        params = [chunk.request.params for chunk in chunks]
-        plan = self._plan(tables, starts, [start + count for start, count in zip(starts, steps)])
+        plans, lists, replay = self._prepare(chunks, 0)
         # Each request's own pieces come last. (Those of shared prefixes, before them, see the same keys in every step.)
-        last = plan.launches[-1].columns
+        last = plans[0].launches[-1].columns
         last.position.sub_(torch.tensor(steps, dtype=torch.int32)[last.sequence] - 1)
-        lists, replay = self._graph(len(chunks), [plan], self.kind_of(params, self.model.config.vocab_size))
+        tables = [chunk.request.table for chunk in chunks]
         self._fill([chunk.request.tokens[-1] for chunk in chunks], tables, starts, steps, params)
-        self._copy([plan], lists)
-        guesses, began = self._guesses(chunks), perf_counter()
-        for _ in range(max(steps)):
-            replay()
+        self._copy(plans, lists)
+        seconds = self._replay(replay, max(steps))
         if self.network:
             self.network.follow([chunk.request for chunk in chunks], starts, steps, self.steps.chosen)
+        if self.drafter and self.drafter.reviewed:  # the host writes this down while the card decodes
+            self.drafts.append(_texts(chunks), steps, self.steps.chosen[: max(steps)])
+        lengths = self._review(n)
         # Look once, at all steps. A request keeps the tokens before its first broken step.
         noted = (self.steps.chosen, self.steps.tops, self.steps.scores)
-        tokens, tops, scores = (each[:, : len(chunks)].T.cpu() for each in noted)
-        if self.drafter:
-            self.costs.learn(len(chunks), 0, (perf_counter() - began) / max(steps))
+        tokens, tops, scores = (each[:, :n].T.cpu() for each in noted)
         sound = tops.isfinite().long().cumprod(dim=1).sum(dim=1).tolist()
+        if choice := self.eager.speculation.choice:
+            choice.learn(n, 0, max(steps), float(max(steps)), seconds())
         results = []
-        for own, score, row, guess, *each in zip(params, scores, tokens.tolist(), guesses, steps, sound):
-            kept, judged = row[: min(*each)], []
-            if guess is not None:
-                alike = sum(itertools.takewhile(bool, (x == y for x, y in zip(guess, kept))))
-                judged = [Judged(max(len(guess), 1), alike, len(kept), shown=False)]
-            elif self.drafter:
-                judged = [Judged(0, 0, len(kept))]
-            results.append(Result(kept or None, score[: len(kept)].tolist() if own.logprobs else [], judged=judged))
+        for own, score, row, taken, *each in zip(params, scores, tokens.tolist(), lengths, steps, sound):
+            kept = row[: min(*each)]
+            seen = (taken[0], taken) if taken else None  # without drafts, a step is a token
+            results.append(Result(kept or None, score[: len(kept)].tolist() if own.logprobs else [], lengths=seen))
         return results
 
-    def _gamma(self, chunks: Sequence[Chunk]) -> int:
-        """Drafts a step: as many as the longest that was asked for by name, or what pays for this batch."""
-        wanted = [chunk.drafts for chunk in chunks]
-        past = [chunk.request.adaptive for chunk in chunks]
-        if not any(wanted):
-            return 0
-        if any(each is None and count for each, count in zip(past, wanted)):
-            return min(max(wanted), self.eager.speculation.max_gamma)
-        return self.costs.best([each.alpha if each else 0.0 for each in past], wanted)
-
-    def _guesses(self, chunks: Sequence[Chunk]) -> list[list[int] | None]:
-        """Drafts of a few texts that are decoded without: what the target says to them comes for nothing.
-
-        A network's would cost more than they teach.
-        """
-        if self.network:
-            return [None] * len(chunks)
-        idle = [(each.request.adaptive.idle, i) for i, each in enumerate(chunks) if each.request.adaptive is not None]
-        few = {i for _, i in sorted(idle, reverse=True)[:PROBES]} if self.drafter else set()
-        return self.eager.speculation.guesses([chunk.request if i in few else None for i, chunk in enumerate(chunks)])
-
-    def _speculate(self, chunks: Sequence[Chunk], gamma: int) -> list[Result]:
+    def _speculate(self, chunks: Sequence[Chunk], gamma: int, most_steps: int) -> list[Result]:
         """Up to `gamma` drafts a step, and as many steps as would do if every draft were kept."""
-        tables, params = [chunk.request.table for chunk in chunks], [chunk.request.params for chunk in chunks]
-        starts, grants = [chunk.start for chunk in chunks], [chunk.grant for chunk in chunks]
-        # The plan of the step that would reach furthest.
-        ends = [start + max(grant, gamma + 1) for start, grant in zip(starts, grants)]
-        plan = self._plan(tables, starts, ends, gamma + 1)
-        plans = [plan]
-        if self.network:
-            plans.append(self.network.plan([start + grant for start, grant in zip(starts, grants)]))
-        lists, replay = self._graph(len(chunks), plans, self.kind_of(params, self.model.config.vocab_size), gamma)
-        texts = [np.array(chunk.request.tokens, dtype=np.int32) for chunk in chunks]
+        n, params, grants = len(chunks), [each.request.params for each in chunks], [each.grant for each in chunks]
+        plans, lists, replay = self._prepare(chunks, gamma)
+        texts = _texts(chunks)
         limits = [len(text) + grant for text, grant in zip(texts, grants)]
-        self.drafts.begin(texts, limits, [chunk.drafts for chunk in chunks], params, gamma)
+        self.drafts.begin(texts, limits, [min(chunk.drafts, gamma) for chunk in chunks], params, gamma)
         self._copy(plans, lists)
-        self._list_pages(padded_table(tables))
+        self._list_pages(padded_table([chunk.request.table for chunk in chunks]))
         if self.network:
             self.network.start([chunk.request for chunk in chunks], gamma)
-        replays, began = min(-(-max(grants) // (gamma + 1)), self.max_steps), perf_counter()
-        for _ in range(replays):
-            replay()
+        replays = min(-(-max(grants) // (gamma + 1)), most_steps)
+        seconds = self._replay(replay, replays)
         # Look once, at all steps.
-        drafts = self.drafts
+        lengths, drafts = self._review(n), self.drafts
         notes, tokens, scores = (each.cpu() for each in (drafts.notes, drafts.emitted, drafts.scored))
-        self.costs.learn(len(chunks), gamma, (perf_counter() - began) / replays)
         if self.network:
-            self.network.stop([chunk.request for chunk in chunks], drafts.known[: len(chunks)].tolist())
+            self.network.stop([chunk.request for chunk in chunks], drafts.known[:n].tolist())
+        judged = notes[:replays, :, :n].permute(2, 0, 1).numpy()  # [n, steps, 3]
+        made = judged.sum(axis=1)
+        if choice := self.eager.speculation.choice:
+            going = np.maximum((judged[:, :, 2] > 0).sum(axis=1), 1)
+            choice.learn(n, gamma, replays, float((made[:, 2] / going).mean()) * replays, seconds())
         results = []
-        for i, (chunk, steps) in enumerate(zip(chunks, notes[:, :, : len(chunks)].permute(2, 0, 1).tolist())):
-            # Where nothing was found, the rows were read all the same: it counts as a draft that is not accepted.
-            judged = [Judged(*step) if step[0] else Judged(1, 0, step[2], shown=False) for step in steps if step[2]]
-            count = sum(step.emitted for step in judged)
-            if not count and steps[0][0]:
+        for i, (chunk, count, steps, taken) in enumerate(zip(chunks, made[:, 2].tolist(), judged, lengths)):
+            if not count and steps[0, 0]:
                 # A draft that breaks the model spoils the rows before it, too (0 · NaN): read again without it.
                 results += self.eager.run([chunk], [Draft()])
                 continue
             own = scores[i, :count].tolist() if params[i].logprobs else []
-            results.append(Result(tokens[i, :count].tolist() or None, own, judged=judged))
+            each = list(map(Judged._make, steps[steps[:, 2] > 0].tolist()))
+            seen = (taken[0], taken) if taken else _counted(steps)
+            results.append(Result(tokens[i, :count].tolist() or None, own, judged=each, lengths=seen))
         return results
+
+    def _replay(self, replay: Callable[[], None], times: int) -> Callable[[], float]:
+        """Replay a step. What comes back gives the seconds that each took, when the host has waited for them."""
+        if not self.on_card:
+            began = perf_counter()
+            for _ in range(times):
+                replay()
+            seconds = (perf_counter() - began) / times
+            return lambda: seconds
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        for _ in range(times):
+            replay()
+        last.record()
+        return lambda: self._agreed(first.elapsed_time(last) / 1000 / times)
+
+    def _agreed(self, seconds: float) -> float:
+        """Ranks must choose the same steps, so they believe the first rank's clock."""
+        if not self.model.is_sharded:
+            return seconds
+        shared = torch.tensor(seconds, dtype=torch.float64, device=self.cache.device)
+        dist.broadcast(shared, 0)
+        return float(shared)
+
+    def _review(self, rows: int) -> Sequence[list[float]]:
+        """For each text: the steps that its new tokens would have taken with each length. Empty: not known."""
+        if self.drafter is None or not self.drafter.reviewed:
+            return [[]] * rows
+        taken: list[list[float]] = self.drafter.review(self.drafts, rows)[:, : len(LENGTHS)].tolist()
+        return taken
 
     def _plan(self, tables: list[list[int]], starts: list[int], ends: list[int], queries: int = 1) -> TilePlan:
         """The pieces of a step in which the last `queries` of each text's `ends` tokens attend."""
@@ -272,19 +316,36 @@ class GraphRunner:
                 states = torch.zeros(num_states, dtype=torch.int32, device=device)
                 lists.append(TilePlan(tuple(launches), offsets, states, num_states))
             # Capturing runs the step. With no row begun, it writes nowhere, and has no states to merge.
-            none = torch.zeros(0, dtype=torch.int64)
             self.offsets.zero_()
             self.own_offsets.zero_()
             if gamma:
-                self.drafts.begin([], [], [], [], gamma)
-                if self.network:
-                    self.network.start([], gamma)
                 run = partial(self._draft_step, rows, lists, kind, gamma)
             else:
-                self.steps.begin(none, none.expand(self.max_steps, 2, 0), [])
                 run = partial(self._step, rows, lists[0], kind)
+            self._begin_nobody(gamma)
             self.graphs[key] = lists, run if self.pool is None else capture(run, self.pool).replay
+            self._price(batch, gamma, self.graphs[key][1])
         return self.graphs[key]
+
+    def _begin_nobody(self, gamma: int) -> None:
+        none = torch.zeros(0, dtype=torch.int64)
+        if gamma:
+            self.drafts.begin([], [], [], [], gamma)
+            if self.network:
+                self.network.start([], gamma)
+        else:
+            self.steps.begin(none, none.expand(self.max_steps, 2, 0), [])
+
+    def _price(self, batch: int, gamma: int, replay: Callable[[], None]) -> None:
+        """Measure a step of nobody. Its first replay does not count."""
+        choice = self.eager.speculation.choice
+        if choice is None or not self.on_card:
+            return
+        for count in (1, min(IDLE, self.max_steps)):
+            self._begin_nobody(gamma)
+            seconds = self._replay(replay, count)
+            torch.cuda.synchronize()
+        choice.costs.calibrate(batch, gamma, seconds())
 
     @torch.inference_mode()
     def _step(self, rows: int, lists: TilePlan, kind: "Kind") -> None:
@@ -325,6 +386,18 @@ class GraphRunner:
             return fused_logits(self.model, tokens, positions, slots, self.cache, batch, **taps)
         logits: Tensor = self.model(tokens, positions, PagedKernelBatch(self.cache, positions, slots, lambda _: batch))
         return logits
+
+
+def _texts(chunks: Sequence[Chunk]) -> list[Int[np.ndarray, "tokens"]]:
+    return [np.array(chunk.request.tokens, dtype=np.int32) for chunk in chunks]
+
+
+def _counted(steps: Int[np.ndarray, "steps 3"]) -> tuple[float, list[float]] | None:
+    """What steps with drafts tell of all lengths, if each draft is accepted with the same probability."""
+    drafted, accepted, emitted = steps.T
+    rejected = int((accepted < drafted).sum())
+    kept, tokens = int(accepted.sum()), float(emitted[drafted > 0].sum())
+    return (tokens, steps_at(kept / (kept + rejected), tokens)) if kept + rejected else None
 
 
 def _bucket(n: int) -> int:

@@ -18,6 +18,7 @@ from inference_opt.engine.prompts import ids_of, needed
 from inference_opt.model.config import ModelConfig
 from inference_opt.radix.node import Node
 from inference_opt.sampling import FinishReason, SamplingParams, StopCheck, seeded
+from inference_opt.speculative.acceptance import Acceptance
 from inference_opt.speculative.adaptive import Adaptive
 from inference_opt.values import brief
 
@@ -85,6 +86,7 @@ class Request:
     pages: Pages = field(default_factory=Pages)
     decoding: bool = False  # whether a token was sampled since it was admitted
     adaptive: Adaptive | None = None  # chooses how many tokens to draft, if that is left to the engine
+    acceptance: Acceptance | None = None  # the same, where the length is chosen for all of a batch
     drafter_state: Any = None  # what the drafter keeps with the text
 
     def __post_init__(self) -> None:

@@ -10,21 +10,16 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.speculative.drafter import Draft
 
 
 class Judged(NamedTuple):
-    """One speculative step of a request: drafts, those accepted, and tokens emitted.
-
-    `shown`: to the target. A draft that is only compared with what was decoded without it teaches as much.
-    """
+    """One speculative step of a request: drafts, those accepted, and tokens emitted."""
 
     drafted: int
     accepted: int
     emitted: int
-    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -35,14 +30,23 @@ class Result:
     logprobs: list[float] = field(default_factory=list)  # of each token, if the request asks for them
     states: list[Tensor] = field(default_factory=list)  # hidden states, [fed, dim] for each layer the drafter taps
     judged: list[Judged] = field(default_factory=list)  # its steps with a drafter, one after another
+    lengths: tuple[float, list[float]] | None = None  # what `Acceptance.learn` takes of these steps
 
 
 @runtime_checkable
 class Runner(Protocol):
-    """Runs what the scheduler decided. It reserves no pages and changes no request."""
+    """Runs what the scheduler decided. It reserves no pages and changes no request.
 
-    def repeats(self, request: Request) -> bool:
-        """Whether it can decode the request several steps in a row, without asking the scheduler in between."""
+    `draft_rows`: up to how many rows a step may have by drafts, unless the engine's user says so.
+    """
+
+    draft_rows: int
+
+    def choose(self, chunks: Sequence[Chunk]) -> tuple[int, int] | None:
+        """How many drafts a step, and how many steps in a row without asking the scheduler in between.
+
+        The chunks are all of a step, and all decode. None: a single step, with the drafts that they have.
+        """
         ...
 
     def propose(self, chunks: Sequence[Chunk]) -> list[Draft]:

@@ -19,8 +19,9 @@ Within a step:
      `patience` times goes before all others, and nobody is admitted before it fits.
   4. Requests in decode may draft (speculation), with what is left of the budget, up to `draft_rows` rows a step in all,
      and in pages that are free or evictable. So speculation gives way under load.
-  5. If the whole step is decodes, and the runner can repeat them without asking (`graph_runner.py`), each request is
-     granted the tokens of up to `decode_steps` steps in a row, drafts included, while pages can be had.
+  5. If the whole step is decodes, and the runner can repeat them without asking (`graph_runner.py`), it chooses for all
+     of them how many drafts and how many steps in a row; each request is granted the tokens of these, while pages can
+     be had.
 
 Progress: the request processed first can preempt all others or, if it is the last arrival, leaves its pages to them.
 Either way one request has the pages it needs, since no request is admitted that could not run alone in the pool.
@@ -29,7 +30,7 @@ Either way one request has the pages it needs, since no request is admitted that
 import bisect
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from inference_opt.engine.cache_manager import CacheManager
@@ -68,8 +69,8 @@ class Chunk:
 class Scheduler:
     """Waiting and running requests. `running` is in the order of arrival.
 
-    `gamma`: how many tokens a request would draft if there were room. `repeats`: whether the runner can decode the
-    request several steps in a row.
+    `gamma`: how many tokens a request would draft if there were room. `choose`: how many drafts and steps the runner
+    would decode in a row, or None (`Runner.choose`).
     """
 
     def __init__(
@@ -80,14 +81,12 @@ class Scheduler:
         max_running: int,
         patience: int,
         draft_rows: int,
-        decode_steps: int,
         gamma: Callable[[Request], int],
-        repeats: Callable[[Request], bool],
+        choose: Callable[[Sequence[Chunk]], tuple[int, int] | None],
     ) -> None:
         self.cache, self.token_budget, self.patience = cache, token_budget, patience
         self.max_running = min(max_running, token_budget)  # each needs a token a step
-        self.draft_rows, self.decode_steps = draft_rows, decode_steps
-        self.gamma, self.repeats = gamma, repeats
+        self.draft_rows, self.gamma, self.choose = draft_rows, gamma, choose
         self.waiting: OrderedDict[int, Request] = OrderedDict()  # by arrival, in that order
         self.running: list[Request] = []
         self.preemptions = 0
@@ -156,14 +155,17 @@ class Scheduler:
 
     def _grant_steps(self, chunks: list[Chunk]) -> list[Chunk]:
         """The tokens of several decode steps, if all of the step is decodes that the runner can repeat."""
-        if not all(each.decodes and self.repeats(each.request) for each in chunks):
+        choice = self.choose(chunks) if chunks and all(each.decodes for each in chunks) else None
+        if choice is None:
             return chunks
+        most, steps = choice
         granted = []
         for chunk in chunks:
-            grant = min(self.decode_steps * (1 + chunk.drafts), chunk.request.check.left)
+            drafts = min(chunk.drafts, most)
+            grant = min(steps * (1 + drafts), chunk.request.check.left)
             while grant > 1 and not self.cache.reserve(chunk.request, chunk.start + grant):
                 grant -= 1
-            granted.append(replace(chunk, grant=grant))
+            granted.append(replace(chunk, drafts=drafts, grant=grant))
         return granted
 
     def _next(self) -> Request:

@@ -10,7 +10,8 @@ distribution. (They may leave less room for drafts: with a rule other than `coup
 the same distribution.)
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import Float
@@ -26,7 +27,9 @@ from inference_opt.kernels.tree import WINDOW
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import CommonNoise, Noise, probabilities
 from inference_opt.speculative import DRAFTERS, rules
-from inference_opt.speculative.adaptive import Adaptive
+from inference_opt.speculative.acceptance import Acceptance
+from inference_opt.speculative.adaptive import ROW_COST, Adaptive
+from inference_opt.speculative.choice import Choice
 from inference_opt.speculative.drafter import Draft, Drafter, DraftRequest, Observation, check_draft
 from inference_opt.speculative.rules import Probs
 from inference_opt.speculative.tree import DraftTree
@@ -37,7 +40,6 @@ Rule = Callable[[Any, Any, Any, Any], list[int]]
 CHAIN_RULES = (rules.token_wise, rules.block, rules.coupled, rules.point_mass)
 TREE_RULES = (rules.tree, rules.multi_draft)
 MAX_GAMMA = 12  # drafts a step, if the engine decides
-PROBED = 4  # of a text that is decoded without drafts
 
 
 class Speculation:
@@ -80,6 +82,9 @@ class Speculation:
         self.rule: Rule = rules.coupled if own else rule or default
         self.fixed, self.vocab_size = gamma, model.config.vocab_size
         self.taps: Sequence[int] = self.drafter.taps if self.drafter else ()
+        self.choice: Choice | None = None  # decides for whole batches, where the runner replays steps (graph_runner.py)
+        self.counted: Counter[int] = Counter()  # steps of all texts in decode, by drafts, where there is no choice
+        self.latest: Adaptive | None = None  # the last that learned
 
     def captured(self, request: Request) -> bool:
         """Whether a request's steps can be captured: without a drafter, or with one that drafts on the card.
@@ -102,6 +107,23 @@ class Speculation:
         """The most drafts of a captured step."""
         return max(MAX_GAMMA, self.fixed or 0)
 
+    @property
+    def steps(self) -> Mapping[int, int]:
+        """Decode steps of all texts, by the number of drafts."""
+        return self.choice.steps if self.choice else self.counted
+
+    @property
+    def why(self) -> str:
+        """Why the last draft length was chosen; empty if the engine does not choose."""
+        if self.drafter is None or self.fixed is not None:
+            return ""
+        if self.choice:
+            return self.choice.why
+        if self.latest is None:
+            return ""
+        price = self.latest.cost + ROW_COST
+        return f"a draft is accepted with probability {self.latest.alpha:.2f} and costs {price:.2f} steps"
+
     def gamma(self, request: Request) -> int:
         """How many drafts a request would have: its own wish, the engine's, or what its past suggests."""
         if self.drafter is None:
@@ -109,6 +131,9 @@ class Speculation:
         fixed = self.fixed if request.params.gamma is None else request.params.gamma
         if fixed is not None:
             return min(fixed, WINDOW - 1) if self.trees else fixed
+        if self.choice and self.captured(request):
+            request.acceptance = request.acceptance or Acceptance()
+            return MAX_GAMMA
         if request.adaptive is None:
             request.adaptive = Adaptive(self.drafter.cost, MAX_GAMMA)
         return request.adaptive.gamma()
@@ -133,12 +158,6 @@ class Speculation:
         if self.trees and self.drafter is not None and self.drafter.trees:
             return DraftRequest(request, gamma, noise, depth)
         return DraftRequest(request, min(gamma, depth), noise)
-
-    def guesses(self, requests: Sequence[Request | None]) -> list[list[int] | None]:
-        """What would be drafted, for those that are requests; nothing is shown to the target."""
-        asking = [DraftRequest(each, PROBED, self._noise(each, drafting=True)) for each in requests if each]
-        made = iter(self.drafter.propose(asking) if self.drafter and asking else [])
-        return [next(made).tokens if each else None for each in requests]
 
     def _noise(self, request: Request, drafting: bool) -> Noise:
         """A step's noise, from the seed and where the step begins. With `coupled`, drafter and target share it.
@@ -189,9 +208,17 @@ class Speculation:
             return
         for change in changes:
             request = change.request
+            if request.decoding and not self.choice:
+                self.counted.update(step.drafted for step in change.judged)
             if request.adaptive is not None and request.decoding:
+                self.latest = request.adaptive
                 for step in change.judged:
                     request.adaptive.learn(step.drafted, step.accepted)
+            # What follows the end of a text tells nothing.
+            if self.choice and change.lengths and change.finish_reason in (None, "length"):
+                self.choice.lately.learn(*change.lengths)
+                if request.acceptance is not None:
+                    request.acceptance.learn(*change.lengths)
         self.drafter.observe([_observation(each.request, each.chunk.start, each.states, each.kind) for each in changes])
         for change in changes:
             if change.finish_reason is not None:

@@ -1,6 +1,6 @@
 """What an engine says of itself: a step's outputs, and totals."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from inference_opt.engine.request import Request
 from inference_opt.values import brief
@@ -37,6 +37,8 @@ class Stats:
     prefill_tokens: int = 0
     new_tokens: int = 0  # emitted
     decode_tokens: int = 0  # of these, by requests in decode
+    steps_by_drafts: dict[int, int] = field(default_factory=dict)  # of all texts in decode, if there is a drafter
+    why: str = ""  # the engine's last choice of a draft length, in words
     drafted_tokens: int = 0
     accepted_tokens: int = 0
     cached_tokens: int = 0
@@ -75,12 +77,14 @@ class Stats:
         parts += [f"{self.hit_rate:.0%} of {self.cached_tokens + self.prefill_tokens} known tokens found in the cache"]
         if self.drafted_tokens:
             parts.append(f"{self.acceptance:.0%} of {self.drafted_tokens} drafts accepted")
+        parts += [self.why] * bool(self.why)
         return f"<Stats {', '.join(parts)}>"
 
     def _repr_html_(self) -> str:
         """A table, for a notebook: every field, and the rates that follow from them."""
         rates = {name: getattr(self, name) for name in ("seconds", "tokens_per_second", "hit_rate", "acceptance")}
-        rows = [(name, f"{value:,.3f}" if isinstance(value, float) else f"{value:,}")
-                for name, value in (asdict(self) | rates).items()]  # fmt: skip
+        fields = (asdict(self) | rates).items()
+        shown = {float: "{:,.3f}", int: "{:,}"}
+        rows = [(name, shown.get(type(value), "{}").format(value)) for name, value in fields]
         cells = "".join(f"<tr><td>{name.replace('_', ' ')}</td><td>{value}</td></tr>" for name, value in rows)
         return f"<table>{cells}</table>"

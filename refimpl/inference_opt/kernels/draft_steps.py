@@ -1,6 +1,6 @@
 """Speculative steps one after another on the device: a draft is guessed, read, judged and committed without the host.
 
-    look_up      guess: what followed the latest earlier occurrence of the text's end (`speculative/lookup.py`)
+    look_up      guess: what followed the latest earlier occurrence of the text's end (`lookup.py`)
     feed         the rows of the step: each text's last token and its draft, with their positions and slots
     move_pieces  the plan of attention follows the texts, which grow by different numbers of tokens
     …            the model, and a token for each row: the target's own, as plain decoding would draw it (`steps.py`)
@@ -8,6 +8,8 @@
 
 A row that is not judged (its text has ended, its draft is shorter than others) writes nowhere, and no query reads what
 lies at its position: memory that was never written may hold NaN, and 0 · NaN is NaN.
+
+The number of drafts is an ordinary number for these kernels, so they are compiled once for all.
 """
 
 from collections.abc import Sequence
@@ -19,6 +21,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from inference_opt.kernels.lookup import REVIEWED, look_up, match, walk
 from inference_opt.kernels.pdl import launch_options
 from inference_opt.kernels.plan import Piece
 from inference_opt.kernels.steps import Kind, Steps
@@ -30,63 +33,23 @@ SEQUENCE, QUERIES, POSITION, FIRST, END = (
 )
 
 
-@triton.jit
-def look_up(
-    text,  # [max_rows, WIDTH]
-    known,  # [max_rows]: how many tokens of each text are known
-    draft,  # [max_rows, GAMMA]
-    drafted,  # [max_rows]
-    WIDTH: tl.constexpr,
-    GAMMA: tl.constexpr,
-    SPAN: tl.constexpr,  # GAMMA, as a power of two
-    MIN_N: tl.constexpr,
-    MAX_N: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """A draft of GAMMA tokens for one text, or none: as `PromptLookup` finds it."""
-    row = tl.program_id(0).to(tl.int64)
-    if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    length = tl.load(known + row).to(tl.int32)
-    own = text + row * WIDTH
-    # alike(i): how many tokens up to i are those at the text's end. The most decide, then the latest.
-    best = tl.full([], -1, tl.int64)
-    for begin in range(0, length - 1, BLOCK):
-        i = begin + tl.arange(0, BLOCK)
-        same, alike = i < length - 1, tl.zeros([BLOCK], tl.int64)
-        for n in tl.static_range(MAX_N):
-            last = tl.load(own + tl.maximum(length - 1 - n, 0))
-            same &= tl.load(own + i - n, mask=(i >= n) & (i < length - 1), other=-1) == last
-            alike += same.to(tl.int64)
-        best = tl.maximum(best, tl.max(tl.where(alike >= MIN_N, alike << 32 | i, -1), 0))
-    count = tl.where(best >= 0, GAMMA, 0)
-    start = tl.where(best >= 0, (best & 0xFFFFFFFF).to(tl.int32) + 1, 0)
-    # Where the copy has caught up with the text, it goes on copying itself.
-    j = tl.arange(0, SPAN)
-    copied = tl.load(own + start + j % tl.maximum(length - start, 1), mask=j < count, other=0)
-    tl.store(draft + row * GAMMA + j, copied, mask=j < GAMMA)
-    tl.store(drafted + row, count)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["gamma"])
 def feed(
     text,  # [max_rows, WIDTH]
     known,  # [max_rows]
     limit,  # [max_rows]: how many tokens may be known in the end; pages are there for all but the last
     most,  # [max_rows]: drafts that each text wants
-    draft,  # [max_rows, GAMMA]
+    draft,  # [max_rows, gamma]
     drafted,  # [max_rows]
     table,  # [max_rows, pages]
     queries,  # [max_rows]: rows of each text that count
-    tokens,  # [max_rows (GAMMA + 1)]: what is read
+    tokens,  # [max_rows (gamma + 1)]: what is read
     place,  # [2, places]: position and slot
     pages,
     places,
+    gamma,
     WIDTH: tl.constexpr,
-    GAMMA: tl.constexpr,
-    SPAN: tl.constexpr,  # GAMMA + 1, as a power of two
+    SPAN: tl.constexpr,  # a power of two > gamma
     PAGE: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -101,17 +64,17 @@ def feed(
     counted = tl.where(left > 0, judged + 1, 0)
     real = j < counted
     last = tl.load(text + row * WIDTH + tl.maximum(length - 1, 0)).to(tl.int64)
-    guess = tl.load(draft + row * GAMMA + j - 1, mask=real & (j > 0), other=0).to(tl.int64)
+    guess = tl.load(draft + row * gamma + j - 1, mask=real & (j > 0), other=0).to(tl.int64)
     position = length - 1 + j
     page = tl.load(table + row * pages + position // PAGE, mask=real, other=0).to(tl.int64)
-    out = row * (GAMMA + 1) + j
+    out = row * (gamma + 1) + j
     tl.store(queries + row, counted)
-    tl.store(tokens + out, tl.where(real, tl.where(j == 0, last, guess), 0), mask=j <= GAMMA)
-    tl.store(place + out, tl.where(real, position, 0), mask=j <= GAMMA)
-    tl.store(place + places + out, tl.where(real, page * PAGE + position % PAGE, -1), mask=j <= GAMMA)
+    tl.store(tokens + out, tl.where(real, tl.where(j == 0, last, guess), 0), mask=j <= gamma)
+    tl.store(place + out, tl.where(real, position, 0), mask=j <= gamma)
+    tl.store(place + places + out, tl.where(real, page * PAGE + position % PAGE, -1), mask=j <= gamma)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def move_pieces(
     pieces,  # [count, FIELDS]
     known,  # [max_rows]
@@ -132,12 +95,12 @@ def move_pieces(
     tl.store(piece + QUERIES, tl.load(queries + sequence, mask=real, other=0).to(tl.int32), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["gamma"])
 def commit(
     text,  # [max_rows, WIDTH]
     known,  # [max_rows]
     limit,  # [max_rows]
-    draft,  # [max_rows, GAMMA]
+    draft,  # [max_rows, gamma]
     queries,  # [max_rows]
     chosen,  # [rows]: each row's token,
     tops,  # [rows]: its largest logit,
@@ -150,8 +113,8 @@ def commit(
     notes,  # [steps, 3, max_rows]: drafts judged, drafts accepted, tokens emitted
     max_rows,
     most,
+    gamma,
     WIDTH: tl.constexpr,
-    GAMMA: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Emit the tokens of one text. A text whose first row is broken goes no further."""
@@ -162,8 +125,8 @@ def commit(
     length, counted, now = tl.load(known + row), tl.load(queries + row), tl.load(step + row)
     out = row * most + length - tl.load(began + row)
     going, accepted, kept = counted > 0, counted * 0, counted * 0
-    for j in tl.static_range(GAMMA + 1):
-        r = row * (GAMMA + 1) + j
+    for j in range(gamma + 1):
+        r = row * (gamma + 1) + j
         token, top = tl.load(chosen + r), tl.load(tops + r)
         going &= (j < counted) & (tl.abs(top) < float("inf"))  # false for NaN
         tl.store(text + row * WIDTH + length + j, token.to(tl.int32), mask=going)
@@ -171,9 +134,8 @@ def commit(
         tl.store(scored + out + j, tl.load(scores + r), mask=going)
         tl.store(drawn + r, 0)
         kept += going.to(tl.int64)
-        if j < GAMMA:
-            going &= (j + 1 < counted) & (tl.load(draft + row * GAMMA + j).to(tl.int64) == token)
-            accepted += going.to(tl.int64)
+        going &= tl.load(draft + row * gamma + j, mask=j + 1 < counted, other=-1).to(tl.int64) == token
+        accepted += going.to(tl.int64)
     note = notes + now * 3 * max_rows + row
     tl.store(note, tl.maximum(counted - 1, 0))
     tl.store(note + max_rows, accepted)
@@ -187,14 +149,23 @@ class DraftSteps:
     """Up to `steps` speculative steps, of up to `max_rows` texts with up to `max_gamma` drafts each.
 
     Buffers at fixed places on the device. `rows` holds what the flat rows of a step read and how they sample: rows
-    (gamma + 1) · i … of text i.
+    (gamma + 1) · i … of text i. `lengths`: those that `review` compares.
     """
 
-    def __init__(self, steps: int, max_rows: int, max_gamma: int, context: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        steps: int,
+        max_rows: int,
+        max_gamma: int,
+        context: int,
+        device: torch.device,
+        lengths: Sequence[int] = (0,),
+    ) -> None:
         def buffer(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
         self.rows = Steps(1, max_rows * (max_gamma + 1), device)
+        self.span = triton.next_power_of_2(max_gamma + 1)
         self.text = buffer(max_rows, context + 1, dtype=torch.int32)
         self.draft = buffer(max_rows, max_gamma, dtype=torch.int32)
         # How many tokens are known, may be known in the end, were known before; drafts wanted and found; rows that
@@ -203,6 +174,11 @@ class DraftSteps:
         self.emitted = buffer(max_rows, steps * (max_gamma + 1), dtype=torch.int32)
         self.scored = buffer(max_rows, steps * (max_gamma + 1), dtype=torch.float32)
         self.notes = buffer(steps, 3, max_rows)
+        # What a review finds: right drafts behind each beginning of a text, and steps by length of draft.
+        self.matched = buffer(max_rows, REVIEWED, dtype=torch.int32)
+        self.longest, self.lengths = max(lengths), buffer(triton.next_power_of_2(len(lengths)), dtype=torch.int32)
+        self.lengths[: len(lengths)] = torch.tensor(lengths)
+        self.taken = buffer(max_rows, len(self.lengths), dtype=torch.float32)
 
     def begin(
         self,
@@ -218,12 +194,31 @@ class DraftSteps:
         """
         none = torch.zeros(0, dtype=torch.int64)
         self.rows.begin(none, none.expand(1, 2, 0), [own for own in params for _ in range(gamma + 1)])
-        counts = np.zeros((4, len(self.known)), dtype=np.int64)
-        counts[:, : len(texts)] = [[len(text) for text in texts], limits, [len(text) for text in texts], most]
-        for mine, own in zip((self.known, self.limit, self.began, self.most), torch.from_numpy(counts)):
-            mine.copy_(own)
+        lengths = [len(text) for text in texts]
+        self._set(texts, (self.known, lengths), (self.limit, limits), (self.began, lengths), (self.most, most))
         self.step.zero_()
         self.notes.zero_()
+
+    def append(
+        self,
+        texts: Sequence[Int[np.ndarray, "tokens"]],
+        counts: Sequence[int],
+        chosen: Int[Tensor, "steps rows"],
+    ) -> None:
+        """Set texts that were decoded without drafts, and what was chosen behind them: so they can be reviewed."""
+        lengths, steps, rows = [len(text) for text in texts], len(chosen), len(texts)
+        ends = [length + count for length, count in zip(lengths, counts)]
+        self._set(texts, (self.began, lengths), (self.known, ends))
+        places = self.began[:rows, None] + torch.arange(steps, device=chosen.device)
+        places = places.clamp_max(self.text.shape[1] - 1)  # what is behind the ends is not read
+        self.text[:rows].scatter_(1, places, chosen[:, :rows].T.int())
+
+    def _set(self, texts: Sequence[Int[np.ndarray, "tokens"]], *counts: tuple[Tensor, Sequence[int]]) -> None:
+        """Write texts, and numbers of each. Rows without a text have zeros."""
+        numbers = np.zeros((len(counts), len(self.known)), dtype=np.int64)
+        numbers[:, : len(texts)] = [own for _, own in counts]
+        for (mine, _), own in zip(counts, torch.from_numpy(numbers).to(self.known.device)):
+            mine.copy_(own)
         width = max(map(len, texts), default=0)
         rows = np.zeros((len(texts), width), dtype=np.int32)
         for row, text in zip(rows, texts):
@@ -233,11 +228,23 @@ class DraftSteps:
     def look_up(self, rows: int, gamma: int, min_ngram: int, max_ngram: int) -> None:
         """Draft by prompt lookup."""
         block = min(1024, triton.next_power_of_2(self.text.shape[1]))
-        span = triton.next_power_of_2(gamma)
         look_up[(rows,)](
-            self.text, self.known, self.draft, self.drafted, self.text.shape[1], gamma, span,
+            self.text, self.known, self.draft, self.drafted, gamma, self.text.shape[1], self.span,
             min_ngram, max_ngram, block, **launch_options(pdl=True),
         )  # fmt: skip
+
+    def review(self, rows: int, min_ngram: int, max_ngram: int) -> Float[Tensor, "rows lengths"]:
+        """How many steps the latest tokens of each text, at most `REVIEWED`, would take with each of the lengths."""
+        width = self.text.shape[1]
+        block = min(1024, triton.next_power_of_2(width))
+        match[(rows, REVIEWED)](
+            self.text, self.known, self.began, self.matched, width, self.matched.shape[1],
+            triton.next_power_of_2(self.longest + 1), self.longest, min_ngram, max_ngram, block,
+        )  # fmt: skip
+        walk[(rows,)](
+            self.known, self.began, self.matched, self.lengths, self.taken, self.matched.shape[1], len(self.lengths)
+        )
+        return self.taken[:rows]
 
     def feed(
         self, rows: int, gamma: int, table: Int[Tensor, "max_rows pages"], page_size: int
@@ -246,8 +253,8 @@ class DraftSteps:
         fed, place = rows * (gamma + 1), self.rows.place
         feed[(rows,)](
             self.text, self.known, self.limit, self.most, self.draft, self.drafted, table, self.queries,
-            self.rows.tokens, place, table.shape[1], place.shape[1], self.text.shape[1], gamma,
-            triton.next_power_of_2(gamma + 1), page_size, **launch_options(pdl=True),
+            self.rows.tokens, place, table.shape[1], place.shape[1], gamma, self.text.shape[1],
+            self.span, page_size, **launch_options(pdl=True),
         )  # fmt: skip
         return self.rows.tokens[:fed], place[0, :fed], place[1, :fed]
 
@@ -267,5 +274,5 @@ class DraftSteps:
             self.text, self.known, self.limit, self.draft, self.queries,
             self.rows.chosen, self.rows.tops, self.rows.scores, self.rows.step,
             self.began, self.step, self.emitted, self.scored, self.notes,
-            len(self.known), self.emitted.shape[1], self.text.shape[1], gamma, **launch_options(pdl=True),
+            len(self.known), self.emitted.shape[1], gamma, self.text.shape[1], **launch_options(pdl=True),
         )  # fmt: skip

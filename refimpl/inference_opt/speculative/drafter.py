@@ -99,6 +99,7 @@ class Drafter:
     found: bool = False  # whether its tokens are found, not drawn, so that drafts come without distributions
     captured: bool = False  # whether it can draft on the device, without the host
     trees: bool = False  # whether it can draft trees; others are asked for chains
+    reviewed: bool = False  # whether it can tell what its drafts would have given (`review`)
 
     def __repr__(self) -> str:
         given = [name for name in signature(type(self)).parameters if hasattr(self, name)]
@@ -119,6 +120,10 @@ class Drafter:
     def network(self, steps: Any, table: Any, max_steps: int) -> Any:
         """For those with `captured` whose guesses take a network: what runs it in captured steps (`head_steps.py`)."""
         return None
+
+    def review(self, steps: Any, rows: int) -> Tensor:
+        """How many steps each text's latest tokens would have taken with each of `steps.lengths`; if `reviewed`."""
+        raise NotImplementedError
 
     def observe(self, observations: Sequence[Observation]) -> None:
         """Learn what the target has kept. All pages in the observations' tables may still be written."""

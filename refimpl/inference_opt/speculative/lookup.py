@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int32
+from torch import Tensor
 
 from inference_opt.cache.paged import PagedCache
 from inference_opt.model.transformer import Transformer
@@ -37,6 +38,7 @@ class PromptLookup(Drafter):
     found = True
     captured = True
     trees = True
+    reviewed = True
 
     def __init__(self, max_ngram: int = 4, min_ngram: int = 2) -> None:
         self.max_ngram = integer("max_ngram", max_ngram)
@@ -51,6 +53,11 @@ class PromptLookup(Drafter):
     def guess(self, steps: Any, rows: int, gamma: int) -> None:
         """The same on the device."""
         steps.look_up(rows, gamma, self.min_ngram, self.max_ngram)
+
+    def review(self, steps: Any, rows: int) -> Tensor:
+        """Exactly, on the device."""
+        taken: Tensor = steps.review(rows, self.min_ngram, self.max_ngram)
+        return taken
 
     def _chain(self, request: DraftRequest) -> Draft:
         tokens = request.text.tokens

@@ -1,24 +1,19 @@
-"""Whether drafts pay for a batch: what a step costs with and without them is measured, not assumed.
+"""What a step costs with and without drafts: measured, not assumed.
 
-With γ drafts behind each text, a step gives Σ_i (1 + α_i + … + α_i^γ_i) tokens (`cost.py`), where text i wants γ_i ≤ γ
-drafts and keeps each with probability α_i. It costs t(n, γ) seconds for n texts. The best γ gives the most tokens a
-second. On a card t jumps where the rows stop being free, and the batch decides where: so t is a table of what earlier
-steps took. A length that was not tried is assumed to cost little more than the nearest one that was: so it is tried
-once where it looks good, and then known. Plain decoding, γ = 0, is measured first, and again from time to time.
-
-The output does not depend on γ, since only tokens that the target would have drawn itself are kept (`rules.coupled`).
+On a card the rows of drafts are free until something other than the weights' bandwidth limits a step. Where that is,
+the batch, the model and the card decide. So t(n, γ), the seconds of a step of n texts with γ drafts each, is a table of
+what steps took. A step that was just captured is replayed a few times for nobody, which shows its price before a text
+pays it. A length of which nothing is known is assumed to cost little more than the nearest one that is: it is captured
+where it looks good, and then known.
 """
 
-from collections import Counter, defaultdict, deque
-from collections.abc import Sequence
-from functools import partial
+from collections import defaultdict, deque
+from statistics import median
 
-from inference_opt.speculative.cost import expected_tokens
+from inference_opt.speculative.acceptance import LENGTHS
 
-LENGTHS = (0, 1, 2, 3, 4, 6, 8, 12)  # each has captured steps of its own
-KEPT = 8  # measurements of a length that count, the latest
+KEPT = 7  # measurements of a length that count, the latest
 UNTRIED = 0.01  # what a draft is assumed to cost, in steps, where it was not measured
-AGAIN = 64  # choices until plain decoding is measured again
 
 
 class StepCosts:
@@ -26,31 +21,39 @@ class StepCosts:
 
     def __init__(self) -> None:
         self.seconds: defaultdict[int, dict[int, deque[float]]] = defaultdict(dict)
-        self.choices: Counter[int] = Counter()
+        self.idle: defaultdict[int, dict[int, float]] = defaultdict(dict)
 
     def learn(self, texts: int, gamma: int, seconds: float) -> None:
         """A step took so long."""
         self.seconds[_size(texts)].setdefault(gamma, deque(maxlen=KEPT)).append(seconds)
 
+    def calibrate(self, texts: int, gamma: int, seconds: float) -> None:
+        """A step of nobody took so long."""
+        self.idle[_size(texts)][gamma] = seconds
+
+    def measured(self, texts: int, gamma: int) -> bool:
+        """Whether a step of this kind has run."""
+        return gamma in self.seconds[_size(texts)]
+
+    def known(self, texts: int, gamma: int) -> bool:
+        """Whether it has run, be it for nobody."""
+        return self.measured(texts, gamma) or gamma in self.idle[_size(texts)]
+
     def of(self, texts: int, gamma: int) -> float:
-        """What a step costs: as measured, or by the nearest length that was."""
-        known = self.seconds[_size(texts)]
-        near = min(known, key=lambda each: abs(each - gamma), default=None)
-        if near is None:
+        """What a step costs: as measured; else as steps of nobody compare; else by the nearest length that is known."""
+        known, idle = self.seconds[_size(texts)], self.idle[_size(texts)]
+        if gamma in known:
+            return median(known[gamma])
+        if 0 not in known:
             return 1 + UNTRIED * gamma
-        return sum(known[near]) / len(known[near]) * (1 + UNTRIED * gamma) / (1 + UNTRIED * near)
+        if gamma in idle and 0 in idle:
+            return median(known[0]) * max(idle[gamma] / idle[0], 1.0)
+        near = min((*known, *(idle if 0 in idle else ())), key=lambda each: abs(each - gamma))
+        return self.of(texts, near) * (1 + UNTRIED * gamma) / (1 + UNTRIED * near)
 
-    def best(self, alphas: Sequence[float], wanted: Sequence[int]) -> int:
-        """The number of drafts a step, 0 … max(wanted), that gives the most tokens a second."""
-        texts, size = len(alphas), _size(len(alphas))
-        self.choices[size] += 1
-        if 0 not in self.seconds[size] or self.choices[size] % AGAIN == 0:
-            return 0
-        return max((each for each in LENGTHS if each <= max(wanted)), key=partial(self._rate, texts, alphas, wanted))
-
-    def _rate(self, texts: int, alphas: Sequence[float], wanted: Sequence[int], gamma: int) -> float:
-        tokens = sum(expected_tokens(alpha, min(gamma, most)) for alpha, most in zip(alphas, wanted))
-        return tokens / self.of(texts, gamma)
+    def all(self, texts: int) -> list[float]:
+        """What a step costs with each of `LENGTHS`."""
+        return [self.of(texts, length) for length in LENGTHS]
 
 
 def _size(texts: int) -> int:

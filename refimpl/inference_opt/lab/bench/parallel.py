@@ -55,7 +55,7 @@ def ways(model: Transformer, pages: int) -> dict[str, Engine]:
     if not isinstance(plain.runner, GraphRunner):
         return {"step by step": plain}
     plain.runner = plain.runner.eager
-    plain.scheduler.repeats = plain.runner.repeats
+    plain.scheduler.choose = plain.runner.choose
     return {"step by step": plain, "captured": captured}
 
 

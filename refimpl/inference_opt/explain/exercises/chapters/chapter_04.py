@@ -36,8 +36,7 @@ def scheduler(
     """One without drafts, whose runner takes single steps."""
     return Scheduler(
         CacheManager(PagePool(num_pages, page_size), RadixTree(page_size), radix), token_budget=budget,
-        max_running=max_running, patience=patience, draft_rows=0, decode_steps=1, gamma=lambda _: 0,
-        repeats=lambda _: False,
+        max_running=max_running, patience=patience, draft_rows=0, gamma=lambda _: 0, choose=lambda _: None,
     )  # fmt: skip
 
 

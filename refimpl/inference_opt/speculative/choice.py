@@ -1,0 +1,107 @@
+"""How many drafts a step, and for how many steps until the next choice: most tokens a second, and never a loss.
+
+With γ drafts behind each of n texts, a step gives Σ_i E_i(γ) tokens (`acceptance.py`) and costs t(n, γ) seconds
+(`step_costs.py`); the best γ gives the most tokens a second. Both are estimates, so what they may lose is bounded
+(compare Wu et al. 2016, Conservative Bandits, 1602.04282):
+
+    credit   what speculation has gained on plain decoding so far, in seconds; a share of the time of plain steps is
+             added, and it never grows beyond some plain steps
+    risk     what a step loses if only half of the tokens come that drafts are expected to give (none, before any
+             text has shown what to expect)
+    steps    as many as the credit pays for
+
+So speculation loses at most a small share of the time. It begins with few steps, and goes on longer as it gains. A
+drafter whose acceptance is seen only where it drafts is tried whenever the credit has grown enough.
+
+The output does not depend on γ, since only tokens that the target would have drawn itself are kept (`rules.coupled`).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from inference_opt.speculative.acceptance import HOPE, LENGTHS, Acceptance, rates_at
+from inference_opt.speculative.step_costs import StepCosts
+
+SPARE = 0.01  # of the time of plain steps, for trials that fail
+CAP = 12.0  # plain steps: the most that speculation may lose before it pays again
+BEGIN = 4.0  # plain steps of credit at first
+FIRST = 16  # plain steps until a text's first choice
+SHORT = 8  # steps of a trial, and those that measure plain decoding again
+LEAST = 4  # steps that are worth a trial
+AGAIN = 32  # choices until plain decoding is measured again
+BETTER = 1.05  # times plain: less is lost again where texts end at different times
+WEIGHT = 24.0  # tokens that the other texts' acceptance counts for in a text's own
+HOPELESS = 0.9  # times plain: so little may still be chance
+KNOWN = 256  # tokens of earlier texts that tell what texts are like
+LATELY = 2048.0  # tokens of other texts that count
+
+
+class Choice:
+    """Decides for all texts of a batch. `seen`: whether acceptance is known from plain steps, too (`acceptance.py`)."""
+
+    def __init__(self, seen: bool) -> None:
+        self.seen, self.costs, self.lately = seen, StepCosts(), Acceptance(LATELY)
+        self.credit = BEGIN  # in plain steps
+        self.since_plain = 0
+        self.steps: Counter[int] = Counter()  # of all texts, by drafts
+        self.why = "nothing was decided yet"
+
+    def best(self, texts: Sequence[Acceptance], wanted: Sequence[int], most_steps: int) -> tuple[int, int]:
+        """How many drafts a step, up to those wanted, and at most how many steps."""
+        n = len(texts)
+        new = sum(each.tokens < FIRST for each in texts) * 2 > n
+        if not self.costs.measured(n, 0):
+            self.why = f"plain decoding of {n} texts is measured first"
+            return 0, min(FIRST, most_steps)
+        usual = self._usual()
+        costs = self.costs.all(n)
+        relative = [each / costs[0] for each in costs]
+        tokens = [0.0] * len(LENGTHS)  # of a text on average
+        for text, most in zip(texts, wanted):
+            rates = text.rates(usual, WEIGHT)
+            for i, length in enumerate(LENGTHS):
+                if length > most:
+                    rates[i] = rates[i - 1]
+                tokens[i] += rates[i] / n
+        gains = [each / cost for each, cost in zip(tokens, relative)]
+        i = max((i for i, each in enumerate(LENGTHS) if 0 < each <= max(wanted)), key=gains.__getitem__, default=0)
+        drafts, gain = LENGTHS[i], gains[i]
+        said = f"{n} texts: {drafts} drafts give {tokens[i]:.2f} tokens a step at {relative[i]:.2f} plain steps"
+        # A text's first tokens may show that drafts pay, unless earlier texts have shown that they do not.
+        plain = min(FIRST, most_steps) if new and self.seen and (gain > HOPELESS or self._unknown) else most_steps
+        if gain < BETTER:
+            self.why, self.since_plain = f"{said}: plain decoding", 0
+            return 0, plain
+        hoped = 1 if self._unknown and not self.seen else (1 + tokens[i]) / 2
+        risk = relative[i] - hoped
+        steps = most_steps if risk <= 0 else min(int(self.credit / risk), most_steps)
+        if new or not self.costs.measured(n, drafts):
+            steps = min(steps, SHORT)
+        if steps < min(LEAST, most_steps) or self.credit < 0:
+            self.why = f"{said}, but too much was lost lately: plain decoding"
+            return 0, plain
+        self.since_plain += 1
+        if self.since_plain >= AGAIN:
+            self.since_plain = 0
+            return 0, min(SHORT, most_steps)
+        self.why = said
+        return drafts, steps
+
+    @property
+    def _unknown(self) -> bool:
+        return self.lately.tokens < KNOWN
+
+    def _usual(self) -> list[float]:
+        """Tokens a step that texts had lately; at first none are expected, but of a drafter that must be tried."""
+        return self.lately.rates(rates_at(0.0 if self.seen else HOPE), WEIGHT)
+
+    def learn(self, texts: int, drafts: int, steps: int, tokens: float, seconds: float | None) -> None:
+        """A look: so many steps, tokens of a text on average, seconds of a step (None: not measured)."""
+        self.steps[drafts] += steps * texts
+        if seconds is not None:
+            self.costs.learn(texts, drafts, seconds)
+        if not self.seen and not drafts:
+            self.lately.fade(float(steps))  # what was seen long ago may have changed
+        cost = self.costs.of(texts, drafts) / self.costs.of(texts, 0)
+        self.credit += tokens - steps * cost if drafts else SPARE * steps
+        self.credit = min(self.credit, CAP)
