@@ -157,6 +157,27 @@ def test_a_text_s_own_acceptance_counts_more_than_that_of_others():
     assert choice.best([bad], [12], STEPS)[0] == 0
 
 
+def test_texts_that_want_few_drafts_are_counted_with_few():
+    choice = Choice(seen=True)
+    choice.costs.learn(8, 0, 1.0)
+    for length in LENGTHS[1:]:
+        choice.costs.learn(8, length, 1.0 + 0.15 * length)
+    good = Acceptance()
+    good.learn(900.0, steps_at(0.95, 900.0))
+    assert choice.best([good] * 8, [12] * 8, STEPS)[0] >= 7
+    assert choice.best([good] * 8, [12] + [1] * 7, STEPS)[0] == 1
+
+
+def test_recent_tokens_count_more():
+    own, none = Acceptance(), [1.0] * len(LENGTHS)
+    own.learn(300.0, steps_at(0.9, 300.0))
+    before = own.rates(none, 1.0)
+    own.learn(200.0, steps_at(0.0, 200.0))
+    after = own.rates(none, 1.0)
+    assert before[-1] > 5
+    assert after[-1] < 1.2
+
+
 def test_what_was_lost_is_made_up_for_before_drafts_are_tried_again():
     choice = Choice(seen=False)
     choice.costs.learn(1, 0, 1.0)

@@ -178,8 +178,8 @@ class GraphRunner:
             self.drafts.append(_texts(chunks), steps, self.steps.chosen[: max(steps)])
         lengths = self._review(n)
         # Look once, at all steps. A request keeps the tokens before its first broken step.
-        noted = (self.steps.chosen, self.steps.tops, self.steps.scores)
-        tokens, tops, scores = (each[:, :n].T.cpu() for each in noted)
+        tokens, tops = (each[:, :n].T.cpu() for each in (self.steps.chosen, self.steps.tops))
+        scores = self.steps.scores[:, :n].T.cpu() if any(own.logprobs for own in params) else tops
         sound = tops.isfinite().long().cumprod(dim=1).sum(dim=1).tolist()
         if choice := self.eager.speculation.choice:
             choice.learn(n, 0, max(steps), float(max(steps)), seconds())
@@ -205,10 +205,11 @@ class GraphRunner:
         seconds = self._replay(replay, replays)
         # Look once, at all steps.
         lengths, drafts = self._review(n), self.drafts
-        notes, tokens, scores = (each.cpu() for each in (drafts.notes, drafts.emitted, drafts.scored))
+        notes, tokens = (each.cpu() for each in (drafts.notes[:replays], drafts.emitted[:n]))
+        scores = drafts.scored[:n].cpu() if any(own.logprobs for own in params) else tokens
         if self.network:
             self.network.stop([chunk.request for chunk in chunks], drafts.known[:n].tolist())
-        judged = notes[:replays, :, :n].permute(2, 0, 1).numpy()  # [n, steps, 3]
+        judged = notes[:, :, :n].permute(2, 0, 1).numpy()  # [n, steps, 3]
         made = judged.sum(axis=1)
         if choice := self.eager.speculation.choice:
             going = np.maximum((judged[:, :, 2] > 0).sum(axis=1), 1)
@@ -346,6 +347,7 @@ class GraphRunner:
             seconds = self._replay(replay, count)
             torch.cuda.synchronize()
         choice.costs.calibrate(batch, gamma, seconds())
+        self._review(batch)  # compiles its kernels, if need be
 
     @torch.inference_mode()
     def _step(self, rows: int, lists: TilePlan, kind: "Kind") -> None:

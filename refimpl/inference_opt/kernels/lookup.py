@@ -80,7 +80,8 @@ def match(
     if length < end:
         start, j = find(own, length, MIN_N, MAX_N, BLOCK), tl.arange(0, SPAN)
         there = j < tl.where(start > 0, tl.minimum(end - length, LONGEST), 0)
-        copied = tl.load(own + start + j % tl.maximum(length - start, 1), mask=there, other=-1)
+        # Where a copy has caught up with the text, it copies itself: that is what came, as long as it is right.
+        copied = tl.load(own + start + j, mask=there, other=-1)
         right = there & (copied == tl.load(own + length + j, mask=there, other=-1))
         tl.store(matched + row * MOST + place, tl.min(tl.where(right, SPAN, j), 0))
 

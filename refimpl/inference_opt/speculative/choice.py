@@ -102,6 +102,8 @@ class Choice:
             self.costs.learn(texts, drafts, seconds)
         if not self.seen and not drafts:
             self.lately.fade(float(steps))  # what was seen long ago may have changed
-        cost = self.costs.of(texts, drafts) / self.costs.of(texts, 0)
-        self.credit += tokens - steps * cost if drafts else SPARE * steps
+        if not drafts:
+            self.credit += SPARE * steps
+        elif self.costs.measured(texts, 0):  # it may not be, where requests name their lengths
+            self.credit += tokens - steps * self.costs.of(texts, drafts) / self.costs.of(texts, 0)
         self.credit = min(self.credit, CAP)

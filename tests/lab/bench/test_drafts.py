@@ -53,6 +53,9 @@ def test_prediction_and_measurement_stand_side_by_side(tiny, monkeypatch):
         plain, chosen, *fixed = case["rows"]
         assert (plain["name"], chosen["name"]) == (PLAIN, CHOSEN)
         assert plain["over_plain"] == 1
+        assert (plain["why"], plain["steps_by_drafts"]) == ("", {})
+        assert "a draft" in chosen["why"]
+        assert sum(chosen["steps_by_drafts"].values()) > 0
         for row in fixed:
             assert row["acceptance"] == 1
             assert row["same_texts"] == case["batch"]

@@ -388,6 +388,7 @@ def drafts(
     columns = ("tokens/s", "× plain", "lowest to highest", "predicted", "accepted", "same texts")
     title = f"{figures['model']}, {dtype.value}, {device}"
     table = Table(title=title, title_style="bold", box=SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False)
+    chosen: list[str] = []
     for heading in ("case", "batch", "drafts", *columns):
         table.add_column(heading, justify="left" if heading in ("case", "drafts") else "right")
     for case in figures["results"]:
@@ -397,8 +398,12 @@ def drafts(
             cells = [f"{row['tokens_per_second']:,.0f}", f"{row['over_plain']:.2f}×", f"{low:.2f}–{high:.2f}"]
             cells += [f"{row['predicted']:.2f}×" if "predicted" in row else "–", f"{row['acceptance']:.0%}"]
             table.add_row(name, str(case["batch"]), row["name"], *cells, f"{row['same_texts']} of {case['batch']}")
+            if row["why"]:
+                cold = f"{row['first_tokens_per_second']:,.0f} tokens/s in the first run"
+                chosen.append(f"{name}, batch {case['batch']}: {row['why']}; {cold}")
     out = console()
     out.print(table)
+    out.print("The last choice of each engine:", *chosen, sep="\n")
     out.print(figures["command"], style="dim")
 
 

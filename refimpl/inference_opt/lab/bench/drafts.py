@@ -2,7 +2,11 @@
 
 In each case one model decodes the same requests plainly, with drafts as long as the engine chooses, and with fixed
 lengths, in turn and several times over, in one process. Only decoding is timed, from the moment when every request has
-its first token. On tasks every text has as many tokens as plain decoding makes until it ends.
+its first token. On tasks every text has as many tokens as plain decoding makes until it ends. A batch larger than the
+number of a task's prompts repeats them, so its texts share what they gain (`prompts` says how many differ).
+
+The first run of each engine is reported apart: in it steps are captured, and the engine knows neither prices nor
+acceptance. The other runs find what it has learned, as in a server that has run for some seconds.
 
 On a shape the drafter's acceptance α is known (`known.py`), and the speed-up is predicted before it is measured, from
 plain decoding alone. A step of n texts with γ drafts each reads n (γ + 1) rows. If rows of one text cost what rows of
@@ -105,8 +109,7 @@ def measure(
     """A row for plain decoding, for the engine's choice, and for each fixed length: medians of interleaved repeats."""
     engines = {PLAIN: work.engine(model, None, None), CHOSEN: work.engine(model, drafter, None)}
     engines |= {f"γ = {gamma}": work.engine(model, drafter, gamma) for gamma in lengths}
-    for engine in engines.values():
-        work.run(engine)  # captures steps, and learns what they cost
+    first = {name: work.run(engine) for name, engine in engines.items()}  # captures steps, and learns what they cost
     runs: dict[str, list[Timed]] = {name: [] for name in engines}
     for _ in range(repeats):
         for name, engine in engines.items():
@@ -126,6 +129,9 @@ def measure(
                 "drafted": drafted // repeats,
                 "acceptance": sum(one.accepted for one in timed) / drafted if drafted else 0.0,
                 "same_texts": same,
+                "first_tokens_per_second": first[name].tokens_per_second,
+                "steps_by_drafts": {str(k): v for k, v in engines[name].stats.steps_by_drafts.items()},
+                "why": engines[name].stats.why,
             }
         )
     return rows
@@ -165,7 +171,8 @@ def bench_tasks(
                 which = [i % len(own) for i in range(batch)]
                 work = Requests([own[i] for i in which], [plain[i] for i in which], temperature)
                 rows = measure(model, work, DRAFTERS[name](), lengths, repeats, progress, bar)
-                results.append({"task": task, "temperature": temperature, "batch": batch, "rows": rows})
+                case = {"task": task, "temperature": temperature, "batch": batch, "prompts": min(batch, len(own))}
+                results.append(case | {"rows": rows})
     return _head(source, dtype, device, repeats) | {"drafter": name, "results": results}
 
 
