@@ -26,6 +26,7 @@ the steps after its own (slot −1).
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from math import ceil
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,8 @@ class GraphRunner:
             eager.speculation.choice = Choice(self.drafter.reviewed)
             self.network = self.drafter.network(self.drafts, self.table, max_steps)
         self.draft_rows = fed
+        self.kept: dict[int, float] = {}  # tokens that a step with so many drafts gives a text, lately
+        self.looked: float | None = None  # when the host had the results of the last run
         # Of the target's plan, and of the network's.
         self.offsets = torch.zeros(fed + 1, dtype=torch.int32, device=cache.device)
         self.own_offsets = torch.zeros(rows + 1, dtype=torch.int32, device=cache.device)
@@ -133,6 +136,7 @@ class GraphRunner:
         Where logits hold NaN or infinity, the tokens before them; None where there are none.
         """
         if not self._replays(chunks):
+            self.looked = None
             return self.eager.run(chunks, drafts)
         self.cache.check([each.request.table for each in chunks], *zip(*((each.start, each.grant) for each in chunks)))
         choice, gamma, steps = self.eager.speculation.choice, max(each.drafts for each in chunks), self.max_steps
@@ -141,7 +145,9 @@ class GraphRunner:
             if all(each.request.acceptance for each in chunks):
                 best, steps = self._best(chunks)
                 gamma = min(best, gamma)
-        return self._speculate(chunks, gamma, steps) if gamma else self._decode(chunks)
+        results = self._speculate(chunks, gamma, steps) if gamma else self._decode(chunks)
+        self.looked = perf_counter()
+        return results
 
     def _prepare(
         self, chunks: Sequence[Chunk], gamma: int
@@ -171,6 +177,7 @@ class GraphRunner:
         tables = [chunk.request.table for chunk in chunks]
         self._fill([chunk.request.tokens[-1] for chunk in chunks], tables, starts, steps, params)
         self._copy(plans, lists)
+        waited = self._waited()
         seconds = self._replay(replay, max(steps))
         if self.network:
             self.network.follow([chunk.request for chunk in chunks], starts, steps, self.steps.chosen)
@@ -182,7 +189,7 @@ class GraphRunner:
         scores = self.steps.scores[:, :n].T.cpu() if any(own.logprobs for own in params) else tops
         sound = tops.isfinite().long().cumprod(dim=1).sum(dim=1).tolist()
         if choice := self.eager.speculation.choice:
-            choice.learn(n, 0, max(steps), float(max(steps)), seconds())
+            choice.learn(n, 0, max(steps), float(max(steps)), seconds(), look=waited)
         results = []
         for own, score, row, taken, *each in zip(params, scores, tokens.tolist(), lengths, steps, sound):
             kept = row[: min(*each)]
@@ -191,7 +198,7 @@ class GraphRunner:
         return results
 
     def _speculate(self, chunks: Sequence[Chunk], gamma: int, most_steps: int) -> list[Result]:
-        """Up to `gamma` drafts a step, and as many steps as would do if every draft were kept."""
+        """Up to `gamma` drafts a step."""
         n, params, grants = len(chunks), [each.request.params for each in chunks], [each.grant for each in chunks]
         plans, lists, replay = self._prepare(chunks, gamma)
         texts = _texts(chunks)
@@ -201,7 +208,9 @@ class GraphRunner:
         self._list_pages(padded_table([chunk.request.table for chunk in chunks]))
         if self.network:
             self.network.start([chunk.request for chunk in chunks], gamma)
-        replays = min(-(-max(grants) // (gamma + 1)), most_steps)
+        # As many steps as are expected to be needed. (What is missing then takes a further run, and another look.)
+        replays = min(ceil(max(grants) / self.kept.get(gamma, gamma + 1.0)), most_steps)
+        waited = self._waited()
         seconds = self._replay(replay, replays)
         # Look once, at all steps.
         lengths, drafts = self._review(n), self.drafts
@@ -211,9 +220,11 @@ class GraphRunner:
             self.network.stop([chunk.request for chunk in chunks], drafts.known[:n].tolist())
         judged = notes[:, :, :n].permute(2, 0, 1).numpy()  # [n, steps, 3]
         made = judged.sum(axis=1)
+        kept = float((made[:, 2] / np.maximum((judged[:, :, 2] > 0).sum(axis=1), 1)).mean())
+        self.kept[gamma] = max((self.kept.get(gamma, kept) + kept) / 2, 1.0)
         if choice := self.eager.speculation.choice:
-            going = np.maximum((judged[:, :, 2] > 0).sum(axis=1), 1)
-            choice.learn(n, gamma, replays, float((made[:, 2] / going).mean()) * replays, seconds())
+            short = replays == most_steps < self.max_steps
+            choice.learn(n, gamma, replays, kept * replays, seconds(), short, waited)
         results = []
         for i, (chunk, count, steps, taken) in enumerate(zip(chunks, made[:, 2].tolist(), judged, lengths)):
             if not count and steps[0, 0]:
@@ -225,6 +236,10 @@ class GraphRunner:
             seen = (taken[0], taken) if taken else _counted(steps)
             results.append(Result(tokens[i, :count].tolist() or None, own, judged=each, lengths=seen))
         return results
+
+    def _waited(self) -> float | None:
+        """Seconds since the last run, in which the card had nothing to do; None if it was no captured one."""
+        return None if self.looked is None else self._agreed(perf_counter() - self.looked)
 
     def _replay(self, replay: Callable[[], None], times: int) -> Callable[[], float]:
         """Replay a step. What comes back gives the seconds that each took, when the host has waited for them."""

@@ -8,6 +8,7 @@ With γ drafts behind each of n texts, a step gives Σ_i E_i(γ) tokens (`accept
              added, and it never grows beyond some plain steps
     risk     what a step loses if only half of the tokens come that drafts are expected to give (none, before any
              text has shown what to expect)
+    look     what the host takes between two runs of steps: a run of few steps pays it early
     steps    as many as the credit pays for
 
 So speculation loses at most a small share of the time. It begins with few steps, and goes on longer as it gains. A
@@ -16,14 +17,16 @@ drafter whose acceptance is seen only where it drafts is tried whenever the cred
 The output does not depend on γ, since only tokens that the target would have drawn itself are kept (`rules.coupled`).
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
+from statistics import median
 
 from inference_opt.speculative.acceptance import HOPE, LENGTHS, Acceptance, rates_at
 from inference_opt.speculative.step_costs import StepCosts
 
 SPARE = 0.01  # of the time of plain steps, for trials that fail
 CAP = 12.0  # plain steps: the most that speculation may lose before it pays again
+WORST = 24.0  # plain steps: the most that one run may lose
 BEGIN = 4.0  # plain steps of credit at first
 FIRST = 16  # plain steps until a text's first choice
 SHORT = 8  # steps of a trial, and those that measure plain decoding again
@@ -31,7 +34,7 @@ LEAST = 4  # steps that are worth a trial
 AGAIN = 32  # choices until plain decoding is measured again
 BETTER = 1.05  # times plain: less is lost again where texts end at different times
 WEIGHT = 24.0  # tokens that the other texts' acceptance counts for in a text's own
-HOPELESS = 0.9  # times plain: so little may still be chance
+LOOKS = 9  # that count
 KNOWN = 256  # tokens of earlier texts that tell what texts are like
 LATELY = 2048.0  # tokens of other texts that count
 
@@ -42,6 +45,7 @@ class Choice:
     def __init__(self, seen: bool) -> None:
         self.seen, self.costs, self.lately = seen, StepCosts(), Acceptance(LATELY)
         self.credit = BEGIN  # in plain steps
+        self.looks: deque[float] = deque(maxlen=LOOKS)  # seconds of the host between two runs, the latest
         self.since_plain = 0
         self.steps: Counter[int] = Counter()  # of all texts, by drafts
         self.why = "nothing was decided yet"
@@ -67,15 +71,19 @@ class Choice:
         i = max((i for i, each in enumerate(LENGTHS) if 0 < each <= max(wanted)), key=gains.__getitem__, default=0)
         drafts, gain = LENGTHS[i], gains[i]
         said = f"{n} texts: {drafts} drafts give {tokens[i]:.2f} tokens a step at {relative[i]:.2f} plain steps"
-        # A text's first tokens may show that drafts pay, unless earlier texts have shown that they do not.
-        plain = min(FIRST, most_steps) if new and self.seen and (gain > HOPELESS or self._unknown) else most_steps
+        # The first tokens of the first texts show whether drafts pay. Later texts are taken to be like them.
+        plain = min(FIRST, most_steps) if new and self.seen and self._unknown else most_steps
         if gain < BETTER:
             self.why, self.since_plain = f"{said}: plain decoding", 0
             return 0, plain
         hoped = 1 if self._unknown and not self.seen else (1 + tokens[i]) / 2
         risk = relative[i] - hoped
-        steps = most_steps if risk <= 0 else min(int(self.credit / risk), most_steps)
-        if new or not self.costs.measured(n, drafts):
+        steps = most_steps
+        if risk > 0 and self.credit < most_steps * risk:
+            steps = max(int((self.credit - self.look(n)) / risk), 0)
+        if relative[i] > 1:  # texts change: if no draft is accepted any more
+            steps = min(steps, max(int(WORST / (relative[i] - 1)), LEAST))
+        if (new and self._unknown) or not self.costs.measured(n, drafts):
             steps = min(steps, SHORT)
         if steps < min(LEAST, most_steps) or self.credit < 0:
             self.why = f"{said}, but too much was lost lately: plain decoding"
@@ -95,9 +103,27 @@ class Choice:
         """Tokens a step that texts had lately; at first none are expected, but of a drafter that must be tried."""
         return self.lately.rates(rates_at(0.0 if self.seen else HOPE), WEIGHT)
 
-    def learn(self, texts: int, drafts: int, steps: int, tokens: float, seconds: float | None) -> None:
-        """A look: so many steps, tokens of a text on average, seconds of a step (None: not measured)."""
+    def look(self, texts: int) -> float:
+        """What the host takes between two runs of steps, in plain steps of so many texts; 0 while it is not known."""
+        return median(self.looks) / self.costs.of(texts, 0) if self.looks and self.costs.measured(texts, 0) else 0.0
+
+    def learn(
+        self,
+        texts: int,
+        drafts: int,
+        steps: int,
+        tokens: float,
+        seconds: float | None,
+        short: bool = False,
+        look: float | None = None,
+    ) -> None:
+        """A run of so many steps: tokens of a text on average, seconds of a step (None: not measured).
+
+        `short`: it would have had more steps if more had been risked. `look`: seconds of the host since the run before.
+        """
         self.steps[drafts] += steps * texts
+        if look is not None:
+            self.looks.append(look)
         if seconds is not None:
             self.costs.learn(texts, drafts, seconds)
         if not self.seen and not drafts:
@@ -106,4 +132,5 @@ class Choice:
             self.credit += SPARE * steps
         elif self.costs.measured(texts, 0):  # it may not be, where requests name their lengths
             self.credit += tokens - steps * self.costs.of(texts, drafts) / self.costs.of(texts, 0)
+            self.credit -= short * self.look(texts)
         self.credit = min(self.credit, CAP)
