@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from inference_opt.kernels.tree import CHAIN, TreeRows, sees
+from inference_opt.kernels.tree import TreeRows, sees
 from inference_opt.model.attention import CacheBatch, LatentForms, causal_attention, masked_attention
 from inference_opt.room import check_room
 from inference_opt.values import integer
@@ -219,11 +219,11 @@ class TreeBatch(PagedBatch):
         super().__init__(cache, tables, starts, counts)
         device = cache.device
         parts = list(self.positions.split(self.counts))  # of each sequence: as yet its slots, in the order of the text
-        self.masks: list[Bool[Tensor, "rows keys"]] = []
+        self.masks: list[Bool[Tensor, "rows keys"] | None] = [None] * len(parts)
         for i, (tree, span, end) in enumerate(zip(trees, parts, self.ends, strict=True)):
-            bits = torch.tensor(tree.seen, device=device) if tree else torch.full_like(span, CHAIN)
-            self.masks.append(sees(bits, span, torch.arange(end, device=device)))
             if tree:
+                bits = torch.tensor(tree.seen, device=device)
+                self.masks[i] = sees(bits, span, torch.arange(end, device=device))
                 parts[i] = torch.tensor(tree.positions, device=device)
         self.positions = torch.cat(parts)
 
@@ -259,7 +259,10 @@ class TreeBatch(PagedBatch):
         for queries, pages, end, mask in zip(q.split(self.counts), self.pages, self.ends, self.masks):
             k = gather(keys[0], pages, end)
             v = gather(values[0], pages, end) if values else k[..., : self.cache.latent_dim]
-            outputs.append(masked_attention(queries, k, v, scale, mask))
+            if mask is None:  # no tree: a prompt, or a chain
+                outputs.append(causal_attention(queries, k, v, scale))
+            else:
+                outputs.append(masked_attention(queries, k, v, scale, mask))
         return torch.cat(outputs)
 
 

@@ -23,8 +23,12 @@ def causal_attention(
     v: Float[Tensor, "keys kv_heads value_dim"],
     scale: float,
 ) -> Float[Tensor, "queries heads value_dim"]:
-    """One sequence: the queries are its last tokens, so query i stands at position keys − queries + i."""
-    queries, keys = len(q), len(k)
+    """One sequence: the queries are its last tokens, so query i stands at position keys − queries + i.
+
+    The query heads that share a key head are laid out as further rows of it, so that each key is read once a group
+    and not once a head.
+    """
+    (queries, heads, dim), (keys, kv_heads, _) = q.shape, k.shape
     if queries > QUERY_BLOCK:  # a block of queries at a time, over the keys that its last one may see
         starts = range(0, queries, QUERY_BLOCK)
         seen = [keys - max(queries - start - QUERY_BLOCK, 0) for start in starts]
@@ -32,9 +36,13 @@ def causal_attention(
         return torch.cat([causal_attention(block, k[:n], v[:n], scale) for block, n in blocks])
     mask = None  # a single query is the last token: it sees every key
     if queries > 1:
-        position = torch.arange(keys - queries, keys, device=q.device)
-        mask = torch.arange(keys, device=q.device) <= position[:, None]  # [queries, keys]
-    return masked_attention(q, k, v, scale, mask)
+        position = torch.arange(keys - queries, keys, device=q.device).repeat_interleave(heads // kv_heads)
+        mask = torch.arange(keys, device=q.device) <= position[:, None]  # [queries · group, keys]
+    rows = q.view(queries, kv_heads, -1, dim).transpose(0, 1).reshape(1, kv_heads, -1, dim)
+    out = nn.functional.scaled_dot_product_attention(
+        rows, k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0), attn_mask=mask, scale=scale
+    )  # [1, kv_heads, queries · group, value_dim]
+    return out.view(kv_heads, queries, -1, v.shape[-1]).transpose(0, 1).reshape(queries, heads, -1)
 
 
 def masked_attention(
@@ -42,20 +50,18 @@ def masked_attention(
     k: Float[Tensor, "keys kv_heads head_dim"],
     v: Float[Tensor, "keys kv_heads value_dim"],
     scale: float,
-    mask: Bool[Tensor, "queries keys"] | None,
+    mask: Bool[Tensor, "queries keys"],
 ) -> Float[Tensor, "queries heads value_dim"]:
-    """One sequence: each query sees the keys where its row of the mask is true; without a mask, all keys.
-
-    The query heads that share a key head are laid out as further rows of it, so that each key is read once a group
-    and not once a head.
-    """
+    """The same for a few queries that see the keys where their rows of the mask are true (`kernels/tree.py`)."""
     (queries, heads, dim), kv_heads = q.shape, k.shape[1]
-    if mask is not None:
-        mask = mask.repeat_interleave(heads // kv_heads, dim=0)  # [queries · group, keys]
     rows = q.view(queries, kv_heads, -1, dim).transpose(0, 1).reshape(1, kv_heads, -1, dim)
     out = nn.functional.scaled_dot_product_attention(
-        rows, k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0), attn_mask=mask, scale=scale
-    )  # [1, kv_heads, queries · group, value_dim]
+        rows,
+        k.transpose(0, 1).unsqueeze(0),
+        v.transpose(0, 1).unsqueeze(0),
+        attn_mask=mask.repeat_interleave(heads // kv_heads, dim=0),
+        scale=scale,
+    )
     return out.view(kv_heads, queries, -1, v.shape[-1]).transpose(0, 1).reshape(queries, heads, -1)
 
 
