@@ -18,6 +18,7 @@ several cost:
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -26,6 +27,7 @@ from rich.progress import Progress
 
 from inference_opt.engine.engine import Engine
 from inference_opt.environment import command_line, describe, elapsed
+from inference_opt.lab.bench.engine import warm
 from inference_opt.lab.bench.known import Known, repeating_model
 from inference_opt.lab.bench.shapes import SHAPES
 from inference_opt.lab.bench.speculative import TASKS
@@ -110,6 +112,8 @@ def measure(
     engines = {PLAIN: work.engine(model, None, None), CHOSEN: work.engine(model, drafter, None)}
     engines |= {f"γ = {gamma}": work.engine(model, drafter, gamma) for gamma in lengths}
     first = {name: work.run(engine) for name, engine in engines.items()}  # captures steps, and learns what they cost
+    for engine in engines.values():
+        warm(engine, partial(work.run, engine))
     runs: dict[str, list[Timed]] = {name: [] for name in engines}
     for _ in range(repeats):
         for name, engine in engines.items():

@@ -44,6 +44,7 @@ LONG = 8, 2_048  # prompts, tokens
 PAGE = 16  # tokens
 LATENT_PAGE = 64  # what the kernel for many queries on latents loads at once
 PATIENCE = 10  # seconds
+WARM = 5  # runs
 MODES: dict[str, dict[str, Any]] = {
     "sampled": {"temperature": 0.8},
     "top-p": {"temperature": 0.8, "top_p": 0.95},
@@ -82,6 +83,16 @@ def decoded(engine: Engine, sampling: dict[str, Any], prompts: list[list[int]], 
     while engine.requests:
         engine.step()
     return prefilled - began, (len(prompts) * new - known) / elapsed(prefilled)
+
+
+def warm(engine: Engine, run: Callable[[], Any]) -> None:
+    """Run until no kind of step is captured for the first time, at most WARM times. Without captures: not at all."""
+    for _ in range(WARM):
+        before = len(getattr(engine.runner, "graphs", ()))
+        if before:
+            run()
+        if len(getattr(engine.runner, "graphs", ())) == before:
+            return
 
 
 def bench_engine(
