@@ -205,3 +205,26 @@ def test_rates_lie_between_what_was_seen_and_what_is_assumed(past, before, weigh
     alphas = [before, *(alpha for alpha, _ in past)]
     for length, rate in zip(LENGTHS, own.rates([expected_tokens(before, each) for each in LENGTHS], weight)):
         assert expected_tokens(min(alphas), length) * 0.999 <= rate <= expected_tokens(max(alphas), length) * 1.001
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_slow_look_of_the_host_ends_no_speculation(seen):
+    """One look may meet a busy machine."""
+    choice, good = Choice(seen), Acceptance()
+    good.learn(300.0, steps_at(0.9, 300.0))
+    choice.lately.learn(300.0, steps_at(0.9, 300.0))
+    choice.learn(1, 0, 64, 64.0, 1.0, look=2.0)
+    for look in (2.0, 5000.0, *[2.0] * 18):
+        gamma, steps = choice.best([good], [12], STEPS)
+        assert gamma, choice.why
+        choice.learn(1, gamma, steps, 4.0 * steps, 1.2, steps < STEPS, look)
+
+
+def test_what_is_held_against_it_is_bounded():
+    choice = Choice(seen=True)
+    choice.learn(1, 0, 64, 64.0, 1.0, look=9000.0)
+    choice.learn(1, 3, 8, 8.0, 2.0, short=True, look=9000.0)
+    assert choice.credit == -module.CAP
+    for _ in range(int(module.CAP / module.SPARE / 64) + 1):
+        choice.learn(1, 0, 64, 64.0, 1.0, look=1.0)
+    assert choice.credit > -1

@@ -88,6 +88,7 @@ class GraphRunner:
         self.draft_rows = fed
         self.kept: dict[int, float] = {}  # tokens that a step with so many drafts gives a text, lately
         self.looked: float | None = None  # when the host had the results of the last run
+        self.counted = 0  # graphs, at the last run
         # Of the target's plan, and of the network's.
         self.offsets = torch.zeros(fed + 1, dtype=torch.int32, device=cache.device)
         self.own_offsets = torch.zeros(rows + 1, dtype=torch.int32, device=cache.device)
@@ -145,9 +146,7 @@ class GraphRunner:
             if all(each.request.acceptance for each in chunks):
                 best, steps = self._best(chunks)
                 gamma = min(best, gamma)
-        results = self._speculate(chunks, gamma, steps) if gamma else self._decode(chunks)
-        self.looked = perf_counter()
-        return results
+        return self._speculate(chunks, gamma, steps) if gamma else self._decode(chunks)
 
     def _prepare(
         self, chunks: Sequence[Chunk], gamma: int
@@ -186,6 +185,7 @@ class GraphRunner:
         lengths = self._review(n)
         # Look once, at all steps. A request keeps the tokens before its first broken step.
         tokens, tops = (each[:, :n].T.cpu() for each in (self.steps.chosen, self.steps.tops))
+        self.looked = perf_counter()
         scores = self.steps.scores[:, :n].T.cpu() if any(own.logprobs for own in params) else tops
         sound = tops.isfinite().long().cumprod(dim=1).sum(dim=1).tolist()
         if choice := self.eager.speculation.choice:
@@ -215,6 +215,7 @@ class GraphRunner:
         # Look once, at all steps.
         lengths, drafts = self._review(n), self.drafts
         notes, tokens = (each.cpu() for each in (drafts.notes[:replays], drafts.emitted[:n]))
+        self.looked = perf_counter()
         scores = drafts.scored[:n].cpu() if any(own.logprobs for own in params) else tokens
         if self.network:
             self.network.stop([chunk.request for chunk in chunks], drafts.known[:n].tolist())
@@ -238,8 +239,14 @@ class GraphRunner:
         return results
 
     def _waited(self) -> float | None:
-        """Seconds since the last run, in which the card had nothing to do; None if it was no captured one."""
-        return None if self.looked is None else self._agreed(perf_counter() - self.looked)
+        """Seconds since the last run, in which the card had nothing to do; None if that was no captured one.
+
+        None, too, if a step was captured since: this takes longer, and once.
+        """
+        graphs, self.counted = self.counted, len(self.graphs)
+        if self.looked is None or graphs != self.counted:
+            return None
+        return self._agreed(perf_counter() - self.looked)
 
     def _replay(self, replay: Callable[[], None], times: int) -> Callable[[], float]:
         """Replay a step. What comes back gives the seconds that each took, when the host has waited for them."""

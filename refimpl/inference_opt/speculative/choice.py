@@ -5,7 +5,7 @@ With γ drafts behind each of n texts, a step gives Σ_i E_i(γ) tokens (`accept
 (compare Wu et al. 2016, Conservative Bandits, 1602.04282):
 
     credit   what speculation has gained on plain decoding so far, in seconds; a share of the time of plain steps is
-             added, and it never grows beyond some plain steps
+             added. It never grows, nor falls, beyond some plain steps
     risk     what a step loses if only half of the tokens come that drafts are expected to give (none, before any
              text has shown what to expect)
     look     what the host takes between two runs of steps: a run of few steps pays it early
@@ -19,14 +19,13 @@ The output does not depend on γ, since only tokens that the target would have d
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from statistics import median
 
 from inference_opt.speculative.acceptance import HOPE, LENGTHS, Acceptance, rates_at
 from inference_opt.speculative.step_costs import StepCosts
 
 SPARE = 0.01  # of the time of plain steps, for trials that fail
-CAP = 12.0  # plain steps: the most that speculation may lose before it pays again
-WORST = 24.0  # plain steps: the most that one run may lose
+CAP = 12.0  # plain steps: the most that speculation may lose before it pays again, and that is held against it
+WORST = 24.0  # plain steps: the most that one run may lose, besides two looks
 BEGIN = 4.0  # plain steps of credit at first
 FIRST = 16  # plain steps until a text's first choice
 SHORT = 8  # steps of a trial, and those that measure plain decoding again
@@ -35,7 +34,7 @@ AGAIN = 32  # choices until plain decoding is measured again
 BETTER = 1.05  # times plain: less is lost again where texts end at different times
 WEIGHT = 24.0  # tokens that the other texts' acceptance counts for in a text's own
 LOOKS = 9  # that count
-KNOWN = 256  # tokens of earlier texts that tell what texts are like
+KNOWN = 128  # tokens of earlier texts that tell what texts are like
 LATELY = 2048.0  # tokens of other texts that count
 
 
@@ -81,8 +80,9 @@ class Choice:
         steps = most_steps
         if risk > 0 and self.credit < most_steps * risk:
             steps = max(int((self.credit - self.look(n)) / risk), 0)
-        if relative[i] > 1:  # texts change: if no draft is accepted any more
-            steps = min(steps, max(int(WORST / (relative[i] - 1)), LEAST))
+        if relative[i] > 1:  # texts change: no draft may be accepted any more
+            worst = WORST + 2 * self.look(n)
+            steps = min(steps, max(int(worst / (relative[i] - 1)), LEAST))
         if (new and self._unknown) or not self.costs.measured(n, drafts):
             steps = min(steps, SHORT)
         if steps < min(LEAST, most_steps) or self.credit < 0:
@@ -105,7 +105,8 @@ class Choice:
 
     def look(self, texts: int) -> float:
         """What the host takes between two runs of steps, in plain steps of so many texts; 0 while it is not known."""
-        return median(self.looks) / self.costs.of(texts, 0) if self.looks and self.costs.measured(texts, 0) else 0.0
+        # The least of the latest: some also compiled a kernel, or met a busy machine.
+        return min(self.looks) / self.costs.of(texts, 0) if self.looks and self.costs.measured(texts, 0) else 0.0
 
     def learn(
         self,
@@ -133,4 +134,4 @@ class Choice:
         elif self.costs.measured(texts, 0):  # it may not be, where requests name their lengths
             self.credit += tokens - steps * self.costs.of(texts, drafts) / self.costs.of(texts, 0)
             self.credit -= short * self.look(texts)
-        self.credit = min(self.credit, CAP)
+        self.credit = min(max(self.credit, -CAP), CAP)
