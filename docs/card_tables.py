@@ -71,6 +71,63 @@ def engine(*runs: dict[str, Any]) -> Table:
     return ["", "tokens/s", "limit", "of the limit", *peers.values()], list(rows)
 
 
+def contexts(run: dict[str, Any]) -> Table:
+    """Decoding from long contexts: what is kept, what fits, and the rate."""
+    rows = []
+    for row in run["results"]:
+        cells = [row["shape"], f"{row['context']:,}"]
+        if row["batch"]:
+            cells += [f"{row['bytes_per_token']:,}", f"{row['fits']:,}", str(row["batch"])]
+            cells += [f"{row['decode']:,.0f}", f"{row['limit']:,.0f}", f"{row['of_limit']:.0%}"]
+        else:
+            cells += ["–", "0", "0", "–", "–", "–"]
+        rows.append(cells)
+    return ["", "context", "bytes a token", "requests that fit", "batch", "tokens/s", "limit", "of the limit"], rows
+
+
+def forms(run: dict[str, Any]) -> Table:
+    """Both forms of latent attention by our kernels, for the new tokens of a prompt."""
+    rows = [
+        [row["shape"], f"{row['prefix']:,}", f"{row['new_tokens']:,}"]
+        + [f"{1e6 * row[form]:,.0f}" for form in ("explicit", "absorbed")]
+        + [row["chosen"]]
+        for row in run["results"]
+    ]
+    return ["", "cached prefix", "new tokens", "explicit, µs", "absorbed, µs", "the engine takes"], rows
+
+
+def drafts(lookup: dict[str, Any], trained: dict[str, Any]) -> Table:
+    """Fixed numbers of drafts on tasks, times plain decoding."""
+    head = ["", "batch", "plain, tokens/s", "prompt lookup, γ = 3", "trained, γ = 2", "trained, γ = 4"]
+    own = {(each["task"], each["temperature"], each["batch"]): _by_name(each) for each in trained["results"]}
+    rows = []
+    for each in lookup["results"]:
+        key, found = (each["task"], each["temperature"], each["batch"]), _by_name(each)
+        gains = [found["γ = 3"], *(own[key][f"γ = {gamma}"] if key in own else None for gamma in (2, 4))]
+        cells = [f"{gain['over_plain']:.2f}×" if gain else "–" for gain in gains]
+        label = f"{each['task']}, T = {each['temperature']:g}"
+        rows.append([label, str(each["batch"]), f"{found['plain']['tokens_per_second']:,.0f}", *cells])
+    return head, rows
+
+
+def known(run: dict[str, Any]) -> Table:
+    """Drafts of known acceptance: predicted from plain steps, and measured."""
+    rows = []
+    for each in run["results"]:
+        by_name = _by_name(each)
+        cells = [f"{by_name['plain']['tokens_per_second']:,.0f}"]
+        for row in each["rows"]:
+            if "predicted" in row:
+                cells += [f"{row['predicted']:.2f}×", f"{row['over_plain']:.2f}×"]
+        rows.append([str(each["batch"]), *cells])
+    lengths = [row["name"] for row in run["results"][0]["rows"] if "predicted" in row]
+    return ["batch", "plain, tokens/s", *(f"{name}, {what}" for name in lengths for what in ("predicted", "measured"))], rows
+
+
+def _by_name(result: dict[str, Any]) -> dict[str, Any]:
+    return {row["name"]: row for row in result["rows"]}
+
+
 def modes(run: dict[str, Any]) -> Table:
     """How requests sample, ours with its share of the greedy rate, and vLLM's rate in the same run."""
     names = list(run["results"][0]["modes"])
