@@ -137,7 +137,8 @@ def trees(draw):
     s["parents"] = [own if grown else None for own, grown in zip(parents, grows)]
     s["lengths"] = [length + len(own or []) for length, own in zip(s["lengths"], s["parents"])]
     s["counts"] = [count if own is None else 1 + len(own) for count, own in zip(s["counts"], s["parents"])]
-    s["prefix"] = min(s["prefix"], *(n - c for n, c in zip(s["lengths"], s["counts"]))) // s["page"] * s["page"]
+    cached = [max(length - count, 0) for length, count in zip(s["lengths"], s["counts"])]
+    s["prefix"] = min(s["prefix"], *cached) // s["page"] * s["page"]
     return s
 
 

@@ -95,7 +95,7 @@ def test_the_cache_plans_then_writes_then_attends(launches, monkeypatch):
     planned = kernels.plan_batch
     monkeypatch.setattr(
         "inference_opt.cache.paged_kernel.plan_batch",
-        lambda *arguments: launches.append(("plan", {})) or planned(*arguments),
+        lambda *arguments, **more: launches.append(("plan", {})) or planned(*arguments, **more),
     )
     cache = PagedKernelCache(1, 2, 64, num_pages=4, page_size=16, dtype=torch.float32, device=torch.device("cpu"))
     batch = cache.batch([[1, 2]], [17], [2])
