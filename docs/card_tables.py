@@ -121,7 +121,11 @@ def known(run: dict[str, Any]) -> Table:
                 cells += [f"{row['predicted']:.2f}×", f"{row['over_plain']:.2f}×"]
         rows.append([str(each["batch"]), *cells])
     lengths = [row["name"] for row in run["results"][0]["rows"] if "predicted" in row]
-    return ["batch", "plain, tokens/s", *(f"{name}, {what}" for name in lengths for what in ("predicted", "measured"))], rows
+    return [
+        "batch",
+        "plain, tokens/s",
+        *(f"{name}, {what}" for name in lengths for what in ("predicted", "measured")),
+    ], rows
 
 
 def _by_name(result: dict[str, Any]) -> dict[str, Any]:
