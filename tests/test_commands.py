@@ -32,12 +32,16 @@ def call(tmp_path, monkeypatch):
     def reached(*args, **kwargs):
         raise Reached
 
+    # A module that is imported from now on would keep what stands in for `load_model`.
+    names = ("busy", "decode", "load", "mla", "prefix", "radix", "roofline", "speculative", "together")
+    benches = {name: importlib.import_module(f"inference_opt.lab.bench.{name}") for name in (*names, "drafts")}
+    importlib.import_module("inference_opt.api")
     monkeypatch.setattr("inference_opt.generate.load_model", reached)
     monkeypatch.setattr("inference_opt.loading.load.load_model", reached)
     monkeypatch.setattr("inference_opt.loading.download._download", reached)
     monkeypatch.setenv("INFERENCE_OPT_CACHE", str(tmp_path / "cache"))
-    for name in ("busy", "decode", "load", "mla", "prefix", "radix", "roofline", "speculative", "together"):
-        monkeypatch.setattr(importlib.import_module(f"inference_opt.lab.bench.{name}"), f"bench_{name}", reached)
+    for name in names:
+        monkeypatch.setattr(benches[name], f"bench_{name}", reached)
     monkeypatch.setattr("inference_opt.lab.bench.mla.bench_prompts", reached)
 
     def run(*arguments):
