@@ -280,7 +280,7 @@ def test_options_of_a_call_that_would_have_no_effect_are_refused():
         ({"use_radix_attention": 1}, "use_radix_attention must be True or False"),
         ({"use_radix_attention": True, "page_size": 0}, "page_size must be at least 1"),
         ({"use_radix_attention": True, "num_pages": "9"}, "num_pages must be an integer"),
-        ({"use_speculative_decoding": True, "rule": None}, "rule must be one of"),
+        ({"use_speculative_decoding": True, "rule": "block"}, "rule must be one of"),
         ({"dim": "16"}, "dim must be an integer, got '16'"),
         ({"heads": None}, "heads must be an integer"),
         ({"seed": True}, "seed must be an integer"),
