@@ -136,14 +136,14 @@ def a_node_behind_broken_numbers_is_kept_without_a_token_behind_it():
 
 
 BUGS = [
-    (a_kept_path_is_an_ordinary_text, PagedCache, "keep_paths", "if row != i:", "if row < i:"),
+    (a_kept_path_is_an_ordinary_text, PagedCache, "keep_paths", "if row != i]", "if row < i]"),
     (a_kept_path_is_an_ordinary_text, PagedCache, "keep_paths", "*(self.values or ())", "*()"),
     (a_kept_path_is_an_ordinary_text, EagerRunner, "_decide", "node + 1 for node", "node for node"),
     (a_kept_path_is_an_ordinary_text, tree_masks, "tree_rows", "bits[parent] << (i - parent)", "CHAIN"),
     (a_kept_path_is_an_ordinary_text, tree_masks, "tree_rows", "positions[parent] + 1", "positions[parent] + i"),
     (a_kept_path_is_an_ordinary_text, eager_runner, "_tree", "range(chunk.start, end)", "range(end, end + 1)"),
     (a_kept_path_is_an_ordinary_text, SmallerModel, "first", "len(text.tokens)", "len(text.tokens) + 1"),
-    (a_preempted_text_goes_on, PagedCache, "keep_paths", "start + row, start + i", "start + row, start + row"),
+    (a_preempted_text_goes_on, PagedCache, "keep_paths", "start + places", "start + rows"),
     (a_drafter_hears_of_the_path_alone, EagerRunner, "_decide", "[tap[path] for tap in state]", "state"),
     (log_probabilities_are_those_of_the_path, EagerRunner, "_decide", "scored[path]", "scored"),
     (the_law_is_the_model_s, DraftTree, "of", "one_hot(x, len(root))", "root"),

@@ -111,18 +111,15 @@ class PagedCache:
 
         What the other rows held there is lost.
         """
-        sources: list[int] = []
-        targets: list[int] = []
+        sources, targets = [], []
         for table, start, path in zip(tables, starts, paths, strict=True):
-            for i, row in enumerate(path):
-                if row != i:
-                    places = start + row, start + i
-                    source, target = (table[n // self.page_size] * self.page_size + n % self.page_size for n in places)
-                    sources.append(source)
-                    targets.append(target)
+            if moved := [(row, i) for i, row in enumerate(path) if row != i]:
+                pages, (rows, places) = torch.tensor(table), torch.tensor(moved).T
+                sources.append(slots_of(pages, start + rows, self.page_size))
+                targets.append(slots_of(pages, start + places, self.page_size))
         if not sources:
             return
-        from_, to = torch.tensor([sources, targets], device=self.device)
+        from_, to = (torch.cat(each).to(self.device) for each in (sources, targets))
         for pages in (*self.keys, *(self.values or ())):
             slots = pages.flatten(0, 1)
             slots.index_copy_(0, to, slots[from_])  # all are read before any is written
