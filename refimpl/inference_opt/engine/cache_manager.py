@@ -62,12 +62,13 @@ class CacheManager:
     def reserve(self, request: Request, tokens: int) -> bool:
         """Give the request pages for its first `tokens` tokens. False, and no change, if there are too few."""
         need = self.pool.pages_for(tokens) - len(request.pages.table)
+        if need <= 0:
+            return True
         if need > self.available:
             return False
         if need > self.pool.free:
             self.pool.release(self.tree.evict(need - self.pool.free))
-        if need > 0:
-            request.pages.table += self.pool.allocate(need)
+        request.pages.table += self.pool.allocate(need)
         return True
 
     def publish(self, request: Request, tokens: int) -> None:

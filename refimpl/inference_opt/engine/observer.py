@@ -76,11 +76,11 @@ def _count(change: Change, began: float, totals: Stats) -> Metrics:
     metrics = copy(request.metrics)
     if metrics.admitted is None:
         metrics.admitted, metrics.admitted_step = began, totals.steps
-    drafted, accepted = (sum(step[i] for step in change.judged) for i in range(2))
     for counts in (metrics, totals):
         counts.cached_tokens += chunk.found
-        counts.drafted_tokens += drafted
-        counts.accepted_tokens += accepted
+        for step in change.judged:
+            counts.drafted_tokens += step.drafted
+            counts.accepted_tokens += step.accepted
     if chunk.start >= len(request.prompt) and chunk.count == 1 and tokens:
         metrics.decode_steps += 1
         totals.decode_tokens += len(tokens)

@@ -147,8 +147,8 @@ class Scheduler:
             gamma = max(min(self.gamma(request), rows // asking, request.check.left - 1), 0)
             while gamma and not self.cache.reserve(request, request.computed + 1 + gamma):
                 gamma -= 1
-            chunks[i] = replace(chunk, drafts=gamma)
             if gamma:
+                chunks[i] = replace(chunk, drafts=gamma)
                 emit("schedule.draft", self, id=request.id, gamma=gamma)
             rows, asking = rows - gamma, asking - 1
         return chunks
@@ -165,7 +165,7 @@ class Scheduler:
             grant = min(steps * (1 + drafts), chunk.request.check.left)
             while grant > 1 and not self.cache.reserve(chunk.request, chunk.start + grant):
                 grant -= 1
-            granted.append(replace(chunk, drafts=drafts, grant=grant))
+            granted.append(Chunk(chunk.request, chunk.start, chunk.count, chunk.found, drafts, grant))
         return granted
 
     def _next(self) -> Request:
