@@ -80,12 +80,8 @@ def compiled(fn: triton.runtime.JITFunction, constants: dict, dtype: str, option
     """Bytes that a program takes of a kernel whose pointers are to `dtype`, but for those of known names."""
     constants = {"PDL": True, "WIDEN": False} | constants
     constants = {name: value for name, value in constants.items() if name in fn.arg_names}
-    kinds = dict.fromkeys(fn.arg_names, f"*{dtype}") | {
-        "tokens": "i32",
-        "pairs": "i32",
-        "eps": "fp32",
-        "factor": "fp32",
-    }
+    numbers = ("tokens", "pairs", "stride", "q_stride", "kept_stride")
+    kinds = dict.fromkeys(fn.arg_names, f"*{dtype}") | dict.fromkeys(numbers, "i32") | {"eps": "fp32", "factor": "fp32"}
     kinds |= dict.fromkeys(("chosen", "order", "first"), "*i32") | dict.fromkeys(("positions", "slots"), "*i64")
     kinds |= dict.fromkeys(("weights", "logits", "correction"), "*fp32") | dict.fromkeys(constants, "constexpr")
     kinds = {name: kinds[name] for name in fn.arg_names}

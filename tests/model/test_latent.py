@@ -166,6 +166,22 @@ def test_long_chunks_over_long_pasts(form):
     assert error(logits, expected) < EXACT
 
 
+@given(LATENT_SHAPES)
+def test_what_is_multiplied_with_the_input_lies_in_one_tensor(shape):
+    model = latent_toy(**shape)
+    tokens = tokens_of([5])
+    before = whole(model, [5], tokens, "absorbed")
+    attention = model.layers[0].attention
+    first = attention.q if attention.shape.q_lora_rank is None else attention.q_down
+    rows = torch.cat([first.weight.detach(), attention.kv_down.weight.detach()])
+    assert torch.equal(attention.stacked(), rows)
+    assert attention.stacked().data_ptr() == first.weight.data_ptr()  # the layer's own weights, no copy of them
+    assert torch.equal(whole(model, [5], tokens, "absorbed"), before)
+    with torch.no_grad():
+        attention.kv_down.weight.fill_(3.0)
+    assert (attention.stacked()[len(first.weight) :] == 3).all()
+
+
 @pytest.mark.parametrize("form", ["", "naive", "Explicit", "training", 1])
 def test_a_form_that_there_is_not(form):
     with pytest.raises((ValueError, TypeError), match="form"):

@@ -116,10 +116,10 @@ def _latent_attention(
     shape, up = attention.shape, attention.kv_up.weight.unflatten(0, (attention.kv_heads, -1))
     # One row is normalised by each product that reads it; more rows once, before both.
     x, norm = (h, layer.attention_norm) if len(h) == 1 else (normed(h, layer.attention_norm, pdl=True), None)
-    kept = project(x, attention.kv_down.weight, norm=norm, pdl=True)
+    q, kept = project(x, attention.stacked(), norm=norm, pdl=True).tensor_split([-pages.shape[-1]], dim=1)
     if shape.q_lora_rank is not None:
-        x, norm = project(x, attention.q_down.weight, norm=norm, pdl=True), attention.q_latent_norm
-    q = project(x, attention.q.weight, norm=norm, pdl=True).unflatten(1, (attention.heads, -1))
+        q = project(q, attention.q.weight, norm=attention.q_latent_norm, pdl=True)
+    q = q.unflatten(1, (attention.heads, -1))
 
     # Absorbed in front, explicit at the end. All latents are written before any is read.
     plain, first = shape.qk_nope_head_dim, len(h) if explicit is None else explicit.token

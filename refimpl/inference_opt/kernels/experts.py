@@ -556,7 +556,7 @@ def tile_for(pairs: int, experts: int, dtype: torch.dtype) -> Tile:
     most = 32 if dtype == torch.float32 else 128
     rows = min(max(16, triton.next_power_of_2(triton.cdiv(pairs, experts))), most)
     return {
-        16: Tile(16, 32, 64, 128, 4, 4),
+        16: Tile(16, 64, 128, 128, 8, 3),
         32: Tile(32, 32, 64, 128, 4, 4),
         64: Tile(64, 64, 128, 64, 4, 4),
         128: Tile(128, 128, 256, 64, 8, 3),

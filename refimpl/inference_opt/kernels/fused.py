@@ -127,25 +127,26 @@ def few(x: Float[Tensor, "tokens width"]) -> bool:
 
 
 @triton.jit
-def norm_token(x, weight, out, eps, K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
-    """x / rms(x) · weight, of one token. The weight was written before the previous kernel."""
+def norm_token(x, weight, out, eps, stride, K: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """x / rms(x) · weight, of one token; x has one each `stride`. The weight was written before the previous kernel."""
     token = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, BLOCK)
     w = tl.load(weight + k, mask=k < K, other=0.0).to(tl.float32)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    part = tl.load(x + token * K + k, mask=k < K, other=0.0).to(tl.float32)
+    part = tl.load(x + token * stride + k, mask=k < K, other=0.0).to(tl.float32)
     tl.store(out + token * K + k, part / tl.sqrt(tl.sum(part * part, 0) / K + eps) * w, mask=k < K)
 
 
 def normed(x: Float[Tensor, "tokens width"], norm: nn.RMSNorm, pdl: bool = False) -> Float[Tensor, "tokens width"]:
     """`norm(x)`. `pdl`: the norm's weight was there before the last ordinary launch before this call."""
-    out, (tokens, k) = torch.empty_like(x), x.shape
-    block = triton.next_power_of_2(k)
+    tokens, k = x.shape
+    out, block = x.new_empty(tokens, k), triton.next_power_of_2(k)
     norm_token[(tokens,)](
-        x, norm.weight, out, norm.eps, k, block, num_warps=max(1, min(8, block // 256)), **launch_options(pdl)
-    )
+        x, norm.weight, out, norm.eps, x.stride(0), k, block, num_warps=max(1, min(8, block // 256)),
+        **launch_options(pdl),
+    )  # fmt: skip
     return out
 
 

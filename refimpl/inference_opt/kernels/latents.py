@@ -20,8 +20,8 @@ from inference_opt.kernels.pdl import INTERPRETED, launch_options
 
 @triton.jit
 def rotate_latent(
-    q,  # [tokens, HEADS, PLAIN + ROPE]
-    kept,  # [tokens, LATENT + ROPE]
+    q,  # [tokens, HEADS, PLAIN + ROPE], a token each `q_stride`
+    kept,  # [tokens, LATENT + ROPE], a token each `kept_stride`
     norm,  # [LATENT], with NORM
     cos,  # [positions, ROPE]
     sin,  # [positions, ROPE], its first half negative
@@ -30,6 +30,8 @@ def rotate_latent(
     out,  # [tokens, HEADS, FRONT + ROPE]: the rotated part of each query is written behind FRONT columns
     pages,  # [slots, LATENT + ROPE]
     eps,
+    q_stride,
+    kept_stride,
     HEADS: tl.constexpr,
     PLAIN: tl.constexpr,
     ROPE: tl.constexpr,
@@ -54,14 +56,14 @@ def rotate_latent(
 
     # RoPE of the queries, rounded where `model.rope.rotate` rounds.
     inside = (h < HEADS) & (d < ROPE)
-    row = q + (token * HEADS + h) * (PLAIN + ROPE) + PLAIN
+    row = q + token * q_stride + h * (PLAIN + ROPE) + PLAIN
     x = tl.load(row + d, mask=inside)
     other = tl.load(row + (d + ROPE // 2) % ROPE, mask=inside).to(tl.float32)
     rotated = (x.to(tl.float32) * cosine).to(x.dtype).to(tl.float32) + other * sine
     tl.store(out + (token * HEADS + h) * (FRONT + ROPE) + FRONT + d, rotated, mask=inside)
 
     if slot >= 0:
-        mine = kept + token * (LATENT + ROPE)
+        mine = kept + token * kept_stride
         latent = tl.load(mine + c, mask=c < LATENT, other=0.0).to(tl.float32)
         if NORM:
             scale = tl.load(norm + c, mask=c < LATENT, other=0.0).to(tl.float32)
@@ -75,10 +77,11 @@ def rotate_latent(
 
 @triton.jit
 def absorb_tile(
-    q,  # [tokens, HEADS, PLAIN + ROPE]
+    q,  # [tokens, HEADS, PLAIN + ROPE], a token each `q_stride`
     up,  # [HEADS / GROUP, PLAIN + VALUE, LATENT]: rows of W_UK, then of W_UV
     absorbed,  # [tokens, HEADS, LATENT + ROPE]
     tokens,
+    q_stride,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,  # heads that share a W_UK
     PLAIN: tl.constexpr,
@@ -103,7 +106,8 @@ def absorb_tile(
         tl.extra.cuda.gdc_wait()
     row = t.to(tl.int64)[:, None] * HEADS + head
     real = (t < tokens)[:, None]
-    x = tl.load(q + row * (PLAIN + ROPE) + d[None, :], mask=real & (d < PLAIN)[None, :], other=0.0)
+    own = t.to(tl.int64)[:, None] * q_stride + head * (PLAIN + ROPE)
+    x = tl.load(q + own + d[None, :], mask=real & (d < PLAIN)[None, :], other=0.0)
     acc = dot(x, w, tl.zeros([ROWS, COLUMNS], tl.float32), WIDEN)
     tl.store(absorbed + row * (LATENT + ROPE) + c[None, :], acc, mask=real & (c < LATENT)[None, :])
 
@@ -167,8 +171,8 @@ def rotate(
     turned = q.new_empty(tokens, heads, front + rope)
     rotate_latent[(tokens,)](
         q, kept, kept if norm is None else norm.weight, cos, sin, positions, slots, turned, pages,
-        0.0 if norm is None else norm.eps, heads, query - rope, rope, latent, front, norm is not None,
-        *map(triton.next_power_of_2, (heads, rope, latent)), **launch_options(pdl),
+        0.0 if norm is None else norm.eps, q.stride(0), kept.stride(0), heads, query - rope, rope, latent, front,
+        norm is not None, *map(triton.next_power_of_2, (heads, rope, latent)), **launch_options(pdl),
     )  # fmt: skip
     return turned
 
@@ -196,7 +200,7 @@ def absorb(
     rows, columns = (16, 64) if tokens <= 64 or q.dtype == torch.float32 else (64, 128)
     wide = max(16, triton.next_power_of_2(plain))
     absorb_tile[(heads * triton.cdiv(latent, columns), triton.cdiv(tokens, rows))](
-        q, up, absorbed, tokens, heads, heads // len(up), plain, rope, latent, up.shape[1] - plain, wide,
+        q, up, absorbed, tokens, q.stride(0), heads, heads // len(up), plain, rope, latent, up.shape[1] - plain, wide,
         rows, columns, INTERPRETED and q.dtype == torch.bfloat16, **launch_options(pdl),
     )  # fmt: skip
     return absorbed

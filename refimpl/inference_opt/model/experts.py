@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from inference_opt.model.config import ExpertsShape, ModelConfig
-from inference_opt.model.linear import Linear
+from inference_opt.model.linear import Linear, stacked
 
 
 class SwiGLU(nn.Module):
@@ -89,13 +89,12 @@ class MixtureOfExperts(nn.Module):
     def stacked(self) -> tuple[Float[Tensor, "experts both dim"], Float[Tensor, "experts dim width"]]:
         """`gate_up` and `down` of all routed experts, one tensor each: the experts' weights are views of it.
 
-        Kernels find an expert by its number. The first call lays the weights one behind the other; it takes memory for
-        those of one layer, for the moment. Later calls find them so, unless they were replaced.
+        Kernels find an expert by its number.
         """
         gate_up, down = (
-            _stacked([getattr(expert, name).weight for expert in self.experts]) for name in ("gate_up", "down")
+            stacked([getattr(expert, name).weight for expert in self.experts]) for name in ("gate_up", "down")
         )
-        return gate_up, down
+        return gate_up.unflatten(0, (len(self.experts), -1)), down.unflatten(0, (len(self.experts), -1))
 
     def forward(self, u: Float[Tensor, "tokens dim"]) -> Float[Tensor, "tokens dim"]:
         """The shared experts' output, plus each routed expert's on the tokens that were sent to it."""
@@ -105,18 +104,3 @@ class MixtureOfExperts(nn.Module):
             token, rank = torch.where(chosen == index)
             out.index_add_(0, token, self.experts[index](u[token]) * weights[token, rank, None].to(u.dtype))
         return out
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def _stacked(weights: list[nn.Parameter]) -> Float[Tensor, "experts rows columns"]:
-    """Weights of one shape in one tensor, of which each becomes a view."""
-    first = weights[0]
-    size = first.numel() * first.element_size()
-    together = all(weight.data_ptr() == first.data_ptr() + i * size for i, weight in enumerate(weights))
-    # Neighbours by chance lie in storages of their own.
-    if not together or first.untyped_storage().nbytes() != len(weights) * size:
-        whole = torch.stack([weight.detach() for weight in weights])
-        for weight, part in zip(weights, whole):
-            weight.data = part
-    return first.detach().as_strided((len(weights), *first.shape), (first.numel(), *first.stride()))

@@ -11,8 +11,9 @@ Packing is exact, because only the order in memory changes. It is for inference:
 copied, saved, loaded or moved to another dtype or device, a packed weight is made dense for the moment.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -109,3 +110,23 @@ class Linear(nn.Module):
             yield
         finally:
             self.pack()
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def stacked(weights: Sequence[nn.Parameter]) -> Float[Tensor, "all_rows columns"]:
+    """Weights with as many columns in one tensor, of which each becomes a view.
+
+    The first call lays them one behind the other; it takes memory for them, for the moment. Later calls find them so,
+    unless they were replaced.
+    """
+    first, item = weights[0], weights[0].element_size()
+    begins = list(accumulate((weight.numel() * item for weight in weights), initial=first.data_ptr()))
+    together = all(weight.data_ptr() == begin for weight, begin in zip(weights, begins))
+    # Neighbours by chance lie in storages of their own.
+    if not together or first.untyped_storage().nbytes() != begins[-1] - begins[0]:
+        whole = torch.cat([weight.detach() for weight in weights])
+        for weight, part in zip(weights, whole.split([len(weight) for weight in weights])):
+            weight.data = part
+    rows = sum(map(len, weights))
+    return first.detach().as_strided((rows, first.shape[1]), (first.shape[1], 1))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from inference_opt.model.attention import KV, causal_attention
 from inference_opt.model.config import ModelConfig
-from inference_opt.model.linear import Linear
+from inference_opt.model.linear import Linear, stacked
 from inference_opt.model.rope import rotate
 
 LATENT_EPS = 1e-6  # of the latents' norms, in DeepSeek's code and checkpoints, whatever the model's own is
@@ -82,6 +82,11 @@ class LatentAttention(nn.Module):
         kept = torch.cat((latent, rotate(k_rope, *rope)), dim=-1)  # [tokens, 1, d_c + d_R]
         return self.out(kv.attend_latents(layer, q, kept, self).flatten(1))
         # [/layer]
+
+    def stacked(self) -> Float[Tensor, "rows dim"]:
+        """What is multiplied with the layer's input, in one tensor: the query's rows or W_DQ, then W_DKV and W_KR."""
+        first = self.q if self.shape.q_lora_rank is None else self.q_down
+        return stacked([first.weight, self.kv_down.weight])
 
     def over(
         self, q: Float[Tensor, "queries heads query_dim"], kept: Float[Tensor, "keys 1 kept_dim"]

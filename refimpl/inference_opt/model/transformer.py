@@ -141,12 +141,12 @@ class Transformer(nn.Module):
     def pack(self) -> "Transformer":
         """Store every product's weight in the order that this processor reads fastest (see `linear.py`), if it has one.
 
-        For inference: a packed weight has no gradient. On CUDA the experts of a layer lie in one tensor.
+        For inference: a packed weight has no gradient. On CUDA, weights that meet the same numbers lie in one tensor.
         """
         for module in self.modules():
             if isinstance(module, Linear):
                 module.pack()
-            elif isinstance(module, MixtureOfExperts) and self.device.type == "cuda":
+            elif isinstance(module, MixtureOfExperts | LatentAttention) and self.device.type == "cuda":
                 module.stacked()
         if self.config.experts and self.device.type == "cuda":
             torch.cuda.empty_cache()  # the single experts' memory has the wrong sizes for anything else

@@ -33,12 +33,13 @@ def begin_early(anything):
 
 @gluon.jit
 def project_few(
-    x,  # [tokens, K]
+    x,  # [tokens, K], a token each `stride`
     weight,  # [N, K]; with GATED [2 N, K]: the gates, then what they are multiplied with
     norm,  # [K], with NORM
     out,  # [tokens, N]; with RESIDUAL the result is added to it
     eps,
     tokens,
+    stride,
     N: gl.constexpr,
     K: gl.constexpr,
     NORM: gl.constexpr,
@@ -75,7 +76,7 @@ def project_few(
     squares = gl.zeros([WARPS, ROWS], gl.float32, gl.SliceLayout(1, X))
     for start in range(0, K, STEP):
         now = w
-        a = gl.load(x + t * K + start + column, mask=start + column + 0 * t < K, other=0.0)
+        a = gl.load(x + t * stride + start + column, mask=start + column + 0 * t < K, other=0.0)
         if K > STEP:
             w = gl.load(row + start + STEP, mask=there & (start + STEP + k < K), other=0.0)
         if NORM:
@@ -114,8 +115,8 @@ def project(
     out = x.new_empty(tokens, n) if residual is None else residual
     warps, block = (4, 256) if k <= 1024 else (4, 512) if k <= 2048 else (8, 256)
     project_few[(triton.cdiv(n, 8 if gated else 16),)](
-        x, weight, x if norm is None else norm.weight, out, 0.0 if norm is None else norm.eps, tokens, n, k,
-        norm is not None, residual is not None, gated, max(8, triton.next_power_of_2(tokens)), block,
+        x, weight, x if norm is None else norm.weight, out, 0.0 if norm is None else norm.eps, tokens, x.stride(0),
+        n, k, norm is not None, residual is not None, gated, max(8, triton.next_power_of_2(tokens)), block,
         num_warps=warps, **launch_options(pdl),
     )  # fmt: skip
     return out
