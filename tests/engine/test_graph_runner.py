@@ -19,6 +19,7 @@ from inference_opt.engine.eager_runner import EagerRunner
 from inference_opt.engine.graph_runner import GraphRunner
 from inference_opt.explain.views.schedule import sound_ownership
 from inference_opt.kernels import fused, paged, shared_prefixes
+from inference_opt.kernels.letter import Letter
 from inference_opt.kernels.steps import Steps
 from inference_opt.model.attention import NoCache
 from inference_opt.model.rope import rotate
@@ -257,7 +258,8 @@ def test_each_step_notes_the_first_of_the_largest_and_moves_on(rows, more, steps
     tokens, places = torch.randint(99, (rows,), generator=g), torch.randint(99, (steps, 2, rows), generator=g)
     idle = torch.tensor([[0], [-1]]).expand(2, more)
     for _ in range(2):  # begun again, it counts from the first
-        greedy.begin(tokens, places, [])
+        with Letter(torch.device(DEVICE)) as letter:
+            greedy.begin(letter, tokens.numpy(), places.numpy(), [])
         assert torch.equal(greedy.tokens[:rows].cpu(), tokens)
         for step in range(steps):
             assert torch.equal(greedy.place.cpu(), torch.cat((places[step], idle), dim=1))

@@ -3,13 +3,13 @@
 from array import array
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_opt.kernels.draft_steps import DraftSteps
+from inference_opt.kernels.letter import Letter
 from inference_opt.kernels.lookup import REVIEWED
 from inference_opt.kernels.plan import Piece
 from inference_opt.kernels.steps import kind_of
@@ -29,7 +29,8 @@ LONG = st.builds(
 def begun(texts, limits, most, gamma, params=None):
     steps = DraftSteps(STEPS, 4, 6, CONTEXT, DEVICE)
     params = params or [SamplingParams(seed=0)] * len(texts)
-    steps.begin([np.array(text, dtype=np.int32) for text in texts], limits, most, params, gamma)
+    with Letter(DEVICE) as letter:
+        steps.begin(letter, [array("i", text) for text in texts], limits, most, params, gamma)
     return steps
 
 
@@ -77,14 +78,16 @@ def test_a_review_is_the_steps_that_drafts_of_each_length_would_have_taken(texts
     steps = DraftSteps(STEPS, 4, 6, CONTEXT, DEVICE, lengths)
     longest, new = max(new), new[: len(texts)]
     whole = [text + [(i * i + i // 7) % 3 for i in range(longest)] for text in texts]
-    known = [np.array(text, dtype=np.int32) for text in texts]
+    known = [array("i", text) for text in texts]
     if plain:
         chosen = torch.zeros(longest, 4, dtype=torch.int64)
         for row, (text, own) in enumerate(zip(whole, texts)):
             chosen[:, row] = torch.tensor(text[len(own) :])
         steps.append(known, new, chosen.to(DEVICE))
     else:
-        steps.begin(known, [999] * len(texts), [1] * len(texts), [SamplingParams(seed=0)] * len(texts), 1)
+        params = [SamplingParams(seed=0)] * len(texts)
+        with Letter(DEVICE) as letter:
+            steps.begin(letter, known, [999] * len(texts), [1] * len(texts), params, 1)
         for row, text in enumerate(whole):
             steps.text[row, : len(text)] = torch.tensor(text, device=DEVICE)
         steps.known[: len(texts)] += torch.tensor(new, device=DEVICE)

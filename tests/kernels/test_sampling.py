@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from inference_opt.kernels import philox
+from inference_opt.kernels.letter import Letter
 from inference_opt.kernels.steps import Steps, draw_rows, kind_of
 from inference_opt.lab.exactness.gtest import g_statistic, p_value, power
 from inference_opt.sampling import Noise, SamplingParams, probabilities, sample
@@ -156,7 +157,8 @@ def test_a_step_notes_broken_rows_and_log_probabilities(vocab):
     ]
     logits[3, vocab // 2], logits[4, 0], logits[5, -1] = torch.nan, torch.inf, torch.nan
     steps = Steps(1, 8, torch.device(DEVICE))
-    steps.begin(torch.zeros(6, dtype=torch.int64), torch.zeros(1, 2, 6, dtype=torch.int64), params)
+    with Letter(steps.step.device) as letter:
+        steps.begin(letter, np.zeros(6, dtype=np.int64), np.zeros((1, 2, 6), dtype=np.int64), params)
     steps.end(logits.to(DEVICE), kind_of(params, vocab))
     assert steps.tops[0, :6].isfinite().tolist() == [True] * 3 + [False] * 3
     tokens = steps.chosen[0, :3].cpu()

@@ -6,7 +6,6 @@ Under Triton's interpreter the steps are run; the engine's tests are in `tests/e
 from array import array
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,6 +16,7 @@ from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import PagedKernelCache, padded_table
 from inference_opt.engine.graph_runner import _bucket
 from inference_opt.kernels.draft_steps import DraftSteps
+from inference_opt.kernels.letter import Letter
 from inference_opt.kernels.plan import TilePlan
 from inference_opt.kernels.steps import kind_of
 from inference_opt.sampling import CommonNoise
@@ -113,14 +113,15 @@ class Both:
 
     def begin(self, gamma, room):
         """A run of captured steps, in which every text may become `room` tokens longer."""
-        texts = [np.array(view.tokens, dtype=np.int32) for view in self.views]
+        texts = [view.tokens for view in self.views]
         limits = [len(text) + left for text, left in zip(texts, room)]
         for text, limit in zip(self.texts, limits):
             text.reach = max(text.reach, limit - 1, text.known - 1)
         self.gamma, self.limits = gamma, limits
         params = [view.params for view in self.views]
-        self.steps.begin(texts, limits, [gamma] * len(texts), params, gamma)
-        self.network.start(self.views, gamma)
+        with Letter(DEVICE) as letter:
+            self.steps.begin(letter, texts, limits, [gamma] * len(texts), params, gamma)
+            self.network.start(letter, self.views)
         self.plan = lists_of(self.network.plan([limit - 1 for limit in limits]), self.rows)
 
     def step(self, kept):

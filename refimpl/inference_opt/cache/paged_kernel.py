@@ -18,6 +18,7 @@ from torch import Tensor
 from inference_opt.cache.paged import PagedCache
 from inference_opt.kernels import Batch, paged_attention, plan_batch, shared_prefixes, write_kv
 from inference_opt.kernels.plan import spread
+from inference_opt.kernels.transfer import sent
 from inference_opt.kernels.tree import CHAIN, TreeRows
 from inference_opt.model.attention import CacheBatch, LatentForms
 
@@ -47,7 +48,8 @@ class PagedKernelCache(PagedCache):
             places = [tree.positions if tree else range(start, end) for tree, start, end in zip(trees, starts, ends)]
             positions = np.concatenate(places).astype(np.int64)
         plan = partial(self.plan, used, starts, counts, seen=seen)
-        batch = PagedKernelBatch(self, self._sent(positions), self._sent(slots), plan)
+        on_device = [sent(torch.from_numpy(each), self.device) for each in (positions, slots)]
+        batch = PagedKernelBatch(self, on_device[0], on_device[1], plan)
         batch.tables, batch.starts, batch.counts = used, starts, counts
         return batch
 
@@ -64,10 +66,6 @@ class PagedKernelCache(PagedCache):
         prefixes = shared_prefixes(tables, starts, self.page_size)
         table = torch.from_numpy(padded_table(tables))
         return plan_batch(table, ends, counts, self.keys[0], heads, self.latent_dim, prefixes, seen=seen)
-
-    def _sent(self, numbers: np.ndarray) -> Int[Tensor, "tokens"]:
-        """Numbers on the device."""
-        return torch.from_numpy(numbers).to(self.device)
 
     def slots(self, table: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """Where keys and values at these positions lie. `table[rows]` lists the pages of their sequences."""

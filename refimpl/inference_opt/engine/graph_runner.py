@@ -27,7 +27,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from math import ceil
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +38,7 @@ from torch import Tensor
 from inference_opt.cache.fused_forward import can_fuse, fused_logits
 from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import PagedKernelBatch, PagedKernelCache, padded_table
+from inference_opt.engine.clock import Clock
 from inference_opt.engine.eager_runner import EagerRunner
 from inference_opt.engine.runner import Judged, Result, Runner
 from inference_opt.engine.scheduler import Chunk
@@ -47,14 +47,15 @@ from inference_opt.kernels import Batch, shared_prefixes
 from inference_opt.kernels.batch import cut, uses_triton
 from inference_opt.kernels.graph import capture
 from inference_opt.kernels.plan import Launch, Piece, TilePlan
+from inference_opt.kernels.transfer import read_back
 from inference_opt.model.transformer import Transformer
-from inference_opt.sampling import SamplingParams
 from inference_opt.speculative.acceptance import LENGTHS, Acceptance, steps_at
 from inference_opt.speculative.choice import Choice
 from inference_opt.speculative.drafter import Draft
 from inference_opt.trace import recording
 
 if TYPE_CHECKING:
+    from inference_opt.kernels.letter import Letter
     from inference_opt.kernels.steps import Kind
 
 
@@ -65,7 +66,8 @@ class GraphRunner:
     """Replays decode steps, up to `max_steps` in a row for up to `max_rows` requests. Prompts run eagerly."""
 
     def __init__(self, eager: EagerRunner, cache: PagedKernelCache, max_steps: int, max_rows: int) -> None:
-        from inference_opt.kernels.steps import Steps, kind_of  # imports Triton, which is there where this runs
+        from inference_opt.kernels.letter import Letter  # imports Triton, which is there where this runs
+        from inference_opt.kernels.steps import Steps, kind_of
 
         self.eager, self.model, self.cache, self.max_steps = eager, eager.model, cache, max_steps
         config = self.model.config
@@ -74,6 +76,7 @@ class GraphRunner:
         # The buffers of all graphs: what a step reads and chooses, page tables, and where each row's states begin.
         rows, pages = _bucket(max_rows), -(-config.max_context // cache.page_size)
         self.steps, self.kind_of = Steps(max_steps, rows, cache.device), kind_of
+        self.letter, self.clock = partial(Letter, cache.device), Clock(cache.device, self.model.is_sharded)
         self.table = torch.zeros(rows, pages, dtype=torch.int32, device=cache.device)
         fed, self.network = rows, None
         self.drafter = eager.speculation.drafter
@@ -87,8 +90,6 @@ class GraphRunner:
             self.network = self.drafter.network(self.drafts, self.table, max_steps)
         self.draft_rows = fed
         self.kept: dict[int, float] = {}  # tokens that a step with so many drafts gives a text, lately
-        self.looked: float | None = None  # when the host had the results of the last run
-        self.counted = 0  # graphs, at the last run
         # Of the target's plan, and of the network's.
         self.offsets = torch.zeros(fed + 1, dtype=torch.int32, device=cache.device)
         self.own_offsets = torch.zeros(rows + 1, dtype=torch.int32, device=cache.device)
@@ -137,7 +138,7 @@ class GraphRunner:
         Where logits hold NaN or infinity, the tokens before them; None where there are none.
         """
         if not self._replays(chunks):
-            self.looked = None
+            self.clock.forget()
             return self.eager.run(chunks, drafts)
         self.cache.check([each.request.table for each in chunks], *zip(*((each.start, each.grant) for each in chunks)))
         choice, gamma, steps = self.eager.speculation.choice, max(each.drafts for each in chunks), self.max_steps
@@ -173,25 +174,29 @@ class GraphRunner:
         # Each request's own pieces come last. (Those of shared prefixes, before them, see the same keys in every step.)
         last = plans[0].launches[-1].columns
         last.position.sub_(torch.tensor(steps, dtype=torch.int32)[last.sequence] - 1)
-        tables = [chunk.request.table for chunk in chunks]
-        self._fill([chunk.request.tokens[-1] for chunk in chunks], tables, starts, steps, params)
-        self._copy(plans, lists)
-        waited = self._waited()
-        seconds = self._replay(replay, max(steps))
+        with self.letter() as letter:
+            self._put_steps(letter, chunks, starts, steps)
+            self._put_plans(letter, plans, lists)
+        waited, seconds = self.clock.waited(), self.clock.time(replay, max(steps))
+        # While the card decodes, the host asks for what follows. The network reads what was noted after the results
+        # are copied, so while the host writes these down.
+        chosen, tops, scores = (
+            each[: max(steps), :n] for each in (self.steps.chosen, self.steps.tops, self.steps.scores)
+        )
+        if self.drafter and self.drafter.reviewed:
+            self.drafts.append([chunk.request.tokens for chunk in chunks], steps, chosen)
+        found = read_back([chosen, tops, scores if any(own.logprobs for own in params) else tops, *self._review(n)])
         if self.network:
-            self.network.follow([chunk.request for chunk in chunks], starts, steps, self.steps.chosen)
-        if self.drafter and self.drafter.reviewed:  # the host writes this down while the card decodes
-            self.drafts.append(_texts(chunks), steps, self.steps.chosen[: max(steps)])
-        lengths = self._review(n)
+            self.network.follow([chunk.request for chunk in chunks], starts, steps, chosen)
         # Look once, at all steps. A request keeps the tokens before its first broken step.
-        tokens, tops = (each[:, :n].T.cpu() for each in (self.steps.chosen, self.steps.tops))
-        self.looked = perf_counter()
-        scores = self.steps.scores[:, :n].T.cpu() if any(own.logprobs for own in params) else tops
-        sound = tops.isfinite().long().cumprod(dim=1).sum(dim=1).tolist()
+        chosen, tops, scores, *reviewed = found()
+        self.clock.look()
+        lengths = _taken(reviewed, n)
+        sound = tops.isfinite().long().cumprod(dim=0).sum(dim=0).tolist()
         if choice := self.eager.speculation.choice:
             choice.learn(n, 0, max(steps), float(max(steps)), seconds(), look=waited)
         results = []
-        for own, score, row, taken, *each in zip(params, scores, tokens.tolist(), lengths, steps, sound):
+        for own, score, row, taken, *each in zip(params, scores.T, chosen.T.tolist(), lengths, steps, sound):
             kept = row[: min(*each)]
             seen = (taken[0], taken) if taken else None  # without drafts, a step is a token
             results.append(Result(kept or None, score[: len(kept)].tolist() if own.logprobs else [], lengths=seen))
@@ -201,26 +206,29 @@ class GraphRunner:
         """Up to `gamma` drafts a step."""
         n, params, grants = len(chunks), [each.request.params for each in chunks], [each.grant for each in chunks]
         plans, lists, replay = self._prepare(chunks, gamma)
-        texts = _texts(chunks)
+        requests, drafts = [chunk.request for chunk in chunks], self.drafts
+        texts = [request.tokens for request in requests]
         limits = [len(text) + grant for text, grant in zip(texts, grants)]
-        self.drafts.begin(texts, limits, [min(chunk.drafts, gamma) for chunk in chunks], params, gamma)
-        self._copy(plans, lists)
-        self._list_pages(padded_table([chunk.request.table for chunk in chunks]))
-        if self.network:
-            self.network.start([chunk.request for chunk in chunks], gamma)
+        with self.letter() as letter:
+            drafts.begin(letter, texts, limits, [min(chunk.drafts, gamma) for chunk in chunks], params, gamma)
+            self._put_plans(letter, plans, lists)
+            self._put_tables(letter, chunks)
+            if self.network:
+                self.network.start(letter, requests)
         # As many steps as are expected to be needed. (What is missing then takes a further run, and another look.)
         replays = min(ceil(max(grants) / self.kept.get(gamma, gamma + 1.0)), most_steps)
-        waited = self._waited()
-        seconds = self._replay(replay, replays)
+        waited, seconds = self.clock.waited(), self.clock.time(replay, replays)
+        emitted = drafts.emitted[:n]
+        scored = drafts.scored[:n] if any(own.logprobs for own in params) else emitted
+        found = read_back([drafts.notes[:replays, :, :n], emitted, scored, *self._review(n)])
         # Look once, at all steps.
-        lengths, drafts = self._review(n), self.drafts
-        notes, tokens = (each.cpu() for each in (drafts.notes[:replays], drafts.emitted[:n]))
-        self.looked = perf_counter()
-        scores = drafts.scored[:n].cpu() if any(own.logprobs for own in params) else tokens
-        if self.network:
-            self.network.stop([chunk.request for chunk in chunks], drafts.known[:n].tolist())
-        judged = notes[:, :, :n].permute(2, 0, 1).numpy()  # [n, steps, 3]
+        notes, tokens, scores, *reviewed = found()
+        self.clock.look()
+        lengths = _taken(reviewed, n)
+        judged = notes.permute(2, 0, 1).numpy()  # [n, steps, 3]
         made = judged.sum(axis=1)
+        if self.network:
+            self.network.stop(requests, [len(text) + count for text, count in zip(texts, made[:, 2].tolist())])
         kept = float((made[:, 2] / np.maximum((judged[:, :, 2] > 0).sum(axis=1), 1)).mean())
         self.kept[gamma] = max((self.kept.get(gamma, kept) + kept) / 2, 1.0)
         if choice := self.eager.speculation.choice:
@@ -238,45 +246,11 @@ class GraphRunner:
             results.append(Result(tokens[i, :count].tolist() or None, own, judged=each, lengths=seen))
         return results
 
-    def _waited(self) -> float | None:
-        """Seconds since the last run, in which the card had nothing to do; None if that was no captured one.
-
-        None, too, if a step was captured since: this takes longer, and once.
-        """
-        graphs, self.counted = self.counted, len(self.graphs)
-        if self.looked is None or graphs != self.counted:
-            return None
-        return self._agreed(perf_counter() - self.looked)
-
-    def _replay(self, replay: Callable[[], None], times: int) -> Callable[[], float]:
-        """Replay a step. What comes back gives the seconds that each took, when the host has waited for them."""
-        if not self.on_card:
-            began = perf_counter()
-            for _ in range(times):
-                replay()
-            seconds = (perf_counter() - began) / times
-            return lambda: seconds
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
-        for _ in range(times):
-            replay()
-        last.record()
-        return lambda: self._agreed(first.elapsed_time(last) / 1000 / times)
-
-    def _agreed(self, seconds: float) -> float:
-        """Ranks must choose the same steps, so they believe the first rank's clock."""
-        if not self.model.is_sharded:
-            return seconds
-        shared = torch.tensor(seconds, dtype=torch.float64, device=self.cache.device)
-        dist.broadcast(shared, 0)
-        return float(shared)
-
-    def _review(self, rows: int) -> Sequence[list[float]]:
-        """For each text: the steps that its new tokens would have taken with each length. Empty: not known."""
+    def _review(self, rows: int) -> list[Tensor]:
+        """For each text the steps that its new tokens would have taken with each length, if that can be known."""
         if self.drafter is None or not self.drafter.reviewed:
-            return [[]] * rows
-        taken: list[list[float]] = self.drafter.review(self.drafts, rows)[:, : len(LENGTHS)].tolist()
-        return taken
+            return []
+        return [self.drafter.review(self.drafts, rows)[:, : len(LENGTHS)]]
 
     def _plan(self, tables: list[list[int]], starts: list[int], ends: list[int], queries: int = 1) -> TilePlan:
         """The pieces of a step in which the last `queries` of each text's `ends` tokens attend."""
@@ -284,35 +258,34 @@ class GraphRunner:
         k_pages, heads = self.cache.keys[0], self.model.config.heads
         return cut(ends, [queries] * len(ends), prefixes, k_pages, heads, self.cache.latent_dim)
 
-    def _fill(
-        self,
-        tokens: list[int],
-        tables: list[list[int]],
-        starts: list[int],
-        steps: list[int],
-        params: list[SamplingParams],
-    ) -> None:
-        """Write into the buffers what the first step reads, and where each step writes its keys and values."""
-        table, rows, step = padded_table(tables), np.arange(len(tables)), np.arange(self.max_steps)[:, None]
+    def _put_steps(self, letter: "Letter", chunks: Sequence[Chunk], starts: list[int], steps: list[int]) -> None:
+        """Write what the first step reads, and where each step writes its keys and values."""
+        table, rows, step = self._put_tables(letter, chunks), np.arange(len(chunks)), np.arange(self.max_steps)[:, None]
         last = np.array(steps) - 1
         positions = np.array(starts) + np.minimum(step, last)  # [max_steps, rows]
         slots = np.where(step <= last, self.cache.slots(table, rows, positions), -1)
-        self.steps.begin(torch.tensor(tokens), torch.from_numpy(np.stack((positions, slots), axis=1)), params)
-        self._list_pages(table)
+        requests = [chunk.request for chunk in chunks]
+        tokens, params = np.array([each.tokens[-1] for each in requests]), [each.params for each in requests]
+        self.steps.begin(letter, tokens, np.stack((positions, slots), axis=1), params)
 
-    def _list_pages(self, table: Int[np.ndarray, "batch width"]) -> None:
-        self.table[: len(table), : table.shape[1]] = torch.from_numpy(table).to(self.table.device)
+    def _put_tables(self, letter: "Letter", chunks: Sequence[Chunk]) -> Int[np.ndarray, "batch width"]:
+        """Write the page tables, and return them."""
+        table = padded_table([chunk.request.table for chunk in chunks])
+        for mine, own in zip(self.table, table):
+            letter.put(mine[: len(own)], own)
+        return table
 
-    def _copy(self, plans: list[TilePlan], lists: list[TilePlan]) -> None:
+    def _put_plans(self, letter: "Letter", plans: list[TilePlan], lists: list[TilePlan]) -> None:
         """Write plans into the lists of a graph, which may be longer."""
         for plan, into, offsets in zip(plans, lists, (self.offsets, self.own_offsets)):
-            ends = np.full(len(offsets), plan.num_states, dtype=np.int32)  # rows without a request have no states
-            ends[: len(plan.offsets)] = plan.offsets
-            offsets.copy_(torch.from_numpy(ends))
-            into.states[: len(plan.states)] = plan.states.to(into.states.device)
+            ends = np.full(len(offsets), plan.num_states)  # rows without a request have no states
+            ends[: len(plan.offsets)] = plan.offsets.numpy()
+            letter.put(offsets, ends)
+            letter.put(into.states[: len(plan.states)], plan.states.numpy())
             for mine, its in zip(into.launches, plan.launches):
-                mine.pieces.zero_()  # pieces of no query
-                mine.pieces[: len(its.pieces)] = its.pieces.to(mine.pieces.device)
+                pieces = np.zeros(mine.pieces.shape)  # of no query
+                pieces[: len(its.pieces)] = its.pieces.numpy()
+                letter.put(mine.pieces, pieces)
 
     def _graph(
         self, batch: int, plans: list[TilePlan], kind: "Kind", gamma: int = 0
@@ -346,18 +319,20 @@ class GraphRunner:
             else:
                 run = partial(self._step, rows, lists[0], kind)
             self._begin_nobody(gamma)
+            self.clock.forget()  # it took longer than a look, and happens once
             self.graphs[key] = lists, run if self.pool is None else capture(run, self.pool).replay
             self._price(batch, gamma, self.graphs[key][1])
         return self.graphs[key]
 
     def _begin_nobody(self, gamma: int) -> None:
-        none = torch.zeros(0, dtype=torch.int64)
-        if gamma:
-            self.drafts.begin([], [], [], [], gamma)
+        with self.letter() as letter:
+            if not gamma:
+                none = np.zeros((self.max_steps, 2, 0), dtype=np.int64)
+                self.steps.begin(letter, none[0, 0], none, [])
+                return
+            self.drafts.begin(letter, [], [], [], [], gamma)
             if self.network:
-                self.network.start([], gamma)
-        else:
-            self.steps.begin(none, none.expand(self.max_steps, 2, 0), [])
+                self.network.start(letter, [])
 
     def _price(self, batch: int, gamma: int, replay: Callable[[], None]) -> None:
         """Measure a step of nobody. Its first replay does not count."""
@@ -366,7 +341,7 @@ class GraphRunner:
             return
         for count in (1, min(IDLE, self.max_steps)):
             self._begin_nobody(gamma)
-            seconds = self._replay(replay, count)
+            seconds = self.clock.time(replay, count)
             torch.cuda.synchronize()
         choice.costs.calibrate(batch, gamma, seconds())
         self._review(batch)  # compiles its kernels, if need be
@@ -412,8 +387,9 @@ class GraphRunner:
         return logits
 
 
-def _texts(chunks: Sequence[Chunk]) -> list[Int[np.ndarray, "tokens"]]:
-    return [np.array(chunk.request.tokens, dtype=np.int32) for chunk in chunks]
+def _taken(reviewed: list[Tensor], rows: int) -> list[list[float]]:
+    """What a review found for each text; empty if there was none."""
+    return reviewed[0].tolist() if reviewed else [[]] * rows
 
 
 def _counted(steps: Int[np.ndarray, "steps 3"]) -> tuple[float, list[float]] | None:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference_opt.kernels.plan import GQA_WIDTHS, Segments, TilePlan, choose_tile, plan, tile_bytes
+from inference_opt.kernels.transfer import sent
 
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -93,7 +94,7 @@ def plan_batch(
     if seen is not None and len(seen) != sum(counts):
         raise ValueError(f"{len(seen)} rows of a tree mask for {sum(counts)} queries")
     bits = None if seen is None else torch.tensor(seen, dtype=torch.int64)
-    page_table = page_table.to(k_pages.device)
+    page_table = page_table if page_table.device == k_pages.device else sent(page_table, k_pages.device)
     if not uses_triton(k_pages):
         return Batch(page_table, lengths, counts, None, None if bits is None else bits.to(k_pages.device))
     tiles = cut(lengths, counts, prefixes, k_pages, heads, value_dim, v_dim, bits)

@@ -12,6 +12,7 @@ lies at its position: memory that was never written may hold NaN, and 0 · NaN i
 The number of drafts is an ordinary number for these kernels, so they are compiled once for all.
 """
 
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from inference_opt.kernels.letter import Letter
 from inference_opt.kernels.lookup import REVIEWED, look_up, match, walk
 from inference_opt.kernels.pdl import launch_options
 from inference_opt.kernels.plan import Piece
@@ -170,7 +172,8 @@ class DraftSteps:
         self.draft = buffer(max_rows, max_gamma, dtype=torch.int32)
         # How many tokens are known, may be known in the end, were known before; drafts wanted and found; rows that
         # count; and how many steps were made.
-        self.known, self.limit, self.began, self.most, self.drafted, self.queries, self.step = buffer(7, max_rows)
+        self.numbers = buffer(7, max_rows)
+        self.known, self.limit, self.began, self.most, self.drafted, self.queries, self.step = self.numbers
         self.emitted = buffer(max_rows, steps * (max_gamma + 1), dtype=torch.int32)
         self.scored = buffer(max_rows, steps * (max_gamma + 1), dtype=torch.float32)
         self.notes = buffer(steps, 3, max_rows)
@@ -182,7 +185,8 @@ class DraftSteps:
 
     def begin(
         self,
-        texts: Sequence[Int[np.ndarray, "tokens"]],
+        letter: Letter,
+        texts: Sequence[array],
         limits: Sequence[int],
         most: Sequence[int],
         params: Sequence[SamplingParams],
@@ -190,40 +194,29 @@ class DraftSteps:
     ) -> None:
         """Set the texts, how long they may become, how many drafts each wants, and how each samples.
 
-        Texts that are not begun have no rows that count.
+        Each has `gamma` drafts, unless a step says otherwise. Texts that are not begun have no rows that count.
         """
-        none = torch.zeros(0, dtype=torch.int64)
-        self.rows.begin(none, none.expand(1, 2, 0), [own for own in params for _ in range(gamma + 1)])
+        self.rows.sample(letter, params, gamma + 1)
         lengths = [len(text) for text in texts]
-        self._set(texts, (self.known, lengths), (self.limit, limits), (self.began, lengths), (self.most, most))
-        self.step.zero_()
-        self.notes.zero_()
+        self._set(letter, texts, lengths, limits, lengths, most, [gamma] * len(texts))
 
-    def append(
-        self,
-        texts: Sequence[Int[np.ndarray, "tokens"]],
-        counts: Sequence[int],
-        chosen: Int[Tensor, "steps rows"],
-    ) -> None:
+    def append(self, texts: Sequence[array], counts: Sequence[int], chosen: Int[Tensor, "steps rows"]) -> None:
         """Set texts that were decoded without drafts, and what was chosen behind them: so they can be reviewed."""
         lengths, steps, rows = [len(text) for text in texts], len(chosen), len(texts)
         ends = [length + count for length, count in zip(lengths, counts)]
-        self._set(texts, (self.began, lengths), (self.known, ends))
+        with Letter(self.text.device) as letter:
+            self._set(letter, texts, ends, ends, lengths)
         places = self.began[:rows, None] + torch.arange(steps, device=chosen.device)
         places = places.clamp_max(self.text.shape[1] - 1)  # what is behind the ends is not read
         self.text[:rows].scatter_(1, places, chosen[:, :rows].T.int())
 
-    def _set(self, texts: Sequence[Int[np.ndarray, "tokens"]], *counts: tuple[Tensor, Sequence[int]]) -> None:
-        """Write texts, and numbers of each. Rows without a text have zeros."""
-        numbers = np.zeros((len(counts), len(self.known)), dtype=np.int64)
-        numbers[:, : len(texts)] = [own for _, own in counts]
-        for (mine, _), own in zip(counts, torch.from_numpy(numbers).to(self.known.device)):
-            mine.copy_(own)
-        width = max(map(len, texts), default=0)
-        rows = np.zeros((len(texts), width), dtype=np.int32)
-        for row, text in zip(rows, texts):
-            row[: len(text)] = text
-        self.text[: len(texts), :width] = torch.from_numpy(rows).to(self.text.device)
+    def _set(self, letter: Letter, texts: Sequence[array], *numbers: Sequence[int]) -> None:
+        """Write texts, and the first of `numbers`. The others are zero, and so are those of rows without a text."""
+        for row, text in enumerate(texts):
+            letter.put(self.text[row, : len(text)], text)
+        all_numbers = np.zeros(self.numbers.shape, dtype=np.int64)
+        all_numbers[: len(numbers), : len(texts)] = numbers
+        letter.put(self.numbers, all_numbers)
 
     def look_up(self, rows: int, gamma: int, min_ngram: int, max_ngram: int) -> None:
         """Draft by prompt lookup."""

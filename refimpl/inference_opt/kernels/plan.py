@@ -25,6 +25,8 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from inference_opt.kernels.transfer import sent
+
 Array = NDArray[np.int64]
 Field = Any  # an int32 of one piece, or a column of them: a tensor, or an array
 
@@ -113,10 +115,10 @@ class TilePlan:
     def to(self, device: torch.device) -> "TilePlan":
         """The plan with its lists on `device`."""
         launches = tuple(
-            Launch(each.pieces.to(device), each.tile, None if each.seen is None else each.seen.to(device))
+            Launch(sent(each.pieces, device), each.tile, None if each.seen is None else sent(each.seen, device))
             for each in self.launches
         )
-        return TilePlan(launches, self.offsets.to(device), self.states.to(device), self.num_states)
+        return TilePlan(launches, sent(self.offsets, device), sent(self.states, device), self.num_states)
 
 
 def padded(dim: int, value_dim: int, values_in_keys: bool) -> tuple[int, int, int, int]:

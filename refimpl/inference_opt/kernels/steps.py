@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inference_opt.kernels.filters import filter_row
 from inference_opt.kernels.greedy import best_of_block, end_of_step
+from inference_opt.kernels.letter import Letter
 from inference_opt.kernels.pdl import launch_options
 from inference_opt.kernels.philox import EXACT
 from inference_opt.kernels.race import end_of_race, race_of_block
@@ -57,27 +58,39 @@ class Steps:
         self.scores = buffer(steps, max_rows, dtype=torch.float32)
 
     def begin(
-        self, tokens: Int[Tensor, "rows"], places: Int[Tensor, "steps 2 rows"], params: Sequence[SamplingParams]
+        self,
+        letter: Letter,
+        tokens: Int[np.ndarray, "rows"],
+        places: Int[np.ndarray, "steps 2 rows"],
+        params: Sequence[SamplingParams],
     ) -> None:
         """Set the input of the first step, the places of all steps, and how each row samples (all have seeds).
 
         The other rows write nowhere (slot −1), and are greedy.
         """
-        self.step.zero_()
-        self.tokens[: len(tokens)] = tokens.to(self.tokens.device)
-        self.places[:, 0], self.places[:, 1] = 0, -1
-        self.places[:, :, : len(tokens)] = places.to(self.places.device)
-        self.place.copy_(self.places[0])
+        all_places = np.zeros(self.places.shape, dtype=np.int64)
+        all_places[:, 1] = -1
+        all_places[:, :, : len(tokens)] = places
+        letter.put(self.step, 0)
+        letter.put(self.tokens[: len(tokens)], tokens)
+        letter.put(self.places, all_places)
+        letter.put(self.place, all_places[0])
+        self.sample(letter, params)
+
+    def sample(self, letter: Letter, params: Sequence[SamplingParams], times: int = 1) -> None:
+        """Set how rows sample: `times` rows as each of `params` says, and the others greedily."""
         how = np.zeros(self.how.shape, dtype=np.uint64)
         # So low a temperature chooses among the largest logits, as any below it. Its inverse is finite in float32.
         floats = np.array(
             [(max(each.temperature, COLD * (each.temperature > 0)), each.top_p, each.min_p) for each in params]
         ).reshape(-1, 3)
-        how[[0, 2, 3], : len(params)] = floats.T.copy().view(np.uint64)
-        how[1, : len(params)] = [each.top_k for each in params]
-        how[5, : len(params)] = [each.logprobs for each in params]
-        how[4, : len(params)] = np.array([each.seed or 0 for each in params], dtype=np.uint64)
-        self.how.copy_(torch.from_numpy(how.view(np.int64)))
+        own = np.zeros((len(how), len(params)), dtype=np.uint64)
+        own[[0, 2, 3]] = floats.T.copy().view(np.uint64)
+        own[1] = [each.top_k for each in params]
+        own[5] = [each.logprobs for each in params]
+        own[4] = np.array([each.seed or 0 for each in params], dtype=np.uint64)
+        how[:, : times * len(params)] = own.repeat(times, axis=1)
+        letter.put(self.how, how.view(np.int64))
 
     def end(self, logits: Float[Tensor, "rows vocab"], kind: Kind) -> None:
         """Give each row its token: that of its largest logit, where ties go to the lowest id, or one drawn.
@@ -122,8 +135,9 @@ def draw_rows(
     """Each row's token at its position: `sampling.sample` of all rows at once. Rows of NaN mean nothing."""
     rows, vocab = logits.shape
     steps = Steps(1, rows, logits.device)
-    places = torch.tensor([[[position - 1 for position in positions], [-1] * rows]])
-    steps.begin(torch.zeros(rows, dtype=torch.int64), places, params)
+    places = np.array([[[position - 1 for position in positions], [-1] * rows]])
+    with Letter(logits.device) as letter:
+        steps.begin(letter, np.zeros(rows, dtype=np.int64), places, params)
     steps.end(logits, kind_of(params, vocab))
     tokens: list[int] = steps.chosen[0].tolist()
     return tokens

@@ -30,6 +30,7 @@ from torch import Tensor
 from inference_opt.cache.fused_forward import can_fuse
 from inference_opt.cache.paged import PagedCache
 from inference_opt.kernels.batch import uses_triton
+from inference_opt.kernels.transfer import sent
 from inference_opt.model.experts import SwiGLU
 from inference_opt.model.gqa import GroupedQueryAttention
 from inference_opt.model.transformer import Transformer
@@ -110,8 +111,7 @@ class Eagle(Autoregressive):
 
         Zero for a text of which nothing was read yet: the radix tree had all of it but the last token.
         """
-        late = [text for text in texts if text.drafter_state is not None and text.drafter_state.features]
-        self._digest(late, [text.table for text in late])
+        self._catch_up(texts)
         none = torch.zeros(self.head.config.dim, dtype=self.head.dtype, device=self.target.device)
         known = [text.drafter_state.state if text.drafter_state is not None else None for text in texts]
         return torch.stack([none if state is None else state for state in known])
@@ -160,9 +160,10 @@ class Eagle(Autoregressive):
         following: Int[Tensor, "slots"],
     ) -> None:
         """Read `counts` slots of each text from `starts` on, whose features captured steps have noted."""
-        self.states(texts)  # what came before is read first
+        self._catch_up(texts)
         states = self._run([text.table for text in texts], starts, counts, features, following)
-        self.resume(texts, [start + count for start, count in zip(starts, counts)], states[np.cumsum(counts) - 1])
+        last = sent(torch.from_numpy(np.cumsum(counts) - 1), states.device)
+        self.resume(texts, [start + count for start, count in zip(starts, counts)], states[last])
 
     @torch.inference_mode()
     def observe(self, observations: Sequence[Observation]) -> None:
@@ -182,6 +183,10 @@ class Eagle(Autoregressive):
         last = {id(each.text): each for each in observations if each.kind != "decode"}.values()
         due = [each for each in last if each.text.drafter_state.features]
         self._digest([each.text for each in due], [each.table for each in due])
+
+    def _catch_up(self, texts: Sequence[RequestView]) -> None:
+        late = [text for text in texts if text.drafter_state is not None and text.drafter_state.features]
+        self._digest(late, [text.table for text in late])
 
     def _digest(self, texts: Sequence[RequestView], tables: Sequence[list[int]]) -> None:
         if not texts:

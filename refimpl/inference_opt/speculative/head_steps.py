@@ -25,10 +25,12 @@ from inference_opt.kernels.batch import cut
 from inference_opt.kernels.draft_head import enter, spread, take
 from inference_opt.kernels.draft_steps import DraftSteps, move_pieces
 from inference_opt.kernels.fused import project, rotate_write
+from inference_opt.kernels.letter import Letter
 from inference_opt.kernels.pdl import launch_options
 from inference_opt.kernels.plan import TilePlan
 from inference_opt.kernels.plan import spread as spread_counts
 from inference_opt.kernels.steps import Kind, Steps
+from inference_opt.kernels.transfer import sent
 from inference_opt.model.experts import SwiGLU
 from inference_opt.model.gqa import GroupedQueryAttention
 from inference_opt.speculative.drafter import RequestView
@@ -71,11 +73,9 @@ class HeadSteps:
         """The plan of one query a text, for texts of up to `ends` slots, on the host."""
         return cut(ends, [1] * len(ends), (), self.cache.keys[0], self.attention.heads)
 
-    def start(self, texts: Sequence[RequestView], gamma: int) -> None:
-        """Speculative steps of these texts follow, with `gamma` drafts each."""
-        none = torch.zeros(0, dtype=torch.int64)
-        self.draws.begin(none, none.expand(1, 2, 0), [text.params for text in texts])
-        self.steps.drafted.fill_(gamma)
+    def start(self, letter: Letter, texts: Sequence[RequestView]) -> None:
+        """Speculative steps of these texts follow."""
+        self.draws.sample(letter, [text.params for text in texts])
         if texts:
             self.state[: len(texts)] = self.eagle.states(texts)
 
@@ -92,7 +92,7 @@ class HeadSteps:
         chosen: Int[Tensor, "steps max_rows"],
     ) -> None:
         """Read what `counts` plain steps of each text have noted, from slot `starts` on. The host waits for nothing."""
-        row, step = (torch.from_numpy(each).to(chosen.device) for each in spread_counts(np.array(counts)))
+        row, step = (sent(torch.from_numpy(each), chosen.device) for each in spread_counts(np.array(counts)))
         features = self.head.fuse_taps(self.noted[step, row].flatten(1).to(self.head.dtype))
         self.eagle.follow(texts, starts, counts, features, chosen[step, row])
 

@@ -1,0 +1,67 @@
+"""Numbers for many buffers on the device, sent together: one copy and one launch, whatever their number.
+
+    parts     for each buffer: its address, where its numbers begin, how many words they are
+    words     the numbers of all
+
+A replayed step works on buffers that stay where they are. What the host has to say to it is little, but is spread over
+a dozen buffers, and a copy to each would take longer than a step of a small model.
+"""
+
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from numpy.typing import NDArray
+from torch import Tensor
+
+from inference_opt.kernels.transfer import sent
+
+DTYPES = {torch.int32: np.int32, torch.int64: np.int64, torch.float32: np.float32}
+PROGRAMS = 8  # of each part
+
+
+@triton.jit
+def deliver(letter, BLOCK: tl.constexpr):
+    """Put one part of a letter into place."""
+    part = letter.to(tl.pointer_type(tl.int64)) + 3 * tl.program_id(0)
+    into, first, count = tl.load(part).to(tl.pointer_type(tl.int32)), tl.load(part + 1), tl.load(part + 2)
+    for begin in range(tl.program_id(1) * BLOCK, count, tl.num_programs(1) * BLOCK):
+        i = begin + tl.arange(0, BLOCK)
+        tl.store(into + i, tl.load(letter + first + i, mask=i < count), mask=i < count)
+
+
+class Letter:
+    """`put` numbers for one buffer after another; they are sent when the `with` block ends without an error."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.parts: list[tuple[Tensor, NDArray[np.generic]]] = []
+
+    def put(self, into: Tensor, numbers: Any) -> None:
+        """`numbers` (an array or a list of its shape, or a single one for all) for a contiguous buffer."""
+        own = np.broadcast_to(np.array(numbers, dtype=DTYPES[into.dtype]), into.shape)
+        if own.size:
+            self.parts.append((into, np.ascontiguousarray(own)))
+
+    def packed(self) -> Tensor:
+        """The whole letter, as 32-bit words."""
+        words = [own.reshape(-1).view(np.int32) for _, own in self.parts]
+        counts, heads = np.array([len(each) for each in words]), np.zeros((len(words), 3), dtype=np.int64)
+        heads[:, 0] = [into.data_ptr() for into, _ in self.parts]
+        heads[:, 1], heads[:, 2] = 2 * heads.size + np.cumsum(counts) - counts, counts
+        return torch.from_numpy(np.concatenate([heads.reshape(-1).view(np.int32), *words]))
+
+    def __enter__(self) -> "Letter":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, value: object, traceback: TracebackType | None) -> None:
+        if error is not None or not self.parts:
+            return
+        if self.device.type == "cuda":
+            deliver[(len(self.parts), PROGRAMS)](sent(self.packed(), self.device), 1024)
+            return
+        for into, own in self.parts:
+            into.copy_(torch.from_numpy(own))
