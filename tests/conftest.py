@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
-from jaxtyping import config, install_import_hook
+from jaxtyping import config
+
+from tests.signatures import check_signatures
 
 # Not those with kernels: the hook would wrap the functions that Triton reads the source of.
 PACKAGE = Path(__file__).parent.parent / "refimpl"
 MODULES = [p for p in PACKAGE.rglob("*.py") if not re.search("^@(triton|gluon).jit", p.read_text("utf-8"), re.M)]
-install_import_hook([".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in MODULES], "beartype.beartype")
+check_signatures([".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in MODULES])
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are first imported
 

@@ -100,9 +100,10 @@ def test_one_byte_of_the_head_changed_is_refused_or_read(tmp_path_factory, at, b
         load_file(path)
 
 
-def test_numbers_of_an_array_are_read_as_they_were_written(tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
-    arrays = {"a": [1, 2, 3], "b": [0.5, -1.0], "c": [True, False], "d": ["x", "yz"], "e": [[1, 2], [3]]}
+@pytest.mark.parametrize("endianess", gguf.GGUFEndian)
+def test_what_an_array_holds_is_read_as_it_was_written(tmp_path, endianess):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama", endianess=endianess)
+    arrays = {"a": [1, 2, 3], "b": [0.5, -1.0], "c": [True, False], "d": ["x", "", "ÿz"], "e": [["x", "y"], ["z"]]}
     for name, values in arrays.items():
         writer.add_array(name, values)
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):

@@ -24,15 +24,39 @@ class _Reader(gguf.GGUFReader):
 
     def _get(self, offset: Any, dtype: Any, count: Any = 1, override_order: Any = None) -> np.ndarray:
         end = int(offset) + np.dtype(dtype).itemsize * int(count)
-        if end > len(self.data):
-            raise ValueError(f"it ends at byte {len(self.data)}, but says that it goes on to byte {end}")
+        self._check(end)
         return super()._get(offset, dtype, count, override_order)
 
+    def _check(self, end: int) -> None:
+        if end > len(self._bytes):
+            raise ValueError(f"it ends at byte {len(self._bytes)}, but says that it goes on to byte {end}")
+
+    def _strings(self, begin: int, count: int) -> tuple[list[np.ndarray], int]:
+        """The bytes of strings that stand one after another, each behind its length; and how many bytes all that is."""
+        length = np.dtype(np.uint64).newbyteorder(self.byte_order)
+        data = self.data
+        parts: list[np.ndarray] = []
+        at = begin
+        for _ in range(count):
+            text = at + length.itemsize
+            self._check(text)
+            at = text + int(data[at:text].view(length)[0])
+            self._check(at)
+            parts.append(data[text:at])
+        return parts, at - begin
+
     def _get_field_parts(self, orig_offs: Any, raw_type: Any) -> tuple[int, list[np.ndarray], list[int], list[Any]]:
-        """Parts of a field. An array of numbers is one part here; the library makes an object for every number."""
+        """Parts of a field. An array of numbers is one part here, a string another, its length none.
+
+        The library makes an object for every number, and several for a length: most of a vocabulary's time.
+        """
         if raw_type == gguf.GGUFValueType.ARRAY:
             kind = self._get(orig_offs, np.uint32)
             count = self._get(orig_offs + 4, np.uint64)
+            if kind[0] == gguf.GGUFValueType.STRING:
+                parts, size = self._strings(int(orig_offs) + 12, int(count[0]))
+                types = [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING]
+                return size + 12, parts, list(range(len(parts))), types
             if number := self.gguf_scalar_to_np.get(gguf.GGUFValueType(kind[0])):
                 parts = [kind, count, self._get(orig_offs + 12, number, count[0])]
                 types = [gguf.GGUFValueType(raw_type), gguf.GGUFValueType(kind[0])]

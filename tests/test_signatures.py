@@ -1,0 +1,45 @@
+"""What the tests rely on: a call that breaks its signature fails, whether there are shapes in it or not."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from beartype.roar import BeartypeCallHintViolation
+from jaxtyping import Float
+from torch import Tensor
+
+from tests.signatures import checked
+
+
+@checked
+def half(n: int) -> int:
+    return n / 2 if n % 2 else n // 2
+
+
+@checked
+def stacked(rows: list[Float[Tensor, "n d"]], last: Float[Tensor, " d"]) -> Float[Tensor, "m d"]:
+    return torch.cat((*rows, last[None]))
+
+
+@checked
+@dataclass
+class Point:
+    x: int
+
+
+def test_types_and_shapes_are_checked():
+    assert half(4) == 2
+    assert stacked([torch.ones(2, 3)], torch.ones(3)).shape == (3, 3)
+    for argument in ("4", 3):  # the second returns 1.5
+        with pytest.raises(BeartypeCallHintViolation):
+            half(argument)
+    for rows in ([torch.ones(2, 4)], [torch.ones(4)]):
+        with pytest.raises(BeartypeCallHintViolation):
+            stacked(rows, torch.ones(3))
+    with pytest.raises(BeartypeCallHintViolation):
+        Point("x")
+
+
+def test_nothing_is_checked_where_that_is_turned_off(untyped):
+    assert half(3) == 1.5
+    assert Point("x").x == "x"
