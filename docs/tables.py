@@ -449,6 +449,7 @@ DEEPSEEK = "bench_engine_v2_lite", "bench_engine_v2_lite_dense", "bench_engine_v
 WRITERS["V2_LITE_TABLE"] = partial(made, card_tables.engine, *DEEPSEEK)
 WRITERS["CONTEXTS_TABLE"] = partial(made, card_tables.contexts, "bench_contexts")
 WRITERS["PROMPTS_TABLE"] = partial(made, card_tables.forms, "bench_mla_prompts_h100")
+WRITERS["PROMPTS_SAYS"] = lambda: card_tables.forms_say(figures("bench_mla_prompts_h100"))
 WRITERS["DRAFTS_TABLE"] = partial(made, card_tables.drafts, "bench_drafts_lookup", "bench_drafts_trained")
 WRITERS["KNOWN_TABLE"] = partial(made, card_tables.known, "bench_drafts_8b")
 WRITERS["MODES_TABLE"] = partial(made, card_tables.modes, "bench_engine_1b")
