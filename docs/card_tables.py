@@ -96,6 +96,20 @@ def forms(run: dict[str, Any]) -> Table:
     return ["", "cached prefix", "new tokens", "explicit, µs", "absorbed, µs", "the engine takes"], rows
 
 
+def forms_say(run: dict[str, Any]) -> str:
+    """How often the engine takes the form that was faster, and what the other choices cost."""
+    losses = []
+    for row in run["results"]:
+        other = {"explicit": "absorbed", "absorbed": "explicit"}[row["chosen"]]
+        losses.append(row[row["chosen"]] / row[other] - 1)
+    wrong = sorted(loss for loss in losses if loss > 0)
+    return (
+        f"In {len(losses) - len(wrong)} of the {len(losses)} rows the engine takes the form that was faster in this run."
+        f"\nIn the other {len(wrong)} it loses time, {wrong[len(wrong) // 2]:.0%} of it in the median and "
+        f"{wrong[-1]:.0%} at most."
+    )
+
+
 def drafts(lookup: dict[str, Any], trained: dict[str, Any]) -> Table:
     """Fixed numbers of drafts on tasks, times plain decoding."""
     head = ["", "batch", "plain, tokens/s", "prompt lookup, γ = 3", "trained, γ = 2", "trained, γ = 4"]

@@ -1,11 +1,14 @@
-"""Draws the figures of chapter 08 and of docs/gpu.md: the memory of a card, two states, a pipeline, the roofline."""
+"""Draws figures of cards: memory, two states, a pipeline, the roofline (08, docs/gpu.md), what drafts gain (06)."""
 
 import json
 from pathlib import Path
 
+import numpy as np
 from drawings import ACCENT, FILL, INK, SOFT, arrow
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
+
+from inference_opt.speculative.cost import expected_tokens
 
 RESULTS = Path(__file__).resolve().parent / "results"
 BLUE, ORANGE, GREEN, RED = "#a9c1e8", "#e8b48a", "#9fcfad", "#c44e52"
@@ -179,7 +182,47 @@ def roofline_figure() -> Figure:
     return figure
 
 
+GAINS = (0, 0.5, 1, 1.5, 2, 3, 4, 6, 8)  # between two of them one colour
+SHADES = ("#eeb9b4", "#f7dfdc", "#e9f0fa", "#d5e2f5", "#bfd3ef", "#a9c4e9", "#93b5e2", "#7da6dc")
+
+
+def gains_figure() -> Figure:
+    """What drafts gain by batch and acceptance: the map is predicted from plain steps, the circles were measured."""
+    run = json.loads((RESULTS / "bench_drafts_8b.json").read_text(encoding="utf-8"))
+    rows, seconds = np.array([(each["rows"], each["seconds"]) for each in run["plain_steps"]]).T
+    batches = np.geomspace(1, max(each["batch"] for each in run["results"]), 65)
+    alphas = np.linspace(0, 1, 101)
+
+    def step(n: np.ndarray) -> np.ndarray:
+        return np.interp(np.log(n), np.log(rows), seconds)
+
+    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    for axes, gamma in zip(figure.subplots(1, 2, sharey=True), (3, 7)):
+        tokens = np.array([[expected_tokens(alpha, gamma)] for alpha in alphas])
+        gain = tokens * step(batches) / step(batches * (gamma + 1))
+        axes.contourf(batches, alphas, gain, GAINS, colors=SHADES)
+        axes.contour(batches, alphas, gain, GAINS, colors=SOFT, linewidths=[0.7 + (level == 1) for level in GAINS])
+        for level in GAINS[1:]:
+            if gain[0, -1] < level < gain[-1, -1]:
+                at = np.interp(level, gain[:, -1], alphas)
+                axes.text(1.02 * batches[-1], at, f"{level:g}×", fontsize=8, va="center", color=INK)
+        for each in run["results"]:
+            (found,) = (row["over_plain"] for row in each["rows"] if row["name"] == f"γ = {gamma}")
+            axes.plot(each["batch"], each["alpha"], "o", ms=6, color="white", mec=INK, clip_on=False)
+            side = "right" if each["batch"] == batches[-1] else "left" if each["batch"] == 1 else "center"
+            place = (each["batch"] * {"left": 1.12, "right": 0.88, "center": 1}[side], each["alpha"] - 0.07)
+            axes.text(*place, f"{found:.2f}×", fontsize=9, ha=side, va="center", color=INK)
+        axes.set(xscale="log", xlabel="requests in the batch", ylim=(0, 1))
+        axes.set_xticks((1, 2, 4, 8, 16, 32), ("1", "2", "4", "8", "16", "32"))
+        axes.minorticks_off()
+        axes.set_title(f"γ = {gamma}", fontsize=10, loc="left", color=INK)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("α, acceptance")
+    return figure
+
+
 GPU_FIGURES = {
+    "06_gains.svg": gains_figure,
     "08_memory.svg": memory_figure,
     "08_merge.svg": merge_figure,
     "08_pipeline.svg": pipeline_figure,

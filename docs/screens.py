@@ -31,6 +31,7 @@ SHOTS = {
     "06_step_block": ("block-verification", "speculation.weigh", 0),
     "06_step_candidates": ("several-candidates", "speculation.accept", 0),
     "06_step_tree": ("draft-tree", "speculation.accept", 1),
+    "06_step_nodes": ("tree-step", "speculation.accept", 2),
     "07_step": ("biased-rule", "law.path", 13),
     "07_step_exact": ("exact-law", "law.path", 10),
     "08_step": ("pieces-of-attention", "kernel.merge", 2),

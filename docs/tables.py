@@ -442,6 +442,16 @@ THREADS = {
     "vllm#48202": "https://github.com/vllm-project/vllm/issues/48202",
     "vllm#54282": "https://github.com/vllm-project/vllm/pull/54282",
 }
+
+
+def quoted(what: str, first: str) -> str:
+    """A table that a run of a notebook printed."""
+    printed = figures("notebook_times")[what]
+    return grid([first, *printed["columns"]], ([name, *map(str, row)] for name, row in printed["rows"].items()))
+
+
+WRITERS["PACKED_TABLE"] = partial(quoted, "head_milliseconds", "rows")
+WRITERS["GATHER_TABLE"] = partial(quoted, "gather_microseconds", "")
 WRITERS["STEPS_TABLE"] = partial(made, card_tables.steps, "bench_kernels")
 WRITERS["KERNELS_TABLE"] = partial(made, card_tables.kernels, "bench_kernels")
 WRITERS["ENGINE_TABLE"] = partial(made, card_tables.engine, "bench_engine_1b", "bench_engine_smollm2")
@@ -449,6 +459,7 @@ DEEPSEEK = "bench_engine_v2_lite", "bench_engine_v2_lite_dense", "bench_engine_v
 WRITERS["V2_LITE_TABLE"] = partial(made, card_tables.engine, *DEEPSEEK)
 WRITERS["CONTEXTS_TABLE"] = partial(made, card_tables.contexts, "bench_contexts")
 WRITERS["PROMPTS_TABLE"] = partial(made, card_tables.forms, "bench_mla_prompts_h100")
+WRITERS["PROMPTS_SAYS"] = lambda: card_tables.forms_say(figures("bench_mla_prompts_h100"))
 WRITERS["DRAFTS_TABLE"] = partial(made, card_tables.drafts, "bench_drafts_lookup", "bench_drafts_trained")
 WRITERS["KNOWN_TABLE"] = partial(made, card_tables.known, "bench_drafts_8b")
 WRITERS["MODES_TABLE"] = partial(made, card_tables.modes, "bench_engine_1b")

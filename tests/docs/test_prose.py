@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
+from inference_opt.explain.exercises import EXERCISES
+from inference_opt.explain.scenarios import SCENARIOS, play
+
 nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).resolve().parents[2]
 GENERATED = {"bibliography.md", "exercises.md"}
@@ -79,6 +82,25 @@ def test_no_word_is_used_that_the_vocabulary_replaces(page):
         for at, what in findings(text)
     ]
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_player_says_no_word_that_the_vocabulary_replaces(name):
+    trace = play(name)
+    said = [trace.title, trace.about]
+    for step in trace.steps:
+        asked = step.get("question", {})
+        reasons = [each for pair in (*asked.get("choices", ()), *asked.get("beliefs", ())) for each in pair]
+        said += [step["text"], asked.get("ask", ""), asked.get("why", ""), *reasons]
+        said += [*step["invariants"], *step["counters"]]
+    assert not [(text, what) for text in map(str, said) for _, what in findings(text)]
+
+
+@pytest.mark.parametrize("id", EXERCISES)
+def test_exercises_say_no_word_that_the_vocabulary_replaces(id):
+    exercise = EXERCISES[id]
+    text = "\n".join((exercise.title, exercise.task, *exercise.hints))
+    assert not [what for _, what in findings(re.sub(r"`[^`]+`", "X", text))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -37,6 +37,16 @@ def of_the_step(trace, at, name):
     return next(out for out in nearest(trace, "engine.step", at)["facts"]["outputs"] if out["id"] == name)
 
 
+def tokens_or_pages(trace, at):
+    """Tokens that a step gives; or, where it gives pages back, those that it took and its known tokens do not need."""
+    if trace.steps[at]["event"] != "pool.release":
+        return len(of_the_step(trace, at, "A")["tokens"])
+    held = [page for i in trace.where("pool.allocate") if i < at for page in trace.steps[i]["facts"]["pages"]]
+    known = sum(len(trace.steps[i]["facts"]["tokens"]) for i in trace.where("engine.commit") if i < at)
+    known += trace.steps[0]["facts"]["tokens"]
+    return len(held) - -(-known // 2)
+
+
 def given(trace, at):
     """Tokens that a run of the target gives."""
     return state(trace, at, "speculation")["fates"].count("kept") + 1
@@ -57,7 +67,8 @@ NUMBERS = {
     "sglang-tree": found,
     "continuous-batching": lambda t, at: of_the_step(t, at, nearest(t, "schedule.prefill", at)["facts"]["id"])["count"],
     "equal-prompts": lambda t, at: nearest(t, "schedule.admit", at)["state"]["schedule"]["running"][-1]["computed"],
-    "speculative-step": lambda t, at: len(of_the_step(t, at, "A")["tokens"]),
+    "speculative-step": tokens_or_pages,
+    "tree-step": tokens_or_pages,
     "full-acceptance": given,
     "several-candidates": given,
     "draft-tree": given,
@@ -147,6 +158,7 @@ CHANGES = [
         for gamma in (1, 4)
         for seed in (0, 1)
     ),
+    *(("tree-step", {"gamma": gamma, "seed": seed}) for gamma in (0, 1, 5) for seed in (0, 1)),
     *(("full-acceptance", {"gamma": gamma}) for gamma in (0, 1, 2)),
     *((name, {"seed": seed}) for name in ("rejection", "several-candidates") for seed in range(8)),
     *(("block-verification", {"gamma": gamma, "seed": seed}) for gamma in (0, 1, 2, 4) for seed in range(4)),
@@ -160,7 +172,7 @@ CHANGES = [
     ),
     ("pieces-of-attention", {"lengths": "1"}),
     ("pieces-of-attention", {"lengths": "700 130", "sharing": 0}),
-    ("pieces-of-attention", {"lengths": "700 900 400", "stem": 512}),
+    ("pieces-of-attention", {"lengths": "700 900 400", "prefix": 512}),
 ]
 
 

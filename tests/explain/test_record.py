@@ -272,7 +272,7 @@ def test_every_scenario_fits_the_schema_and_comes_back_from_a_file(name, tmp_pat
     assert Trace.load(tmp_path / "trace.json").as_json() == whole == json.loads(json.dumps(whole))
     assert not trace.cut
     broken = {held for s in trace.steps for held, so in s["invariants"].items() if not so}
-    expected = {"the first token has the target's law", "the texts have the target's law"}
+    expected = {"the first token has the target's distribution", "the texts have the target's distribution"}
     assert broken == (expected if name == "biased-rule" else set())
 
 
@@ -431,7 +431,7 @@ def test_scenarios_and_parameters_that_there_are_not():
         ("draft-tree", {"depth": 3, "width": 9}),
         ("naive-decoding", {"prompt": "a", "new_tokens": 1}),
         ("kv-cache", {"new_tokens": 300, "temperature": 0.0}),
-        ("pieces-of-attention", {"lengths": "1", "sharing": 9, "stem": 0}),
+        ("pieces-of-attention", {"lengths": "1", "sharing": 9, "prefix": 0}),
         ("pieces-of-attention", {"lengths": "64 65 2000", "sharing": 0, "heads": 2}),
     ],
 )

@@ -98,7 +98,7 @@ STAGES = (
     Stage("naive", "recompute everything for every token", _naive),
     Stage("KV cache", "keep keys and values, compute the new token only", _contiguous),
     Stage("paged", "keep them in pages that are taken when needed", partial(_engine, radix=False), step=1.1),
-    Stage("radix", "find the pages of earlier prompts that begin alike", _engine, step=1.1),
+    Stage("radix", "find the pages of earlier prompts with the same beginning", _engine, step=1.1),
     Stage("MLA", "keep one latent in their place: another model, with its own oracle", _engine, latent=True, step=1.3),
     Stage("speculative", "guess several tokens, check them in one step", _speculative, step=0.7),
     Stage("continuous batching", "all prompts at once, a new batch every step", _engine, together=True, step=0.5),

@@ -1,4 +1,4 @@
-// Decoding: a row a step, a cell a token; filled where it was computed. Below, the law that the new token was drawn from.
+// Decoding: a row a step, a cell a token; filled where it was computed. Below, the distribution that the new token was drawn from.
 
 const MOST_ROWS = 14;
 
@@ -39,7 +39,7 @@ function drawDecode({ state, trace, index, width }) {
   const { vocab, law, token, read, new: fresh, way } = state.decode,
     column = Math.min(50, (width - left) / vocab.length),
     most = Math.max(...law);
-  body += text(0, y + 14, "the law of the next token", "bold");
+  body += text(0, y + 14, "the distribution of the next token", "bold");
   vocab.forEach((each, i) => {
     const x = left + i * column,
       high = (64 * law[i]) / most;

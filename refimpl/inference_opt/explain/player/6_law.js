@@ -1,6 +1,6 @@
-// The law of a rule, path by path; then of texts, beside the target's.
+// The distribution of what a rule emits, path by path; then of texts, next to the target's.
 
-// Tokens as bars: what has come out so far, and a tick where the target's law is.
+// Tokens as bars: what has come out so far, and a tick where the target's distribution is.
 function drawBars(rows, x, y, width) {
   let body = "";
   const most = Math.max(...rows.flatMap(([, mine, its]) => [value(mine), value(its)]), 1e-9),
@@ -10,7 +10,7 @@ function drawBars(rows, x, y, width) {
     const its_x = x + label + (value(its) / most) * long,
       off = Math.abs(value(mine) - value(its)) > 1e-12;
     body += titled(
-      `${words}: ${mine} so far, ${its} in the target's law`,
+      `${words}: ${mine} so far, ${its} in the target's distribution`,
       text(x, y + 14, words, "bold"),
       rect(x + label, y + 2, long, 15, "", painted("panel")),
       rect(
@@ -125,7 +125,7 @@ function drawLaw({ state, trace, index, width }) {
   body +=
     text(x + 8, 12, "out", "small dim") +
     text(x + 52, 12, "probability", "small dim") +
-    (law.prefix.length ? text(0, 12, `behind “${spell(law.prefix)}”`, "small dim") : "");
+    (law.prefix.length ? text(0, 12, `after “${spell(law.prefix)}”`, "small dim") : "");
   paths.forEach((way, row) => {
     const y = top + row * high;
     over += line(way.names.length * column, y, x, y, "hair", { "stroke-dasharray": "2 3" });

@@ -55,7 +55,7 @@ function story(trace) {
   if (has("schedule.arrive")) return scheduleStory(steps);
   if (has("radix.match")) return named((step) => step.event === "radix.match" && brief(step.text.match(/“.*?”/)?.[0] ?? step.text));
   return named(({ event, state: { law, pieces } }) => {
-    if (law) return law.texts ? "whole texts" : law.prefix.length ? `behind “${spell(law.prefix)}”` : "the first draft";
+    if (law) return law.texts ? "whole texts" : law.prefix.length ? `after “${spell(law.prefix)}”` : "the first draft";
     if (pieces) return event === "kernel.merge" ? "states are merged" : `piece ${pieces.piece}`;
   });
 }

@@ -11,7 +11,7 @@ const SCENES = {
   pieces: ["the plan of pieces", drawPieces],
   mla: ["latent attention", drawLatent],
   speculation: ["acceptance", drawSpeculation],
-  law: ["the law, path by path", drawLaw],
+  law: ["the distribution, path by path", drawLaw],
   comparison: ["what came, and what is right", drawComparison],
 };
 
@@ -26,7 +26,7 @@ function readTrace(given) {
   }
   if (trace?.format !== "inference-opt trace") throw new Error("This is not a trace of inference-opt.");
   if (trace.version !== VERSION)
-    throw new Error(`This trace has version ${trace.version}; this player shows version ${VERSION}. Record it anew.`);
+    throw new Error(`This trace has version ${trace.version}; this player shows version ${VERSION}. Record it again.`);
   if (!trace.steps?.length) throw new Error("This trace has no steps.");
   return trace;
 }

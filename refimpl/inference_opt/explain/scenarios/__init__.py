@@ -66,6 +66,7 @@ RUNS: tuple[Callable[..., Trace], ...] = (
     speculation.block_verification,
     speculation.several_candidates,
     speculation.draft_tree,
+    speculation.tree_step,
     law.exact_law,
     law.biased_rule,
     kernels.pieces_of_attention,

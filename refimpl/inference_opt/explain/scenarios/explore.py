@@ -10,7 +10,7 @@ from inference_opt.explain.scenarios import SCENARIOS, play
 from inference_opt.explain.scenarios.speculation import RULES
 
 CHOICES = {"rule": tuple(RULES)}  # parameters with a closed set of values
-LEAST = {"gamma": 0, "evict": 0, "stem": 0}  # of a number; of any other, 1; `play` knows what a seed may be
+LEAST = {"gamma": 0, "evict": 0, "prefix": 0}  # of a number; of any other, 1; `play` knows what a seed may be
 MOST = 512
 WHOLE = {"description_width": "initial"}  # a label takes the room that it needs
 

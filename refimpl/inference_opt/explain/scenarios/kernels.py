@@ -9,9 +9,9 @@ from inference_opt.trace import Trace
 
 
 def pieces_of_attention(
-    lengths: str = "700 130 400 390 350", stem: int = 256, sharing: int = 3, heads: int = 8, seed: int = 0
+    lengths: str = "700 130 400 390 350", prefix: int = 256, sharing: int = 3, heads: int = 8, seed: int = 0
 ) -> Trace:
-    """One step's attention, cut into pieces: long sequences are split, a stem that several share is read once.
+    """One step's attention, cut into pieces: long sequences are split, and a prefix that several share is read once.
 
     Boxes are pieces, filled as far as their keys are read. A row of queries keeps the largest score m and the sum l.
     """
@@ -25,7 +25,7 @@ def pieces_of_attention(
     used = [-(-n // page) for n in counts]
     order = torch.randperm(sum(used), generator=generator).tolist()
     tables = [[order.pop() for _ in range(n)] for n in used]
-    shared = stem // page
+    shared = prefix // page
     sharers = tables[max(0, len(tables) - sharing) :]  # the last ones begin with the pages of the first of them
     for each in sharers[1:]:
         most = min(shared, len(each), len(sharers[0]))

@@ -8,7 +8,7 @@ from inference_opt.trace import Trace
 
 
 def latent_attention(prompt: str = "keep little", new_tokens: int = 4, heads: int = 4, latent_dim: int = 8) -> Trace:
-    """Of every token one small vector is kept; long prompts expand it, single tokens are brought to it.
+    """One small vector of each token is stored. Long prompts expand it; a single query is compared with it directly.
 
     Widths are to scale. The rows below are the very numbers in the cache: latent, then rotated key.
     """

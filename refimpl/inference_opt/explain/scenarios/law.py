@@ -1,4 +1,4 @@
-"""Scenarios of exactness: the law of what a rule emits, summed up path by path in rational numbers."""
+"""Scenarios of exactness: the distribution of what a rule emits, summed up path by path in rational numbers."""
 
 from inference_opt.explain.record import record
 from inference_opt.lab.exactness import mutants
@@ -19,9 +19,9 @@ def _grow(rule: Rule, gamma: int, length: int) -> Trace:
 
 
 def exact_law(gamma: int = 2, length: int = 2) -> Trace:
-    """Every path of random outcomes is taken, and their sum is the target's law, exactly.
+    """Every path of random outcomes is followed, and their sum is exactly the target's distribution.
 
-    A path is a row of outcomes: the drafter draws, the number u falls below p/q or not, a token is drawn.
+    A path is a sequence of outcomes: the drafter draws, the number u is below p/q or not, a token is drawn.
     """
     return _grow(rules.token_wise, gamma, length)
 

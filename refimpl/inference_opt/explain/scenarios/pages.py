@@ -7,9 +7,9 @@ from inference_opt.trace import Trace
 
 
 def page_pool(prompts: str = "ten tokens: 4\nsevenish: 9\nfives: 11", page_size: int = 4, num_pages: int = 12) -> Trace:
-    """Pages are taken one by one, and used again by others when a request leaves.
+    """Pages are taken one by one. When a request leaves, others use its pages again.
 
-    Look at the page tables: a request's tokens lie in pages from anywhere in the pool.
+    Look at the page tables: a request's pages may be anywhere in the pool.
     """
     engine = Engine(toy(), radix=False, page_size=page_size, num_pages=num_pages)
     counts = Counts(engine)

@@ -26,7 +26,7 @@ def facts(trace: Trace, at: int) -> dict[str, Any]:
     return found
 
 
-def behind(trace: Trace, at: int, event: str) -> int:
+def first_from(trace: Trace, at: int, event: str) -> int:
     """The index of the first step of an event from `at` on."""
     return next(i for i in trace.where(event) if i >= at)
 
@@ -172,7 +172,7 @@ def diverging_insert(trace: Trace) -> None:
             f"{text} is looked up. Its first {shared} letters are those of an earlier text, and a page holds {size}. "
             "How many letters are found?",
             found,
-            "Whole pages are found: the edge is split behind the last page that both texts share.",
+            "Whole pages are found: the edge is split after the last page that both texts share.",
             {
                 end: "Only the beginning of the edge is equal. The rest of it is not found.",
                 above: "The edge below begins with the same letters, too. It is split, and its beginning is found.",
@@ -186,20 +186,20 @@ def diverging_insert(trace: Trace) -> None:
         if facts(trace, at)["kept"] and len(leaves) > 1 and any(node["locks"] for node in nodes):
             trace.ask(
                 at,
-                "Pages are wanted. Which ones go first?",
+                "Pages are needed. Which ones are evicted first?",
                 (
                     "the end of the leaf used longest ago",
                     "It is the least likely to be used again, and its beginning can still be found.",
                 ),
                 (
                     "the whole of the leaf used longest ago",
-                    "No more goes than is wanted: the beginning of that leaf stays, and can still be found.",
+                    "No more is removed than is needed: the beginning of that leaf stays, and can still be found.",
                 ),
                 (
-                    "the stem of all texts, which is oldest",
-                    "All texts below it need it, and a lock counts up to the root. Only leaves go.",
+                    "the beginning of all texts: it is oldest",
+                    "All texts below it need it, and a lock counts up to the root. Only leaves are evicted.",
                 ),
-                ("the end of the leaf written last", "It was used last, so it is the likeliest to be used again."),
+                ("the end of the leaf written last", "It was used last, so it is the most likely to be used again."),
             )
 
 
@@ -254,12 +254,12 @@ def continuous_batching(trace: Trace) -> None:
 
 
 def equal_prompts(trace: Trace) -> None:
-    """How much is found of what nobody has computed yet."""
+    """How much is found of what is not computed yet."""
     matches, commit = trace.where("radix.match"), trace.where("engine.commit")[0]
     texts = [facts(trace, i)["tokens"] for i in matches if i < commit]
     if len(texts) < 2 or texts[0] != texts[1]:
         return
-    admitted = facts(trace, behind(trace, matches[1], "schedule.admit"))
+    admitted = facts(trace, first_from(trace, matches[1], "schedule.admit"))
     tokens = next(
         facts(trace, i)["tokens"] for i in trace.where("schedule.arrive") if facts(trace, i)["id"] == admitted["id"]
     )
@@ -286,14 +286,14 @@ def preemption(trace: Trace) -> None:
         running = state(trace, before - 1, "schedule")["running"]
         longest = max(running, key=lambda each: each["tokens"])["id"]
         smallest = min(running, key=lambda each: len(each["table"]))["id"]
-        asks = facts(trace, behind(trace, at, "schedule.decode"))["id"]
+        asks = facts(trace, first_from(trace, at, "schedule.decode"))["id"]
         if victim == running[-1]["id"] and victim not in (longest, smallest, asks):
             trace.ask(
                 before,
-                "No page is free, and a request needs one for its next token. Who gives up its pages?",
+                "No page is free, and a request needs one for its next token. Which request gives up its pages?",
                 (
                     "the request that arrived last",
-                    f"Whoever came first goes on, so that every request is done at some time. {victim} waits again.",
+                    f"An earlier request goes on, so that every request is done at some time. {victim} waits again.",
                 ),
                 (
                     "the request with the most tokens",
@@ -343,8 +343,30 @@ def fates(trace: Trace, at: int) -> tuple[int, int]:
     return drafts.count("kept"), len(drafts)
 
 
+def given_back(trace: Trace) -> None:
+    """How many pages a step gives back, where drafts reached over the end of a page."""
+    for at in trace.where("pool.release")[:1]:
+        (request,) = state(trace, at - 1, "schedule")["running"]
+        name, tokens, pages = request["id"], request["tokens"], len(request["table"])
+        if trace.steps[at - 1]["event"] == "engine.commit" and not request["finish_reason"]:
+            rejected = len(facts(trace, at - 1)["output"]["drafted"]) + 1 - len(facts(trace, at - 1)["tokens"])
+            size = state(trace, at, "pool")["page_size"]
+            trace.ask_number(
+                at,
+                f"{name} has {pages} pages of {size}, and after this step {tokens} known tokens. How many pages are "
+                "given back?",
+                len(facts(trace, at)["pages"]),
+                "All pages without a known token. What rejected drafts left in the others will be written over.",
+                {
+                    0: "A page that held only rejected drafts has no known token. Other requests may need it.",
+                    rejected: "So many drafts were rejected. A page is given back only if it has no known token.",
+                },
+            )
+
+
 def speculative_step(trace: Trace) -> None:
-    """How many tokens a step gives."""
+    """How many tokens a step gives, and how many pages it gives back."""
+    given_back(trace)
     replaced = [i for i in trace.where("speculation.replace") if trace.steps[i + 1]["event"] == "engine.commit"]
     for at in ([i for i in replaced if fates(trace, i)[0]] or replaced)[:1]:
         kept, drafts = fates(trace, at)
@@ -355,8 +377,8 @@ def speculative_step(trace: Trace) -> None:
             "Those that are kept, and one that is drawn in place of the first that is not.",
             {
                 1: "The drafts that are kept are tokens of the text, too.",
-                drafts: "Drafts behind a rejected one are lost: they continue a text that has not come.",
-                drafts + 1: "So many positions were read. What lies behind the first rejection is lost.",
+                drafts: "Drafts after a rejected one are lost: they continue another text.",
+                drafts + 1: "So many positions were read. What follows the first rejection is lost.",
                 kept: "One token is drawn in place of the rejected draft, by the same run.",
             },
         )
@@ -419,7 +441,7 @@ def block_verification(trace: Trace) -> None:
                 ),
                 (
                     "this token alone is drawn once more",
-                    "The drafts behind it continue a text with this token in it: they cannot stay without it.",
+                    "The drafts after it continue a text with this token in it: they cannot stay without it.",
                 ),
             )
     return None
@@ -454,7 +476,7 @@ def several_candidates(trace: Trace) -> None:
                 at,
                 f"One of {candidates} candidates is kept. How many tokens does this run of the target give?",
                 kept + 1,
-                "The target has read what follows each candidate, too: one token more is drawn behind the one kept.",
+                "The target has read what follows each candidate, too: one token more is drawn after the one kept.",
                 {
                     candidates: "The candidates are for one position: only one of them can be kept.",
                     candidates + 1: "The candidates are for one position: only one of them can be kept.",
@@ -464,21 +486,21 @@ def several_candidates(trace: Trace) -> None:
 
 
 def draft_tree(trace: Trace) -> None:
-    """What candidates are judged by behind one that is kept, and how many tokens come out."""
+    """What candidates are judged by after one that is kept, and how many tokens come out."""
     events = trace.events()
     for at in [i + 1 for i in trace.where("speculation.accept") if events[i + 1] in JUDGED][:1]:
         trace.ask(
             at,
-            "A candidate is kept. Against which distribution are the candidates behind it judged?",
+            "A candidate is kept. Against which distribution are the candidates after it judged?",
             (
-                "the target's, behind that candidate",
+                "the target's, after that candidate",
                 "The target has read all nodes of the tree at once, so it is known.",
             ),
             (
                 "what is left of p after the rejections",
-                "That was for the candidates beside it. Behind one that is kept, the target's counts as a whole.",
+                "That was for its siblings. After one that is kept, the target's counts as a whole.",
             ),
-            ("the draft's, behind that candidate", "They were drawn from it. They are judged against the target's."),
+            ("the draft's, after that candidate", "They were drawn from it. They are judged against the target's."),
         )
     for at in trace.where("speculation.bonus"):
         kept, nodes = fates(trace, at)
@@ -487,7 +509,7 @@ def draft_tree(trace: Trace) -> None:
                 at,
                 "The walk has come to a leaf. How many tokens does this run of the target give?",
                 kept + 1,
-                "The drafts on the path that was kept, and one token more, drawn behind the last of them.",
+                "The drafts on the path that was kept, and one token more, drawn after the last of them.",
                 {
                     nodes: "All nodes were read, but only one path through the tree becomes text.",
                     nodes + 1: "All nodes were read, but only one path through the tree becomes text.",
@@ -495,6 +517,27 @@ def draft_tree(trace: Trace) -> None:
                     kept: "The target has read the last draft, too, so it knows what may follow.",
                 },
             )
+
+
+def tree_step(trace: Trace) -> None:
+    """How many tokens a tree gives, and how many pages it gives back."""
+    given_back(trace)
+    for at in trace.where("speculation.bonus"):
+        kept, nodes = fates(trace, at)
+        if kept > 1:
+            return trace.ask_number(
+                at,
+                f"The target has read {nodes} nodes in one run. How many tokens does the run give?",
+                kept + 1,
+                "The drafts on the path that is kept, and one token more, drawn after the last of them.",
+                {
+                    1: "The drafts that are kept are tokens of the text, too.",
+                    kept: "The target has read the last draft, too, so it knows what may follow.",
+                    nodes: "All nodes were read, but only one path through the tree becomes text.",
+                    nodes + 1: "All nodes were read, but only one path through the tree becomes text.",
+                },
+            )
+    return None
 
 
 # Exactness
@@ -538,9 +581,9 @@ def biased_rule(trace: Trace) -> None:
     firsts = [path(trace, i)["turns"][0] for i in range(last + 1)]  # of each path: the first draft, and its chance
     q = {draft: Fraction(chance) for draft, chance in firsts}
     often, rarely = ([x for x in range(len(p)) if sign * came[x] > sign * p[x]] for sign in (1, -1))
-    likeliest = p.index(max(p))
+    most_probable = p.index(max(p))
     rejects = [i for i in range(1, last + 1) if any(turn is False for turn, _ in path(trace, i)["turns"])]
-    if not rejects or likeliest in often or often != [x for x in range(len(p)) if q.get(x, 0) > p[x]]:
+    if not rejects or most_probable in often or often != [x for x in range(len(p)) if q.get(x, 0) > p[x]]:
         return
 
     def comes(x: int) -> str:
@@ -557,7 +600,7 @@ def biased_rule(trace: Trace) -> None:
             "those that the draft has too rarely",
             f"Everything rejected is owed to them, and they get a part of it: {comes(rarely[0])}",
         ),
-        ("those that the target has most often", f"They are owed more than they get: {comes(likeliest)}"),
+        ("those that the target has most often", f"They are owed more than they get: {comes(most_probable)}"),
     )
 
 
@@ -578,10 +621,10 @@ def pieces_of_attention(trace: Trace) -> None:
                 at,
                 f"How many states are joined for query {seen['token']}?",
                 len(states),
-                f"One of each piece that has keys of this query: {shared} of the shared stem, {own} of its own.",
+                f"One of each piece that has keys of this query: {shared} of the shared prefix, {own} of its own.",
                 {
-                    own + 1: f"The stem is cut into {shared} pieces, and each of them leaves a state.",
-                    own: "The keys of the stem are this query's, too: each piece of it leaves a state.",
+                    own + 1: f"The prefix is cut into {shared} pieces, and each of them leaves a state.",
+                    own: "The keys of the prefix are this query's, too: each piece of it leaves a state.",
                     len(seen["pieces"]): "The other pieces have keys of other queries only.",
                 },
             )

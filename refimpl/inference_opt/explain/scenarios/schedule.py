@@ -23,9 +23,9 @@ def continuous_batching(
     prompts: str = "a long prompt that is cut: 3\nshort: 9\nanother one: 6\nlate: 3",
     token_budget: int = 8, max_running: int = 3, page_size: int = 4, num_pages: int = 32,
 ) -> Trace:  # fmt: skip
-    """The batch is put together anew for every step: long prompts in chunks, and who is done makes room at once.
+    """Every step has a new batch: long prompts come in chunks, and a request that is done makes room at once.
 
-    Dark: tokens of the prompt; light: a token fed back. Budget and seats can be changed in the notebook.
+    Dark: tokens of the prompt. Light: a new token that is fed back. The notebook can change budget and `max_running`.
     """
     pages: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
     engine = Engine(toy(), **pages, token_budget=token_budget, max_running=max_running)
@@ -35,7 +35,7 @@ def continuous_batching(
 def equal_prompts(
     prompts: str = "the same text: 3\nthe same text: 3", page_size: int = 4, num_pages: int = 12
 ) -> Trace:
-    """Two equal prompts at once: the second finds, in the same step, the pages that the first will fill.
+    """Two equal prompts arrive together: the second finds, in the same step, the pages that the first will fill.
 
     A page is in the tree as soon as its computation is scheduled: all keys of a layer are written before any is read.
     """
@@ -45,7 +45,7 @@ def equal_prompts(
 def preemption(
     prompts: str = "first come: 12\nsecond: 12\nthird one: 8", page_size: int = 2, num_pages: int = 16
 ) -> Trace:
-    """Pages run out: the latest arrival gives up its own, waits, and finds again what the tree still has of it.
+    """Pages run out: the latest arrival gives up its pages, waits, and finds again what the tree still has of them.
 
     What was computed is not lost at once: full pages of the prompt stay in the tree until they are evicted.
     """

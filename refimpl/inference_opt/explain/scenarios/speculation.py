@@ -25,7 +25,7 @@ def speculative_step(
     seed: int = 3,
     rule: str = "token_wise",
 ) -> Trace:
-    """Drafts are read all at once, kept as far as they pass, and the pages of the rest are given back.
+    """All drafts are read in one step, kept as far as they pass, and the pages of the others are given back.
 
     The drafter is the model's own first layer; the target has three.
     """
@@ -35,10 +35,26 @@ def speculative_step(
     engine = Engine(
         toy(depth=3), radix=False, drafter=FirstLayers(1), gamma=gamma, page_size=2, num_pages=32, rule=judge
     )
+    return _decode(engine, f"{prompt}: {new_tokens}", temperature, seed)
+
+
+def tree_step(
+    prompt: str = "try them all", new_tokens: int = 8, gamma: int = 6, temperature: float = 0.5, seed: int = 8
+) -> Trace:
+    """A tree of drafts in the engine: one step reads all its nodes, and the path that is kept becomes text.
+
+    The nodes lie in consecutive slots. The keys and values of the path that is kept move to the first of these slots.
+    """
+    drafter = FirstLayers(3)
+    engine = Engine(toy(depth=4), radix=False, drafter=drafter, gamma=gamma, page_size=2, num_pages=32, rule=rules.tree)
+    return _decode(engine, f"{prompt}: {new_tokens}", temperature, seed)
+
+
+def _decode(engine: Engine, prompt: str, temperature: float, seed: int) -> Trace:
     counts = Counts(engine)
     events = ("schedule.", "pool.", "engine.", "speculation.")
     with record(watch=[engine.scheduler, engine.pool, counts], label=spell, only=events) as trace:
-        counts.requests = arrivals(engine, f"{prompt}: {new_tokens}", temperature=temperature, seed=seed)
+        counts.requests = arrivals(engine, prompt, temperature=temperature, seed=seed)
         while engine.requests:
             engine.step()
     return trace
@@ -67,7 +83,7 @@ def _judge(rule: Rule, draft: Model, gamma: int, seed: int, propose: Propose = c
 
 
 def full_acceptance(gamma: int = 4, seed: int = 0) -> Trace:
-    """A draft that is drawn from the target's own distribution is kept whole, and one token more comes for free.
+    """A draft that is drawn from the target's own distribution is kept whole, and one token more costs nothing.
 
     p and q are equal, so p/q is 1 and every u lies below it.
     """
@@ -75,7 +91,7 @@ def full_acceptance(gamma: int = 4, seed: int = 0) -> Trace:
 
 
 def rejection(gamma: int = 4, seed: int = 10) -> Trace:
-    """Rejection at the first token: everything behind it goes, and the residual makes up for it.
+    """Rejection at the first token: all drafts after it are lost, and the residual makes up for it.
 
     u · q(x) is a point under the draft's bar, anywhere with equal chance; it is kept where it lies under p as well.
     """
@@ -99,9 +115,9 @@ def several_candidates(candidates: int = 3, seed: int = 10) -> Trace:
 
 
 def draft_tree(depth: int = 2, width: int = 2, seed: int = 10) -> Trace:
-    """A tree of drafts: at every node its candidates are tried in turn, and the walk goes on below the one kept.
+    """A tree of drafts: at every node, candidates are tried in turn, and the walk goes on below the one that is kept.
 
-    The target has read all nodes at once. What hangs below a rejected candidate is never looked at.
+    The target has read all nodes at once. What is below a rejected candidate is never looked at.
     """
     if sum(min(width, 3) ** level for level in range(1, min(depth, 9) + 1)) > MOST_NODES:
         raise ValueError(

@@ -47,9 +47,9 @@ def diverging_insert(
     first: str = "You are a cat. Purr!", second: str = "You are a dog. Bark!", third: str = "You are a dog. Fetch!",
     page_size: int = 2, evict: int = 3,
 ) -> Trace:  # fmt: skip
-    """Two texts begin alike: the edge is split where they part, and the stem is kept once.
+    """Two texts begin with the same tokens: the edge is split where they differ, and their prefix is stored once.
 
-    Then a request locks what it found of a third text, and pages are evicted round the lock.
+    Then a request locks what it found of a third text. Pages are evicted, but none of the locked ones.
     """
     pool, tree = PagePool(32, page_size), RadixTree(page_size)
     with record(watch=[tree, pool], label=chr) as trace:
@@ -78,10 +78,10 @@ FIGURE = f"""2 | {SYSTEM} User: Hello! Assistant: Hi!
 
 
 def sglang_tree(texts: str = FIGURE, num_pages: int = 30) -> Trace:
-    """SGLang's figure of the tree: two chats, few-shot questions and many answers to one of them, in little room.
+    """The tree of SGLang's paper: two chats, few-shot questions, and several answers to one of them, in a small pool.
 
-    The texts of figure 3 of 2312.07104, panel by panel (jump to figure.panel), one word a token and a page. Which pages
-    go, and when, is the code's own doing: the end of the leaf used least recently, and no more than is wanted.
+    The texts of figure 3 of 2312.07104, panel by panel (jump to figure.panel); a word is a token and a page. The code
+    decides which pages are evicted: those at the end of the leaf used least recently, and no more than are needed.
     """
     words = Words()
     pool, tree = PagePool(num_pages, 1), RadixTree(1)

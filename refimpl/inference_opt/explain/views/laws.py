@@ -1,4 +1,4 @@
-"""The law of what a rule emits, while its paths are summed up (`lab/exactness/exact.py`)."""
+"""The distribution of what a rule emits, while its paths are summed up (`lab/exactness/exact.py`)."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -23,7 +23,7 @@ def path_state(target: Model, prefix: Prefix, law: Mapping[Prefix, Any], path: d
     total = sum(first, Fraction(0))
     invariants = {"no path is counted twice: the sum is at most 1": total <= 1}
     if total == 1:
-        invariants["the first token has the target's law"] = first == truth
+        invariants["the first token has the target's distribution"] = first == truth
     state = {"kind": "law", "prefix": prefix, "first": first, "truth": truth, "total": total, "path": path}
     said = {"emitted": path["emitted"], "probability": path["probability"], "total": total}
     counters = {"probability seen": round(float(total), 6)}
@@ -47,7 +47,7 @@ def text_state(
     counters = {"texts complete": round(float(done), 6)}
     if done == 1:
         apart = total_variation(found, right)
-        invariants["the texts have the target's law"] = apart == 0
+        invariants["the texts have the target's distribution"] = apart == 0
         counters["total variation from the target"] = round(float(apart), 6)
     state = {
         "kind": "law",

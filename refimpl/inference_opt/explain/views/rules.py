@@ -24,19 +24,19 @@ from inference_opt.trace import emit_at
 
 MAX_BARS = 12  # tokens whose bars are shown: the likeliest, and those that the step is about
 
-ACCEPTED = "draft {i} is {x:text}: u = {u} lies below min(1, p/q) = {ratio}, so it is kept"
+ACCEPTED = "draft {i} is {x:text}: u = {u} is below min(1, p/q) = {ratio}, so it is kept"
 REJECTED = (
-    "draft {i} is {x:text}: u = {u} does not lie below min(1, p/q) = {ratio}, so it is rejected, and all behind it"
+    "draft {i} is {x:text}: u = {u} is not below min(1, p/q) = {ratio}, so it is rejected, and all drafts after it"
 )
 REPLACED = "{drawn:text} is drawn from what the target has in excess, {excess}, in place of the rejected draft"
 COMPARED = "{drawn:text} is drawn from p by the noise that drew draft {i}, {x:text}: the draft is {fate}"
-BONUS = "all drafts were kept: {drawn:text} is drawn from the target's distribution behind them, a token for free"
+BONUS = "all drafts were kept: {drawn:text} is drawn from the target's distribution after them, one token more"
 WEIGHED = "the first {i:draft}, w = {w}, may stay with probability h = {h}; u = {u}, {passes}"
 TRIED = "candidate {i} is {x:text}: u = {u}, min(1, p/q) = {ratio}, so it is {fate}{then}"
 LEFT = "no candidate is kept: {drawn:text} is drawn from what they have left of p"
-LEAF = "no draft is left to judge: {drawn:text} is drawn from the target's distribution here, a token for free"
+LEAF = "no draft is left to judge: {drawn:text} is drawn from the target's distribution here, one token more"
 
-BEHIND = "p behind the last draft: the token for free is drawn from it"
+BEHIND = "p after the last draft: one token more is drawn from it"
 OWED = "the residual (p − q)⁺, normalised: the replacement is drawn from it"
 REMAINING = "what all candidates have left of p: the token is drawn from it"
 SHARED = "p: the target's own draw, by the drafter's noise; the draft is kept if it is the same"

@@ -374,7 +374,7 @@ EXERCISES: tuple[Any, ...] = (
         was unsure, one and the same token came again and again. Rare words never came in most texts, and far too often
         in a few.
 
-        Find an input on which the token is wrong, then mend the function. In the witness `greedy` says whether the
+        Find an input on which the token is wrong, then fix the function. In the witness `greedy` says whether the
         temperature is 0; it is 1 otherwise.
         """,
         (

@@ -156,7 +156,7 @@ def keeps_and_attends(batches: list[list[int]], spare: int, layer: int, seed: in
         for part in both:
             if not part[i][layer][text.done :].isnan().all():
                 raise Broken(
-                    f"nothing is written behind the last token of text {text.name}", part[i][layer][text.done :]
+                    f"nothing is written after the last token of text {text.name}", part[i][layer][text.done :]
                 )
             if not part[i][1 - layer].isnan().all():
                 raise Broken(f"layer {layer} was asked: what the other layer keeps is as it was", part[i][1 - layer])
@@ -374,7 +374,7 @@ EXERCISES: tuple[Any, ...] = (
         more than it has tokens so far.
 
         Keep the new keys and values, then let every new token attend to its own text, up to itself.
-        `causal_attention(q, k, v, scale)` does it for one text. What lies behind the new rows was never written.
+        `causal_attention(q, k, v, scale)` does it for one text. What lies after the new rows was never written.
         """,
         (
             "Which rows of the text are its keys, once the new ones are written?",

@@ -326,7 +326,7 @@ EXERCISES: tuple[Any, ...] = (
         "02.slots",
         "find the slot of a token",
         """
-        All pages of a layer lie one behind the other in memory. A *slot* is the place of one token: page 0 has the
+        All pages of a layer lie one after the other in memory. A *slot* is the place of one token: page 0 has the
         slots 0 to page_size − 1, page 1 has the next ones, and so on.
 
         `pages` lists the pages of one text in the order of its tokens: the first page_size tokens lie in page

@@ -404,7 +404,7 @@ EXERCISES: tuple[Any, ...] = (
         "03.split",
         "cut an edge of the tree in two",
         """
-        Two texts begin alike and then part. The edge that they share must end where they part, so the tree puts a new
+        Two texts begin with the same tokens. Their common edge must end where they differ, so the tree puts a new
         node there. `node` is the node whose edge is cut, `within` how many *bytes* of its edge belong to the new node
         above it (whole pages; a token is 4 bytes).
 
@@ -432,7 +432,7 @@ EXERCISES: tuple[Any, ...] = (
         "03.evict",
         "an eviction that takes too much",
         """
-        A server with this `evict` was correct, and slower than it should have been: pages that nobody had asked for
+        A server with this `evict` was correct, and slower than it should have been: pages that were not asked for
         were gone, and their prefixes had to be computed again.
 
         The witness: `texts` are lists of tokens, which are inserted; `uses` are the numbers of texts that are looked up
@@ -543,7 +543,7 @@ EXERCISES: tuple[Any, ...] = (
 
         `texts` are the texts in the order in which they will come, as bytes (four a token). `page_bytes` is the
         length of a page. A page is used by a text only if the text begins with the same tokens up to the end of that
-        page: equal tokens at another place, or behind another beginning, are another page.
+        page: equal tokens at another place, or after another beginning, are another page.
         """,
         (
             "Begin with the simplest way: for each page of each text, look through all later texts.",
@@ -592,7 +592,10 @@ EXERCISES: tuple[Any, ...] = (
                 "How many pages has it after the second?",
                 (
                     (5.0, "the page [abcd] is in the tree once"),
-                    (3.0, "[efgh] and [efXY] are two pages: they begin alike, but a page is shared as a whole"),
+                    (
+                        3.0,
+                        "[efgh] and [efXY] are two pages: they share two letters, but a page is shared as a whole",
+                    ),
                     (6.0, "the page [abcd] is in the tree once, and the letters i and j fill no page"),
                 ),
             ),

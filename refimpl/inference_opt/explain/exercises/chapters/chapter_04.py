@@ -457,7 +457,9 @@ def finds(cached: list[list[int]], prompt: list[int], page_size: int) -> None:
     expect(one.computed, len(right) * page_size, "`computed` says how many tokens need not be computed")
     expect(list(one.table), right, "the page table has the tree's pages of the prefix")
     expect(one.pages.shared, len(right), "all of these pages are shared")
-    expect(manager.tree.evictable, idle - len(right), "the pages are locked: nobody evicts them while the request runs")
+    expect(
+        manager.tree.evictable, idle - len(right), "the pages are locked: they are not evicted while the request runs"
+    )
     manager.release(one)
     expect(manager.tree.evictable, idle, "when the request has left, they can be evicted again")
     expect(one.tokens, array("i", prompt), "the request's tokens stay as they are")
@@ -552,7 +554,7 @@ EXERCISES: tuple[Any, ...] = (
         There is room for one more request. Which of those that wait is it? `self.waiting` has them by arrival, in that
         order: {arrival: request}.
 
-        Only the oldest `LOOKAHEAD` of them are compared. Whoever was overtaken at least `self.patience` times
+        Only the oldest `LOOKAHEAD` of them are compared. A request that was overtaken at least `self.patience` times
         (`request.metrics.overtaken`) goes before all others; the first arrival goes first among these. Of the others
         the one with the longest cached prefix goes first; of equal ones the first arrival.
 
@@ -593,7 +595,7 @@ EXERCISES: tuple[Any, ...] = (
         (`self._preempt`), until there are enough. If it is the request itself, it does not run in this step.
 
         Then waiting requests join, while there is budget and fewer than `self.max_running` run; none joins in a step in
-        which one was preempted. `self._next()` says who is next. If `self.cache.fits` denies it, nobody joins any more.
+        which one was preempted. `self._next()` says who is next. If `self.cache.fits` denies it, no other joins.
         `self._admit` admits it and returns how many tokens were found; pages are reserved for its chunk.
 
         `self._chunk(request, count, found)` makes the part of a request. At the end, `self._add_drafts(chunks, budget)`
@@ -610,7 +612,7 @@ EXERCISES: tuple[Any, ...] = (
             "may you preempt? The request in hand and those that are still in the list.",
             "while not reserve(request, request.computed + count): victim = the latest of [request, *todo]; preempt "
             "it; if it is the request itself, break; otherwise remove it from todo. The else of that while makes the "
-            "chunk. Remember that somebody was preempted.",
+            "chunk. Remember that a request was preempted.",
         ),
         40,
         Scheduler,

@@ -329,7 +329,7 @@ EXERCISES: tuple[Any, ...] = (
         `factor` (YaRN does so).
         """,
         (
-            "Write down the result for one pair: [x1 cos − x2 sin, x2 cos + x1 sin]. Which number stands beside which?",
+            "Write down the result for one pair: [x1 cos − x2 sin, x2 cos + x1 sin]. Which is next to which?",
             "x · cos is right for both halves. What is multiplied by `sin` is x with its two halves exchanged. The "
             "minus is in `sin` already.",
             "x.roll(d // 2, dims=-1) exchanges the halves. The result is x * cos + that * sin.",
@@ -353,7 +353,7 @@ EXERCISES: tuple[Any, ...] = (
             "`self.kv_up` is a linear layer that computes all of W_UK c and W_UV c at once. Its result holds, for one "
             "head after the other, the d_h numbers of the key and then the d_v numbers of the value.",
             "View the result as [tokens, kv_heads, d_h + d_v] and split the last axis. Expand k_R to all key heads and "
-            "put it behind the key's own part with torch.cat.",
+            "put it after the key's own part with torch.cat.",
         ),
         10,
         LatentAttention,
@@ -374,7 +374,7 @@ EXERCISES: tuple[Any, ...] = (
             "Each query head needs the W_UK of its key head. Give `q_C` an axis of key heads and one of the heads in a "
             "group: q_C.unflatten(1, (self.kv_heads, -1)).",
             'torch.einsum("qkgd,kdc->qkgc", grouped, self.up[0]), then flatten the axes of key heads and groups to '
-            "one, and put q_R behind with torch.cat.",
+            "one, and put q_R after it with torch.cat.",
         ),
         15,
         LatentAttention,

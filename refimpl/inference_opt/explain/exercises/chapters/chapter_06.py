@@ -288,7 +288,7 @@ PRICE = 0.25
 
 def two_drafts() -> tuple[dict[str, float], Trace]:
     """The law of a step of two drafts, and what it is worth."""
-    with record("the law of a step of two drafts", only="law.") as trace:
+    with record("the distribution of a step of two drafts", only="law.") as trace:
         law = step_law(lambda _: P, lambda _: Q, 2, rules.token_wise)
     one = step_law(lambda _: P, lambda _: Q, 1, rules.token_wise)
     kept = sum((w for emitted, w in one.items() if len(emitted) == 2), Fraction(0))
@@ -324,7 +324,7 @@ EXERCISES: tuple[Any, ...] = (
         A draft was drawn from q and rejected. The token in its place is drawn from what p has more than q. `p` and `q`
         are arrays over the vocabulary. Return an array of the same shape; do not change `p` or `q`.
 
-        The result is not divided by its sum: whoever draws from it does not need that. Where p is nowhere larger than q
+        The result is not divided by its sum: a draw from it does not need that. Where p is nowhere larger than q
         there is no excess at all. Then return p, because weights that are all 0 cannot be drawn from.
 
         p need not sum to one: block verification hands in w p with w ≤ 1. In a counterexample p and q are written as
@@ -346,7 +346,7 @@ EXERCISES: tuple[Any, ...] = (
         "keep as much of a draft as the target allows",
         f"""
         The drafter drew γ tokens, `tokens[i]` from the distribution `draft[i]`. The target has read them:
-        `target[i]` is its distribution at the place of `tokens[i]`, and `target[γ]` the one behind the last draft.
+        `target[i]` is its distribution at the place of `tokens[i]`, and `target[γ]` the one after the last draft.
         Return the drafts that are kept, from the first on, and one token more. That one replaces the first draft that
         is rejected; if none is rejected, it is the target's own next token.
 
@@ -399,19 +399,19 @@ EXERCISES: tuple[Any, ...] = (
         "06.block",
         "judge a draft as a whole",
         f"""
-        `token_wise` throws something away: where p(x) is twice q(x), the draft is kept, and half of what the target
+        `token_wise` wastes something: where p(x) is twice q(x), the draft is kept, and half of what the target
         wanted is forgotten. Block verification remembers it and uses it for later drafts. Arguments and result are
         those of `token_wise`.
 
         Every beginning of the draft has a number w and a chance h to pass, as the docstring gives them. Each is tried
         with its own random number. The longest beginning that passes is kept, even if shorter ones did not pass. If
-        none passes, nothing is kept. The token behind the kept beginning comes from what the target has left there.
+        none passes, nothing is kept. The token after the kept beginning comes from what the target has left there.
         {ASKED}
         """,
         (
             "First compute all w_i, from w_0 = 1 on. w_i needs w_{i−1} and the i-th draft alone. It can be below 1 and "
             "rise again.",
-            "The distributions behind the first i drafts are target[i] and draft[i], so S_i needs i < γ. The last "
+            "The distributions after the first i drafts are target[i] and draft[i], so S_i needs i < γ. The last "
             "beginning passes with w_γ. Do not stop at a beginning that does not pass.",
             "Keep the largest i with rng.uniform(i) < h_i. The last token: from target[γ] where all is kept, otherwise "
             "from residual(w_i · target[i], draft[i]) with the w_i of the kept beginning. Where S_i + 1 − w_i is 0, "
@@ -428,7 +428,7 @@ EXERCISES: tuple[Any, ...] = (
         """
         Prompt lookup drafts what followed the last few tokens when they stood in the text before. `text` is the whole
         text as bytes, `TOKEN_BYTES` = 4 of them a token. Return the number of tokens before the place where the copy
-        begins, that is, just behind the earlier occurrence; None where there is none.
+        begins, that is, just after the earlier occurrence; None where there is none.
 
         A longer end is better than a shorter one: try the last `self.max_ngram` tokens first, and shorter ends down to
         `self.min_ngram`. Of several occurrences of the same end the latest counts. It may overlap the end, but it may
@@ -459,7 +459,7 @@ EXERCISES: tuple[Any, ...] = (
         (
             "What does a step with γ drafts cost? How many tokens does it emit on average?",
             "It costs γ c + 1 and emits 1 + α + … + α^γ. `speedup` divides the one by the other.",
-            "Take the γ in range(max_gamma + 1) with the largest speedup(alpha, γ, c); `max` with a key returns the "
+            "Take the γ in range(max_gamma + 1) with the largest `speedup(alpha, γ, c)`; `max` with a key returns the "
             "first. Before that raise ValueError for a max_gamma below 0.",
         ),
         5,

@@ -174,7 +174,7 @@ def candidates_are_reported(q: list[int], count: int, replacement: bool, picks: 
 
 
 OF_THE_TARGET = Property(
-    "with several candidates, too, the target's law comes out",
+    "with several candidates, too, the output has the target's distribution",
     st.integers(2, 3).flatmap(
         lambda vocab: st.fixed_dictionaries({
             "p": exact.weights(vocab), "q": exact.weights(vocab), "count": st.integers(0, 3),
@@ -313,7 +313,7 @@ def models(draw: Any) -> dict[str, Any]:
 
 UNSCALED = {"target": [[3, 3, 2], [4, 3, 1], [1, 1, 1]], "draft": [[4, 2, 2], [1, 1, 6]]}
 LAW = Property(
-    "a step, continued by the target, gives texts with the target's law",
+    "a step, continued by the target, gives texts with the target's distribution",
     models(),
     texts_have_the_targets_law,
     (UNSCALED,),
@@ -361,11 +361,11 @@ EXERCISES: tuple[Any, ...] = (
         step has draw i. So they often draw the same token. `tokens[i]` is what the drafter drew at place i; `target[i]`
         is the target's distribution there. `draft` is not to be read.
 
-        Every token that is emitted must be the target's own draw at its place, behind the tokens before it. The draft
+        Every token that is emitted must be the target's own draw at its place, after the tokens before it. The draft
         decides only how many tokens this step can emit: as many as possible.
         """,
         (
-            "At which places is target[i] the distribution behind the text that has been emitted?",
+            "At which places is target[i] the distribution after the text that has been emitted?",
             "Draw from target[0] with draw 0. The token is emitted whatever the draft was. If it is the draft's, "
             "target[1] is right for the next place.",
             "For each i: append rng.choose(target[i], i); if it differs from tokens[i], return what there is. After "
@@ -385,8 +385,8 @@ EXERCISES: tuple[Any, ...] = (
         first that is accepted and p as it is then; or None and what is left of p after all of them.
         It may be multiplied by any number, and without candidates it is p.
 
-        In the end the target's distribution must come out: of whoever emits the winner or, if there is none, draws from
-        what is left. In a tree other nodes need random numbers, too. `tried` of them were used above this node:
+        In the end the target's distribution must come out of a rule that emits the winner or, if there is none, draws
+        from what is left. In a tree other nodes need random numbers, too. `tried` of them were used above this node:
         candidate j is judged by `rng.uniform(tried + j)`. Do not change `p`.
 
         In a counterexample p and the rows of `draft` are whole numbers, which the judge divides by their sum.
@@ -423,7 +423,7 @@ EXERCISES: tuple[Any, ...] = (
             "right": Question(
                 "One draft, judged by `token_wise`. With which probability is the first token that comes out a 0?",
                 (
-                    (0.75, "that is the drafter's law"),
+                    (0.75, "that is the drafter's distribution"),
                     (0.625, "what replaces a rejected 0 is drawn from (p − q)⁺: never a 0"),
                 ),
             ),
@@ -461,7 +461,7 @@ EXERCISES: tuple[Any, ...] = (
         "07.zero",
         "a token that was forbidden",
         f"""
-        A server samples with top-k: tokens outside the k likeliest have p(x) = 0. In some hundred million tokens with
+        A server samples with top-k: all but the k most probable tokens have p(x) = 0. In a hundred million tokens with
         this rule, a few were found that top-k had excluded. No statistical test of the rule had found anything.
 
         A witness has `target`, `draft` and `tokens`, and what the random numbers were: `numbers`, the i-th of which is
@@ -527,9 +527,9 @@ EXERCISES: tuple[Any, ...] = (
         This block verification keeps as many drafts as it should. Its texts look right, and a test on 100,000 texts
         found no difference from the target's distribution. Yet it is biased.
 
-        Find a target and a drafter for which the texts do not have the target's law. The distributions may differ from
-        place to place; they do not depend on the tokens. (`step_law` in lab/exactness/exact.py computes the law of a
-        step exactly. It may help you to search.)
+        Find a target and a drafter for which the texts do not have the target's distribution. Both may differ from
+        place to place; they do not depend on the tokens. (`step_law` in lab/exactness/exact.py computes exactly what
+        a step emits. It may help you to search.)
         {ROWS}
         """,
         (
@@ -537,7 +537,7 @@ EXERCISES: tuple[Any, ...] = (
             "The kept beginning is followed by a token from what the target has left there. Is that p, or w p? Two "
             "tokens are too few to see it, because then only one of them has an excess.",
             "The residual must be residual(w[accepted] * p, draft[accepted]). A witness: three tokens, two drafts, the "
-            "first with p(x) a little below q(x), so that w is below 1; behind it two tokens with different excess.",
+            "first with p(x) a little below q(x), so that w is below 1; after it two tokens with different excess.",
         ),
         25,
         rules,

@@ -187,7 +187,7 @@ def every_query_meets_its_keys(segments: list[dict[str, int]], most: int) -> Non
         last = position[i] + queries[i] - 1
         if end[i] > last + 1:
             raise Broken(
-                f"block {i} has no key behind its last query, which is at position {last}", f"{end[i]} is its end"
+                f"block {i} has no key after its last query, which is at position {last}", f"{end[i]} is its end"
             )
     expect(
         [tuple(row) for row in zip(*(each.tolist() for each in vars(given).values()))],
@@ -343,7 +343,7 @@ EXERCISES: tuple[Any, ...] = (
         Return such a set of arrays with an entry for each block. A block has `most` queries; the last block of a
         segment may have fewer. A segment without queries has no block.
 
-        What must hold: every query is in one block and sees the same keys as before. No block has a key behind its last
+        What must hold: every query is in one block and sees the same keys as before. No block has a key after its last
         query: such keys would be read for nothing. There are no more blocks than needed.
         """,
         (
@@ -486,7 +486,7 @@ if find_spec("triton"):
             `tl.program_id(0)`, `(1)` and `(2)`.
 
             Key n of a sequence lies in page `table[sequence, n // PAGE]`, at place n % PAGE in it. All tensors are
-            contiguous, so the number of an element follows from the shapes that stand beside the parameters. The
+            contiguous, so the number of an element follows from the shapes that stand next to the parameters. The
             query heads h · group … h · group + group − 1 share key head h, where group is HEADS // KV_HEADS. All
             sequences have `length` keys, and the query sees all of them.
 
@@ -496,7 +496,7 @@ if find_spec("triton"):
             part's keys, into `partial_lse` the natural logarithm of the sum of exp(score). The state of sequence s
             and part p has the number s · SPLITS + p. A part without keys stores 0 and −∞.
 
-            Slots that belong to no key may hold anything, NaN included, and so may entries of the table behind the
+            Slots that belong to no key may hold anything, NaN included, and so may entries of the table after the
             last page.
             """,
             (

@@ -397,7 +397,7 @@ EXERCISES: tuple[Any, ...] = (
         "09.trim",
         "give back what rejected drafts took",
         """
-        Drafts need room: pages were reserved for the last known token and all drafts behind it. Some drafts were
+        Drafts need room: pages were reserved for the last known token and all drafts after it. Some drafts were
         rejected. The pages that hold no known token are not needed now, and other requests may need them.
 
         The accepted drafts are among `request.tokens` already. The request's pages are in `request.pages.table`, in
@@ -458,7 +458,7 @@ EXERCISES: tuple[Any, ...] = (
         step. All drafts are right here. The last letter of a text is never computed.
         """,
         (
-            "A step with 4 drafts, all of them right, gives 5 letters: the drafts, and the letter behind them.",
+            "A step with 4 drafts, all of them right, gives 5 letters: the drafts, and the letter after them.",
             "The first request has 1 + 5 + 5 letters. When it ends, 20 of its 21 letters are computed, and its full"
             " pages stay in the tree.",
             "A look-up leaves at least one letter to compute, and finds whole pages: of 10 letters at most 9 may be"
