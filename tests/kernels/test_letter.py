@@ -26,13 +26,13 @@ def test_the_numbers_of_all_parts_arrive(parts, block, seed):
     for dtype, rows, count, before in parts:
         buffer = torch.full((rows, before + count + 3), 7, dtype=dtype, device=DEVICE)
         right = buffer.cpu().clone()
-        for row in range(rows):
-            numbers = (rng.standard_normal(count) * 1e6).astype(KINDS[dtype])
-            right[row, before : before + count] = torch.from_numpy(numbers)
-            letter.put(buffer[row, before : before + count], numbers)
+        numbers = (rng.standard_normal((rows, count)) * 1e6).astype(KINDS[dtype])
+        right[:, before : before + count] = torch.from_numpy(numbers)
+        letter.put(buffer[:, before : before + count], numbers)
         buffers.append((buffer, right))
     if letter.parts:
-        deliver[(len(letter.parts), PROGRAMS)](letter.packed().to(DEVICE), block)
+        words, count = letter.packed()
+        deliver[(count, PROGRAMS)](words.to(DEVICE), block)
     for buffer, right in buffers:
         assert torch.equal(buffer.cpu(), right)
     for buffer, _ in buffers:

@@ -271,8 +271,7 @@ class GraphRunner:
     def _put_tables(self, letter: "Letter", chunks: Sequence[Chunk]) -> Int[np.ndarray, "batch width"]:
         """Write the page tables, and return them."""
         table = padded_table([chunk.request.table for chunk in chunks])
-        for mine, own in zip(self.table, table):
-            letter.put(mine[: len(own)], own)
+        letter.put(self.table[: len(table), : table.shape[1]], table)
         return table
 
     def _put_plans(self, letter: "Letter", plans: list[TilePlan], lists: list[TilePlan]) -> None:

@@ -1,6 +1,6 @@
 """Numbers for many buffers on the device, sent together: one copy and one launch, whatever their number.
 
-    parts     for each buffer: its address, where its numbers begin, how many words they are
+    parts     for each buffer, or each row of one: its address, where its numbers begin, how many words they are
     words     the numbers of all
 
 A replayed step works on buffers that stay where they are. What the host has to say to it is little, but is spread over
@@ -41,18 +41,25 @@ class Letter:
         self.parts: list[tuple[Tensor, NDArray[np.generic]]] = []
 
     def put(self, into: Tensor, numbers: Any) -> None:
-        """`numbers` (an array or a list of its shape, or a single one for all) for a contiguous buffer."""
+        """`numbers` (an array or a list of its shape, or a single one for all) for a buffer or rows of one."""
         own = np.broadcast_to(np.array(numbers, dtype=DTYPES[into.dtype]), into.shape)
         if own.size:
             self.parts.append((into, np.ascontiguousarray(own)))
 
-    def packed(self) -> Tensor:
-        """The whole letter, as 32-bit words."""
+    def packed(self) -> tuple[Tensor, int]:
+        """The whole letter, as 32-bit words, and how many parts it has."""
         words = [own.reshape(-1).view(np.int32) for _, own in self.parts]
-        counts, heads = np.array([len(each) for each in words]), np.zeros((len(words), 3), dtype=np.int64)
-        heads[:, 0] = [into.data_ptr() for into, _ in self.parts]
-        heads[:, 1], heads[:, 2] = 2 * heads.size + np.cumsum(counts) - counts, counts
-        return torch.from_numpy(np.concatenate([heads.reshape(-1).view(np.int32), *words]))
+        rows = [1 if into.is_contiguous() else len(into) for into, _ in self.parts]
+        count = np.repeat([len(own) // n for own, n in zip(words, rows)], rows)
+        heads = np.zeros((len(count), 3), dtype=np.int64)
+        heads[:, 0] = np.concatenate(
+            [
+                into.data_ptr() + np.arange(n) * into.stride(0) * into.element_size()
+                for (into, _), n in zip(self.parts, rows)
+            ]
+        )
+        heads[:, 1], heads[:, 2] = 2 * heads.size + np.cumsum(count) - count, count
+        return torch.from_numpy(np.concatenate([heads.reshape(-1).view(np.int32), *words])), len(heads)
 
     def __enter__(self) -> "Letter":
         return self
@@ -61,7 +68,8 @@ class Letter:
         if error is not None or not self.parts:
             return
         if self.device.type == "cuda":
-            deliver[(len(self.parts), PROGRAMS)](sent(self.packed(), self.device), 1024)
+            letter, parts = self.packed()
+            deliver[(parts, PROGRAMS)](sent(letter, self.device), 1024)
             return
         for into, own in self.parts:
             into.copy_(torch.from_numpy(own))
