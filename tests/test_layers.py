@@ -1,6 +1,8 @@
 """The layout's rule: a part imports only parts that stand below it, so that each can be read alone."""
 
 import ast
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import inference_opt
@@ -52,6 +54,7 @@ def forbidden(module: str, imported: str) -> bool:
     return above or seam
 
 
+@cache
 def modules() -> dict[str, Path]:
     """{name within the package: file}, the package's own face left out."""
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.rglob("*.py")}
@@ -89,8 +92,20 @@ def test_the_tree_knows_no_torch():
 
 def imported_on_top(path: Path) -> set[str]:
     """Modules that a file imports when it is imported itself."""
+    return named_in(ast.parse(path.read_text(encoding="utf-8")).body)
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Modules that a file's code imports, on top or when it is called; not for types alone."""
+    inner = [
+        node for node in ast.iter_child_nodes(tree) if getattr(getattr(node, "test", 0), "id", "") != "TYPE_CHECKING"
+    ]
+    return named_in(inner).union(*map(imported, inner))
+
+
+def named_in(nodes: Iterable[ast.AST]) -> set[str]:
     found = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -100,7 +115,8 @@ def imported_on_top(path: Path) -> set[str]:
 
 
 def test_there_is_no_circle_of_files():
-    below = {module: imported_on_top(path) - {module} for module, path in modules().items()}
+    trees = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in modules().items()}
+    below = {module: imported(tree) - {module} for module, tree in trees.items()}
     while free := [module for module in below if not below[module] & below.keys()]:
         for module in free:
             del below[module]

@@ -25,6 +25,8 @@ from inference_opt.speculative.models import FirstLayers, SmallerModel
 from tests.engine.invariants import random_head
 from tests.toys import tokens_of, toy
 
+pytestmark = pytest.mark.usefixtures("untyped")  # thousands of paths: checked signatures take half of their time
+
 SIZES = {"dim": 4, "heads": 1, "kv_heads": 1, "head_dim": 4, "ffn_dim": 4, "max_context": 12}
 
 

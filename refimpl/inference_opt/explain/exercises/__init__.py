@@ -16,41 +16,13 @@ from types import FunctionType
 from typing import Any
 
 from inference_opt.explain.exercises import process
-from inference_opt.explain.exercises.chapters import (
-    chapter_00,
-    chapter_01,
-    chapter_02,
-    chapter_03,
-    chapter_04,
-    chapter_05,
-    chapter_06,
-    chapter_07,
-    chapter_08,
-    chapter_09,
-)
 from inference_opt.explain.exercises.exercise import Exercise, Predict, Repair
 from inference_opt.explain.exercises.judge import Solution, any_seed
 from inference_opt.explain.exercises.progress import Progress
+from inference_opt.explain.exercises.table import EXERCISES
 from inference_opt.explain.exercises.verdict import Verdict
 from inference_opt.files import check_file
 from inference_opt.values import integer
-
-EXERCISES: dict[str, Exercise] = {
-    each.id: each
-    for chapter in (
-        chapter_00,
-        chapter_01,
-        chapter_02,
-        chapter_03,
-        chapter_04,
-        chapter_05,
-        chapter_06,
-        chapter_07,
-        chapter_08,
-        chapter_09,
-    )
-    for each in chapter.EXERCISES
-}
 
 
 def named(id: str) -> Exercise:

@@ -91,7 +91,7 @@ def run(id: str, solution: Any, seed: int) -> Verdict:
 
 def serve() -> None:
     """Fork a child for every folder that is named on standard input, until that is closed."""
-    from inference_opt.explain.exercises import EXERCISES  # noqa: F401 (imports all: children begin with it done)
+    from inference_opt.explain.exercises.table import EXERCISES  # noqa: F401 (imports all: children begin with it done)
 
     signal.signal(signal.SIGTERM, _ended)
     for line in sys.stdin:
@@ -144,8 +144,8 @@ def _kill(child: int) -> None:
 def _child(folder: Path) -> None:
     import cloudpickle
 
-    from inference_opt.explain.exercises import EXERCISES
     from inference_opt.explain.exercises.judge import judge
+    from inference_opt.explain.exercises.table import EXERCISES
 
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
