@@ -28,6 +28,10 @@ def checked(decorated=None, **given):
         if is_dataclass(decorated):
             decorated.__init__ = checked(decorated.__init__)
         return decorated
+    # A name that is imported for type checkers alone (as what imports Triton is) means nothing here.
+    names = {*decorated.__globals__, decorated.__qualname__.partition(".")[0]}
+    hints = decorated.__annotations__
+    decorated.__annotations__ = {k: v for k, v in hints.items() if not isinstance(v, str) or v in names}
     strict = beartype(decorated)
     if any(map(has_shapes, decorated.__annotations__.values())):
         strict = jaxtyped(strict, typechecker=None)  # a letter is one number in the whole signature
