@@ -130,6 +130,25 @@ def test_it_wins_where_it_can(seen, batch):
     assert best > 3
 
 
+def test_a_drafter_that_must_be_tried_is_tried_where_drafts_are_dear(monkeypatch):
+    """The length that would gain the most, if drafts were accepted, costs more than the credit pays for at first."""
+    monkeypatch.setitem(PRICES, "network", lambda gamma: 1 + (0.15 + 0.19 * gamma) * (gamma > 0))
+    speed, _ = over_plain(Choice(seen=False), "0.8", "network", 8, 128, 2, 0, LOOKS[0])
+    assert speed > 1.3
+
+
+def test_where_the_credit_does_not_pay_for_the_best_length_a_cheaper_one_is_taken():
+    """Twelve drafts give ten tokens at six steps, three give three at 1.9: if half of them came, nothing were lost."""
+    choice, good = Choice(seen=True), Acceptance()
+    for length, seconds in zip(LENGTHS, (1.0, 1.5, 1.9, 5.0, 6.0)):
+        choice.costs.learn(1, length, seconds)
+    good.learn(900.0, [900.0, 600.0, 300.0, 225.0, 90.0])
+    choice.lately.learn(900.0, good.steps)
+    for credit, right in ((12.0, 12), (0.0, 3), (-0.1, 0)):
+        choice.credit = credit
+        assert choice.best([good], [12], STEPS)[0] == right
+
+
 def test_what_every_first_text_loses_is_bounded():
     """Before anything is known: drafters that are seen lose nothing but looks, others what trials may cost."""
     for seen in (True, False):

@@ -47,3 +47,18 @@ def test_an_unknown_length_costs_little_more_than_the_nearest_that_is_known():
     costs.learn(1, 7, 5.0)
     assert costs.of(1, 12) == pytest.approx(5 * (1 + 12 * UNTRIED) / (1 + 7 * UNTRIED))
     assert costs.all(1)[0] == 2.0
+    assert costs.of(1, 3) == pytest.approx(2 + 3 * 3 / 7), "between two that are known"
+
+
+@given(st.sampled_from([(1, 8), (8, 1), (2, 4), (64, 2)]), st.floats(1, 4), st.sampled_from(LENGTHS[1:]))
+def test_batches_of_other_sizes_show_the_least_that_a_length_may_cost(sizes, price, gamma):
+    here, there = sizes
+    costs = StepCosts()
+    costs.learn(here, 0, 2.0)
+    costs.learn(there, 0, 5.0)
+    costs.calibrate(there, 0, 4.0)
+    costs.calibrate(there, gamma, 4.0 * price)
+    least = 1 + (price - 1) * min(here / there, 1)
+    assert costs.of(here, gamma) == pytest.approx(2 * max(least, 1 + UNTRIED * gamma))
+    costs.learn(here, gamma, 0.5)
+    assert costs.of(here, gamma) == 0.5, "what is measured counts"

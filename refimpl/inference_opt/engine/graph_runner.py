@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from inference_opt.kernels.steps import Kind
 
 
+PIECES = 16  # of a launch, at least: a few programs a head, at most one for each processor of a card
 IDLE = 4  # replays for nobody that show the price of a step
 
 
@@ -95,6 +96,7 @@ class GraphRunner:
         self.own_offsets = torch.zeros(rows + 1, dtype=torch.int32, device=cache.device)
         self.graphs: dict[tuple[object, ...], tuple[list[TilePlan], Callable[[], None]]] = {}  # by size: plans, replay
         self.on_card = cache.device.type == "cuda"
+        self.least = PIECES if self.on_card else 1
         self.pool = torch.cuda.graph_pool_handle() if self.on_card else None
 
     def choose(self, chunks: Sequence[Chunk]) -> tuple[int, int] | None:
@@ -289,13 +291,17 @@ class GraphRunner:
     def _graph(
         self, batch: int, plans: list[TilePlan], kind: "Kind", gamma: int = 0
     ) -> tuple[list[TilePlan], Callable[[], None]]:
-        """The lists and the replay of a step for so many texts, pieces and states, rounded up to powers of two.
+        """The lists and the replay of a step for so many texts, pieces and states, rounded up.
 
-        It is captured when it is first asked for. Without CUDA, the replay is the step itself.
+        Programs of pieces of nobody, on processors that are free, and room for states cost nothing. A capture does: so
+        there are few sizes. It is captured when it is first asked for. Without CUDA, the replay is the step itself.
         """
         rows = _bucket(batch)
         sizes = [
-            (_bucket(plan.num_states), tuple((_bucket(len(launch.pieces)), launch.tile) for launch in plan.launches))
+            (
+                _bucket(plan.num_states, 4),
+                tuple((_bucket(max(len(each.pieces), self.least), 2), each.tile) for each in plan.launches),
+            )
             for plan in plans
         ]
         key = (kind, rows, *sizes, gamma)
@@ -399,9 +405,10 @@ def _counted(steps: Int[np.ndarray, "steps 3"]) -> tuple[float, list[float]] | N
     return (tokens, steps_at(kept / (kept + rejected), tokens)) if kept + rejected else None
 
 
-def _bucket(n: int) -> int:
-    """The next power of two; 0 stays."""
-    return 1 << (n - 1).bit_length() if n else 0
+def _bucket(n: int, base: int = 2) -> int:
+    """The next power of `base`, which is one of two; 0 stays."""
+    bits = base.bit_length() - 1
+    return 1 << bits * -(-(n - 1).bit_length() // bits) if n else 0
 
 
 def runner_for(model: Transformer, cache: PagedCache, speculation: Speculation, max_steps: int, rows: int) -> Runner:

@@ -30,6 +30,7 @@ BEGIN = 4.0  # plain steps of credit at first
 FIRST = 16  # plain steps until a text's first choice
 SHORT = 8  # steps of a trial, and those that measure plain decoding again
 LEAST = 4  # steps that are worth a trial
+TRIED = 3  # drafts, at most, of a drafter of which nothing is known: α shows in few drafts as well
 AGAIN = 32  # choices until plain decoding is measured again
 BETTER = 1.05  # times plain: less is lost again where texts end at different times
 WEIGHT = 24.0  # tokens that the other texts' acceptance counts for in a text's own
@@ -67,33 +68,45 @@ class Choice:
                     rates[i] = rates[i - 1]
                 tokens[i] += rates[i] / n
         gains = [each / cost for each, cost in zip(tokens, relative)]
-        i = max((i for i, each in enumerate(LENGTHS) if 0 < each <= max(wanted)), key=gains.__getitem__, default=0)
-        drafts, gain = LENGTHS[i], gains[i]
-        said = f"{n} texts: {drafts} drafts give {tokens[i]:.2f} tokens a step at {relative[i]:.2f} plain steps"
+        tried = self._unknown and not self.seen
+        most = min(max(wanted), TRIED) if tried else max(wanted)
+        lengths = [i for i, each in enumerate(LENGTHS) if 0 < each <= most] or [0]
+        lengths.sort(key=gains.__getitem__, reverse=True)
+        said = [
+            f"{n} texts: {LENGTHS[i]} drafts give {tokens[i]:.2f} tokens a step at {relative[i]:.2f} plain steps"
+            for i in lengths
+        ]
         # The first tokens of the first texts show whether drafts pay. Later texts are taken to be like them.
         plain = min(FIRST, most_steps) if new and self.seen and self._unknown else most_steps
-        if gain < BETTER:
-            self.why, self.since_plain = f"{said}: plain decoding", 0
+        if gains[lengths[0]] < BETTER:
+            self.why, self.since_plain = f"{said[0]}: plain decoding", 0
             return 0, plain
-        hoped = 1 if self._unknown and not self.seen else (1 + tokens[i]) / 2
-        risk = relative[i] - hoped
-        steps = most_steps
-        if risk > 0 and self.credit < most_steps * risk:
-            steps = max(int((self.credit - self.look(n)) / risk), 0)
-        if relative[i] > 1:  # texts change: no draft may be accepted any more
-            worst = WORST + 2 * self.look(n)
-            steps = min(steps, max(int(worst / (relative[i] - 1)), LEAST))
-        if (new and self._unknown) or not self.costs.measured(n, drafts):
-            steps = min(steps, SHORT)
-        if steps < min(LEAST, most_steps) or self.credit < 0:
-            self.why = f"{said}, but too much was lost lately: plain decoding"
+        # Where the credit does not pay for the best, it may pay for one that risks less.
+        for i, why in zip(lengths, said):
+            self.why = why
+            steps = self._steps(n, relative[i], 1.0 if tried else (1 + tokens[i]) / 2, most_steps)
+            if (new and self._unknown) or not self.costs.measured(n, LENGTHS[i]):
+                steps = min(steps, SHORT)
+            if gains[i] >= BETTER and steps >= min(LEAST, most_steps) and self.credit >= 0:
+                break
+        else:
+            self.why = f"{said[0]}, but too much was lost lately: plain decoding"
             return 0, plain
         self.since_plain += 1
         if self.since_plain >= AGAIN:
             self.since_plain = 0
             return 0, min(SHORT, most_steps)
-        self.why = said
-        return drafts, steps
+        return LENGTHS[i], steps
+
+    def _steps(self, texts: int, price: float, hoped: float, most: int) -> int:
+        """As many steps of this price as may be risked, if at least the tokens come that are hoped for."""
+        risk, steps = price - hoped, most
+        if risk > 0 and self.credit < most * risk:
+            steps = max(int((self.credit - self.look(texts)) / risk), 0)
+        if price > 1:  # texts change: no draft may be accepted any more
+            worst = WORST + 2 * self.look(texts)
+            steps = min(steps, max(int(worst / (price - 1)), LEAST))
+        return steps
 
     @property
     def _unknown(self) -> bool:

@@ -3,8 +3,9 @@
 On a card the rows of drafts are free until something other than the weights' bandwidth limits a step. Where that is,
 the batch, the model and the card decide. So t(n, γ), the seconds of a step of n texts with γ drafts each, is a table of
 what steps took. A step that was just captured is replayed a few times for nobody, which shows its price before a text
-pays it. A length of which nothing is known is assumed to cost little more than the nearest one that is: it is captured
-where it looks good, and then known.
+pays it. A length of which nothing is known is assumed to lie on the line between its neighbours that are, or to cost
+little more than the longest, unless batches of other sizes show that it costs more: it is captured where it looks good,
+and then known.
 """
 
 from collections import defaultdict, deque
@@ -40,16 +41,28 @@ class StepCosts:
         return self.measured(texts, gamma) or gamma in self.idle[_size(texts)]
 
     def of(self, texts: int, gamma: int) -> float:
-        """What a step costs: as measured; else as steps of nobody compare; else by the nearest length that is known."""
-        known, idle = self.seconds[_size(texts)], self.idle[_size(texts)]
+        """What a step costs: as measured; else as steps of nobody compare; else the least that it may cost."""
+        size = _size(texts)
+        known, idle = self.seconds[size], self.idle[size]
         if gamma in known:
             return median(known[gamma])
         if 0 not in known:
             return 1 + UNTRIED * gamma
         if gamma in idle and 0 in idle:
             return median(known[0]) * max(idle[gamma] / idle[0], 1.0)
-        near = min((*known, *(idle if 0 in idle else ())), key=lambda each: abs(each - gamma))
-        return self.of(texts, near) * (1 + UNTRIED * gamma) / (1 + UNTRIED * near)
+        # Drafts cost more in a larger batch, but at most in proportion to its size.
+        others = [
+            median(known[0]) * (1 + (self.of(other, gamma) / self.of(other, 0) - 1) * min(size / other, 1))
+            for other in sorted(self.seconds)
+            if 0 in self.seconds[other] and self.known(other, gamma)
+        ]
+        lengths = sorted({*known, *(idle if 0 in idle else ())})
+        below, above = [each for each in lengths if each < gamma], [each for each in lengths if each > gamma]
+        low = self.of(texts, below[-1])
+        if above:
+            share = (gamma - below[-1]) / (above[0] - below[-1])
+            return max([low + share * (self.of(texts, above[0]) - low), *others])
+        return max([low * (1 + UNTRIED * gamma) / (1 + UNTRIED * below[-1]), *others])
 
     def all(self, texts: int) -> list[float]:
         """What a step costs with each of `LENGTHS`."""

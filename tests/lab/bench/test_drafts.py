@@ -1,5 +1,7 @@
 """A drafter of known acceptance is accepted as often as it says, and what it gives is plain decoding's text."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from rich.progress import Progress
@@ -7,6 +9,7 @@ from rich.progress import Progress
 from inference_opt import Engine
 from inference_opt.lab.bench import drafts, shapes
 from inference_opt.lab.bench.drafts import CHOSEN, PLAIN, Requests, bench_shape, bench_tasks
+from inference_opt.lab.bench.engine import warm
 from inference_opt.lab.bench.known import Known, repeating_model
 from inference_opt.model.config import ModelConfig
 
@@ -31,6 +34,20 @@ def test_the_target_repeats_and_drafts_are_accepted_as_often_as_they_say(dtype):
         assert least <= timed.accepted / timed.drafted <= most
     with pytest.raises(ValueError, match="alpha is a probability"):
         Known(1.5)
+
+
+@pytest.mark.parametrize(("captures", "runs"), [([1, 0, 1, 0, 0, 1], 5), ([0, 0], 2), ([1] * 99, 20), ([], 0)])
+def test_an_engine_is_warm_when_nothing_was_captured_for_some_runs(captures, runs):
+    graphs, made = [0] * bool(captures), []
+
+    def run():
+        graphs.extend([0] * captures[len(made)])
+        made.append(1)
+
+    engine = Engine(repeating_model(TINY, torch.float32, torch.device("cpu")))
+    engine.runner = SimpleNamespace(graphs=graphs)
+    warm(engine, run)
+    assert len(made) == runs
 
 
 def test_prediction_and_measurement_stand_side_by_side(tiny, monkeypatch):

@@ -44,7 +44,8 @@ LONG = 8, 2_048  # prompts, tokens
 PAGE = 16  # tokens
 LATENT_PAGE = 64  # what the kernel for many queries on latents loads at once
 PATIENCE = 10  # seconds
-WARM = 5  # runs
+WARM = 20  # runs, at most
+QUIET = 2  # runs without captures, one after another
 MODES: dict[str, dict[str, Any]] = {
     "sampled": {"temperature": 0.8},
     "top-p": {"temperature": 0.8, "top_p": 0.95},
@@ -86,13 +87,14 @@ def decoded(engine: Engine, sampling: dict[str, Any], prompts: list[list[int]], 
 
 
 def warm(engine: Engine, run: Callable[[], Any]) -> None:
-    """Run until no kind of step is captured for the first time, at most WARM times. Without captures: not at all."""
+    """Run until nothing was captured QUIET times in a row, at most WARM times. Without captures: not at all."""
+    graphs, quiet = getattr(engine.runner, "graphs", ()), 0
     for _ in range(WARM):
-        before = len(getattr(engine.runner, "graphs", ()))
-        if before:
-            run()
-        if len(getattr(engine.runner, "graphs", ())) == before:
+        before = len(graphs)
+        if not before or quiet == QUIET:
             return
+        run()
+        quiet = quiet + 1 if len(graphs) == before else 0
 
 
 def bench_engine(
