@@ -3,8 +3,8 @@
 On a card the rows of drafts are free until something other than the weights' bandwidth limits a step. Where that is,
 the batch, the model and the card decide. So t(n, γ), the seconds of a step of n texts with γ drafts each, is a table of
 what steps took. A step that was just captured is replayed a few times for nobody, which shows its price before a text
-pays it. A length of which nothing is known is assumed to cost little more than the nearest one that is: it is captured
-where it looks good, and then known.
+pays it. A length of which nothing is known is assumed to cost little more than the next shorter one that is, or what
+lies between two that are: it is captured where it looks good, and then known.
 """
 
 from collections import defaultdict, deque
@@ -13,13 +13,17 @@ from statistics import median
 from inference_opt.speculative.acceptance import LENGTHS
 
 KEPT = 7  # measurements of a length that count, the latest
-UNTRIED = 0.01  # what a draft is assumed to cost, in steps, where it was not measured
+UNTRIED = 0.01  # what a draft is assumed to cost on a card, in steps, where it was not measured
 
 
 class StepCosts:
-    """Seconds of a step, by how many texts (rounded up to a power of two) and drafts behind each."""
+    """Seconds of a step, by how many texts (rounded up to a power of two) and drafts behind each.
 
-    def __init__(self) -> None:
+    `untried`: what a draft is assumed to cost, in steps, until it was measured.
+    """
+
+    def __init__(self, untried: float = UNTRIED) -> None:
+        self.untried = untried
         self.seconds: defaultdict[int, dict[int, deque[float]]] = defaultdict(dict)
         self.idle: defaultdict[int, dict[int, float]] = defaultdict(dict)
 
@@ -45,11 +49,15 @@ class StepCosts:
         if gamma in known:
             return median(known[gamma])
         if 0 not in known:
-            return 1 + UNTRIED * gamma
+            return 1 + self.untried * gamma
         if gamma in idle and 0 in idle:
             return median(known[0]) * max(idle[gamma] / idle[0], 1.0)
-        near = min((*known, *(idle if 0 in idle else ())), key=lambda each: abs(each - gamma))
-        return self.of(texts, near) * (1 + UNTRIED * gamma) / (1 + UNTRIED * near)
+        tried = {*known, *(idle if 0 in idle else ())}
+        near = max(each for each in tried if each < gamma)
+        if above := [each for each in tried if each > gamma]:  # on the line between two that are known
+            far, share = min(above), (gamma - near) / (min(above) - near)
+            return (1 - share) * self.of(texts, near) + share * self.of(texts, far)
+        return self.of(texts, near) * (1 + self.untried * gamma) / (1 + self.untried * near)
 
     def all(self, texts: int) -> list[float]:
         """What a step costs with each of `LENGTHS`."""
