@@ -1,5 +1,5 @@
 (* Steps that remember. What is drafted may depend on all that was there before, not on the text alone: how many drafts
-   are tried goes by how many were accepted (`adaptive.Adaptive`), a trained drafter by what it has cached. A memory may be
+   are tried goes by how many were accepted (`choice.Choice`), a trained drafter by what it has cached. A memory may be
    anything, and learn anything of a step that is over. *)
 
 From Speculation Require Export Decode PointMass.

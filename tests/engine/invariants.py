@@ -129,7 +129,7 @@ class Echo(Transformer):
     A key or value that is missing, stale, or another text's changes the next token. Keys are (token, position).
     """
 
-    dtype, device = torch.float64, torch.device("cpu")
+    dtype, device, is_sharded = torch.float64, torch.device("cpu"), False
 
     def __init__(self, max_context=24, eos=(0,), slips=0):
         """`slips`: as a drafter it reads alike, but guesses wrong where its number is a multiple of this."""

@@ -9,11 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inference_opt import naive
+from inference_opt.engine import eager_runner
 from inference_opt.engine.engine import Engine
 from inference_opt.model.attention import NoCache
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative import rules
-from inference_opt.speculative.adaptive import PATIENCE
 from inference_opt.speculative.drafter import Draft, Drafter
 from inference_opt.speculative.eagle import Eagle
 from inference_opt.speculative.lookup import NGram, PromptLookup
@@ -129,18 +129,39 @@ def test_the_engine_decides_where_a_request_does_not():
         assert [longest[r] for r in requests] == [engine_gamma or 0, 0, 1, 5]
 
 
-def test_drafting_that_does_not_pay_is_tried_again():
-    engine = Engine(
-        Echo(max_context=128), drafter=SmallerModel(Echo(128, slips=1))
-    )  # mostly wrong, and as costly as the target
-    engine.add([1, 2], SamplingParams(max_new_tokens=110, ignore_eos=True))
-    drafted = []
-    while engine.requests:
-        drafted += [len(output.drafted) for output in engine.step()]
-    tries = np.flatnonzero(drafted)
-    assert len(tries) == 3
-    assert set(np.diff(tries)) == {PATIENCE + 1}
-    assert sum(drafted) == 3
+class Cheap(SmallerModel):
+    """A drafter that is taken to cost nothing."""
+
+    def bind(self, target, cache):
+        bound = super().bind(target, cache)
+        bound.cost = 0.0
+        return bound
+
+
+@pytest.mark.parametrize(
+    ("slips", "row", "drafts", "most"),
+    [
+        (0, 0.02, True, 0.4),  # always right, and cheap
+        (0, 2.0, False, 1.15),  # a row costs more than a step
+        (1, 0.3, False, 1.15),  # wrong
+    ],
+)
+@pytest.mark.parametrize("rule", [None, rules.tree])
+def test_as_many_drafts_as_pay_by_what_steps_have_cost(monkeypatch, slips, row, drafts, most, rule):
+    clock = [0.0]
+    monkeypatch.setattr(eager_runner, "perf_counter", lambda: clock[0])
+    engine = Engine(Echo(max_context=256), drafter=Cheap(Echo(256, slips=slips)), rule=rule)
+    read = engine.runner._read
+
+    def priced(chunks, made):
+        clock[0] += 1 + row * sum(len(draft.tokens) for draft in made)
+        return read(chunks, made)
+
+    monkeypatch.setattr(engine.runner, "_read", priced)
+    engine.generate([1, 2], SamplingParams(max_new_tokens=200, ignore_eos=True))
+    assert clock[0] <= most * 200
+    by_drafts = engine.stats.steps_by_drafts
+    assert (max(by_drafts, key=by_drafts.get) > 0) == drafts
 
 
 @pytest.mark.parametrize(("draft_rows", "token_budget"), [(10, 9), (9, 20)])

@@ -15,7 +15,7 @@ from inference_opt import naive
 from inference_opt.engine.engine import Engine
 from inference_opt.model.attention import NoCache
 from inference_opt.sampling import Noise, SamplingParams, probabilities
-from inference_opt.speculative.adaptive import PATIENCE, Adaptive
+from inference_opt.speculative.acceptance import LENGTHS, replayed
 from inference_opt.speculative.drafter import DraftRequest
 from inference_opt.speculative.eagle import Eagle
 from inference_opt.speculative.lookup import NGram, PromptLookup
@@ -247,45 +247,16 @@ def test_drafters_that_cannot_be(make, message):
         make()
 
 
-COST = st.sampled_from([0.0, 0.05, 0.3, 1.0])
-
-
-@given(COST, st.integers(0, 12), st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=60))
-def test_lengths_stay_in_range(cost, most, past):
-    adaptive = Adaptive(cost, most)
-    for drafted, accepted in [*past, *[(0, 0)] * PATIENCE]:
-        adaptive.learn(drafted, min(drafted, accepted))
-        assert 0 <= adaptive.gamma() <= most
-
-
-@given(COST, st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8), st.integers(0, 8)), max_size=30))
-def test_who_was_accepted_more_drafts_no_less(cost, past):
-    less, more = Adaptive(cost, 8), Adaptive(cost, 8)
-    for drafted, a, b in past:
-        low, high = sorted((min(a, drafted), min(b, drafted)))
-        less.learn(drafted, low)
-        more.learn(drafted, high)
-    assert less.gamma() <= more.gamma()
-
-
-@given(st.sampled_from([0.05, 0.3]))
-def test_drafting_that_is_useless_stops_and_is_tried_again(cost):
-    adaptive = Adaptive(cost, 8)
-    assert adaptive.gamma() > 0  # hopeful
-    steps = 0
-    while adaptive.gamma():
-        adaptive.learn(adaptive.gamma(), 0)
-        steps += 1
-    assert steps < 40
-    for _ in range(3):
-        waited = 0
-        while not adaptive.gamma():
-            adaptive.learn(0, 0)
-            waited += 1
-        assert waited == PATIENCE
-        assert adaptive.gamma() == 1
-        adaptive.learn(1, 0)
-    while adaptive.gamma() < 8:  # and comes back where it pays
-        adaptive.learn(adaptive.gamma(), adaptive.gamma())
-        steps += 1
-    assert steps < 120
+@given(st.integers(1, 12), st.data(), st.booleans())
+def test_what_a_step_tells_of_other_lengths(asked, data, leaf):
+    drafted = data.draw(st.integers(0, asked))
+    accepted = data.draw(st.integers(0, drafted))
+    tokens, steps = replayed(asked, drafted, accepted, leaf)
+    assert tokens == accepted + 1
+    assert steps[0] == tokens, "without drafts, a step is a token"
+    assert steps == sorted(steps, reverse=True), "more drafts take no more steps"
+    for length, taken in zip(LENGTHS, steps):
+        assert tokens <= taken * (length + 1), "a step gives one token more than its drafts at most"
+        if length >= accepted:
+            # Longer drafts would have given no more, except where only the length has ended this one.
+            assert (taken < 1) == (leaf and drafted == asked and length > accepted)

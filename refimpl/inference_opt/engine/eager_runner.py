@@ -4,14 +4,20 @@ chunks     A: 3 tokens of a prompt    B: its last token, 2 drafts    C: its last
 fed        a a a                      b d d                          c                    one call of the model
 logits         *                      * * *                          *                    of the rows wanted
 emitted    1 token                    1 to 3                         1
+
+How many drafts a step has is decided for RUN steps of one batch at a time (`speculative/choice.py`), from what steps
+took and gave. In steps that read a prompt, only those requests draft that name a length.
 """
 
 import itertools
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
@@ -28,8 +34,25 @@ from inference_opt.kernels.tree import TreeRows, tree_rows
 from inference_opt.model.attention import CacheBatch
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import sample
+from inference_opt.speculative.acceptance import Acceptance, replayed
+from inference_opt.speculative.choice import Choice
 from inference_opt.speculative.drafter import Draft
 from inference_opt.trace import recording, watched
+
+RUN = 8  # steps
+FIRST_RUN = 2  # steps with so many drafts as were not tried before: their price is not known
+
+
+@dataclass
+class Run:
+    """Steps of the same texts, with as many drafts each: `most` in all, and what those up to now took and gave."""
+
+    requests: list[Request] = field(default_factory=list)
+    drafts: int = 0
+    most: int = 0
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
 
 
 class EagerRunner:
@@ -41,19 +64,51 @@ class EagerRunner:
         self.model, self.cache, self.speculation = model, cache, speculation
         # On CUDA the layers run in fewer launches, if they are of a kind that `fused_states` knows.
         self.fuses = cache.device.type == "cuda" and uses_triton(cache.keys[0]) and can_fuse(model)
+        self.now = Run()
+        self.chosen, self.began = False, 0.0  # whether the step belongs to the run, and when it began
 
-    def choose(self, chunks: Sequence[Chunk]) -> None:
-        """The host decides after each step."""
+    def choose(self, chunks: Sequence[Chunk]) -> tuple[int, int] | None:
+        """As many drafts as the longest that was asked for by name, or what pays for this batch. The host decides
+        after each step.
+        """
+        choice, requests = self.speculation.eager, [each.request for each in chunks]
+        if choice is None:
+            return None
+        named = max((each.drafts for each in chunks if each.request.acceptance is None), default=0)
+        if named:
+            return named, 1
+        if self.now.requests != requests or self.now.steps == self.now.most:
+            self._learn(choice)
+            texts = [each.acceptance or Acceptance() for each in requests]
+            drafts, steps = choice.best(texts, [each.drafts for each in chunks], RUN)
+            known = choice.costs.measured(len(texts), drafts) or not drafts
+            self.now = Run(requests, drafts, steps if known else min(steps, FIRST_RUN))
+        self.chosen = True
+        return self.now.drafts, 1
+
+    def _learn(self, choice: Choice) -> None:
+        """What the run took. Ranks must decide the same, so they believe the first rank's clock."""
+        run, texts = self.now, len(self.now.requests)
+        if not run.steps:
+            return
+        seconds = torch.tensor(run.seconds / run.steps, dtype=torch.float64, device=self.cache.device)
+        if self.model.is_sharded:
+            dist.broadcast(seconds, 0)
+        choice.learn(texts, run.drafts, run.steps, run.tokens / texts, float(seconds))
 
     def forget(self) -> None:
         """There is nothing to drop."""
 
     def propose(self, chunks: Sequence[Chunk]) -> list[Draft]:
         """A draft for each chunk, by the drafter."""
+        self.began = perf_counter()
+        if not all(each.decodes for each in chunks):
+            chunks = [each if each.request.acceptance is None else replace(each, drafts=0) for each in chunks]
         return self.speculation.propose(chunks)
 
     def run(self, chunks: Sequence[Chunk], drafts: Sequence[Draft]) -> list[Result]:
         """Read tokens and drafts at once, and decide."""
+        chosen, self.chosen = self.chosen, False
         results = self._decide(chunks, drafts, *self._read(chunks, drafts))
         # A draft that breaks the model spoils the rows in front of it, too (0 · NaN): these are read again without it.
         again = [i for i, result in enumerate(results) if result.tokens is None and drafts[i].tokens]
@@ -62,6 +117,10 @@ class EagerRunner:
             alone = self._decide(few, theirs, *self._read(few, [Draft()] * len(few)))
             for i, result in zip(again, alone):
                 results[i] = result
+        if chosen:
+            self.now.steps += 1
+            self.now.tokens += sum(len(each.tokens or []) for each in results)
+            self.now.seconds += perf_counter() - self.began
         return results
 
     def _read(self, chunks: Sequence[Chunk], drafts: Sequence[Draft]) -> tuple[Tensor, list[int], list[list[Tensor]]]:
@@ -124,7 +183,7 @@ class EagerRunner:
         paths: list[list[int]] = [[] for _ in chunks]  # of trees: the rows kept
         for i, (chunk, draft, state) in enumerate(zip(chunks, drafts, states)):
             own, accepted = slice(firsts[i], firsts[i + 1]), 0
-            scored = logits[own]
+            scored, leaf = logits[own], True
             if not chunk.samples:
                 emitted: list[int] | None = []
             elif not sound[own.start]:
@@ -133,16 +192,18 @@ class EagerRunner:
                 emitted = [tokens[own.start]]
             elif self.speculation.trees:
                 emitted, nodes = self.speculation.accept_tree(chunk.request, scored, sound[own], draft)
-                accepted = len(nodes)
+                accepted, leaf = len(nodes), ([-1, *nodes])[-1] not in draft.rising
                 path = [0, *(node + 1 for node in nodes)][: len(emitted)]  # the last draft's row may be broken
                 paths[i], scored, state = path, scored[path], [tap[path] for tap in state]
             else:
                 good = next((n for n, whole in enumerate(sound[own]) if not whole), counts[i])
                 judged = self.speculation.accept(chunk.request, scored[:good], draft)
                 emitted, accepted = judged[:good], len(judged) - 1
+                leaf = accepted == len(draft.tokens)
             scores = logprobs(scored, emitted) if emitted and chunk.request.params.logprobs else []
             judging = [Judged(len(draft.tokens), accepted, len(emitted or []))]
-            results.append(Result(emitted, scores, state, judging if chunk.samples else []))
+            lengths = replayed(chunk.drafts, len(draft.tokens), accepted, leaf) if chunk.drafts else None
+            results.append(Result(emitted, scores, state, judging if chunk.samples else [], lengths))
         if self.speculation.trees:
             self.cache.keep_paths([each.request.table for each in chunks], [each.start for each in chunks], paths)
         return results

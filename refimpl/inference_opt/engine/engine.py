@@ -54,13 +54,13 @@ class Engine(Elsewhere):
     CPU a page takes memory only when a text first uses it (`cache/paged.py`). `token_budget` bounds the tokens of a
     step, `max_running` the requests in it, `patience` how often a waiting request may be overtaken.
     With a `drafter` (an object, see `speculative/`, or a name in `DRAFTERS`), requests in decode speculate: `gamma`
-    drafts a step (None: the engine adapts it), judged by `rule`, as long as the step has fewer than `draft_rows` rows
-    (None: 64; as many as pay where steps are captured, since their prices are measured). With `rules.tree` a step's
-    drafts are a tree of at most 63, with `rules.multi_draft` candidates for the next token. Drafts that are found, not
-    drawn, are judged by the target's own draw (`rules.coupled`), unless `rule` is `point_mass` or one of these two. On
-    CUDA, requests decode up to `decode_steps` steps in a row (`graph_runner.py`), without a drafter or with one that
-    can draft on the card. `rule` None is `coupled` for such a drafter on CUDA, else `token_wise`. With another rule of
-    chains than `coupled`, only greedy requests draft in such steps. ValueError for values that no engine can have.
+    drafts a step (None: as many as pay), judged by `rule`, as long as the step has fewer than `draft_rows` rows (None:
+    64; any number where steps are captured). `rule` None is `coupled`: the text is the one of plain decoding. With
+    `rules.tree` a step's drafts are a tree of at most 63, with `rules.multi_draft` candidates for the next token.
+    Drafts that are found, not drawn, are judged by the target's own draw (`rules.coupled`), unless `rule` is
+    `point_mass` or one of these two. On CUDA, requests decode up to `decode_steps` steps in a row (`graph_runner.py`),
+    without a drafter or with one that can draft on the card. With another rule of chains than `coupled`, only greedy
+    requests draft in such steps. ValueError for values that no engine can have.
     """
 
     ELSEWHERE = METHODS

@@ -24,7 +24,6 @@ the steps after its own (slot −1).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from math import ceil
 from typing import TYPE_CHECKING
@@ -102,10 +101,11 @@ class GraphRunner:
     def choose(self, chunks: Sequence[Chunk]) -> tuple[int, int] | None:
         """As many drafts as the longest that was asked for by name, or what pays for this batch.
 
-        None if a recording wants to see every step, or a request's rule is not that of captured steps.
+        The eager runner decides if a recording wants to see every step, or a request's rule is not that of captured
+        steps.
         """
         if not self._replays(chunks):
-            return None
+            return self.eager.choose(chunks)
         named = max((each.drafts for each in chunks if each.request.acceptance is None), default=0)
         if named:
             return min(named, self.eager.speculation.max_gamma), self.max_steps
@@ -127,12 +127,8 @@ class GraphRunner:
         return all(each.decodes and captured(each.request) for each in chunks) and not recording()
 
     def propose(self, chunks: Sequence[Chunk]) -> list[Draft]:
-        """Captured steps draft on the card. In others, only those requests draft that name a length."""
-        if self._replays(chunks):
-            return [Draft()] * len(chunks)
-        return self.eager.propose(
-            [each if each.request.acceptance is None else replace(each, drafts=0) for each in chunks]
-        )
+        """Captured steps draft on the card."""
+        return [Draft()] * len(chunks) if self._replays(chunks) else self.eager.propose(chunks)
 
     def run(self, chunks: Sequence[Chunk], drafts: Sequence[Draft]) -> list[Result]:
         """What each request emits of the tokens that it was granted.

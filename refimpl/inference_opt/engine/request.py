@@ -19,7 +19,6 @@ from inference_opt.model.config import ModelConfig
 from inference_opt.radix.node import Node
 from inference_opt.sampling import FinishReason, SamplingParams, StopCheck, seeded
 from inference_opt.speculative.acceptance import Acceptance
-from inference_opt.speculative.adaptive import Adaptive
 from inference_opt.values import brief
 
 Reason = FinishReason | Literal["abort", "error"]
@@ -85,8 +84,7 @@ class Request:
     computed: int = 0
     pages: Pages = field(default_factory=Pages)
     decoding: bool = False  # whether a token was sampled since it was admitted
-    adaptive: Adaptive | None = None  # chooses how many tokens to draft, if that is left to the engine
-    acceptance: Acceptance | None = None  # the same, where the length is chosen for all of a batch
+    acceptance: Acceptance | None = None  # of its drafts, if the engine chooses how many
     drafter_state: Any = None  # what the drafter keeps with the text
 
     def __post_init__(self) -> None:

@@ -11,24 +11,21 @@ the same distribution.)
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from inference_opt.cache.paged import PagedCache
-from inference_opt.cache.paged_kernel import PagedKernelCache
 from inference_opt.engine.change import Change, Kind
 from inference_opt.engine.request import Request
 from inference_opt.engine.scheduler import Chunk
-from inference_opt.kernels.batch import uses_triton
 from inference_opt.kernels.tree import WINDOW
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import CommonNoise, Noise, probabilities
 from inference_opt.speculative import DRAFTERS, rules
 from inference_opt.speculative.acceptance import Acceptance
-from inference_opt.speculative.adaptive import ROW_COST, Adaptive
 from inference_opt.speculative.choice import Choice
 from inference_opt.speculative.drafter import Draft, Drafter, DraftRequest, Observation, check_draft
 from inference_opt.speculative.rules import Probs
@@ -40,16 +37,16 @@ Rule = Callable[[Any, Any, Any, Any], list[int]]
 CHAIN_RULES = (rules.token_wise, rules.block, rules.coupled, rules.point_mass)
 TREE_RULES = (rules.tree, rules.multi_draft)
 MAX_GAMMA = 12  # drafts a step, if the engine decides
+ROW_COST = 0.05  # steps that one more row is assumed to cost until it is measured
 
 
 class Speculation:
     """A drafter and a rule at work for one engine; without a drafter, plain decoding.
 
-    `gamma`: drafts a step for requests without a gamma of their own; None adapts it to each. `rule`: None stands for
-    `coupled` where drafts are found, and where captured steps draft (the only rule that they know); for `token_wise`
-    elsewhere. With `rules.tree` the drafts of a step are a tree, with `rules.multi_draft` candidates for one position;
-    a drafter of chains then gives trees of width one. ValueError for a gamma below 0, or of a tree above 63, an unknown
-    rule, and a drafter that does not fit the model.
+    `gamma`: drafts a step for requests without a gamma of their own; None: as many as pay (`speculative/choice.py`).
+    `rule`: None stands for `coupled`. With `rules.tree` the drafts of a step are a tree, with `rules.multi_draft`
+    candidates for one position; a drafter of chains then gives trees of width one. ValueError for a gamma below 0, or
+    of a tree above 63, an unknown rule, and a drafter that does not fit the model.
     """
 
     def __init__(
@@ -77,14 +74,13 @@ class Speculation:
         # A found draft x is accepted with probability p(x), by `point_mass` or by comparing it with the target's own
         # draw. The second emits what plain decoding emits with this seed.
         own = drafter is not None and drafter.found and rule is not rules.point_mass and rule not in TREE_RULES
-        on_card = isinstance(cache, PagedKernelCache) and uses_triton(cache.keys[0])
-        default = rules.coupled if self.drafter and self.drafter.captured and on_card else rules.token_wise
-        self.rule: Rule = rules.coupled if own else rule or default
+        self.rule: Rule = rules.coupled if own or rule is None else rule
         self.fixed, self.vocab_size = gamma, model.config.vocab_size
         self.taps: Sequence[int] = self.drafter.taps if self.drafter else ()
-        self.choice: Choice | None = None  # decides for whole batches, where the runner replays steps (graph_runner.py)
-        self.counted: Counter[int] = Counter()  # steps of all texts in decode, by drafts, where there is no choice
-        self.latest: Adaptive | None = None  # the last that learned
+        # Who decides how many drafts a batch has: in steps that the host runs, and in those that are replayed, if any.
+        self.eager = Choice(False, ROW_COST + self.drafter.cost) if self.drafter else None
+        self.choice = self.eager
+        self.steps: Counter[int] = Counter()  # of all texts in decode, by drafts
 
     def captured(self, request: Request) -> bool:
         """Whether a request's steps can be captured: without a drafter, or with one that drafts on the card.
@@ -108,35 +104,19 @@ class Speculation:
         return max(MAX_GAMMA, self.fixed or 0)
 
     @property
-    def steps(self) -> Mapping[int, int]:
-        """Decode steps of all texts, by the number of drafts."""
-        return self.choice.steps if self.choice else self.counted
-
-    @property
     def why(self) -> str:
         """Why the last draft length was chosen; empty if the engine does not choose."""
-        if self.drafter is None or self.fixed is not None:
-            return ""
-        if self.choice:
-            return self.choice.why
-        if self.latest is None:
-            return ""
-        price = self.latest.cost + ROW_COST
-        return f"a draft is accepted with probability {self.latest.alpha:.2f} and costs {price:.2f} steps"
+        return "" if self.choice is None or self.fixed is not None else self.choice.why
 
     def gamma(self, request: Request) -> int:
-        """How many drafts a request would have: its own wish, the engine's, or what its past suggests."""
+        """How many drafts a request would have: its own wish, the engine's, or the most that the choice may give it."""
         if self.drafter is None:
             return 0
         fixed = self.fixed if request.params.gamma is None else request.params.gamma
         if fixed is not None:
             return min(fixed, WINDOW - 1) if self.trees else fixed
-        if self.choice and self.captured(request):
-            request.acceptance = request.acceptance or Acceptance()
-            return MAX_GAMMA
-        if request.adaptive is None:
-            request.adaptive = Adaptive(self.drafter.cost, MAX_GAMMA)
-        return request.adaptive.gamma()
+        request.acceptance = request.acceptance or Acceptance()
+        return MAX_GAMMA
 
     def propose(self, chunks: Sequence[Chunk]) -> list[Draft]:
         """A draft for each chunk, empty where there is no room. ValueError for one that no rule can judge."""
@@ -208,15 +188,12 @@ class Speculation:
             return
         for change in changes:
             request = change.request
-            if request.decoding and not self.choice:
-                self.counted.update(step.drafted for step in change.judged)
-            if request.adaptive is not None and request.decoding:
-                self.latest = request.adaptive
-                for step in change.judged:
-                    request.adaptive.learn(step.drafted, step.accepted)
+            if request.decoding:
+                self.steps.update([step.drafted for step in change.judged] or [0] * len(change.tokens))
             # What follows the end of a text tells nothing.
-            if self.choice and change.lengths and change.finish_reason in (None, "length"):
-                self.choice.lately.learn(*change.lengths)
+            if change.lengths and change.finish_reason in (None, "length"):
+                for lately in {each.lately for each in (self.eager, self.choice) if each}:
+                    lately.learn(*change.lengths)
                 if request.acceptance is not None:
                     request.acceptance.learn(*change.lengths)
         self.drafter.observe([_observation(each.request, each.chunk.start, each.states, each.kind) for each in changes])

@@ -42,6 +42,16 @@ class Acceptance:
         return [max((self.tokens + weight) / (steps + weight / rate), 1.0) for steps, rate in zip(self.steps, before)]
 
 
+def replayed(asked: int, drafted: int, accepted: int, leaf: bool) -> tuple[float, list[float]]:
+    """The tokens of one step, and the steps that they would have taken with each length.
+
+    No draft gives more than was accepted, but where all the drafts that were `asked` for ran out (`leaf`: nothing was
+    drafted behind the last one accepted). Longer ones are then taken to go on as well.
+    """
+    tokens, least = accepted + 1.0, 0.0 if leaf and drafted == asked else 1.0
+    return tokens, [max(tokens / (length + 1), least) for length in LENGTHS]
+
+
 def steps_at(alpha: float, tokens: float) -> list[float]:
     """The steps that so many tokens take with each length, if each draft is accepted with probability α."""
     return [tokens / expected_tokens(alpha, length) for length in LENGTHS]

@@ -17,11 +17,11 @@ drafter whose acceptance is seen only where it drafts is tried whenever the cred
 The output does not depend on γ, since only tokens that the target would have drawn itself are kept (`rules.coupled`).
 """
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 
 from inference_opt.speculative.acceptance import HOPE, LENGTHS, Acceptance, rates_at
-from inference_opt.speculative.step_costs import StepCosts
+from inference_opt.speculative.step_costs import UNTRIED, StepCosts
 
 SPARE = 0.01  # of the time of plain steps, for trials that fail
 CAP = 12.0  # plain steps: the most that speculation may lose before it pays again, and that is held against it
@@ -40,14 +40,16 @@ LATELY = 2048.0  # tokens of other texts that count
 
 
 class Choice:
-    """Decides for all texts of a batch. `seen`: whether acceptance is known from plain steps, too (`acceptance.py`)."""
+    """Decides for all texts of a batch. `seen`: whether acceptance is known from plain steps, too (`acceptance.py`).
 
-    def __init__(self, seen: bool) -> None:
-        self.seen, self.costs, self.lately = seen, StepCosts(), Acceptance(LATELY)
+    `untried`: as of `StepCosts`.
+    """
+
+    def __init__(self, seen: bool, untried: float = UNTRIED) -> None:
+        self.seen, self.costs, self.lately = seen, StepCosts(untried), Acceptance(LATELY)
         self.credit = BEGIN  # in plain steps
         self.looks: deque[float] = deque(maxlen=LOOKS)  # seconds of the host between two runs, the latest
         self.since_plain = 0
-        self.steps: Counter[int] = Counter()  # of all texts, by drafts
         self.why = "nothing was decided yet"
 
     def best(self, texts: Sequence[Acceptance], wanted: Sequence[int], most_steps: int) -> tuple[int, int]:
@@ -135,7 +137,6 @@ class Choice:
 
         `short`: it would have had more steps if more had been risked. `look`: seconds of the host since the run before.
         """
-        self.steps[drafts] += steps * texts
         if look is not None:
             self.looks.append(look)
         if seconds is not None:

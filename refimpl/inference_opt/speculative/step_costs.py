@@ -14,13 +14,17 @@ from statistics import median
 from inference_opt.speculative.acceptance import LENGTHS
 
 KEPT = 7  # measurements of a length that count, the latest
-UNTRIED = 0.01  # what a draft is assumed to cost, in steps, where it was not measured
+UNTRIED = 0.01  # what a draft is assumed to cost on a card, in steps, where it was not measured
 
 
 class StepCosts:
-    """Seconds of a step, by how many texts (rounded up to a power of two) and drafts behind each."""
+    """Seconds of a step, by how many texts (rounded up to a power of two) and drafts behind each.
 
-    def __init__(self) -> None:
+    `untried`: what a draft is assumed to cost, in steps, until it was measured.
+    """
+
+    def __init__(self, untried: float = UNTRIED) -> None:
+        self.untried = untried
         self.seconds: defaultdict[int, dict[int, deque[float]]] = defaultdict(dict)
         self.idle: defaultdict[int, dict[int, float]] = defaultdict(dict)
 
@@ -47,7 +51,7 @@ class StepCosts:
         if gamma in known:
             return median(known[gamma])
         if 0 not in known:
-            return 1 + UNTRIED * gamma
+            return 1 + self.untried * gamma
         if gamma in idle and 0 in idle:
             return median(known[0]) * max(idle[gamma] / idle[0], 1.0)
         # Drafts cost more in a larger batch, but at most in proportion to its size.
@@ -62,7 +66,7 @@ class StepCosts:
         if above:
             share = (gamma - below[-1]) / (above[0] - below[-1])
             return max([low + share * (self.of(texts, above[0]) - low), *others])
-        return max([low * (1 + UNTRIED * gamma) / (1 + UNTRIED * below[-1]), *others])
+        return max([low * (1 + self.untried * gamma) / (1 + self.untried * below[-1]), *others])
 
     def all(self, texts: int) -> list[float]:
         """What a step costs with each of `LENGTHS`."""

@@ -23,7 +23,7 @@ import torch
 from rich.progress import Progress
 
 from inference_opt.engine.engine import Engine
-from inference_opt.engine.speculation import MAX_GAMMA, Rule
+from inference_opt.engine.speculation import Rule
 from inference_opt.environment import command_line, describe, elapsed
 from inference_opt.lab.agreement import compare
 from inference_opt.lab.bench.machine import read_bandwidth
@@ -63,13 +63,12 @@ Decoder = Callable[[list[int], int, int], Timed]  # prompt, new tokens, seed
 
 
 def engine_decoder(
-    model: Transformer, drafter: Drafter | None, gamma: int | None, temperature: float, rule: Rule = rules.token_wise
+    model: Transformer, drafter: Drafter | None, gamma: int | None, temperature: float, rule: Rule | None = None
 ) -> Decoder:
-    """Our engine, with one request at a time."""
+    """One engine, with one request at a time. As in a server, it keeps what it has learned of prices and acceptance."""
+    engine = Engine(model, drafter=drafter, gamma=gamma, rule=rule, radix=False)
 
     def decode(prompt: list[int], new: int, seed: int) -> Timed:
-        pages = -(-(len(prompt) + new + max(gamma or 0, MAX_GAMMA)) // 16)
-        engine = Engine(model, drafter=drafter, num_pages=pages, gamma=gamma, rule=rule)
         params = SamplingParams(max_new_tokens=new, temperature=temperature, seed=seed, ignore_eos=True)
         request = engine.add(prompt, params)
         while not request.output:
