@@ -104,24 +104,49 @@ def forms_say(run: dict[str, Any]) -> str:
         losses.append(row[row["chosen"]] / row[other] - 1)
     wrong = sorted(loss for loss in losses if loss > 0)
     return (
-        f"In {len(losses) - len(wrong)} of the {len(losses)} rows the engine takes the form that was faster in this run."
-        f"\nIn the other {len(wrong)} it loses time, {wrong[len(wrong) // 2]:.0%} of it in the median and "
+        f"In {len(losses) - len(wrong)} of the {len(losses)} rows the engine takes the form that was faster in this run.\n"
+        f"In the other {len(wrong)} it loses time, {wrong[len(wrong) // 2]:.0%} of it in the median and "
         f"{wrong[-1]:.0%} at most."
     )
 
 
-def drafts(lookup: dict[str, Any], trained: dict[str, Any]) -> Table:
-    """Fixed numbers of drafts on tasks, times plain decoding."""
-    head = ["", "batch", "plain, tokens/s", "prompt lookup, γ = 3", "trained, γ = 2", "trained, γ = 4"]
-    own = {(each["task"], each["temperature"], each["batch"]): _by_name(each) for each in trained["results"]}
+def drafts(*runs: dict[str, Any]) -> Table:
+    """What drafts give on tasks, times plain decoding: as many as the engine chooses, and fixed numbers."""
+    names = {"prompt-lookup": "prompt lookup"}
+    head, columns = ["", "batch", "plain, tokens/s"], []
+    for run in runs:
+        for row in run["results"][0]["rows"][1:]:
+            head.append(f"{names.get(run['drafter'], run['drafter'])}, {row['name']}")
+            columns.append((run["drafter"], row["name"]))
+    cases: dict[tuple[str, float, int], dict[tuple[str, str], Any]] = {}
+    for run in runs:
+        for each in run["results"]:
+            own = cases.setdefault((each["task"], each["temperature"], each["batch"]), {})
+            own |= {(run["drafter"], name): row for name, row in _by_name(each).items()}
     rows = []
-    for each in lookup["results"]:
-        key, found = (each["task"], each["temperature"], each["batch"]), _by_name(each)
-        gains = [found["γ = 3"], *(own[key][f"γ = {gamma}"] if key in own else None for gamma in (2, 4))]
-        cells = [f"{gain['over_plain']:.2f}×" if gain else "–" for gain in gains]
-        label = f"{each['task']}, T = {each['temperature']:g}"
-        rows.append([label, str(each["batch"]), f"{found['plain']['tokens_per_second']:,.0f}", *cells])
+    for (task, temperature, batch), own in cases.items():
+        plain = own[runs[0]["drafter"], "plain"]["tokens_per_second"]
+        cells = [f"{own[column]['over_plain']:.2f}×" if column in own else "–" for column in columns]
+        rows.append([f"{task}, T = {temperature:g}", str(batch), f"{plain:,.0f}", *cells])
     return head, rows
+
+
+def together(run: dict[str, Any]) -> Table:
+    """Three techniques, each on and off, for the same requests."""
+    rows = []
+    for row in run["results"]:
+        named = {"radix": row["radix"], "MLA": row["mla"], "speculation": row["speculation"]}
+        rows.append(
+            [
+                " + ".join(name for name, on in named.items() if on) or "none",
+                f"{row['first_token_seconds']:.2f}",
+                f"{row['decode_tokens_per_second']:,.0f}",
+                f"{row['seconds']:.2f}",
+                f"{row['over_plain']:.2f}×",
+                f"{row['bytes'] / 2**30:.2f}",
+            ]
+        )
+    return ["", "first tokens, s", "decoding, tokens/s", "all, s", "times none", "KV cache, GiB"], rows
 
 
 def known(run: dict[str, Any]) -> Table:
