@@ -9,9 +9,11 @@ import typing
 from dataclasses import is_dataclass
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 
 jaxtyped = jaxtyping.jaxtyped  # what jaxtyping's import hook decorates every function and class with
+
+AS_THERE = BeartypeConf(violation_type=jaxtyping.TypeCheckError)
 
 
 def has_shapes(annotation):
@@ -28,7 +30,7 @@ def checked(decorated=None, **given):
         if is_dataclass(decorated):
             decorated.__init__ = checked(decorated.__init__)
         return decorated
-    strict = beartype(decorated)
+    strict = beartype(decorated, conf=AS_THERE)
     if any(map(has_shapes, decorated.__annotations__.values())):
         strict = jaxtyped(strict, typechecker=None)  # a letter is one number in the whole signature
 
