@@ -1,6 +1,7 @@
 """Signatures are checked while testing, their shapes too. Once a call, and by beartype alone where there are no shapes.
 
-jaxtyping's own check of a call takes 20 µs, whether there are shapes or not: it was more than half of the tests' time.
+jaxtyping's own check of a call takes 7 µs, of one without shapes too, where beartype's takes half a microsecond. Tests
+that make many small calls took twice as long.
 """
 
 import functools
