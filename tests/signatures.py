@@ -1,6 +1,7 @@
 """Signatures are checked while testing, their shapes too. Once a call, and by beartype alone where there are no shapes.
 
-jaxtyping's own check of a call takes 20 µs, whether there are shapes or not: it was more than half of the tests' time.
+jaxtyping's own check of a call takes 7 µs, of one without shapes too, where beartype's takes half a microsecond. Tests
+that make many small calls took twice as long.
 """
 
 import functools
@@ -9,9 +10,11 @@ import typing
 from dataclasses import is_dataclass
 
 import jaxtyping
-from beartype import beartype
+from beartype import BeartypeConf, beartype
 
 jaxtyped = jaxtyping.jaxtyped  # what jaxtyping's import hook decorates every function and class with
+
+AS_THERE = BeartypeConf(violation_type=jaxtyping.TypeCheckError)
 
 
 def has_shapes(annotation):
@@ -32,7 +35,7 @@ def checked(decorated=None, **given):
     names = {*decorated.__globals__, decorated.__qualname__.partition(".")[0]}
     hints = decorated.__annotations__
     decorated.__annotations__ = {k: v for k, v in hints.items() if not isinstance(v, str) or v in names}
-    strict = beartype(decorated)
+    strict = beartype(decorated, conf=AS_THERE)
     if any(map(has_shapes, decorated.__annotations__.values())):
         strict = jaxtyped(strict, typechecker=None)  # a letter is one number in the whole signature
 

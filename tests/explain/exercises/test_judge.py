@@ -140,9 +140,10 @@ def test_what_never_ends_is_killed_and_the_next_is_judged(monkeypatch):
         "raise NotImplementedError",
         "import signal\n    signal.signal(signal.SIGPROF, signal.SIG_IGN)\n    while 1: pass",
     )
-    monkeypatch.setattr(process, "SECONDS", 8)
     monkeypatch.setattr(process, "_server", [])
-    verdict = verdict_on(ID, text)
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "SECONDS", 8)
+        verdict = verdict_on(ID, text)
     assert "no verdict within 8 seconds" in verdict.sentence
     assert "on the input" in verdict.sentence
     assert verdict_on(ID, EXERCISES[ID].file_text(solved=True)).accepted
