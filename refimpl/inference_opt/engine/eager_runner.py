@@ -68,23 +68,21 @@ class EagerRunner:
         self.chosen, self.began = False, 0.0  # whether the step belongs to the run, and when it began
 
     def choose(self, chunks: Sequence[Chunk]) -> tuple[int, int] | None:
-        """As many drafts as the longest that was asked for by name, or what pays for this batch. The host decides
-        after each step.
+        """As many drafts as pay for those that name no length, or the most that is named. The host decides after each
+        step.
         """
-        choice, requests = self.speculation.eager, [each.request for each in chunks]
-        if choice is None:
+        choice, free = self.speculation.eager, [each for each in chunks if each.request.acceptance is not None]
+        if choice is None or not free:
             return None
-        named = max((each.drafts for each in chunks if each.request.acceptance is None), default=0)
-        if named:
-            return named, 1
-        if self.now.requests != requests or self.now.steps == self.now.most:
+        requests = [each.request for each in free]
+        self.chosen = len(free) == len(chunks)  # steps in which others draft as they like do not tell prices
+        if not self.chosen or self.now.requests != requests or self.now.steps == self.now.most:
             self._learn(choice)
             texts = [each.acceptance or Acceptance() for each in requests]
-            drafts, steps = choice.best(texts, [each.drafts for each in chunks], RUN)
+            drafts, steps = choice.best(texts, [each.drafts for each in free], RUN)
             known = choice.costs.measured(len(texts), drafts) or not drafts
             self.now = Run(requests, drafts, steps if known else min(steps, FIRST_RUN))
-        self.chosen = True
-        return self.now.drafts, 1
+        return max([self.now.drafts, *(each.drafts for each in chunks if each.request.acceptance is None)]), 1
 
     def _learn(self, choice: Choice) -> None:
         """What the run took. Ranks must decide the same, so they believe the first rank's clock."""
@@ -102,13 +100,17 @@ class EagerRunner:
     def propose(self, chunks: Sequence[Chunk]) -> list[Draft]:
         """A draft for each chunk, by the drafter."""
         self.began = perf_counter()
-        if not all(each.decodes for each in chunks):
-            chunks = [each if each.request.acceptance is None else replace(each, drafts=0) for each in chunks]
-        return self.speculation.propose(chunks)
+        decode = all(each.decodes for each in chunks)
+        self.chosen, most = self.chosen and decode, self.now.drafts if decode else 0
+        return self.speculation.propose(
+            [
+                each if each.request.acceptance is None else replace(each, drafts=min(each.drafts, most))
+                for each in chunks
+            ]
+        )
 
     def run(self, chunks: Sequence[Chunk], drafts: Sequence[Draft]) -> list[Result]:
         """Read tokens and drafts at once, and decide."""
-        chosen, self.chosen = self.chosen, False
         results = self._decide(chunks, drafts, *self._read(chunks, drafts))
         # A draft that breaks the model spoils the rows in front of it, too (0 · NaN): these are read again without it.
         again = [i for i, result in enumerate(results) if result.tokens is None and drafts[i].tokens]
@@ -117,7 +119,8 @@ class EagerRunner:
             alone = self._decide(few, theirs, *self._read(few, [Draft()] * len(few)))
             for i, result in zip(again, alone):
                 results[i] = result
-        if chosen:
+        if self.chosen:
+            self.chosen = False
             self.now.steps += 1
             self.now.tokens += sum(len(each.tokens or []) for each in results)
             self.now.seconds += perf_counter() - self.began
@@ -202,7 +205,9 @@ class EagerRunner:
                 leaf = accepted == len(draft.tokens)
             scores = logprobs(scored, emitted) if emitted and chunk.request.params.logprobs else []
             judging = [Judged(len(draft.tokens), accepted, len(emitted or []))]
-            lengths = replayed(chunk.drafts, len(draft.tokens), accepted, leaf) if chunk.drafts else None
+            lengths = (
+                replayed(chunk.drafts, len(draft.tokens), accepted, leaf) if chunk.drafts and self.chosen else None
+            )
             results.append(Result(emitted, scores, state, judging if chunk.samples else [], lengths))
         if self.speculation.trees:
             self.cache.keep_paths([each.request.table for each in chunks], [each.start for each in chunks], paths)

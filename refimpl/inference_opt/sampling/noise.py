@@ -57,7 +57,7 @@ class Noise:
         largest = weights.max()
         if largest == 0:
             raise ValueError("there is no token to choose: all weights are zero")
-        if np.count_nonzero(weights) == 1:
+        if weights.sum() == largest and np.count_nonzero(weights) == 1:
             return int(weights.argmax())  # who runs alone wins
         if largest < 2.0**-900:
             weights = weights * 2.0**900  # E over the smallest weight, 2⁻¹⁰⁷⁴, would overflow a float

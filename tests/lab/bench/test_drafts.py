@@ -1,5 +1,6 @@
 """A drafter of known acceptance is accepted as often as it says, and what it gives is plain decoding's text."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from rich.progress import Progress
 
 from inference_opt import Engine
-from inference_opt.lab.bench import drafts, shapes
+from inference_opt.lab.bench import drafts, drafts_peer, shapes
 from inference_opt.lab.bench.drafts import CHOSEN, PLAIN, Requests, bench_shape, bench_tasks
 from inference_opt.lab.bench.engine import warm
 from inference_opt.lab.bench.known import Known, repeating_model
@@ -71,7 +72,7 @@ def test_prediction_and_measurement_stand_side_by_side(tiny, monkeypatch):
         assert (plain["name"], chosen["name"]) == (PLAIN, CHOSEN)
         assert plain["over_plain"] == 1
         assert (plain["why"], plain["steps_by_drafts"]) == ("", {})
-        assert "a draft" in chosen["why"]
+        assert chosen["why"]
         assert sum(chosen["steps_by_drafts"].values()) > 0
         for row in fixed:
             assert row["acceptance"] == 1
@@ -83,3 +84,58 @@ def test_prediction_and_measurement_stand_side_by_side(tiny, monkeypatch):
         bench_shape("small", "float32", "cpu", [1.0], [1], [1], 4, 1, progress)
     with pytest.raises(ValueError, match="tasks are editing"), Progress(disable=True) as progress:
         bench_tasks("any", "float32", "cpu", ["poems"], "trained", [1], [0.0], [1], 4, 1, progress)
+
+
+MADE, CLOCK = [], [0.0]
+
+
+class StandIn:
+    """What of vLLM is used: its texts count up from the prompt's last token, and each token takes a second."""
+
+    SamplingParams = SimpleNamespace
+
+    class LLM:
+        def __init__(self, folder, **options):
+            MADE.append(options)
+            self.speed = 2 if "speculative_config" in options else 1
+
+        def generate(self, prompts, params, use_tqdm):
+            assert all(each.min_tokens == each.max_tokens for each in params)
+            CLOCK[0] += 0.5 + sum(each.max_tokens - 1 for each in params) / self.speed
+            texts = [
+                [each["prompt_token_ids"][-1] + i for i in range(own.max_tokens)] for each, own in zip(prompts, params)
+            ]
+            return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(text))]) for text in texts]
+
+
+def test_vllm_stands_beside_with_its_own_plain_decoding(monkeypatch):
+    saved = []
+    source = SimpleNamespace(save_pretrained=saved.append)
+    monkeypatch.setattr(drafts_peer, "transformers_model", lambda name, dtype: source)
+    monkeypatch.setitem(sys.modules, "vllm", StandIn)
+    monkeypatch.setattr(drafts_peer.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(drafts_peer.time, "perf_counter", lambda: CLOCK[0])
+    monkeypatch.setattr(drafts_peer, "elapsed", lambda began: CLOCK[0] - began)
+    peers = drafts_peer.vllm_decoders("any", [3])
+    assert len(saved) == 1
+    plain, drafting = MADE
+    assert "speculative_config" not in plain
+    assert drafting["speculative_config"]["num_speculative_tokens"] == 3
+    texts, seconds = peers["vLLM"]([[5], [7]], [3, 2], 0.0)
+    assert texts == [[5, 6, 7], [7, 8]]
+    assert seconds == 3, "the first token of each text is not counted"
+
+    monkeypatch.undo()
+    monkeypatch.setattr(drafts_peer, "elapsed", lambda began: 1.0)
+    model, work = repeating_model(TINY, torch.float32, torch.device("cpu")), Requests([[5], [7]], [9, 9], 0.0)
+    with Progress(disable=True) as progress:
+        rows = drafts.measure(model, work, Known(1.0), [3], 1, progress, progress.add_task("", total=1), peers)
+    assert [row["name"] for row in rows] == [PLAIN, CHOSEN, "γ = 3", "vLLM", "vLLM, γ = 3"]
+    assert rows[3]["over_plain"] == 1
+    assert rows[4]["same_texts"] == 0
+    assert "why" not in rows[4]
+
+
+def test_vllm_that_is_not_there():
+    with pytest.raises(ValueError, match="needs vLLM"):
+        drafts_peer.vllm_decoders("any", [3])

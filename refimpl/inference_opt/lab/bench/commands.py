@@ -352,6 +352,7 @@ def drafts(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     new_tokens: Annotated[int, typer.Option(min=2, help="New tokens a request, at most.")] = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 5,
+    peer: Annotated[bool, typer.Option("--peer", help="Run vLLM as well, plain and with its n-gram drafts.")] = False,
     json_file: Json = None,
 ) -> None:
     """What drafts gain by batch: on real tasks, or at a known acceptance, predicted and measured."""
@@ -361,7 +362,7 @@ def drafts(
     common = (batch or [1, 4], gamma or [3], new_tokens, repeats)
     if shape:
         given = {"--task": bool(task), "--drafter": bool(drafter), "--temperature": bool(temperature)}
-        no_effect("with --shape, where drafts of known acceptance are greedy", given)
+        no_effect("with --shape, where drafts of known acceptance are greedy", given | {"--peer": peer})
     else:
         no_effect("without --shape", {"--alpha": bool(alpha)})
     with Progress(console=console(stderr=True)) as progress:
@@ -383,6 +384,7 @@ def drafts(
                 new,
                 times,
                 progress,
+                peer,
             )
     write_json(json_file, figures)
     columns = ("tokens/s", "× plain", "lowest to highest", "predicted", "accepted", "same texts")
@@ -398,7 +400,7 @@ def drafts(
             cells = [f"{row['tokens_per_second']:,.0f}", f"{row['over_plain']:.2f}×", f"{low:.2f}–{high:.2f}"]
             cells += [f"{row['predicted']:.2f}×" if "predicted" in row else "–", f"{row['acceptance']:.0%}"]
             table.add_row(name, str(case["batch"]), row["name"], *cells, f"{row['same_texts']} of {case['batch']}")
-            if row["why"]:
+            if row.get("why"):
                 cold = f"{row['first_tokens_per_second']:,.0f} tokens/s in the first run"
                 chosen.append(f"{name}, batch {case['batch']}: {row['why']}; {cold}")
     out = console()

@@ -16,10 +16,11 @@ several cost:
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from rich.progress import Progress
 
 from inference_opt.engine.engine import Engine
 from inference_opt.environment import command_line, describe, elapsed
+from inference_opt.lab.bench.drafts_peer import VLLM, Decoder, vllm_decoders
 from inference_opt.lab.bench.engine import warm
 from inference_opt.lab.bench.known import Known, repeating_model
 from inference_opt.lab.bench.shapes import SHAPES
@@ -79,6 +81,11 @@ class Requests:
             draft_rows=rows,
         )
 
+    def by_peer(self, decode: Decoder) -> Timed:
+        """Decode all of it once, by another engine, which does not tell of its drafts."""
+        texts, seconds = decode(self.prompts, self.lengths, self.temperature)
+        return Timed((sum(map(len, texts)) - len(texts)) / seconds, 0, 0, texts)
+
     def run(self, engine: Engine) -> Timed:
         """Decode all of it once."""
         requests = [
@@ -107,21 +114,29 @@ def measure(
     repeats: int,
     progress: Progress,
     bar: Any,
+    peers: Mapping[str, Decoder] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """A row for plain decoding, for the engine's choice, and for each fixed length: medians of interleaved repeats."""
+    """A row for plain decoding, for the engine's choice, and for each fixed length: medians of interleaved repeats.
+
+    A peer's rows follow, beside its own plain decoding.
+    """
     engines = {PLAIN: work.engine(model, None, None), CHOSEN: work.engine(model, drafter, None)}
     engines |= {f"γ = {gamma}": work.engine(model, drafter, gamma) for gamma in lengths}
     first = {name: work.run(engine) for name, engine in engines.items()}  # captures steps, and learns what they cost
     for engine in engines.values():
         warm(engine, partial(work.run, engine))
-    runs: dict[str, list[Timed]] = {name: [] for name in engines}
+    first |= {name: work.by_peer(decode) for name, decode in peers.items()}
+    runs: dict[str, list[Timed]] = {name: [] for name in first}
     for _ in range(repeats):
         for name, engine in engines.items():
             runs[name].append(work.run(engine))
+        for name, decode in peers.items():
+            runs[name].append(work.by_peer(decode))
         progress.advance(bar)
     rows = []
     for name, timed in runs.items():
-        ratios = [one.tokens_per_second / plain.tokens_per_second for one, plain in zip(timed, runs[PLAIN])]
+        base = VLLM if name in peers else PLAIN
+        ratios = [one.tokens_per_second / plain.tokens_per_second for one, plain in zip(timed, runs[base])]
         drafted = sum(one.drafted for one in timed)
         same = sum(a == b for a, b in zip(timed[0].texts, runs[PLAIN][0].texts))
         rows.append(
@@ -134,10 +149,11 @@ def measure(
                 "acceptance": sum(one.accepted for one in timed) / drafted if drafted else 0.0,
                 "same_texts": same,
                 "first_tokens_per_second": first[name].tokens_per_second,
-                "steps_by_drafts": {str(k): v for k, v in engines[name].stats.steps_by_drafts.items()},
-                "why": engines[name].stats.why,
             }
         )
+        if name in engines:
+            stats = engines[name].stats
+            rows[-1] |= {"steps_by_drafts": {str(k): v for k, v in stats.steps_by_drafts.items()}, "why": stats.why}
     return rows
 
 
@@ -153,13 +169,15 @@ def bench_tasks(
     new: int,
     repeats: int,
     progress: Progress,
+    peer: bool = False,
 ) -> dict[str, Any]:
     """Real prompts of each task, several times over where the batch is larger than their number.
 
-    ValueError for an unknown task or drafter.
+    `peer`: by vLLM, too. ValueError for an unknown task or drafter, and where vLLM is asked for and not installed.
     """
     if unknown := {*tasks} - {*TASKS} or {name} - {*DRAFTERS}:
         raise ValueError(f"unknown {sorted(unknown)}: tasks are {', '.join(TASKS)}, drafters {', '.join(DRAFTERS)}")
+    peers = vllm_decoders(source, lengths) if peer else {}
     model, tokenizer = load_model(source, dtype=dtype, device=device)
     bar = progress.add_task("bench drafts", total=len(tasks) * len(batches) * len(temperatures) * repeats)
     results = []
@@ -174,7 +192,7 @@ def bench_tasks(
             for batch in batches:
                 which = [i % len(own) for i in range(batch)]
                 work = Requests([own[i] for i in which], [plain[i] for i in which], temperature)
-                rows = measure(model, work, DRAFTERS[name](), lengths, repeats, progress, bar)
+                rows = measure(model, work, DRAFTERS[name](), lengths, repeats, progress, bar, peers)
                 case = {"task": task, "temperature": temperature, "batch": batch, "prompts": min(batch, len(own))}
                 results.append(case | {"rows": rows})
     return _head(source, dtype, device, repeats) | {"drafter": name, "results": results}

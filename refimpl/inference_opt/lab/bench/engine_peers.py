@@ -136,6 +136,14 @@ def _draw(model: torch.nn.Module) -> None:
                 p.normal_(0.0, 0.02)
 
 
+def vllm_engine(folder: str, **options: Any) -> tuple[Any, Any]:
+    """The library, and its engine in this process for the model in a folder."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+    library: Any = importlib.import_module("vllm")
+    fixed = {"skip_tokenizer_init": True, "max_model_len": 4_096, "max_num_seqs": 256, "enable_prefix_caching": False}
+    return library, library.LLM(folder, dtype="bfloat16", disable_log_stats=True, **fixed, **options)
+
+
 @cache
 def vllm(config: ModelConfig) -> Callable[[dict[str, Any]], Decoder]:
     """vLLM's engine in this process, made once for a shape, with random weights; how requests sample → its decoder.
@@ -146,8 +154,6 @@ def vllm(config: ModelConfig) -> Callable[[dict[str, Any]], Decoder]:
     A router of vLLM's own random weights sends all tokens to much the same experts, which reads less. So the weights of
     a mixture of experts are drawn again, as `random_model` draws ours.
     """
-    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    library: Any = importlib.import_module("vllm")
     shape = _shape(config)
     names = {"llama": "Llama", "deepseek_v2": "DeepseekV2", "deepseek_v3": "DeepseekV3"}
     shape.architectures = [f"{names[shape.model_type]}ForCausalLM"]
@@ -155,17 +161,7 @@ def vllm(config: ModelConfig) -> Callable[[dict[str, Any]], Decoder]:
     needed = 2 * count_weights(config) / torch.cuda.mem_get_info()[1] + 0.1
     with tempfile.TemporaryDirectory() as folder:
         shape.save_pretrained(folder)
-        llm = library.LLM(
-            folder,
-            load_format="dummy",
-            skip_tokenizer_init=True,
-            dtype="bfloat16",
-            max_model_len=4_096,
-            max_num_seqs=256,
-            enable_prefix_caching=False,
-            gpu_memory_utilization=max(0.4, needed),
-            disable_log_stats=True,
-        )
+        library, llm = vllm_engine(folder, load_format="dummy", gpu_memory_utilization=max(0.4, needed))
     if config.experts:
         llm.apply_model(_draw)
 

@@ -1,0 +1,56 @@
+"""vLLM beside our drafts: the same weights and prompts, plainly and with its n-gram speculation.
+
+Its n-grams are as long as those of our prompt lookup. It does not say when a request has its first token, so the time
+of a run with one token each is subtracted.
+"""
+
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from inference_opt.environment import elapsed
+from inference_opt.lab.bench.engine_peers import vllm_engine
+from inference_opt.lab.bench.peers import transformers_model
+from inference_opt.loading.load import parse_dtype
+from inference_opt.speculative.lookup import PromptLookup
+
+VLLM = "vLLM"
+SHARE = 0.15  # of the card's memory, for each engine
+
+# Prompts, new tokens of each, temperature → the texts, and seconds of decoding.
+Decoder = Callable[[list[list[int]], list[int], float], tuple[list[list[int]], float]]
+
+
+def vllm_decoders(source: str, lengths: Sequence[int]) -> dict[str, Decoder]:
+    """By name: plain, and with each number of drafts. ValueError if vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise ValueError("--peer needs vLLM, which is not installed: pip install vllm, or leave --peer out")
+    ours = PromptLookup()
+    ngrams = {"method": "ngram", "prompt_lookup_max": ours.max_ngram, "prompt_lookup_min": ours.min_ngram}
+    with tempfile.TemporaryDirectory() as folder:
+        transformers_model(source, parse_dtype("bfloat16")).save_pretrained(folder)
+        decoders = {VLLM: _decoder(folder)}
+        for gamma in lengths:
+            options = {"speculative_config": ngrams | {"num_speculative_tokens": gamma}}
+            decoders[f"{VLLM}, γ = {gamma}"] = _decoder(folder, **options)
+    return decoders
+
+
+def _decoder(folder: str, **options: Any) -> Decoder:
+    library, llm = vllm_engine(folder, gpu_memory_utilization=SHARE, **options)
+
+    def run(prompts: list[list[int]], new: list[int], temperature: float) -> tuple[list[list[int]], float]:
+        fixed = {"temperature": temperature, "ignore_eos": True, "detokenize": False}
+        params = [library.SamplingParams(max_tokens=n, min_tokens=n, seed=i, **fixed) for i, n in enumerate(new)]
+        began = time.perf_counter()
+        out = llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+        return [list(each.outputs[0].token_ids) for each in out], elapsed(began)
+
+    def decode(prompts: list[list[int]], new: list[int], temperature: float) -> tuple[list[list[int]], float]:
+        texts, whole = run(prompts, new, temperature)
+        _, first = run(prompts, [1] * len(new), temperature)
+        return texts, whole - first if whole > first else whole  # never shorter than it was
+
+    return decode
