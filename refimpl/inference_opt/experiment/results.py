@@ -173,7 +173,7 @@ class Results:
         """Effects on the diagonal, interactions beside it. Above 1 is a gain; below 1 the two hinder each other."""
         names = [SHORT[name] for name in self.techniques]
         effects = self.effects()
-        figure, panels = _panels(len(effects), (1, 2.5), 2.7)
+        figure, panels = _panels(len(effects), (1.0, 2.5), 2.7)
         for axes, (workload, found) in zip(panels, effects.items()):
             grid = [[found.get(a if a == b else f"{a} × {b}") for b in names] for a in names]
             shown = [[float("nan") if x is None else log(x, 2) for x in line] for line in grid]
