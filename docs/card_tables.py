@@ -104,9 +104,8 @@ def forms_say(run: dict[str, Any]) -> str:
         losses.append(row[row["chosen"]] / row[other] - 1)
     wrong = sorted(loss for loss in losses if loss > 0)
     return (
-        f"In {len(losses) - len(wrong)} of the {len(losses)} rows the engine takes the form that was faster in this "
-        "run.\n"
-        f"In the other {len(wrong)} it loses time, {wrong[len(wrong) // 2]:.0%} of it in the median and "
+        f"In {len(losses) - len(wrong)} of the {len(losses)} rows the engine takes the form that was faster here."
+        f"\nIn the other {len(wrong)} it loses time, {wrong[len(wrong) // 2]:.0%} of it in the median and "
         f"{wrong[-1]:.0%} at most."
     )
 

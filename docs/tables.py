@@ -450,6 +450,18 @@ def quoted(what: str, first: str) -> str:
     return grid([first, *printed["columns"]], ([name, *map(str, row)] for name, row in printed["rows"].items()))
 
 
+@writes("TREES_TABLE")
+def trees_table() -> str:
+    """Tokens a step, of chains and of trees with as many rows."""
+    rows = []
+    for drafts in (8, 12):
+        found = {(each["task"], each["name"]): each for each in figures(f"bench_trees_{drafts}")["results"]}
+        for task in ("humaneval", "chat"):
+            chain, tree = (found[task, name]["tokens_per_step"] for name in ("trained", "trained, tree"))
+            rows.append([task, str(drafts), f"{chain:.2f}", f"{tree:.2f}", f"{tree / chain - 1:+.0%}"])
+    return grid(["", "drafts", "chain", "tree", "more"], rows)
+
+
 WRITERS["PACKED_TABLE"] = partial(quoted, "head_milliseconds", "rows")
 WRITERS["GATHER_TABLE"] = partial(quoted, "gather_microseconds", "")
 WRITERS["STEPS_TABLE"] = partial(made, card_tables.steps, "bench_kernels")

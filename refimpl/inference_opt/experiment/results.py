@@ -147,9 +147,7 @@ class Results:
         """
         rows = self.rows()
         names = list(dict.fromkeys(row["combination"] for row in rows))
-        width = 2.2 + 2.3 * len(self.workloads)
-        figure = Figure(figsize=(width, 1.2 + 0.28 * len(names)), layout="constrained")
-        panels = figure.subplots(1, len(self.workloads), sharex=True, sharey=True, squeeze=False)[0]
+        figure, panels = _panels(len(self.workloads), (2.2, 2.3), 0.8 + 0.24 * len(names), sharex=True, sharey=True)
         for axes, workload in zip(panels, self.workloads):
             here = [row for row in rows if row["workload"] == workload]
             base = self._rate(workload, ())
@@ -175,8 +173,7 @@ class Results:
         """Effects on the diagonal, interactions beside it. Above 1 is a gain; below 1 the two hinder each other."""
         names = [SHORT[name] for name in self.techniques]
         effects = self.effects()
-        figure = Figure(figsize=(1 + 2.5 * len(effects), 2.9), layout="constrained")
-        panels = figure.subplots(1, len(effects), squeeze=False)[0]
+        figure, panels = _panels(len(effects), (1.0, 2.5), 2.7)
         for axes, (workload, found) in zip(panels, effects.items()):
             grid = [[found.get(a if a == b else f"{a} × {b}") for b in names] for a in names]
             shown = [[float("nan") if x is None else log(x, 2) for x in line] for line in grid]
@@ -214,6 +211,16 @@ class Results:
             for trial in self.trials
             if trial["workload"] == workload and trial["kind"] == "run" and tuple(trial["techniques"]) == combo
         )
+
+
+def _panels(count: int, widths: tuple[float, float], height: float, **shared: Any) -> tuple[Figure, list[Any]]:
+    """A figure of panels, two in a row. `widths`: of what is left of a row, and of a panel."""
+    columns, rows = min(count, 2), -(-count // 2)
+    figure = Figure(figsize=(widths[0] + widths[1] * columns, height * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False, **shared).flat)
+    for axes in panels[count:]:
+        axes.set_axis_off()
+    return figure, panels
 
 
 def table(results: Results) -> Table:

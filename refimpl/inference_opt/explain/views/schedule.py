@@ -78,6 +78,6 @@ def sound_ownership(scheduler: Scheduler) -> dict[str, bool]:
     return {
         "a page is free, the tree's, or one request's own": sorted(owned) == list(range(pool.num_pages)),
         "no page table names a free page": not any(pool.is_free(page) for each in running for page in each.table),
-        "who waits holds no page": not any(each.table for each in scheduler.waiting.values()),
+        "a waiting request holds no page": not any(each.table for each in scheduler.waiting.values()),
         "requests run in the order of arrival": running == sorted(running, key=lambda each: each.arrival),
     }
