@@ -131,6 +131,22 @@ def test_many_tokens_a_step_and_fewer_where_a_text_ends(monkeypatch):
     assert long.output[:3] == short.output
 
 
+def test_a_plan_serves_several_runs_of_the_same_texts(monkeypatch):
+    model, cuts, cut = toy(dtype=torch.float32).to(DEVICE), [], graph_runner.cut
+    monkeypatch.setattr(graph_runner, "cut", lambda ends, *rest: cuts.append(ends) or cut(ends, *rest))
+    engine = Engine(model, page_size=4, decode_steps=2, radix=False)
+    first = engine.add([1, 2, 3], SamplingParams(max_new_tokens=15, ignore_eos=True))
+    while not first.finished:
+        engine.step()
+    assert cuts == [[3 + 2 + 8], [3 + 12 + 8]], "seven runs: five, and two"
+    second = engine.add([1, 2], SamplingParams(max_new_tokens=5, ignore_eos=True))
+    while not second.finished:
+        engine.step()
+    assert cuts[2:] == [[2 + 2 + 8]], "a plan that reaches too far for a text is made anew"
+    for request in (first, second):
+        assert request.output == naive.generate(model.double(), request.prompt, request.params)
+
+
 def test_every_request_is_decoded_several_steps_in_a_row_unless_each_is_recorded(monkeypatch):
     model = toy(dtype=torch.float32).to(DEVICE)
     engine = Engine(model, page_size=4, decode_steps=3)

@@ -17,10 +17,10 @@ for the network's own attention. Plain steps note them, too, and the network rea
 How a row samples lies in a buffer, too, so one graph serves every mix of requests. There are three kinds of graphs:
 for greedy rows only, for rows without filters, and for any rows (`kernels/steps.py`).
 
-The plan of who reads what (`kernels/plan.py`) is made for the last of these steps and serves all of them. A piece may
-reach further than its query can see; it stops at the query's position (`kernels/attention.py`), which each step moves
-by one. What follows the end of a text is dropped. If a row was granted fewer steps than others, it writes nothing in
-the steps after its own (slot −1).
+The plan of who reads what (`kernels/plan.py`) is made for the last of these steps, and for a few runs after it: it
+serves them all. A piece may reach further than its query can see; it stops at the query's position
+(`kernels/attention.py`), which each step moves by one. What follows the end of a text is dropped. If a row was granted
+fewer steps than others, it writes nothing in the steps after its own (slot −1).
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ from inference_opt.engine.eager_runner import EagerRunner
 from inference_opt.engine.runner import Judged, Result, Runner
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.engine.speculation import Speculation
-from inference_opt.kernels import Batch, shared_prefixes
+from inference_opt.kernels import Batch, SharedPrefix, shared_prefixes
 from inference_opt.kernels.batch import cut, uses_triton
 from inference_opt.kernels.graph import capture
 from inference_opt.kernels.plan import Launch, Piece, TilePlan
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from inference_opt.kernels.steps import Kind
 
 
+AHEAD = 4  # plain runs that one plan serves
 PIECES = 16  # of a launch, at least: a few programs a head, at most one for each processor of a card
 IDLE = 4  # replays for nobody that show the price of a step
 
@@ -94,6 +95,9 @@ class GraphRunner:
         self.offsets = torch.zeros(fed + 1, dtype=torch.int32, device=cache.device)
         self.own_offsets = torch.zeros(rows + 1, dtype=torch.int32, device=cache.device)
         self.graphs: dict[tuple[object, ...], tuple[list[TilePlan], Callable[[], None]]] = {}  # by size: plans, replay
+        # The last plan of each kind of steps: how far it reaches, the prefixes that it shares, and itself.
+        self.planned: dict[int | str, tuple[list[int], list[SharedPrefix], TilePlan]] = {}
+        self.ahead = AHEAD * max_steps
         self.on_card = cache.device.type == "cuda"
         self.least = PIECES if self.on_card else 1
         self.pool = torch.cuda.graph_pool_handle() if self.on_card else None
@@ -153,9 +157,10 @@ class GraphRunner:
         """The plans of the step that would reach furthest; the lists and the replay of a graph for it."""
         tables, starts = [chunk.request.table for chunk in chunks], [chunk.start for chunk in chunks]
         ends = [chunk.start + max(chunk.grant if gamma else self._count(chunk), gamma + 1) for chunk in chunks]
-        plans = [self._plan(tables, starts, ends, gamma + 1)]
+        prefixes = shared_prefixes(tables, starts, self.cache.page_size)
+        plans = [self._plan(gamma, ends, prefixes, partial(self._cut, prefixes, gamma + 1))]
         if gamma and self.network:
-            plans.append(self.network.plan([chunk.start + chunk.grant for chunk in chunks]))
+            plans.append(self._plan("own", [chunk.start + chunk.grant for chunk in chunks], [], self.network.plan))
         kind = self.kind_of([chunk.request.params for chunk in chunks], self.model.config.vocab_size)
         return plans, *self._graph(len(chunks), plans, kind, gamma)
 
@@ -171,7 +176,7 @@ class GraphRunner:
         plans, lists, replay = self._prepare(chunks, 0)
         # Each request's own pieces come last. (Those of shared prefixes, before them, see the same keys in every step.)
         last = plans[0].launches[-1].columns
-        last.position.sub_(torch.tensor(steps, dtype=torch.int32)[last.sequence] - 1)
+        last.position.copy_(torch.tensor(starts)[last.sequence])
         with self.letter() as letter:
             self._put_steps(letter, chunks, starts, steps)
             self._put_plans(letter, plans, lists)
@@ -250,9 +255,20 @@ class GraphRunner:
             return []
         return [self.drafter.review(self.drafts, rows)[:, : len(LENGTHS)]]
 
-    def _plan(self, tables: list[list[int]], starts: list[int], ends: list[int], queries: int = 1) -> TilePlan:
+    def _plan(
+        self, kind: int | str, ends: list[int], prefixes: list[SharedPrefix], make: Callable[[list[int]], TilePlan]
+    ) -> TilePlan:
+        """A plan for texts of up to `ends` tokens, which reaches further: it serves several runs."""
+        reach, shared, plan = self.planned.get(kind, ([], [], None))
+        serves = all(0 <= far - end <= self.ahead for far, end in zip(reach, ends))
+        if plan is None or not serves or len(reach) != len(ends) or shared != prefixes:
+            reach = [end + self.ahead for end in ends]
+            plan = make(reach)
+            self.planned[kind] = reach, prefixes, plan
+        return plan
+
+    def _cut(self, prefixes: list[SharedPrefix], queries: int, ends: list[int]) -> TilePlan:
         """The pieces of a step in which the last `queries` of each text's `ends` tokens attend."""
-        prefixes = shared_prefixes(tables, starts, self.cache.page_size)
         k_pages, heads = self.cache.keys[0], self.model.config.heads
         return cut(ends, [queries] * len(ends), prefixes, k_pages, heads, self.cache.latent_dim)
 
