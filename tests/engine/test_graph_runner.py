@@ -105,7 +105,7 @@ def test_capturing_runs_a_step_of_nobody(monkeypatch):
 
     def warmed(run, pool):
         assert (runner.steps.place[1] == -1).all()
-        assert (runner.offsets.diff() == 0).all()
+        assert (runner.plans[0].offsets.diff() == 0).all()
         run()
         return SimpleNamespace(replay=run)
 
@@ -115,7 +115,7 @@ def test_capturing_runs_a_step_of_nobody(monkeypatch):
         stem = [1, 2, 3, 4, 5, 6, 7, 8]
         params = SamplingParams(4, temperature, top_k, seed=1, ignore_eos=True)
         engine.generate([[*stem, 9], [*stem, 10], [*stem, 11]], params)
-        listed.append(int(runner.offsets[-1]))
+        listed.append(int(runner.plans[0].offsets[-1]))
     assert all(listed), "there were states to merge"
     assert len({kind for kind, *_ in runner.graphs}) == 3
 

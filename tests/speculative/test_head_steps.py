@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from inference_opt import SamplingParams
 from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import PagedKernelCache, padded_table
-from inference_opt.engine.graph_runner import _bucket
+from inference_opt.engine.step_plans import rounded_up
 from inference_opt.kernels.draft_steps import DraftSteps
 from inference_opt.kernels.letter import Letter
 from inference_opt.kernels.plan import TilePlan
@@ -95,7 +95,7 @@ class Both:
         self.its = bound(PagedCache, page, len(order))
         self.mine = bound(PagedKernelCache, page, len(order))
         assert self.mine.captured
-        self.rows = _bucket(len(texts))
+        self.rows = rounded_up(len(texts))
         self.steps = DraftSteps(3, self.rows, MOST, 40, DEVICE)
         self.table = torch.zeros(self.rows, width, dtype=torch.int32, device=DEVICE)
         self.table[: len(texts)] = torch.from_numpy(padded_table(tables)).to(DEVICE)

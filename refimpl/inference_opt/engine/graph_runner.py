@@ -17,10 +17,9 @@ for the network's own attention. Plain steps note them, too, and the network rea
 How a row samples lies in a buffer, too, so one graph serves every mix of requests. There are three kinds of graphs:
 for greedy rows only, for rows without filters, and for any rows (`kernels/steps.py`).
 
-The plan of who reads what (`kernels/plan.py`) is made for the last of these steps, and for a few runs after it: it
-serves them all. A piece may reach further than its query can see; it stops at the query's position
-(`kernels/attention.py`), which each step moves by one. What follows the end of a text is dropped. If a row was granted
-fewer steps than others, it writes nothing in the steps after its own (slot −1).
+The plan of who reads what is made for the last of these steps and serves all of them, and the runs after them
+(`step_plans.py`): each step moves the queries' positions by one. What follows the end of a text is dropped. If a row
+was granted fewer steps than others, it writes nothing in the steps after its own (slot −1).
 """
 
 from collections.abc import Callable, Sequence
@@ -42,10 +41,11 @@ from inference_opt.engine.eager_runner import EagerRunner
 from inference_opt.engine.runner import Judged, Result, Runner
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.engine.speculation import Speculation
+from inference_opt.engine.step_plans import StepPlans, rounded_up
 from inference_opt.kernels import Batch, SharedPrefix, shared_prefixes
 from inference_opt.kernels.batch import cut, uses_triton
 from inference_opt.kernels.graph import capture
-from inference_opt.kernels.plan import Launch, Piece, TilePlan
+from inference_opt.kernels.plan import TilePlan
 from inference_opt.kernels.transfer import read_back
 from inference_opt.model.transformer import Transformer
 from inference_opt.speculative.acceptance import LENGTHS, Acceptance, steps_at
@@ -58,8 +58,6 @@ if TYPE_CHECKING:
     from inference_opt.kernels.steps import Kind
 
 
-AHEAD = 4  # plain runs that one plan serves
-PIECES = 16  # of a launch, at least: a few programs a head, at most one for each processor of a card
 IDLE = 4  # replays for nobody that show the price of a step
 
 
@@ -74,8 +72,8 @@ class GraphRunner:
         config = self.model.config
         self.fused = can_fuse(self.model)
 
-        # The buffers of all graphs: what a step reads and chooses, page tables, and where each row's states begin.
-        rows, pages = _bucket(max_rows), -(-config.max_context // cache.page_size)
+        # The buffers of all graphs: what a step reads and chooses, and page tables.
+        rows, pages = rounded_up(max_rows), -(-config.max_context // cache.page_size)
         self.steps, self.kind_of = Steps(max_steps, rows, cache.device), kind_of
         self.letter, self.clock = partial(Letter, cache.device), Clock(cache.device, self.model.is_sharded)
         self.table = torch.zeros(rows, pages, dtype=torch.int32, device=cache.device)
@@ -91,15 +89,10 @@ class GraphRunner:
             self.network = self.drafter.network(self.drafts, self.table, max_steps)
         self.draft_rows = fed
         self.kept: dict[int, float] = {}  # tokens that a step with so many drafts gives a text, lately
-        # Of the target's plan, and of the network's.
-        self.offsets = torch.zeros(fed + 1, dtype=torch.int32, device=cache.device)
-        self.own_offsets = torch.zeros(rows + 1, dtype=torch.int32, device=cache.device)
+        # Of the target, and of the network.
+        self.plans = [StepPlans(count, max_steps, cache.device) for count in (fed, rows)]
         self.graphs: dict[tuple[object, ...], tuple[list[TilePlan], Callable[[], None]]] = {}  # by size: plans, replay
-        # The last plan of each kind of steps: how far it reaches, the prefixes that it shares, and itself.
-        self.planned: dict[int | str, tuple[list[int], list[SharedPrefix], TilePlan]] = {}
-        self.ahead = AHEAD * max_steps
         self.on_card = cache.device.type == "cuda"
-        self.least = PIECES if self.on_card else 1
         self.pool = torch.cuda.graph_pool_handle() if self.on_card else None
 
     def choose(self, chunks: Sequence[Chunk]) -> tuple[int, int] | None:
@@ -158,9 +151,10 @@ class GraphRunner:
         tables, starts = [chunk.request.table for chunk in chunks], [chunk.start for chunk in chunks]
         ends = [chunk.start + max(chunk.grant if gamma else self._count(chunk), gamma + 1) for chunk in chunks]
         prefixes = shared_prefixes(tables, starts, self.cache.page_size)
-        plans = [self._plan(gamma, ends, prefixes, partial(self._cut, prefixes, gamma + 1))]
+        target, own = self.plans
+        plans = [target.plan(gamma, ends, prefixes, partial(self._cut, prefixes, gamma + 1))]
         if gamma and self.network:
-            plans.append(self._plan("own", [chunk.start + chunk.grant for chunk in chunks], [], self.network.plan))
+            plans.append(own.plan(gamma, [chunk.start + chunk.grant for chunk in chunks], [], self.network.plan))
         kind = self.kind_of([chunk.request.params for chunk in chunks], self.model.config.vocab_size)
         return plans, *self._graph(len(chunks), plans, kind, gamma)
 
@@ -255,18 +249,6 @@ class GraphRunner:
             return []
         return [self.drafter.review(self.drafts, rows)[:, : len(LENGTHS)]]
 
-    def _plan(
-        self, kind: int | str, ends: list[int], prefixes: list[SharedPrefix], make: Callable[[list[int]], TilePlan]
-    ) -> TilePlan:
-        """A plan for texts of up to `ends` tokens, which reaches further: it serves several runs."""
-        reach, shared, plan = self.planned.get(kind, ([], [], None))
-        serves = all(0 <= far - end <= self.ahead for far, end in zip(reach, ends))
-        if plan is None or not serves or len(reach) != len(ends) or shared != prefixes:
-            reach = [end + self.ahead for end in ends]
-            plan = make(reach)
-            self.planned[kind] = reach, prefixes, plan
-        return plan
-
     def _cut(self, prefixes: list[SharedPrefix], queries: int, ends: list[int]) -> TilePlan:
         """The pieces of a step in which the last `queries` of each text's `ends` tokens attend."""
         k_pages, heads = self.cache.keys[0], self.model.config.heads
@@ -289,48 +271,23 @@ class GraphRunner:
         return table
 
     def _put_plans(self, letter: "Letter", plans: list[TilePlan], lists: list[TilePlan]) -> None:
-        """Write plans into the lists of a graph, which may be longer."""
-        for plan, into, offsets in zip(plans, lists, (self.offsets, self.own_offsets)):
-            ends = np.full(len(offsets), plan.num_states)  # rows without a request have no states
-            ends[: len(plan.offsets)] = plan.offsets.numpy()
-            letter.put(offsets, ends)
-            letter.put(into.states[: len(plan.states)], plan.states.numpy())
-            for mine, its in zip(into.launches, plan.launches):
-                pieces = np.zeros(mine.pieces.shape)  # of no query
-                pieces[: len(its.pieces)] = its.pieces.numpy()
-                letter.put(mine.pieces, pieces)
+        for each, plan, into in zip(self.plans, plans, lists):
+            each.put(letter, plan, into)
 
     def _graph(
         self, batch: int, plans: list[TilePlan], kind: "Kind", gamma: int = 0
     ) -> tuple[list[TilePlan], Callable[[], None]]:
-        """The lists and the replay of a step for so many texts, pieces and states, rounded up.
+        """The lists and the replay of a step for so many texts and plans of this size, rounded up.
 
-        Programs of pieces of nobody, on processors that are free, and room for states cost nothing. A capture does: so
-        there are few sizes. It is captured when it is first asked for. Without CUDA, the replay is the step itself.
+        It is captured when it is first asked for. Without CUDA, the replay is the step itself.
         """
-        rows = _bucket(batch)
-        sizes = [
-            (
-                _bucket(plan.num_states, 4),
-                tuple((_bucket(max(len(each.pieces), self.least), 2), each.tile) for each in plan.launches),
-            )
-            for plan in plans
-        ]
+        rows = rounded_up(batch)
+        sizes = [each.size(plan) for each, plan in zip(self.plans, plans)]
         key = (kind, rows, *sizes, gamma)
         if key not in self.graphs:
-            # Lists of the graph's own: the pieces of each launch, and the states to merge.
-            device = self.cache.device
-            fields = len(Piece._fields)
-            lists = []
-            for (num_states, launched), offsets in zip(
-                sizes, (self.offsets[: rows * (gamma + 1) + 1], self.own_offsets[: rows + 1])
-            ):
-                launches = [Launch(torch.zeros(n, fields, dtype=torch.int32, device=device), t) for n, t in launched]
-                states = torch.zeros(num_states, dtype=torch.int32, device=device)
-                lists.append(TilePlan(tuple(launches), offsets, states, num_states))
             # Capturing runs the step. With no row begun, it writes nowhere, and has no states to merge.
-            self.offsets.zero_()
-            self.own_offsets.zero_()
+            counts = rows * (gamma + 1), rows
+            lists = [each.lists(size, count) for each, size, count in zip(self.plans, sizes, counts)]
             if gamma:
                 run = partial(self._draft_step, rows, lists, kind, gamma)
             else:
@@ -415,12 +372,6 @@ def _counted(steps: Int[np.ndarray, "steps 3"]) -> tuple[float, list[float]] | N
     rejected = int((accepted < drafted).sum())
     kept, tokens = int(accepted.sum()), float(emitted[drafted > 0].sum())
     return (tokens, steps_at(kept / (kept + rejected), tokens)) if kept + rejected else None
-
-
-def _bucket(n: int, base: int = 2) -> int:
-    """The next power of `base`, which is one of two; 0 stays."""
-    bits = base.bit_length() - 1
-    return 1 << bits * -(-(n - 1).bit_length() // bits) if n else 0
 
 
 def runner_for(model: Transformer, cache: PagedCache, speculation: Speculation, max_steps: int, rows: int) -> Runner:
