@@ -20,7 +20,7 @@ AS_THERE = BeartypeConf(violation_type=jaxtyping.TypeCheckError)
 def has_shapes(annotation):
     if inspect.isclass(annotation) and issubclass(annotation, jaxtyping.AbstractArray):
         return True
-    return isinstance(annotation, str) or any(map(has_shapes, typing.get_args(annotation)))
+    return any(map(has_shapes, typing.get_args(annotation)))
 
 
 def checked(decorated=None, **given):
@@ -31,12 +31,12 @@ def checked(decorated=None, **given):
         if is_dataclass(decorated):
             decorated.__init__ = checked(decorated.__init__)
         return decorated
-    # A name that is imported for type checkers alone (as what imports Triton is) means nothing here.
-    names = {*decorated.__globals__, decorated.__qualname__.partition(".")[0]}
-    hints = decorated.__annotations__
-    decorated.__annotations__ = {k: v for k, v in hints.items() if not isinstance(v, str) or v in names}
+    written = decorated.__annotations__
+    known = {name: hint for name, hint in written.items() if not isinstance(hint, str)}
+    decorated.__annotations__ = known  # what is quoted is not there yet, or never where the code runs
     strict = beartype(decorated, conf=AS_THERE)
-    if any(map(has_shapes, decorated.__annotations__.values())):
+    decorated.__annotations__ = written
+    if any(map(has_shapes, known.values())):
         strict = jaxtyped(strict, typechecker=None)  # a letter is one number in the whole signature
 
     @functools.wraps(decorated)
