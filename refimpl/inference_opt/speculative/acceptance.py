@@ -14,7 +14,7 @@ from math import exp
 
 from inference_opt.speculative.cost import expected_tokens
 
-LENGTHS = (0, 1, 3, 7, 12)  # drafts a step; each has captured steps of its own, of few rows or about a power of two
+LENGTHS = (0, 1, 2, 4, 7, 12)  # drafts a step; each has captured steps of its own
 MEMORY = 96  # tokens
 HOPE = 0.8  # the acceptance that is assumed of a drafter that can only be tried
 
