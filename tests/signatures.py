@@ -36,7 +36,8 @@ def checked(decorated=None, **given):
     decorated.__annotations__ = known  # what is quoted is not there yet, or never where the code runs
     strict = beartype(decorated, conf=AS_THERE)
     decorated.__annotations__ = written
-    if any(map(has_shapes, known.values())):
+    # Of a generator's values none is checked; `jaxtyped` would no longer check their type anywhere else.
+    if any(map(has_shapes, known.values())) and not inspect.isgeneratorfunction(decorated):
         strict = jaxtyped(strict, typechecker=None)  # a letter is one number in the whole signature
 
     @functools.wraps(decorated)

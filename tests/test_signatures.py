@@ -1,5 +1,6 @@
 """What the tests rely on: a call that breaks its signature fails, whether there are shapes in it or not."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -20,6 +21,19 @@ def stacked(rows: list[Float[Tensor, "n d"]], last: Float[Tensor, " d"]) -> Floa
     return torch.cat((*rows, last[None]))
 
 
+Row = Float[Tensor, " d"]
+
+
+@checked
+def each(rows: list[Row]) -> Iterator[Row]:
+    yield from rows
+
+
+@checked
+def doubled(row: Row) -> Row:
+    return 2 * row
+
+
 @checked
 @dataclass
 class Point:
@@ -37,6 +51,12 @@ def test_types_and_shapes_are_checked():
             stacked(rows, torch.ones(3))
     with pytest.raises(TypeCheckError):
         Point("x")
+
+
+def test_a_generator_leaves_the_check_of_others_alone():
+    assert len(list(each([torch.ones(3)]))) == 1
+    with pytest.raises(TypeCheckError):
+        doubled(torch.ones(2, 3))
 
 
 def test_nothing_is_checked_where_that_is_turned_off(untyped):
