@@ -24,6 +24,7 @@ from inference_opt.lab.exactness.enumerate import every_path
 from inference_opt.lab.exactness.exact import output_law, step_law
 from inference_opt.lab.exactness.proposals import branching, chain, from_start, siblings, target_along
 from inference_opt.speculative import rules
+from inference_opt.speculative.traversal import traversal
 
 CASES = 200 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 20  # of each program
 PROOFS = Path(__file__).resolve().parent.parent / "docs" / "proofs"
@@ -369,8 +370,8 @@ class Case:
         for wide in (1, 2):
             step = f"traversal_step {v} p (fun t => branches {v} q t {wide} 9 {depth} {wide} [] [])"
             propose = branching(wide)
-            yield f"{step} {t}", step_law(p, q, depth, rules.traversal, prefix, propose)
-            yield f"output_law ({step}) {n}", output_law(p, q, depth, rules.traversal, n, propose)
+            yield f"{step} {t}", step_law(p, q, depth, traversal, prefix, propose)
+            yield f"output_law ({step}) {n}", output_law(p, q, depth, traversal, n, propose)
         drafting = f"(fun m t => sprout {v} (branches {v} q t 2 9 {depth} 2 [] []))"
         learning = f"learning nat {drafting} (judge_traversal {v} p) grown_learn 2 {t}"
         yield f"o <- {learning};; ret (snd o :: fst o)", self.learned_branches(depth)
@@ -403,7 +404,7 @@ class Case:
 
         def step(rng):
             laws, probs, tokens = branching()(p, q, text, depth, rng.choose)
-            emitted = rules.traversal(laws, probs, tokens, rng)
+            emitted = traversal(laws, probs, tokens, rng)
             return (2 + (1 + tokens[()][0] if tokens[()] else 0) + len(emitted), *emitted)
 
         for outcome, w in every_path(step):

@@ -1,5 +1,5 @@
-(* Traversal verification (`rules.traversal`; Weng et al. 2505.12398): a tree is judged from its leaves up. It is `block`
-   where a node may have several candidates, and `try_all` with w p in place of p. *)
+(* Traversal verification (`traversal.traversal`; Weng et al. 2505.12398): a tree is judged from its leaves up. It is
+   `block` where a node may have several candidates, and `try_all` with w p in place of p. *)
 
 From Speculation Require Export Block Tree.
 

@@ -18,6 +18,7 @@ from inference_opt.speculative.drafter import Draft, Drafter
 from inference_opt.speculative.eagle import Eagle
 from inference_opt.speculative.lookup import NGram, PromptLookup
 from inference_opt.speculative.models import FirstLayers, SmallerModel
+from inference_opt.speculative.traversal import traversal
 from tests.engine.invariants import VOCAB, Echo, assert_sound, expected, random_head, watch_drafter
 from tests.engine.test_engine import PROMPT
 from tests.toys import PARAMS, SHAPES, toy
@@ -241,7 +242,7 @@ def test_a_draft_that_is_none_costs_no_request_its_text(message):
     [
         ({"drafter": PromptLookup(), "gamma": -1}, "gamma must be at least 0 .* got -1"),
         (
-            {"drafter": PromptLookup(), "rule": rules.traversal},
+            {"drafter": PromptLookup(), "rule": traversal},
             "one of the rules token_wise, block, coupled, point_mass, tree, multi_draft",
         ),
         ({"drafter": PromptLookup(), "rule": rules.tree, "gamma": 64}, "at most 63 drafts, got gamma = 64"),

@@ -15,6 +15,7 @@ from inference_opt.lab.exactness.exact import joint_law, output_law, step_law
 from inference_opt.lab.exactness.proposals import branching, siblings
 from inference_opt.sampling import Noise
 from inference_opt.speculative import cost, rules
+from inference_opt.speculative.traversal import traversal
 
 
 def random_model(seed, vocab, point=False):
@@ -41,7 +42,7 @@ RIGHT = {
     "multi_draft with replacement": (rules.multi_draft, siblings(True)),
     "tree without replacement": (rules.tree, branching(2, False)),
     "tree with replacement": (rules.tree, branching(2, True)),
-    "traversal": (rules.traversal, branching(2, False)),
+    "traversal": (traversal, branching(2, False)),
 }
 # Vocabulary, gamma, length: texts of more than one step, sizes that enumeration can do.
 SIZES = st.sampled_from(
@@ -54,7 +55,7 @@ LARGE = {"token_wise": (4, 4, 3), "block": (3, 4, 3), "coupled": (3, 3, 3), "poi
 @given(sizes=SIZES, seeds=st.tuples(st.integers(0, 99), st.integers(0, 99)))
 def test_the_law_of_a_text_is_the_target_s(name, sizes, seeds):
     (vocab, gamma, length), (rule, propose) = sizes, RIGHT[name]
-    if rule in (rules.tree, rules.traversal):
+    if rule in (rules.tree, traversal):
         gamma, length = min(gamma, 2), min(length, 3)
     target, draft = random_model(seeds[0], vocab), random_model(seeds[1], vocab, point=rule is rules.point_mass)
     assert output_law(target, draft, gamma, rule, length, propose) == joint_law(target, length)
@@ -80,7 +81,7 @@ def test_a_draft_that_is_the_target(name):
 def test_traversal_of_a_chain_is_block():
     for seed in range(10):
         target, draft = random_model(seed, 3), random_model(seed + 100, 3)
-        law = step_law(target, draft, 3, rules.traversal, (), branching(1))
+        law = step_law(target, draft, 3, traversal, (), branching(1))
         assert law == step_law(target, draft, 3, rules.block)
 
 

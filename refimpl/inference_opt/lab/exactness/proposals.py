@@ -8,6 +8,7 @@ import numpy as np
 
 from inference_opt.speculative import rules
 from inference_opt.speculative.rules import Probs, Randomness
+from inference_opt.speculative.traversal import traversal
 
 Prefix = tuple[int, ...]
 Model = Callable[[Prefix], Sequence[Fraction]]  # the distribution of the token after a prefix
@@ -106,7 +107,7 @@ def from_start(propose: Propose) -> Propose:
     return lambda target, draft, start, gamma, choose: propose(target, draft(start), start, gamma, choose)
 
 
-PROPOSALS: dict[Rule, Propose] = {rules.multi_draft: siblings(), rules.tree: branching(), rules.traversal: branching()}
+PROPOSALS: dict[Rule, Propose] = {rules.multi_draft: siblings(), rules.tree: branching(), traversal: branching()}
 
 
 def _candidates(
