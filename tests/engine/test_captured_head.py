@@ -136,11 +136,11 @@ def test_pages_that_captured_steps_leave_in_the_tree_hold_the_head_s_keys(gamma)
         assert second.output == naive.generate(model, text + more, second.params)
 
 
-def test_the_rule_of_captured_steps_is_chosen_unless_another_is_named():
+def test_the_rule_is_that_of_captured_steps_unless_another_is_named():
     model, head = counting(0)
     drafter = Eagle(head)
     assert Engine(model, drafter=drafter, num_pages=9).speculation.rule is rules.coupled
-    assert Engine(model, num_pages=9).speculation.rule is rules.token_wise
+    assert Engine(model, num_pages=9).speculation.rule is rules.coupled
     engine = Engine(model, drafter=drafter, rule=rules.token_wise, num_pages=20, gamma=2, decode_steps=4)
     for temperature, many in ((0.0, True), (0.8, False)):
         request = engine.add([1, 2, 3], SamplingParams(9, temperature, seed=1, ignore_eos=True))

@@ -42,9 +42,10 @@ class Letter:
 
     def put(self, into: Tensor, numbers: Any) -> None:
         """`numbers` (an array or a list of its shape, or a single one for all) for a buffer or rows of one."""
-        own = np.broadcast_to(np.array(numbers, dtype=DTYPES[into.dtype]), into.shape)
+        own = np.empty(into.shape, dtype=DTYPES[into.dtype])
+        own[...] = numbers
         if own.size:
-            self.parts.append((into, np.ascontiguousarray(own)))
+            self.parts.append((into, own))
 
     def packed(self) -> tuple[Tensor, int]:
         """The whole letter, as 32-bit words, and how many parts it has."""
