@@ -134,7 +134,7 @@ def test_a_fused_forward_of_latents_and_experts_starts_every_launch_early(launch
     merge = ["merge_token"] if batch.plan.num_states else []
     own = ["rotate_latent", "absorb_tile", "attend_piece", *merge, "value_tile"]
     if rows == 1:
-        attention = ["project_row", "project_row", *own, "project_row"]
+        attention = ["project_row", *own, "project_row"]
         dense, mixture = ["project_row", "project_row"], ["project_row", "route_token", "up_row", "down_row"]
         head = ["project_row"]
     else:  # the library multiplies many rows
