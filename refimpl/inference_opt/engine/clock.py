@@ -24,7 +24,7 @@ class Clock:
 
     def waited(self) -> float | None:
         """Seconds since the host had the results of the last run; None if that does not tell what a look takes."""
-        return None if self.looked is None else self._agreed(perf_counter() - self.looked)
+        return None if self.looked is None else self.agreed(perf_counter() - self.looked)
 
     def time(self, step: Callable[[], None], times: int) -> Callable[[], float]:
         """Run a step so often. What comes back gives the seconds that each took, when the host has waited for them."""
@@ -39,9 +39,10 @@ class Clock:
         for _ in range(times):
             step()
         last.record()
-        return lambda: self._agreed(first.elapsed_time(last) / 1000 / times)
+        return lambda: self.agreed(first.elapsed_time(last) / 1000 / times)
 
-    def _agreed(self, seconds: float) -> float:
+    def agreed(self, seconds: float) -> float:
+        """The first rank's seconds, on every rank."""
         if not self.shared:
             return seconds
         first = torch.tensor(seconds, dtype=torch.float64, device=self.device)

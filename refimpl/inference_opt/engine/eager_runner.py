@@ -17,7 +17,6 @@ from time import perf_counter
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from inference_opt.cache.explicit import plan_forms
 from inference_opt.cache.fused_forward import can_fuse, fused_states
 from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import PagedKernelBatch
+from inference_opt.engine.clock import Clock
 from inference_opt.engine.request import Request
 from inference_opt.engine.runner import Judged, Result
 from inference_opt.engine.scheduler import Chunk
@@ -85,14 +85,11 @@ class EagerRunner:
         return max([self.now.drafts, *(each.drafts for each in chunks if each.request.acceptance is None)]), 1
 
     def _learn(self, choice: Choice) -> None:
-        """What the run took. Ranks must decide the same, so they believe the first rank's clock."""
+        """What the run took and gave."""
         run, texts = self.now, len(self.now.requests)
-        if not run.steps:
-            return
-        seconds = torch.tensor(run.seconds / run.steps, dtype=torch.float64, device=self.cache.device)
-        if self.model.is_sharded:
-            dist.broadcast(seconds, 0)
-        choice.learn(texts, run.drafts, run.steps, run.tokens / texts, float(seconds))
+        if run.steps:
+            seconds = Clock(self.cache.device, self.model.is_sharded).agreed(run.seconds / run.steps)
+            choice.learn(texts, run.drafts, run.steps, run.tokens / texts, seconds)
 
     def forget(self) -> None:
         """There is nothing to drop."""
