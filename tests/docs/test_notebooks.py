@@ -73,6 +73,14 @@ def test_a_cell_that_reads_a_committed_run_says_so(path):
         assert "committed(" not in source.replace("import committed", "") or source.startswith("# Of the committed")
 
 
+def test_no_drafting_engine_of_a_notebook_leaves_its_counts_to_a_clock():
+    # Without `gamma` the engine chooses by measured times: tokens stay the same, counts of steps and drafts do not.
+    made = [line for path in NOTEBOOKS for source in lessons(path) for line in source.splitlines() if "drafter=" in line]
+    engines = [line for line in made if "Engine(" in line]
+    assert len(engines) > 5
+    assert [line for line in engines if "gamma=" not in line] == []
+
+
 def test_committed_outputs_of_exact_cells_hold():
     cached = [nbformat.read(path, 4) for path in (ROOT / "build" / "notebooks").rglob("base.ipynb")]
     if not cached:
