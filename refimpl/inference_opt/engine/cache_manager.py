@@ -88,7 +88,7 @@ class CacheManager:
         pages.table[:full], pages.shared, pages.node = match.pages, full, match.node
 
     def trim(self, request: Request) -> None:
-        """Give back the pages that hold no known token: rejected drafts, or steps that were not needed, lay there."""
+        """Give back pages without a known token. They were reserved for drafts, or for steps that were not needed."""
         need = self.pool.pages_for(len(request.tokens))
         self.pool.release(request.pages.table[need:])
         del request.pages.table[need:]
