@@ -37,7 +37,7 @@ SHARED_MEMORY = 220 * 1024  # bytes a program may use: 227 KiB on an H100, less 
 
 
 class Piece(NamedTuple):
-    """What a program reads about its piece, in this order. Or the columns: each field for all pieces of a launch.
+    """What a program reads about its piece, in this order. In `Launch.columns` each field is that of all pieces.
 
     Query i of the piece is token token0 + i, at position + i of its sequence. It sees the keys up to its position.
     """
