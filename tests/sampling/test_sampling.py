@@ -3,6 +3,7 @@
 import math
 import warnings
 from fractions import Fraction
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -99,6 +100,20 @@ def test_no_weight_is_too_small_to_race(weights, seed, scale):
         warnings.simplefilter("error")
         token = Noise(seed, 3).choose(weights, 0)
     assert token == times[0][1] or times[1][0] - times[0][0] < times[0][0] / 2**50
+
+
+@settings(max_examples=300)
+@given(st.integers(1, 2**52 - 1), st.floats(2.0**-30, 4), st.floats(0.25, 2), st.integers(-1000, 900))
+@example(2**52 - 1, 0.99, 0.99, 0)
+def test_a_light_token_wins_where_it_arrives_first(k, weight, sooner, scale):
+    # Two tokens, the second of about 2⁻²⁰ of the first's weight, and words that let it arrive at `sooner` of its time.
+    weights = np.ldexp([1.0, weight], [scale, scale - 20])
+    arrival = exponential(np.array([(k + 0.5) / 2**52]))[0]
+    other = int(-math.expm1(-arrival * weight * 2.0**-20 * sooner) * 2**52)
+    words = np.array([k << 12, other << 12], dtype=np.uint64)
+    times = exponential(uniforms(words.copy())) / np.array([1.0, weight * 2.0**-20])
+    with mock.patch.object(Noise, "words", return_value=words):
+        assert Noise(0, 0).choose(weights, 0) == int(np.argmin(times))
 
 
 def test_weights_of_denormal_numbers_have_their_frequencies():

@@ -18,6 +18,8 @@ ATANH = tuple(1 / n for n in range(3, 23, 2))
 ONE_BITS, SQRT_HALF_BITS = 0x3FF0000000000000, 0x3FE6A09E667F3BCD  # of the float64s 1 and √½
 LN2 = 0.6931471805599453
 
+LIGHT = 2.0**-20  # of the largest weight
+
 
 @dataclass(frozen=True)
 class Noise:
@@ -59,16 +61,20 @@ class Noise:
             raise ValueError("there is no token to choose: all weights are zero")
         if weights.sum() == largest and np.count_nonzero(weights) == 1:
             return int(weights.argmax())  # who runs alone wins
-        if largest < 2.0**-900:
-            weights = weights * 2.0**900  # E over the smallest weight, 2⁻¹⁰⁷⁴, would overflow a float
-        u = uniforms(self.words(i, ARRIVAL, len(weights)))
-        with np.errstate(divide="ignore", over="ignore"):
-            earliest = u / weights
+        if largest < 2.0**-900:  # E over the smallest weight, 2⁻¹⁰⁷⁴, would overflow a float
+            weights, largest = weights * 2.0**900, largest * 2.0**900
+        words = self.words(i, ARRIVAL, len(weights))
+        heavy = np.flatnonzero(weights >= LIGHT * largest)
+        u, w = uniforms(words[heavy]), weights[heavy]
         # E = −log(1 − u) ≥ u. So u / w says when a token arrives at the earliest, and few need the logarithm.
+        earliest = u / w
         first = int(np.argmin(earliest))
-        bound = exponential(u[[first]]) / weights[first] * (1 + 2.0**-40)  # more than rounding
-        near = np.flatnonzero(earliest <= bound)
-        return int(near[np.argmin(exponential(u[near]) / weights[near])])
+        bound = float(exponential(u[[first]])[0] / w[first]) * (1 + 2.0**-40)  # more than rounding
+        # A lighter token is as early only if u ≤ bound · LIGHT · largest: the words say so, without a division.
+        limit = min(int(bound * LIGHT * largest * 2.0**64) + 2**13, 2**64 - 1)
+        near = np.union1d(heavy[earliest <= bound], np.flatnonzero(words <= np.uint64(limit)))
+        with np.errstate(divide="ignore", over="ignore"):
+            return int(near[np.argmin(exponential(uniforms(words[near])) / weights[near])])
 
 
 @dataclass(frozen=True)
