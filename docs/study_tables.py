@@ -99,8 +99,8 @@ def roofline_run(run: dict[str, Any]) -> str:
         f"`{run['command']}` on {_machine(run)}, medians of {run['repeats']} repeats "
         "([figures](../docs/results/bench_roofline.json)). "
         f"The machine gave {row['read_bandwidth'] / 1e9:.0f} GB/s and {row['product_flops'] / 1e9:,.0f} GFLOP/s, "
-        f"a ridge of {row['ridge']:.1f} operations a byte. Rows of {row['shape']} cost time from {free['arithmetic']} "
-        f"by arithmetic, and from {free['caches']} by their caches."
+        f"a ridge of {row['ridge']:.1f} operations a byte. For {row['shape']}, the two points are "
+        f"{free['arithmetic']} rows, by arithmetic, and {free['caches']} requests, by their caches."
     )
 
 

@@ -52,7 +52,7 @@ class ContiguousCache:
         self.device = device
 
     def batch(self, counts: Sequence[int]) -> "ContiguousBatch":
-        """The next batch: `counts[i]` new tokens of sequence i (0: it sits out), whose rows are its own from now on.
+        """The next batch: `counts[i]` new tokens of sequence i (0: none), which get the next rows of that sequence.
 
         ValueError, and no change, where one would outgrow its capacity.
         """

@@ -107,7 +107,7 @@ class KV(Protocol):
         v: Float[Tensor, "tokens kv_heads value_dim"],
         scale: float,
     ) -> Float[Tensor, "tokens heads value_dim"]:
-        """Attention of each new token over its own sequence's past, itself included; k and v are kept."""
+        """Attention of each new token over its own sequence's past, itself included; a cache keeps k and v."""
         ...
 
     def attend_latents(

@@ -100,7 +100,7 @@ class RadixTree:
         return depth // size, sum(idle)
 
     def match(self, tokens: Sequence[int], namespace: Hashable = None) -> Match:
-        """The longest cached prefix, in whole pages, and a use of it.
+        """The longest cached prefix, in whole pages; this counts as a use of them.
 
         The edge that it ends within is split, so that the node returned ends where the match does. Before the next
         `evict`, lock the node or let go of the pages.
@@ -227,7 +227,7 @@ class RadixTree:
         return gone
 
     def _cut(self, leaf: Node, keep: int) -> None:
-        """Keep a free leaf's first `keep` pages; if that is 0, remove the leaf."""
+        """Keep an unlocked leaf's first `keep` pages; if that is 0, remove the leaf."""
         parent, removed = leaf.parent, leaf.pages[keep:]
         assert parent is not None
         if keep:

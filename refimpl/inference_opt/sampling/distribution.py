@@ -33,11 +33,11 @@ def probabilities(logits: Float[Tensor, "*rows vocab"], params: SamplingParams) 
 
 
 def weights(logits: Float[Tensor, "*rows vocab"], params: SamplingParams) -> Float[Tensor, "*rows vocab"]:
-    """Each token's probability by that of the most probable one, which has 1; in float64. ValueError as above."""
+    """Each token's probability divided by that of the most probable one; in float64. ValueError as `probabilities`."""
     top = logits.amax(dim=-1, keepdim=True)
     check_top(top)
     if params.temperature == 0:
-        # Ties go to the lowest token id, so that greedy decoding is a function.
+        # Ties go to the lowest token id, so that greedy decoding has only one result.
         return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
     # The largest exponent is 0, so no positive temperature overflows.
     w = logits.to(torch.float64, copy=True).sub_(top).div_(params.temperature).exp_()

@@ -37,10 +37,10 @@ class Noise:
     lane: int = 0
 
     def words(self, i: int, kind: int, n: int) -> UInt64[np.ndarray, "n"]:
-        """Draw i's random bits: word x is word x mod 4 of the counter (1 + x div 4, 0, i, 2 · lane + kind)."""
+        """Draw i's bits. A counter gives four words: x is number x mod 4 of (1 + x div 4, 0, i, 2 · lane + kind)."""
         # Arrays of uint64: a list would pass through floats, and different large seeds would become equal.
         key = np.array([self.seed, self.start], dtype=np.uint64)
-        counter = np.array([0, 0, i, 2 * self.lane + kind], dtype=np.uint64)  # NumPy counts on before each four words
+        counter = np.array([0, 0, i, 2 * self.lane + kind], dtype=np.uint64)  # NumPy adds 1 before every four words
         words: np.ndarray = np.random.Philox(key=key, counter=counter).random_raw(n)
         return words
 
@@ -61,7 +61,7 @@ class Noise:
             raise ValueError("there is no token to choose: all weights are zero")
         if weights.sum() == largest and np.count_nonzero(weights) == 1:
             return int(weights.argmax())  # who runs alone wins
-        if largest < 2.0**-900:  # E over the smallest weight, 2⁻¹⁰⁷⁴, would overflow a float
+        if largest < 2.0**-900:  # E divided by 2⁻¹⁰⁷⁴, the smallest float, would overflow
             weights, largest = weights * 2.0**900, largest * 2.0**900
         words = self.words(i, ARRIVAL, len(weights))
         heavy = np.flatnonzero(weights >= LIGHT * largest)
