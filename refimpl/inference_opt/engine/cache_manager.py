@@ -52,7 +52,7 @@ class CacheManager:
             return 0
         match = self.tree.match(text, request.namespace)
         self.tree.lock(match.node)
-        if request.pages.node is not None:  # another request has ended and left more than this one has computed
+        if request.pages.node is not None:  # another request has published more than this one has computed
             self.release(request)
         found = len(match.pages) * self.pool.page_size
         saved = found - request.computed
