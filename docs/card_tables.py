@@ -105,8 +105,8 @@ def forms_say(run: dict[str, Any]) -> str:
     wrong = sorted(loss for loss in losses if loss > 0)
     return (
         f"In {len(losses) - len(wrong)} of the {len(losses)} rows the engine takes the form that was faster here."
-        f"\nIn the other {len(wrong)} it takes longer than the other form would, by {wrong[len(wrong) // 2]:.0%} in the median and by "
-        f"{wrong[-1]:.0%} at most."
+        f"\nIn the other {len(wrong)} it takes longer than the other form would, by {wrong[len(wrong) // 2]:.0%} "
+        f"in the median and by {wrong[-1]:.0%} at most."
     )
 
 
