@@ -119,7 +119,7 @@ def attend_piece(
     key = first + tl.arange(0, BLOCK)
     found = tl.load(listed + key // PAGE, mask=key < end, other=0)
     for n in range(first, end, BLOCK):
-        # Where the keys of this block lie. A look-up takes as long as a block, so it is best made a block ahead.
+        # Where the keys of this block lie. A look-up takes as long as a load, so it is best made a block ahead.
         key = n + tl.arange(0, BLOCK)
         inside = key < end
         if LOOK_AHEAD:

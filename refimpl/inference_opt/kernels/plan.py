@@ -37,9 +37,10 @@ SHARED_MEMORY = 220 * 1024  # bytes a program may use: 227 KiB on an H100, less 
 
 
 class Piece(NamedTuple):
-    """What a program reads about its piece, in this order. In `Launch.columns` each field is that of all pieces.
+    """What a program reads about its piece, in this order.
 
     Query i of the piece is token token0 + i, at position + i of its sequence. It sees the keys up to its position.
+    In `Launch.columns` each field is that of all pieces.
     """
 
     sequence: Field  # row of the page table
@@ -193,7 +194,7 @@ def chunk_size(keys: Array, heads: int, programs: int, block: int, rows: int) ->
     sizes = np.unique(-(-longest // np.arange(1, 129)) + block - 1) // block * block
 
     # [chunk]
-    # A piece costs its keys and its start; the state of a piece that is not alone must be merged.
+    # A piece costs its keys, and its start or the merge of its states, whichever is more. Alone, it has no state.
     pieces = np.maximum(-(-keys[:, None] // sizes), 1)
     overhead = np.where(pieces > 1, max(PIECE_OVERHEAD, STATE_OVERHEAD * rows), PIECE_OVERHEAD)
     work = (keys[:, None] + pieces * overhead).sum(0) * heads

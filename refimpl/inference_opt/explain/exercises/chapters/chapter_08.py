@@ -311,12 +311,12 @@ EXERCISES: tuple[Any, ...] = (
         "08.spread",
         "who owns the entry",
         """
-        A plan cuts each piece of work into several parts. In NumPy, without a loop, the parts of all pieces stand in
-        one array, one after the other. `spread` says for each entry of that array which piece it belongs to, and its
-        number within that piece.
+        A plan cuts each segment into several parts. In NumPy, without a loop, the parts of all segments stand in one
+        array, one after the other. `spread` says for each entry of that array which segment it belongs to, and its
+        number within that segment.
 
-        `counts` says how many parts each piece has. It may hold 0, and it may be empty. The result is a pair of integer
-        arrays, each of length sum(counts).
+        `counts` says how many parts each segment has. It may hold 0, and it may be empty. The result is a pair of
+        integer arrays, each of length sum(counts).
         """,
         (
             "`np.repeat` repeats each element of an array as often as a second array says.",
@@ -490,11 +490,11 @@ if find_spec("triton"):
             query heads h · group … h · group + group − 1 share key head h, where group is HEADS // KV_HEADS. All
             sequences have `length` keys, and the query sees all of them.
 
-            Go through the part's keys in blocks of BLOCK, with a running softmax. The SPLITS parts of a sequence
-            share the keys among them, in whole blocks; each part may have as many blocks as the longest needs, and
-            then the last ones may have fewer, or none. At the end store the state: into `partial` the output over the
-            part's keys, into `partial_lse` the natural logarithm of the sum of exp(score). The state of sequence s
-            and part p has the number s · SPLITS + p. A part without keys stores 0 and −∞.
+            Go through the part's keys in blocks of BLOCK, with a running softmax. Each of the SPLITS parts of a
+            sequence has ⌈blocks / SPLITS⌉ of its blocks; the last parts may have fewer, or none. At the end store the
+            state: into `partial` the output over the part's keys, into `partial_lse` the natural logarithm of the sum
+            of exp(score). The state of sequence s and part p has the number s · SPLITS + p. A part without keys stores
+            0 and −∞.
 
             Slots that belong to no key may hold anything, NaN included, and so may entries of the table after the
             last page.

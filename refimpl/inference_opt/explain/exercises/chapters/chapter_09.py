@@ -347,7 +347,7 @@ EXERCISES: tuple[Any, ...] = (
         If it runs already and the tree has no more than it has computed, nothing changes, and 0 is returned.
         Otherwise its pages are exactly those that were found, all of them the tree's, and the node is locked, even if
         nothing was found. Its old pages and its old lock are given up: `self.release(request)` does that. The new
-        lock is taken first, so that what was found cannot go meanwhile.
+        lock is taken first, so that what was found cannot be evicted meanwhile.
         """,
         (
             "Which tokens may be looked up, if one must be left to compute?",
