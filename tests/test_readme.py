@@ -137,7 +137,7 @@ def test_figures_quoted_in_the_text_are_those_of_the_committed_runs():
     )
     ridges = [run["ceilings"]["product_flops"] / run["ceilings"]["read_bandwidth"] for run in (kernels, latent)]
     assert f"about {ridges[0]:.0f} operations a byte" in said["chapters/08_kernels.md"]
-    assert f"the card balances {ridges[1]:.0f}, by the rates" in said["chapters/05_latent_attention.md"]
+    assert f"The card does {ridges[1]:.0f}, by the rates" in said["chapters/05_latent_attention.md"]
     (stem,) = (each["times"] for each in kernels["results"] if each["case"]["stem"])
     ours, alone, peer = (stem[n]["seconds"] for n in ("inference-opt", "inference-opt, no cascade", "FlashInfer"))
     assert f"[factor of {peer / ours:.1f}]" in said["chapters/10_to_production.md"]
