@@ -155,9 +155,9 @@ def load_run(run: dict[str, Any]) -> str:
     return _lines(
         f"`{run['command']}` on {_machine(run)}, {run['model']} in {run['dtype']} "
         f"([figures](../docs/results/bench_load.json)). Prompts have {tokens['mean']:.0f} tokens on average and "
-        f"{tokens['longest']} at most, texts {run['new_tokens']} on average. Capacity: {run['capacity']:.2f} requests "
-        f"a second. Each row is of {row['ttft']['count']} requests, its times are in seconds. *Good*: TTFT within "
-        f"{limits['ttft']:g} s and TPOT within {limits['tpot']:g} s. In brackets: the 95% interval."
+        f"{tokens['longest']} at most, answers {run['new_tokens']} on average. Capacity: {run['capacity']:.2f} "
+        f"requests a second. Each row is of {row['ttft']['count']} requests, its times are in seconds. *Good*: "
+        f"TTFT within {limits['ttft']:g} s and TPOT within {limits['tpot']:g} s. In brackets: the 95% interval."
     )
 
 

@@ -202,7 +202,7 @@ def _components(heads: _Heads) -> tuple[Complex[Tensor, "half groups groups"], F
     keys = torch.einsum("gid,de,hie->igh", k, moment, k.conj())
     met = torch.einsum("ghid,de,ghie->ig", q, moment, q.conj()).real.sqrt()
     met = met.clamp_min(met.max() * 1e-9)
-    # Principal axes of the keys, each group stretched by its queries; A_i takes the stretching back.
+    # Principal axes of the keys, each group scaled by the size of its queries; A_i undoes the scaling.
     strength, basis = torch.linalg.eigh(met[:, :, None] * keys * met[:, None, :])  # ascending
     return (basis / met[:, :, None]).flip(-1), strength.flip(-1)
 
@@ -243,7 +243,7 @@ def _factorise(
     inverse = torch.linalg.inv(basis)
 
     # [factorise]
-    # The rotated components z_{i,j}, one a chosen pair (i, j): the rows of W_KR.
+    # The rotated components z_{i,j}, one for each chosen pair (i, j): the rows of W_KR.
     pairs = [(i, j) for i, count in enumerate(into.rotated) for j in range(count)]
     i, j = torch.tensor(pairs, device=k.device).T
     rotated = torch.einsum("pg,gpx->px", inverse[i, j], k[:, i])
@@ -265,7 +265,7 @@ def _factorise(
     metric = torch.block_diag(*(m for pair in zip(spread * met, moved) for m in pair))
 
     # [factorise]
-    # In the metric's axes, each stretched by its root, an error's cost is its plain square.
+    # In the metric's axes, each scaled by the root of its value, the cost of an error is its square.
     values, vectors = torch.linalg.eigh(metric)
     root = values.clamp_min(RIDGE * values.mean()).sqrt()
     weighted = root[:, None] * (vectors.T @ wanted)
@@ -275,7 +275,7 @@ def _factorise(
     energy = energy[-rank:].clamp_min(RIDGE**2 * energy[-1]).sqrt()
     leading = directions[:, -rank:]
 
-    # Each number of the latent is scaled to a mean square of 1, which trains further, and rounds, best.
+    # Each number of the latent is scaled to a mean square of 1: the best scale for further training, and for rounding.
     into.mixing.append(basis[i, :, j].conj().resolve_conj().T)
     into.kv_down.append(torch.cat((leading.T @ weighted / energy[:, None], rotated.real, rotated.imag)))
     into.kv_up.append(vectors / root @ leading * energy)

@@ -127,7 +127,7 @@ class EagerRunner:
         return results
 
     def _read(self, chunks: Sequence[Chunk], drafts: Sequence[Draft]) -> tuple[Tensor, list[int], list[list[Tensor]]]:
-        """Logits [rows, vocab], how many of the rows are each chunk's, and the hidden states that the drafter taps.
+        """Logits [rows, vocab], how many of its rows belong to each chunk, and the hidden states that the drafter taps.
 
         A chunk's rows are those behind its last token and behind each draft; none where there is prompt left.
         """

@@ -45,7 +45,7 @@ def parallelize(model: Transformer, mesh: DeviceMesh) -> Transformer:
     local = local_config(whole, mesh.size())
     model.unpack()
 
-    # Every parameter gives way to this rank's share of it, and every module learns how many heads it has left.
+    # Every parameter is replaced by this rank's share of it, and every module learns how many heads it has left.
     for module_name, module in model.named_modules():
         for name, p in list(module.named_parameters(recurse=False)):
             share = _share(p.detach(), name, module_name.rsplit(".")[-1], whole, mesh)
