@@ -24,7 +24,7 @@ Fixpoint token_wise (target draft : list weights) (tokens : text) : dist text :=
       if accepted : bool then rest <- token_wise target' draft' tokens';; ret (x :: rest)
       else y <- choose V (residual p q);; ret [y]
   | p :: _, _, _ => y <- choose V p;; ret [y]
-  | [], _, _ => ret []  (* not met: the target reads one text more than there are drafts *)
+  | [], _, _ => ret []  (* does not occur: there is one target more than drafts *)
   end.
 (* [/token_wise] *)
 
