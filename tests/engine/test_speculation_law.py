@@ -195,6 +195,7 @@ CASES = {  # drafter, rule, gamma, vocabulary, length, other parameters
     "trained, a tree, greedy": (TRAINED, rules.tree, 4, 3, 5, {"temperature": 0.0}),
     "smaller, a tree, coupled": (SMALLER, None, None, 3, 5, {"temperature": 0.0}),
     "trained, a tree, coupled": (TRAINED, None, None, 3, 5, {"temperature": 0.0}),
+    "copies, a tree, coupled": (lambda vocab: PromptLookup(2, 1), None, None, 3, 4, {}),
     "smaller, the default, sampled": (SMALLER, None, None, 2, 4, {}),
     "counts, a tree of width one": (lambda vocab: NGram(2), rules.tree, 2, 3, 4, {}),
     "counts, one candidate": (lambda vocab: NGram(2), rules.multi_draft, 2, 3, 4, {}),

@@ -44,9 +44,10 @@ class Speculation:
     """A drafter and a rule at work for one engine; without a drafter, plain decoding.
 
     `gamma`: drafts a step for requests without a gamma of their own; None: as many as pay (`speculative/choice.py`).
-    `rule`: None stands for `coupled`. With `rules.tree` the drafts of a step are a tree, with `rules.multi_draft`
-    candidates for one position; a drafter of chains then gives trees of width one. ValueError for a gamma below 0, or
-    of a tree above 63, an unknown rule, and a drafter that does not fit the model.
+    `rule`: None stands for `coupled`; the drafts of eager steps on a CPU are then trees, if the engine decides how many
+    there are and the drafter makes trees without drawing. With `rules.tree` the drafts of a step are a tree, with
+    `rules.multi_draft` candidates for one position; a drafter of chains then gives trees of width one. ValueError for a
+    gamma below 0, or of a tree above 63, an unknown rule, and a drafter that does not fit the model.
     """
 
     def __init__(
@@ -78,12 +79,12 @@ class Speculation:
         self.fixed, self.vocab_size = gamma, model.config.vocab_size
         self.taps: Sequence[int] = self.drafter.taps if self.drafter else ()
         # Who decides how many drafts a batch has: in steps that the host runs, and in those that are replayed, if any.
-        # Without a rule of the user's, eager steps on a CPU draft trees where a model drafts.
-        on_cpu = cache.device.type == "cpu"
-        self.branches = rule is None and on_cpu and drafter is not None and drafter.trees and not drafter.found
+        # Without a rule of the user's, drafts of eager steps on a CPU are trees where the drafter can make them.
+        can = drafter is not None and drafter.trees
+        self.branches = rule is None and can and cache.device.type == "cpu"
         # A round of the drafter gives one draft of a chain, but several of a tree.
-        price = ROW_COST if self.branches or drafter is None else ROW_COST + self.drafter.cost
-        self.eager = Choice(False, price) if self.drafter else None
+        drafting = 0.0 if self.drafter is None or self.branches else self.drafter.cost
+        self.eager = Choice(False, ROW_COST + drafting) if self.drafter else None
         self.choice = self.eager
         self.steps: Counter[int] = Counter()  # of all texts in decode, by drafts
 
@@ -145,11 +146,13 @@ class Speculation:
         return DraftRequest(request, min(gamma, depth), noise)
 
     def _grows(self, request: Request) -> bool:
-        """Whether a draft of chains is to be a tree: if the engine decides how long it is, and nothing is drawn.
+        """Whether the engine makes a draft a tree: if it also decides how long it is, and nothing is drawn.
 
-        (A chain that is drawn with the target's own noise has more in common with the target's draws than a tree.)
+        (What is drawn with the target's own noise is more often what the target draws than the most probable tokens.)
         """
-        return self.branches and request.acceptance is not None and request.params.temperature == 0
+        assert self.drafter is not None
+        drawn = request.params.temperature > 0 and not self.drafter.found
+        return self.branches and request.acceptance is not None and not drawn
 
     def _noise(self, request: Request, drafting: bool) -> Noise:
         """A step's noise, from the seed and where the step begins. With `coupled`, drafter and target share it.

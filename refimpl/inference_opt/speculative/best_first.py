@@ -5,8 +5,9 @@
               are a tree
 
 Only a node that was read has children. Each round reads the best nodes that are unread, of all texts together, until no
-unread node could have a child in the tree, or those that could are worth no round. A round reads those whose P is at least SHARE of the best one's: fewer would
-take more rounds, more would read nodes that drop out again. At most γ nodes are read: the text has pages for these.
+unread node could have a child in the tree, or until those that could are not worth a round. A round reads those whose P
+is at least SHARE of the best one's: fewer would take more rounds, more would read nodes that drop out again. At most γ
+nodes are read: the text has pages for these.
 
 Nothing is drawn: the tree follows from the text. So a draft's distribution is a point mass, for which the rules `tree`
 and `multi_draft` are exact. (Leaving out a child that was *drawn*, because it is improbable, would bias the output.)
