@@ -70,7 +70,7 @@ def as_accepted(choice, texts, wanted, most_steps):
 
 def engine_law(monkeypatch, model, prompt, params, **arguments):
     """{text: its probability}, over all paths of the engine; and how many of its steps had drafts."""
-    common, law, drafted = arguments["rule"] is rules.coupled, defaultdict(Fraction), 0
+    common, law, drafted = arguments["rule"] in (rules.coupled, None), defaultdict(Fraction), 0
     monkeypatch.setattr(Choice, "best", as_accepted)
 
     def program(branching):
@@ -193,6 +193,10 @@ CASES = {  # drafter, rule, gamma, vocabulary, length, other parameters
     "trained, a tree": (TRAINED, rules.tree, 4, 3, 4, {}),
     "trained, candidates": (TRAINED, rules.multi_draft, 2, 3, 4, {}),
     "trained, a tree, greedy": (TRAINED, rules.tree, 4, 3, 5, {"temperature": 0.0}),
+    "smaller, a tree, coupled": (SMALLER, None, None, 3, 5, {"temperature": 0.0}),
+    "trained, a tree, coupled": (TRAINED, None, None, 3, 5, {"temperature": 0.0}),
+    "copies, a tree, coupled": (lambda vocab: PromptLookup(2, 1), None, None, 3, 4, {}),
+    "smaller, the default, sampled": (SMALLER, None, None, 2, 4, {}),
     "counts, a tree of width one": (lambda vocab: NGram(2), rules.tree, 2, 3, 4, {}),
     "counts, one candidate": (lambda vocab: NGram(2), rules.multi_draft, 2, 3, 4, {}),
     "drawn without replacement, a tree": (Drawn, rules.tree, 6, 3, 4, {}),

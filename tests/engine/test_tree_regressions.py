@@ -146,8 +146,14 @@ BUGS = [
     (a_preempted_text_goes_on, PagedCache, "keep_paths", "start + places", "start + rows"),
     (a_drafter_hears_of_the_path_alone, EagerRunner, "_decide", "[tap[path] for tap in state]", "state"),
     (log_probabilities_are_those_of_the_path, EagerRunner, "_decide", "scored[path]", "scored"),
-    (the_law_is_the_model_s, DraftTree, "of", "one_hot(x, len(root))", "root"),
-    (drawn_candidates_are_judged_by_what_they_were_drawn_from, DraftTree, "of", "draft.probs[i]", "draft.probs[-1]"),
+    (the_law_is_the_model_s, DraftTree, "draft", "one_hot(x, vocab_size)", "one_hot(x, vocab_size) / vocab_size"),
+    (
+        drawn_candidates_are_judged_by_what_they_were_drawn_from,
+        DraftTree,
+        "draft",
+        "probs[self.nodes[*path, x]]",
+        "probs[-1]",
+    ),
     (
         a_node_behind_broken_numbers_is_kept_without_a_token_behind_it,
         DraftTree,

@@ -250,13 +250,17 @@ def test_drafters_that_cannot_be(make, message):
 @given(st.integers(1, 12), st.data(), st.booleans())
 def test_what_a_step_tells_of_other_lengths(asked, data, leaf):
     drafted = data.draw(st.integers(0, asked))
-    accepted = data.draw(st.integers(0, drafted))
-    tokens, steps = replayed(asked, drafted, accepted, leaf)
-    assert tokens == accepted + 1
+    kept = sorted(data.draw(st.sets(st.integers(0, drafted - 1)))) if drafted else []  # of a chain, the first ones
+    tokens, steps = replayed(asked, drafted, kept, leaf)
+    assert tokens == len(kept) + 1
     assert steps[0] == tokens, "without drafts, a step is a token"
     assert steps == sorted(steps, reverse=True), "more drafts take no more steps"
     for length, taken in zip(LENGTHS, steps):
-        assert tokens <= taken * (length + 1), "a step gives one token more than its drafts at most"
-        if length >= accepted:
+        assert tokens <= taken * (length + 1) * (1 + 1e-9), "a step gives one token more than its drafts at most"
+        if length <= asked:
+            assert taken == tokens / (sum(i < length for i in kept) + 1), "a shorter draft is the first ones"
+        else:
             # Longer drafts would have given no more, except where only the length has ended this one.
-            assert (taken < 1) == (leaf and drafted == asked and length > accepted)
+            assert (taken < 1) == (leaf and drafted == asked and bool(kept))
+    if leaf and len(kept) == asked:
+        assert steps[-1] == pytest.approx(tokens / (LENGTHS[-1] + 1)), "a chain that was kept goes on"

@@ -8,9 +8,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference_opt import naive
 from inference_opt.engine.engine import Engine
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative import best_first, rules
+from inference_opt.speculative.choice import Choice
 from inference_opt.speculative.drafter import Draft, check_draft
 from inference_opt.speculative.eagle import Eagle
 from inference_opt.speculative.lookup import OCCURRENCES, WEIGHT, PromptLookup
@@ -155,9 +157,44 @@ def test_prompt_lookup_merges_what_followed(tokens, least, more, gamma, depth):
 
 
 def test_behind_broken_numbers_nothing_is_judged():
-    p = np.array([0.5, 0.5])
-    draft = Draft([0, 1, 0], parents=[-1, 0, 1])
-    tree = DraftTree.of(draft, [p, None, p, p])
+    tree = DraftTree.of(Draft([0, 1, 0], parents=[-1, 0, 1]), [True, False, True, True])
     assert tree.tokens == {(): [0], (0,): []}
     assert tree.kept([0, 1]) == ([0], [0])  # the draft is kept; what follows it is not known
     assert tree.kept([1]) == ([1], [])
+
+
+@given(st.integers(1, 3), st.integers(1, 10), st.integers(0, 99), st.floats(0.01, 0.9))
+def test_a_tree_leaves_out_what_is_improbable(vocab, gamma, seed, least):
+    """It is the tree without that bound, less the nodes below it. The smaller of two budgets has its first nodes."""
+    drafter = Table(vocab, seed, [7, 3, 5][:vocab])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(best_first, "SHARE", 1.0)
+        asked = [replace(request([1, 2], each), depth=4) for each in (gamma, gamma + 3)]
+        (whole,), (larger,) = (best_first.best_first(drafter, [each]) for each in asked)
+        (dear,) = best_first.best_first(drafter, [replace(asked[0], least=least)])
+        patch.setattr(best_first, "ROUND", 0.0)
+        (pruned,) = best_first.best_first(drafter, [replace(asked[0], least=least)])
+    nodes = every_node(drafter, 4)
+    assert paths(pruned) == [path for path in paths(whole) if nodes[path] >= np.log(least) - 1e-6]
+    assert paths(larger)[:gamma] == paths(whole)
+    for path in {*paths(pruned)} - {*paths(dear)}:  # its parent was not worth a round
+        assert nodes[path[:-1]] < np.log(best_first.ROUND * least) or path[:-1] not in paths(dear)
+
+
+def test_texts_that_ask_for_chains_and_for_trees_are_drafted_together(monkeypatch):
+    monkeypatch.setattr(Choice, "best", lambda self, texts, wanted, most: (min(3, *wanted), 1))
+    engine = Engine(toy(3), drafter=SmallerModel(toy(9, depth=1)), page_size=3)
+    fixed = [engine.add([1, 2, 3, 4], SamplingParams(max_new_tokens=9, ignore_eos=True, gamma=g)) for g in (None, 3)]
+    drafter, shapes = engine.speculation.drafter, set()
+    propose = drafter.propose
+
+    def proposed(requests):
+        drafts = propose(requests)
+        shapes.update((each.depth is None, draft.parents is None) for each, draft in zip(requests, drafts))
+        return drafts
+
+    drafter.propose = proposed
+    while engine.requests:
+        engine.step()
+    assert shapes == {(True, True), (False, False)}
+    assert fixed[0].output == fixed[1].output == naive.generate(engine.model, [1, 2, 3, 4], fixed[0].params)

@@ -185,7 +185,8 @@ class EagerRunner:
         results = []
         paths: list[list[int]] = [[] for _ in chunks]  # of trees: the rows kept
         for i, (chunk, draft, state) in enumerate(zip(chunks, drafts, states)):
-            own, accepted = slice(firsts[i], firsts[i + 1]), 0
+            own = slice(firsts[i], firsts[i + 1])
+            nodes: list[int] = []  # the drafts accepted
             scored, leaf = logits[own], True
             if not chunk.samples:
                 emitted: list[int] | None = []
@@ -193,23 +194,21 @@ class EagerRunner:
                 emitted = None
             elif not draft.tokens:
                 emitted = [tokens[own.start]]
-            elif self.speculation.trees:
+            elif self.speculation.trees or draft.parents is not None:
                 emitted, nodes = self.speculation.accept_tree(chunk.request, scored, sound[own], draft)
-                accepted, leaf = len(nodes), ([-1, *nodes])[-1] not in draft.rising
+                leaf = ([-1, *nodes])[-1] not in draft.rising
                 path = [0, *(node + 1 for node in nodes)][: len(emitted)]  # the last draft's row may be broken
                 paths[i], scored, state = path, scored[path], [tap[path] for tap in state]
             else:
                 good = next((n for n, whole in enumerate(sound[own]) if not whole), counts[i])
                 judged = self.speculation.accept(chunk.request, scored[:good], draft)
-                emitted, accepted = judged[:good], len(judged) - 1
-                leaf = accepted == len(draft.tokens)
+                emitted, nodes = judged[:good], list(range(len(judged) - 1))
+                leaf = len(nodes) == len(draft.tokens)
             scores = logprobs(scored, emitted) if emitted and chunk.request.params.logprobs else []
-            judging = [Judged(len(draft.tokens), accepted, len(emitted or []))]
-            lengths = (
-                replayed(chunk.drafts, len(draft.tokens), accepted, leaf) if chunk.drafts and self.chosen else None
-            )
+            judging = [Judged(len(draft.tokens), len(nodes), len(emitted or []))]
+            lengths = replayed(chunk.drafts, len(draft.tokens), nodes, leaf) if chunk.drafts and self.chosen else None
             results.append(Result(emitted, scores, state, judging if chunk.samples else [], lengths))
-        if self.speculation.trees:
+        if any(paths):
             self.cache.keep_paths([each.request.table for each in chunks], [each.start for each in chunks], paths)
         return results
 

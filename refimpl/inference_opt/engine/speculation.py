@@ -28,7 +28,6 @@ from inference_opt.speculative import DRAFTERS, rules
 from inference_opt.speculative.acceptance import Acceptance
 from inference_opt.speculative.choice import Choice
 from inference_opt.speculative.drafter import Draft, Drafter, DraftRequest, Observation, check_draft
-from inference_opt.speculative.rules import Probs
 from inference_opt.speculative.tree import DraftTree
 from inference_opt.trace import watched
 from inference_opt.values import shown
@@ -38,15 +37,17 @@ CHAIN_RULES = (rules.token_wise, rules.block, rules.coupled, rules.point_mass)
 TREE_RULES = (rules.tree, rules.multi_draft)
 MAX_GAMMA = 12  # drafts a step, if the engine decides
 ROW_COST = 0.05  # steps that one more row is assumed to cost until it is measured
+LEAST = 0.08  # the probability of being kept that pays for a draft's row, in trees whose size the engine chooses
 
 
 class Speculation:
     """A drafter and a rule at work for one engine; without a drafter, plain decoding.
 
     `gamma`: drafts a step for requests without a gamma of their own; None: as many as pay (`speculative/choice.py`).
-    `rule`: None stands for `coupled`. With `rules.tree` the drafts of a step are a tree, with `rules.multi_draft`
-    candidates for one position; a drafter of chains then gives trees of width one. ValueError for a gamma below 0, or
-    of a tree above 63, an unknown rule, and a drafter that does not fit the model.
+    `rule`: None stands for `coupled`; the drafts of eager steps on a CPU are then trees, if the engine decides how many
+    there are and the drafter makes trees without drawing. With `rules.tree` the drafts of a step are a tree, with
+    `rules.multi_draft` candidates for one position; a drafter of chains then gives trees of width one. ValueError for a
+    gamma below 0, or of a tree above 63, an unknown rule, and a drafter that does not fit the model.
     """
 
     def __init__(
@@ -78,7 +79,12 @@ class Speculation:
         self.fixed, self.vocab_size = gamma, model.config.vocab_size
         self.taps: Sequence[int] = self.drafter.taps if self.drafter else ()
         # Who decides how many drafts a batch has: in steps that the host runs, and in those that are replayed, if any.
-        self.eager = Choice(False, ROW_COST + self.drafter.cost) if self.drafter else None
+        # Without a rule of the user's, drafts of eager steps on a CPU are trees where the drafter can make them.
+        can = drafter is not None and drafter.trees
+        self.branches = rule is None and can and cache.device.type == "cpu"
+        # A round of the drafter gives one draft of a chain, but several of a tree.
+        drafting = 0.0 if self.drafter is None or self.branches else self.drafter.cost
+        self.eager = Choice(False, ROW_COST + drafting) if self.drafter else None
         self.choice = self.eager
         self.steps: Counter[int] = Counter()  # of all texts in decode, by drafts
 
@@ -135,9 +141,18 @@ class Speculation:
         """For a chain; or for a tree, whose depth the rule limits."""
         noise = self._noise(request, drafting=True)
         depth = 1 if self.rule is rules.multi_draft else gamma
-        if self.trees and self.drafter is not None and self.drafter.trees:
-            return DraftRequest(request, gamma, noise, depth)
+        if self.drafter is not None and self.drafter.trees and (self.trees or self._grows(request)):
+            return DraftRequest(request, gamma, noise, depth, LEAST if request.acceptance else 0.0)
         return DraftRequest(request, min(gamma, depth), noise)
+
+    def _grows(self, request: Request) -> bool:
+        """Whether the engine makes a draft a tree: if it also decides how long it is, and nothing is drawn.
+
+        (What is drawn with the target's own noise is more often what the target draws than the most probable tokens.)
+        """
+        assert self.drafter is not None
+        drawn = request.params.temperature > 0 and not self.drafter.found
+        return self.branches and request.acceptance is not None and not drawn
 
     def _noise(self, request: Request, drafting: bool) -> Noise:
         """A step's noise, from the seed and where the step begins. With `coupled`, drafter and target share it.
@@ -169,15 +184,18 @@ class Speculation:
     ) -> tuple[list[int], list[int]]:
         """What the step emits of a tree, and the drafts that are accepted: each follows the one before it.
 
-        Rows may be missing at the end, or not be sound; the first is. Then fewer drafts are judged.
+        Rows may not be sound; the first is. Then fewer drafts are judged.
         """
-        rows = [i for i, whole in enumerate(sound) if whole]
-        target: list[Probs | None] = [None] * (1 + len(draft.tokens))
-        for i, p in zip(rows, probabilities(logits[rows], request.params).cpu().numpy()):
-            target[i] = p
-        tree = DraftTree.of(draft, target)
-        given = tree.candidates if self.rule is rules.multi_draft else tree.by_path
-        return tree.kept(watched(self.rule)(*given, self._noise(request, drafting=False)))
+        tree, noise = DraftTree.of(draft, sound), self._noise(request, drafting=False)
+        target = tree.target(lambda row: probabilities(logits[row], request.params).cpu().numpy())
+        if self.rule is rules.coupled:
+            return tree.kept(watched(rules.coupled_tree)(target, {}, tree.tokens, noise))
+        drawn = tree.draft(logits.shape[-1])
+        if self.rule is rules.tree:
+            return tree.kept(watched(rules.tree)(target, drawn, tree.tokens, noise))
+        tokens = tree.tokens[()]
+        behind = [target[()], *(target[x,] for x in tokens)]
+        return tree.kept(watched(rules.multi_draft)(behind, drawn[()], tokens, noise))
 
     def learn(self, changes: Sequence[Change]) -> None:
         """Tell the drafter what the target has read and kept, and learn how many drafts were accepted.

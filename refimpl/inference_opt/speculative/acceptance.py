@@ -42,14 +42,16 @@ class Acceptance:
         return [max((self.tokens + weight) / (steps + weight / rate), 1.0) for steps, rate in zip(self.steps, before)]
 
 
-def replayed(asked: int, drafted: int, accepted: int, leaf: bool) -> tuple[float, list[float]]:
+def replayed(asked: int, drafted: int, kept: Sequence[int], leaf: bool) -> tuple[float, list[float]]:
     """The tokens of one step, and the steps that they would have taken with each length.
 
-    No draft gives more than was accepted, but where all the drafts that were `asked` for ran out (`leaf`: nothing was
-    drafted behind the last one accepted). Longer ones are then taken to go on as well.
+    `kept`: which drafts were accepted. A shorter draft would have been the first ones of this one, also of a tree
+    (`best_first.py`). A longer one gives no more, but where all the drafts that were `asked` for ran out (`leaf`:
+    nothing was drafted behind the last one accepted). Longer ones are then taken to go on as well.
     """
-    tokens, least = accepted + 1.0, 0.0 if leaf and drafted == asked else 1.0
-    return tokens, [max(tokens / (length + 1), least) for length in LENGTHS]
+    on = len(kept) / asked if leaf and drafted == asked else 0.0
+    gains = [sum(i < length for i in kept) + on * max(length - asked, 0) for length in LENGTHS]
+    return len(kept) + 1.0, [(len(kept) + 1) / (gain + 1) for gain in gains]
 
 
 def steps_at(alpha: float, tokens: float) -> list[float]:

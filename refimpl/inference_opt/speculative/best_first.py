@@ -1,11 +1,13 @@
 """Trees of drafts from a model: the continuations that it holds most probable (EAGLE-2, Li et al. 2406.16858).
 
     P(node) = the product of the drafter's probabilities from the root to the node
-    tree    = the γ nodes of largest P: a parent's P is not below its child's, so they are a tree
+    tree    = the γ nodes of largest P, without those below `least`: a parent's P is not below its child's, so they
+              are a tree
 
 Only a node that was read has children. Each round reads the best nodes that are unread, of all texts together, until no
-unread node could have a child in the tree. A round reads those whose P is at least SHARE of the best one's: fewer would
-take more rounds, more would read nodes that drop out again. At most γ nodes are read: the text has pages for these.
+unread node could have a child in the tree, or until those that could are not worth a round. A round reads those whose P
+is at least SHARE of the best one's: fewer would take more rounds, more would read nodes that drop out again. At most γ
+nodes are read: the text has pages for these.
 
 Nothing is drawn: the tree follows from the text. So a draft's distribution is a point mass, for which the rules `tree`
 and `multi_draft` are exact. (Leaving out a child that was *drawn*, because it is improbable, would bias the output.)
@@ -13,6 +15,7 @@ and `multi_draft` are exact. (Leaving out a child that was *drawn*, because it i
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import exp, inf, log
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -23,6 +26,9 @@ from inference_opt.kernels.tree import TreeRows, tree_rows
 from inference_opt.speculative.drafter import Draft, DraftRequest
 
 SHARE = 0.25
+ROUND = (
+    4.0  # rows of the target: a round of the drafter costs two or three, and half of the nodes' P is their children's
+)
 
 
 @dataclass
@@ -39,25 +45,31 @@ class Growth:
     def add(self, parent: int, tokens: Sequence[int], logs: Sequence[float]) -> None:
         """Children of a node, or of the text, with their log-probabilities."""
         above, depth = (0.0, 0) if parent < 0 else (self.logs[parent], self.depths[parent])
-        for token, log in zip(tokens, logs):
+        for token, each in zip(tokens, logs):
             self.tokens.append(token)
             self.parents.append(parent)
-            self.logs.append(above + min(log, 0.0))
+            self.logs.append(above + min(each, 0.0))
             self.depths.append(depth + 1)
 
     @property
     def best(self) -> list[int]:
         """The γ nodes of largest P, from the largest on. A node never comes before its parent."""
-        return sorted(range(len(self.tokens)), key=lambda node: (-self.logs[node], node))[: self.request.gamma]
+        least = log(self.request.least) if self.request.least else -inf
+        able = [node for node, each in enumerate(self.logs) if each >= least]
+        return sorted(able, key=lambda node: (-self.logs[node], node))[: self.request.gamma]
 
     def unread(self) -> list[int]:
-        """The nodes to read next. The last of a full tree is not read: its children would not be among the γ best."""
+        """The nodes to read next: none if they are too improbable to be worth a round.
+
+        The last of a full tree is not read: its children would not be among the γ best.
+        """
         request = self.request
         assert request.depth is not None
         best = self.best[: request.gamma - 1]
         able = [node for node in best if node not in self.read and self.depths[node] < request.depth]
-        bound = self.logs[able[0]] + torch.tensor(SHARE).log().item() if able else 0.0
-        return [node for node in able if self.logs[node] >= bound][: request.gamma - len(self.read)]
+        bound = self.logs[able[0]] + log(SHARE) if able else 0.0
+        nodes = [node for node in able if self.logs[node] >= bound][: request.gamma - len(self.read)]
+        return nodes if sum(exp(self.logs[node]) for node in nodes) >= ROUND * request.least else []
 
     def rows(self, position: int, nodes: int) -> TreeRows:
         """Of the last `nodes` nodes that were read. `position`: that of the text's children."""
@@ -66,8 +78,8 @@ class Growth:
         return tree_rows(parents, position).after(len(self.read) - nodes)
 
     def draft(self) -> Draft:
-        """The tree."""
-        chosen = sorted(self.best)
+        """The tree, the most probable drafts first: a smaller tree would have been the first of them."""
+        chosen = self.best
         places = {node: i for i, node in enumerate(chosen)}
         parents = [places.get(self.parents[node], -1) for node in chosen]
         return Draft([self.tokens[node] for node in chosen], parents=parents)
@@ -114,6 +126,8 @@ class TreeDrafter(Protocol):
 
 def best_first(drafter: TreeDrafter, requests: Sequence[DraftRequest]) -> list[Draft]:
     """A tree for each text, of at most `gamma` drafts and `depth` levels."""
+    if not requests:
+        return []
     growths = [Growth(request) for request in requests]
     parents = [(growth, -1) for growth in growths]  # of each row of states
     states = drafter.first(requests)

@@ -44,13 +44,15 @@ class RequestView(Protocol):
 class DraftRequest:
     """Draft up to `gamma` ≥ 1 tokens for a text in decode, drawing the i-th with `rng.choose(probs[i], i)`.
 
-    `depth`: a tree is asked for, of at most so many levels; None: a chain.
+    `depth`: a tree is asked for, of at most so many levels; None: a chain. `least`: a tree leaves out drafts that it
+    holds less probable.
     """
 
     text: RequestView
     gamma: int
     rng: Randomness
     depth: int | None = None
+    least: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -71,15 +71,14 @@ class Autoregressive(Drafter):
 
     @torch.inference_mode()
     def propose(self, requests: Sequence[DraftRequest]) -> list[Draft]:
-        """One round for each token of the longest draft."""
-        drafts: list[Draft] = [Draft([], []) for _ in requests]
-        if not requests:
-            return drafts
-        if requests[0].depth is not None:
-            return best_first(self, requests)
+        """One round for each token of the longest chain; and the trees."""
+        trees = iter(best_first(self, [each for each in requests if each.depth is not None]))
+        drafts = [Draft([], []) if each.depth is None else next(trees) for each in requests]
         # [rounds]
-        active = list(range(len(requests)))
-        states = self.first(requests)
+        active = [i for i, each in enumerate(requests) if each.depth is None]
+        if not active:
+            return drafts
+        states = self.first([requests[i] for i in active])
         while True:
             scores = self.logits(states)
             certainty = scores.softmax(dim=-1).amax(dim=-1).tolist() if self.confidence else [1.0] * len(active)

@@ -1,57 +1,63 @@
 """A tree of drafts as the rules see it: by paths, each a node's tokens from the root on (`rules.tree`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from inference_opt.speculative.drafter import Draft, one_hot
 from inference_opt.speculative.rules import Path, Probs
 
 
+class Behind(dict[Path, Probs]):
+    """Distributions behind nodes, each computed when a rule first asks for it: most are behind nodes that drop out."""
+
+    def __init__(self, compute: Callable[[Path], Probs]) -> None:
+        super().__init__()
+        self.compute = compute
+
+    def __missing__(self, path: Path) -> Probs:
+        self[path] = p = self.compute(path)
+        return p
+
+
 @dataclass(frozen=True)
 class DraftTree:
-    """A draft and the target's distributions behind the text and behind each node."""
+    """A draft by paths, as far as the target's numbers are known."""
 
+    made: Draft
     nodes: dict[Path, int]  # −1: the text
-    target: dict[Path, Probs]
-    draft: dict[Path, list[Probs]]
-    tokens: dict[Path, list[int]]
+    tokens: dict[Path, list[int]]  # the candidates behind each
     broken: set[Path]  # nodes behind which the target's numbers are broken, or were not computed
 
     @classmethod
-    def of(cls, draft: Draft, target: Sequence[Probs | None]) -> "DraftTree":
-        """target[0]: behind the text; target[i + 1]: behind draft i, None where it is not known.
+    def of(cls, draft: Draft, sound: Sequence[int | bool]) -> "DraftTree":
+        """sound[0]: whether the numbers behind the text are; sound[i + 1]: those behind draft i.
 
-        Behind such a node nothing can be judged: it is a leaf here.
+        Behind a node where they are not nothing can be judged: it is a leaf here.
         """
-        root = target[0]
-        assert root is not None
-        tree = cls({(): -1}, {(): root}, {(): []}, {(): []}, set())
+        tree = cls(draft, {(): -1}, {(): []}, set())
         paths: dict[int, Path] = {-1: ()}
         for i, (x, parent) in enumerate(zip(draft.tokens, draft.rising)):
             if parent not in paths or paths[parent] in tree.broken:
                 continue
             above = paths[parent]
             paths[i] = path = (*above, x)
-            behind = target[i + 1]
-            if behind is None:
+            if not sound[i + 1]:
                 tree.broken.add(path)
-            tree.nodes[path], tree.target[path] = i, root if behind is None else behind
-            tree.draft[above].append(one_hot(x, len(root)) if draft.probs is None else draft.probs[i])
+            tree.nodes[path], tree.tokens[path] = i, []
             tree.tokens[above].append(x)
-            tree.draft[path], tree.tokens[path] = [], []
         return tree
 
-    @property
-    def by_path(self) -> tuple[Any, Any, Any]:
-        """What `rules.tree` asks for."""
-        return self.target, self.draft, self.tokens
+    def target(self, behind: Callable[[int], Probs]) -> Behind:
+        """The target's distributions. behind(0): behind the text; behind(i + 1): behind draft i."""
+        return Behind(lambda path: behind(0 if path in self.broken else self.nodes[path] + 1))
 
-    @property
-    def candidates(self) -> tuple[Any, Any, Any]:
-        """What `rules.multi_draft` asks for, of a tree of one level."""
-        tokens = self.tokens[()]
-        return [self.target[()], *(self.target[x,] for x in tokens)], self.draft[()], tokens
+    def draft(self, vocab_size: int) -> dict[Path, list[Probs]]:
+        """What the candidates behind each node were drawn from."""
+        probs = self.made.probs
+        return {
+            path: [one_hot(x, vocab_size) if probs is None else probs[self.nodes[*path, x]] for x in tokens]
+            for path, tokens in self.tokens.items()
+        }
 
     def kept(self, emitted: list[int]) -> tuple[list[int], list[int]]:
         """What is emitted, and the drafts that were accepted. What was drawn behind broken numbers means nothing."""

@@ -40,7 +40,7 @@ def test_trees_are_measured_beside_chains_of_as_many_rows(smollm2_path):
     assert figures["exact"]
     assert rows["prompt-lookup, tree"]["tokens"] == rows[PLAIN]["tokens"]
     assert "expected" not in rows["prompt-lookup, tree"]
-    drafters, _ = speculative.our_drafters(load_model(str(smollm2_path), dtype="bfloat16")[0], ["trained"], tree=True)
+    drafters, _ = speculative.our_drafters(load_model(str(smollm2_path), dtype="bfloat16")[0], ["trained"], whole=True)
     assert drafters["trained"].confidence == 0
 
 

@@ -275,13 +275,15 @@ class Noted(Branching):
         return super().choose(weights, i)
 
 
-@pytest.mark.parametrize("name", ["token_wise", "block", "coupled", "point_mass", "multi_draft", "tree"])
+@pytest.mark.parametrize(
+    "name", ["token_wise", "block", "coupled", "point_mass", "multi_draft", "tree", "coupled_tree"]
+)
 def test_no_number_is_asked_for_twice(monkeypatch, name):
     """To `Branching` every number is a new one; from the engine's noise, i again would be the same number again."""
     rule = getattr(rules, name)
     p = np.array([Fraction(1, 2), Fraction(1, 4), Fraction(1, 4)])
     q = np.array([Fraction(1, 4), Fraction(1, 2), Fraction(1, 4)])
-    if name == "tree":
+    if name.endswith("tree"):
         paths = [(), *product(range(3), repeat=1), *product(range(3), repeat=2)]
         target, draft = dict.fromkeys(paths, p), {path: [q, q] for path in paths}
         tokens = {path: [1, 2] if len(path) < 2 else [] for path in paths}

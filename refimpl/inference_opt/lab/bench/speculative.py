@@ -9,7 +9,8 @@ Only decoding is timed: from the first token, which the prefill gives, to the la
     r    the cost of one more row for the target, in plain steps; Theorem 3.8 takes it to be 0
     expected speed-up = Σ E[tokens of a step] / Σ (1 + γ c), over the steps that were made, each with its own γ
 
-With `--tree` each drafter of trees drafts them, too. There γ is the number of rows, and α that of a level of the tree.
+These are chains. With `--tree` each drafter of trees drafts them, too: as the engine does by itself, or with `--gamma`
+of as many rows as the chains have. There γ is the number of rows, and α that of a level of the tree.
 """
 
 import time
@@ -111,13 +112,13 @@ def peer_decoder(peer: Any, lookup: bool, temperature: float) -> Decoder:
 
 
 def our_drafters(
-    model: Transformer, names: Sequence[str] | None, tree: bool = False
+    model: Transformer, names: Sequence[str] | None, whole: bool = False
 ) -> tuple[dict[str, Drafter], dict[str, str]]:
     """Drafters by name (None: all that work), and why others are left out. ValueError for a named one that fails.
 
-    `tree`: chains are to have as many rows as trees, so the trained drafter's do not end after a doubtful token.
+    `whole`: drafts are as long as asked for, so the trained drafter's do not end after a doubtful token.
     """
-    sure = {"confidence": 0.0} if tree else {}
+    sure = {"confidence": 0.0} if whole else {}
     drafters: dict[str, Drafter] = {}
     left_out: dict[str, str] = {}
     for name in names or DRAFTERS:
@@ -154,12 +155,13 @@ def bench_speculative(
     named drafter that does not fit the model.
     """
     model, tokenizer = load_model(source, dtype=dtype)
-    drafters, left_out = our_drafters(model, names, tree)
+    drafters, left_out = our_drafters(model, names, tree and gamma is not None)
     decoders = {PLAIN: engine_decoder(model, None, None, temperature)}
-    decoders |= {name: engine_decoder(model, each, gamma, temperature) for name, each in drafters.items()}
+    chains, trees = rules.coupled, None if gamma is None else rules.tree
+    decoders |= {name: engine_decoder(model, each, gamma, temperature, chains) for name, each in drafters.items()}
     if tree:
         decoders |= {
-            name + TREE: engine_decoder(model, each, gamma, temperature, rules.tree)
+            name + TREE: engine_decoder(model, each, gamma, temperature, trees)
             for name, each in drafters.items()
             if each.trees
         }

@@ -107,7 +107,10 @@ def from_start(propose: Propose) -> Propose:
     return lambda target, draft, start, gamma, choose: propose(target, draft(start), start, gamma, choose)
 
 
-PROPOSALS: dict[Rule, Propose] = {rules.multi_draft: siblings(), rules.tree: branching(), traversal: branching()}
+PROPOSALS: dict[Rule, Propose] = {
+    rules.multi_draft: siblings(),
+    **dict.fromkeys((rules.tree, rules.coupled_tree, traversal), branching()),
+}
 
 
 def _candidates(
