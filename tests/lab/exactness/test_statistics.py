@@ -6,6 +6,7 @@ are counted in cells, and a test has a false alarm once in a thousand (always or
 """
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -36,6 +37,8 @@ class Behind:
         assert (q[:, np.setdiff1d(np.arange(q.shape[1]), used)] == 0).all()
         places = np.searchsorted(used, drafted).tolist()
         self.p, self.q = ({(): law[0, used], **dict(zip(places, law[1:, used]))} for law in (p, q))
+        # What several rules draw from the same noise is drawn once.
+        self.drafted, self.alone = cache(self._drafted), cache(self._alone)
 
     @staticmethod
     def _logits(model, texts):
@@ -45,15 +48,21 @@ class Behind:
         with torch.inference_mode():
             return model(tokens, positions, NoCache(lengths), rows=torch.tensor(lengths).cumsum(0) - 1)
 
+    def _drafted(self, noise, argmax):
+        first = int(np.argmax(self.q[()])) if argmax else noise.choose(self.q[()], 0)
+        return first, noise.choose(self.q[first], 1)
+
+    def _alone(self, seed, first):
+        return Noise(seed, 1).choose(self.p[first], 0)
+
     def step(self, rule, seed, argmax=False):
         """Two drafts, a verdict, and a second token where there is none yet."""
         noise = [CommonNoise(seed, 0)] * 2 if rule is rules.coupled else [Noise(seed, 0, 1), Noise(seed, 0)]
-        first = int(np.argmax(self.q[()])) if argmax else noise[0].choose(self.q[()], 0)
-        drafted = [first, noise[0].choose(self.q[first], 1)]
-        laws = [self.q[()], self.q[first]]
-        text = rule([self.p[()], self.p[first], self.p[first]], laws, drafted, noise[1])
+        drafted = self.drafted(noise[0], argmax)
+        p, q = ([law[()], law[drafted[0]]] for law in (self.p, self.q))
+        text = rule([*p, p[1]], q, drafted, noise[1])
         if len(text) == 1 and text[0] in self.p:
-            text.append(Noise(seed, 1).choose(self.p[text[0]], 0))
+            text.append(self.alone(seed, text[0]))
         return text
 
     def cells(self):
@@ -101,12 +110,14 @@ def behind(smollm2):
     return [Behind(model, tokenizer.encode(prefix)) for prefix in PREFIXES]
 
 
+@pytest.mark.usefixtures("untyped")  # half of the time of so many small calls
 @pytest.mark.parametrize("place", range(len(PREFIXES)))
 @pytest.mark.parametrize("rule", [rules.token_wise, rules.block, rules.coupled, rules.point_mass])
 def test_what_is_sampled_has_the_model_s_law(behind, rule, place):
     assert behind[place].test(rule) > ALARM
 
 
+@pytest.mark.usefixtures("untyped")  # half of the time of so many small calls
 @pytest.mark.parametrize("place", range(len(PREFIXES)))
 def test_a_wrong_rule_is_seen(behind, place):
     """Negative controls: without them a test that sees nothing would pass as well."""
