@@ -15,6 +15,7 @@ from inference_opt.lab.exactness.exact import joint_law, output_law, step_law
 from inference_opt.lab.exactness.proposals import branching, siblings
 from inference_opt.sampling import CommonNoise, Noise
 from inference_opt.speculative import cost, rules
+from inference_opt.speculative.coupled_tree import coupled_tree
 from inference_opt.speculative.traversal import traversal
 
 
@@ -42,7 +43,7 @@ RIGHT = {
     "multi_draft with replacement": (rules.multi_draft, siblings(True)),
     "tree without replacement": (rules.tree, branching(2, False)),
     "tree with replacement": (rules.tree, branching(2, True)),
-    "coupled_tree": (rules.coupled_tree, branching(2, False)),
+    "coupled_tree": (coupled_tree, branching(2, False)),
     "traversal": (traversal, branching(2, False)),
 }
 # Vocabulary, gamma, length: texts of more than one step, sizes that enumeration can do.
@@ -56,7 +57,7 @@ LARGE = {"token_wise": (4, 4, 3), "block": (3, 4, 3), "coupled": (3, 3, 3), "poi
 @given(sizes=SIZES, seeds=st.tuples(st.integers(0, 99), st.integers(0, 99)))
 def test_the_law_of_a_text_is_the_target_s(name, sizes, seeds):
     (vocab, gamma, length), (rule, propose) = sizes, RIGHT[name]
-    if rule in (rules.tree, rules.coupled_tree, traversal):
+    if rule in (rules.tree, coupled_tree, traversal):
         gamma, length = min(gamma, 2), min(length, 3)
     target, draft = random_model(seeds[0], vocab), random_model(seeds[1], vocab, point=rule is rules.point_mass)
     assert output_law(target, draft, gamma, rule, length, propose) == joint_law(target, length)
@@ -96,7 +97,7 @@ def test_a_coupled_tree_emits_what_the_seed_gives_without_drafts_as_far_as_the_t
     def behind(path):
         return np.array([float(w) for w in model(path)])
 
-    emitted = rules.coupled_tree({path: behind(path) for path in tokens}, None, tokens, CommonNoise(seed, at))
+    emitted = coupled_tree({path: behind(path) for path in tokens}, None, tokens, CommonNoise(seed, at))
     text = ()
     while len(text) < len(emitted):
         text = (*text, Noise(seed, at + len(text)).choose(behind(text), 0))
@@ -110,7 +111,7 @@ def test_a_coupled_tree_of_width_one_is_coupled(vocab, chain, seed):
     ps = [np.array([float(w) for w in random_model(seed, vocab)(tuple(chain[:i]))]) for i in range(len(chain) + 1)]
     paths = [tuple(chain[:i]) for i in range(len(chain) + 1)]
     tokens = {path: chain[i : i + 1] for i, path in enumerate(paths)}
-    emitted = rules.coupled_tree(dict(zip(paths, ps)), None, tokens, CommonNoise(seed, 0))
+    emitted = coupled_tree(dict(zip(paths, ps)), None, tokens, CommonNoise(seed, 0))
     assert emitted == rules.coupled(ps, [], chain, CommonNoise(seed, 0))
 
 

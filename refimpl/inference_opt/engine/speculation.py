@@ -27,6 +27,7 @@ from inference_opt.sampling import CommonNoise, Noise, probabilities
 from inference_opt.speculative import DRAFTERS, rules
 from inference_opt.speculative.acceptance import Acceptance
 from inference_opt.speculative.choice import Choice
+from inference_opt.speculative.coupled_tree import coupled_tree
 from inference_opt.speculative.drafter import Draft, Drafter, DraftRequest, Observation, check_draft
 from inference_opt.speculative.tree import DraftTree
 from inference_opt.trace import watched
@@ -189,7 +190,7 @@ class Speculation:
         tree, noise = DraftTree.of(draft, sound), self._noise(request, drafting=False)
         target = tree.target(lambda row: probabilities(logits[row], request.params).cpu().numpy())
         if self.rule is rules.coupled:
-            return tree.kept(watched(rules.coupled_tree)(target, {}, tree.tokens, noise))
+            return tree.kept(watched(coupled_tree)(target, {}, tree.tokens, noise))
         drawn = tree.draft(logits.shape[-1])
         if self.rule is rules.tree:
             return tree.kept(watched(rules.tree)(target, drawn, tree.tokens, noise))

@@ -157,18 +157,3 @@ def tree(
             return [*path, rng.choose(rest, len(path))]
         tried += len(candidates)
         path = (*path, candidates[winner])
-
-
-def coupled_tree(
-    target: Mapping[Path, Probs], draft: Any, tokens: Mapping[Path, Sequence[int]], rng: Randomness
-) -> list[int]:
-    """`coupled` down a tree: draw the target's own token at a node, and go on if it is one of the candidates there.
-
-    As there, what is emitted never depends on the drafts; a single candidate at every node is `coupled`.
-    """
-    path: Path = ()
-    while True:
-        candidates, x = tokens[path], rng.choose(target[path], len(path))
-        path = (*path, x)
-        if x not in candidates:
-            return list(path)

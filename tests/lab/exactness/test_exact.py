@@ -19,6 +19,7 @@ from inference_opt.lab.exactness.mutants import chain_of
 from inference_opt.lab.exactness.proposals import branching, chain, from_start, siblings
 from inference_opt.sampling import Noise, SamplingParams
 from inference_opt.speculative import rules
+from inference_opt.speculative.coupled_tree import coupled_tree
 from inference_opt.speculative.drafter import DraftRequest
 from inference_opt.speculative.lookup import NGram
 
@@ -280,7 +281,7 @@ class Noted(Branching):
 )
 def test_no_number_is_asked_for_twice(monkeypatch, name):
     """To `Branching` every number is a new one; from the engine's noise, i again would be the same number again."""
-    rule = getattr(rules, name)
+    rule = coupled_tree if name == "coupled_tree" else getattr(rules, name)
     p = np.array([Fraction(1, 2), Fraction(1, 4), Fraction(1, 4)])
     q = np.array([Fraction(1, 4), Fraction(1, 2), Fraction(1, 4)])
     if name.endswith("tree"):

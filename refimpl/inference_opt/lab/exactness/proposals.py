@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from inference_opt.speculative import rules
+from inference_opt.speculative.coupled_tree import coupled_tree
 from inference_opt.speculative.rules import Probs, Randomness
 from inference_opt.speculative.traversal import traversal
 
@@ -109,7 +110,7 @@ def from_start(propose: Propose) -> Propose:
 
 PROPOSALS: dict[Rule, Propose] = {
     rules.multi_draft: siblings(),
-    **dict.fromkeys((rules.tree, rules.coupled_tree, traversal), branching()),
+    **dict.fromkeys((rules.tree, coupled_tree, traversal), branching()),
 }
 
 
