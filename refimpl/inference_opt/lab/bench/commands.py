@@ -277,7 +277,9 @@ def speculative(
         typer.Option(min=0, help="Seed of the first prompt; the next count up.", show_default="0"),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Interleaved repeats; the median is shown.")] = 3,
-    tree: Annotated[bool, typer.Option("--tree", help="Run trees of drafts as well; with --gamma, of as many rows.")] = False,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="Run trees of drafts as well; with --gamma, of as many rows.")
+    ] = False,
     peer: Annotated[bool, typer.Option(help="Run transformers as well, plain and with its prompt lookup.")] = True,
     json_file: Json = None,
 ) -> None:
