@@ -14,6 +14,7 @@ from inference_opt.engine.engine import Engine
 from inference_opt.model.attention import NoCache
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative import rules
+from inference_opt.speculative.choice import Choice
 from inference_opt.speculative.drafter import Draft, Drafter
 from inference_opt.speculative.eagle import Eagle
 from inference_opt.speculative.lookup import NGram, PromptLookup
@@ -33,7 +34,7 @@ DRAFTERS = {
     "first layer": lambda model: FirstLayers(),
     "untrained": lambda model: Eagle(random_head(model, reduced=9)),
 }
-RULES = st.sampled_from([rules.token_wise, rules.block, rules.coupled, rules.tree, rules.multi_draft])
+RULES = st.sampled_from([None, rules.token_wise, rules.block, rules.coupled, rules.tree, rules.multi_draft])
 GAMMA = st.sampled_from([None, None, 0, 1, 2, 5, 8])
 REQUEST = st.fixed_dictionaries(
     {
@@ -74,7 +75,7 @@ def served(engine, requests, arrives=()):
 def test_every_text_is_the_naive_one(kind, shape, drawn, limits, slack):
     model = toy(**shape)
     texts = [(r["prompt"], r["params"]) for r in drawn]
-    if limits["rule"] is not rules.coupled:  # the others keep the law, not the token
+    if limits["rule"] not in (None, rules.coupled):  # the others keep the law, not the token
         texts = [(prompt, replace(params, temperature=0.0)) for prompt, params in texts]
     most = max(min(len(prompt) + params.max_new_tokens - 1, 24) for prompt, params in texts)
     pages = -(-most // limits["page_size"]) + slack  # from the least on
@@ -91,6 +92,20 @@ def test_every_text_is_the_naive_one(kind, shape, drawn, limits, slack):
             assert torch.allclose(torch.tensor(request.logprobs, dtype=torch.float64), right, atol=1e-9)
         else:
             assert request.logprobs == []
+
+
+@pytest.mark.parametrize("kind", ["copies", "smaller", "untrained"])
+@given(SHAPES, st.lists(REQUEST, min_size=1, max_size=3), st.sampled_from([1, 3, 16]), st.integers(1, 12))
+def test_trees_that_the_engine_chooses_give_what_the_seed_gives_without(kind, shape, drawn, page_size, most):
+    """As large as any choice makes them."""
+    model = toy(**shape)
+    texts = [(r["prompt"], replace(r["params"], gamma=None)) for r in drawn]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Choice, "best", lambda self, texts, wanted, steps: (min(most, *wanted), steps))
+        engine = Engine(model, drafter=DRAFTERS[kind](model), page_size=page_size)
+        requests = served(engine, texts)
+    for request, (prompt, params) in zip(requests, texts):
+        assert request.output == naive.generate(model, prompt, params)
 
 
 def test_what_is_observed_of_a_text_that_was_guessed():

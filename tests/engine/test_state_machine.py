@@ -71,9 +71,7 @@ class EngineMachine(RuleBasedStateMachine):
         radix=st.sampled_from([True, True, True, False]),
         drafter=st.sampled_from(sorted(DRAFTERS)),
         gamma=st.sampled_from([None, 1, 2, 5]),
-        rule=st.sampled_from(
-            [rules.token_wise, rules.block, rules.coupled, rules.coupled, rules.tree, rules.multi_draft]
-        ),
+        rule=st.sampled_from([rules.token_wise, rules.block, rules.coupled, None, rules.tree, rules.multi_draft]),
         draft_rows=st.sampled_from([0, 3, 8, 64, 64]),
     )
     def start(self, page_size, slack, token_budget, max_running, patience, radix, drafter, gamma, rule, draft_rows):

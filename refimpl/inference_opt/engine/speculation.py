@@ -38,6 +38,7 @@ CHAIN_RULES = (rules.token_wise, rules.block, rules.coupled, rules.point_mass)
 TREE_RULES = (rules.tree, rules.multi_draft)
 MAX_GAMMA = 12  # drafts a step, if the engine decides
 ROW_COST = 0.05  # steps that one more row is assumed to cost until it is measured
+TRIED = 4  # drafts of a tree, at most, while nothing is known: smaller trees have width or depth, not both
 LEAST = 0.08  # the probability of being kept that pays for a draft's row, in trees whose size the engine chooses
 
 
@@ -80,12 +81,12 @@ class Speculation:
         self.fixed, self.vocab_size = gamma, model.config.vocab_size
         self.taps: Sequence[int] = self.drafter.taps if self.drafter else ()
         # Who decides how many drafts a batch has: in steps that the host runs, and in those that are replayed, if any.
-        # Without a rule of the user's, drafts of eager steps on a CPU are trees where the drafter can make them.
-        can = drafter is not None and drafter.trees
-        self.branches = rule is None and can and cache.device.type == "cpu"
-        # A round of the drafter gives one draft of a chain, but several of a tree.
-        drafting = 0.0 if self.drafter is None or self.branches else self.drafter.cost
-        self.eager = Choice(False, ROW_COST + drafting) if self.drafter else None
+        self.eager = Choice(False, ROW_COST + self.drafter.cost) if self.drafter else None
+        self.branches = False  # whether drafts are trees though the rule is one of chains: in eager steps on a CPU
+        if self.drafter is not None and self.drafter.trees:
+            self.branches = rule is None and cache.device.type == "cpu"
+            if self.branches or self.trees:
+                self.eager = Choice(False, ROW_COST, TRIED)  # a round of the drafter gives several drafts
         self.choice = self.eager
         self.steps: Counter[int] = Counter()  # of all texts in decode, by drafts
 

@@ -47,10 +47,11 @@ def replayed(asked: int, drafted: int, kept: Sequence[int], leaf: bool) -> tuple
 
     `kept`: which drafts were accepted. A shorter draft would have been the first ones of this one, also of a tree
     (`best_first.py`). A longer one gives no more, but where all the drafts that were `asked` for ran out (`leaf`:
-    nothing was drafted behind the last one accepted). Longer ones are then taken to go on as well.
+    nothing was drafted behind the last one accepted). All drafts of longer ones are then taken to be kept, too, until
+    one is tried.
     """
-    on = len(kept) / asked if leaf and drafted == asked else 0.0
-    gains = [sum(i < length for i in kept) + on * max(length - asked, 0) for length in LENGTHS]
+    ran_out = leaf and drafted == asked
+    gains = [sum(i < length for i in kept) + ran_out * max(length - asked, 0) for length in LENGTHS]
     return len(kept) + 1.0, [(len(kept) + 1) / (gain + 1) for gain in gains]
 
 

@@ -30,7 +30,7 @@ BEGIN = 4.0  # plain steps of credit at first
 FIRST = 16  # plain steps until a text's first choice
 SHORT = 8  # steps of a trial, and those that measure plain decoding again
 LEAST = 4  # steps that are worth a trial
-TRIED = 3  # drafts, at most, of a drafter of which nothing is known: α shows in few drafts as well
+TRIED = 3  # drafts of a chain: α shows in few drafts as well
 AGAIN = 32  # choices until plain decoding is measured again
 BETTER = 1.05  # times plain: less is lost again where texts end at different times
 WEIGHT = 24.0  # tokens that the other texts' acceptance counts for in a text's own
@@ -42,11 +42,12 @@ LATELY = 2048.0  # tokens of other texts that count
 class Choice:
     """Decides for all texts of a batch. `seen`: whether acceptance is known from plain steps, too (`acceptance.py`).
 
-    `untried`: as of `StepCosts`.
+    `untried`: as of `StepCosts`. `tried`: drafts, at most, of a drafter of which nothing is known.
     """
 
-    def __init__(self, seen: bool, untried: float = UNTRIED) -> None:
+    def __init__(self, seen: bool, untried: float = UNTRIED, tried: int = TRIED) -> None:
         self.seen, self.costs, self.lately = seen, StepCosts(untried), Acceptance(LATELY)
+        self.tried = tried
         self.credit = BEGIN  # in plain steps
         self.looks: deque[float] = deque(maxlen=LOOKS)  # seconds of the host between two runs, the latest
         self.since_plain = 0
@@ -71,7 +72,7 @@ class Choice:
                 tokens[i] += rates[i] / n
         gains = [each / cost for each, cost in zip(tokens, relative)]
         tried = self._unknown and not self.seen
-        most = min(max(wanted), TRIED) if tried else max(wanted)
+        most = min(max(wanted), self.tried) if tried else max(wanted)
         lengths = [i for i, each in enumerate(LENGTHS) if 0 < each <= most] or [0]
         lengths.sort(key=gains.__getitem__, reverse=True)
         said = [
