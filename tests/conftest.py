@@ -1,7 +1,6 @@
 """Shapes in signatures are checked while testing; hypothesis draws the same examples every time."""
 
 import contextlib
-import ctypes
 import gc
 import inspect
 import multiprocessing
@@ -17,6 +16,7 @@ import torch
 from hypothesis import settings
 from jaxtyping import config
 
+from tests.memory import check, forget_peak, give_back_memory, memory, within
 from tests.signatures import check_signatures
 
 
@@ -52,8 +52,6 @@ from inference_opt.lab.bench import machine  # noqa: E402
 # As much as no cache holds is a gibibyte, for a true figure; nobody reads those of the tests.
 inspect.unwrap(machine.read_bandwidth).__defaults__ = (64, 5, "cpu")
 
-# A worker imports half a gigabyte, and a real model is loaded in one and a half more. (3 GB are a leak.)
-MOST_MEMORY = 3 * 10**9
 seen = {"after a test": 0, "in a child": 0}  # bytes
 
 settings.register_profile("ci", deadline=None, max_examples=25, derandomize=True, print_blob=True)
@@ -103,26 +101,19 @@ def pytest_runtest_protocol(item, nextitem):
     if nextitem is None or nextitem.path != item.path or memory("VmRSS") > seen["after a test"] + 100 * 10**6:
         give_back_memory()
         seen["after a test"] = memory("VmRSS")
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the next peak is the next test's
+    forget_peak()
     return result
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown():
-    """No process of a test takes more than `MOST_MEMORY`."""
+    """No process of a test takes more than `MOST_MEMORY`; those of `apart` see to it themselves."""
     result = yield
     peak, children = memory("VmHWM"), most_of_a_child()
     if children > seen["in a child"]:
         peak, seen["in a child"] = max(peak, children), children
-    assert peak < MOST_MEMORY, f"a process took {peak / 1e9:.2f} GB, {MOST_MEMORY / 1e9:.0f} GB are the most"
+    check(peak)
     return result
-
-
-def memory(field):
-    """Bytes, out of what Linux says of this process; 0 elsewhere."""
-    file = Path("/proc/self/status")
-    return int(re.search(rf"{field}:\s+(\d+) kB", file.read_text())[1]) * 1024 if file.is_file() else 0
 
 
 def most_of_a_child():
@@ -134,26 +125,21 @@ def most_of_a_child():
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
-def give_back_memory():
-    """What was freed goes back to the system: glibc would keep it, and a worker would grow with every file."""
-    gc.collect()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
-
-
 @pytest.fixture(scope="session")
 def forkserver():
     """Makes processes that need not import torch and the package anew, which takes seconds. They check no types."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["inference_opt.experiment", "tests.toys"])
+    context.set_forkserver_preload(["inference_opt.experiment", "tests.memory", "tests.toys"])
     return context
 
 
 @pytest.fixture(scope="module")
 def apart(forkserver):
-    """Runs functions in one process of their own: a worker has no room for the real model in float64."""
+    """Runs functions in one process of their own, for a file's tests: beside all that a worker has imported and kept
+    it has no room for the real model in float64, nor for a second one.
+    """
     with ProcessPoolExecutor(1, mp_context=forkserver) as pool:
-        yield lambda function, *given: pool.submit(function, *given).result()
+        yield lambda function, *given: pool.submit(within, function, *given).result()
 
 
 @pytest.fixture

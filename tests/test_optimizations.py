@@ -45,7 +45,11 @@ def test_forward_predicts_what_generate_emits():
     assert torch.equal(logits[:, -1].argmax(-1), model.generate(ids, max_length=4)[:, -1])
 
 
-def test_pretrained_rows_that_end_early_are_filled_with_their_end(smollm2_path):
+def test_pretrained_rows_that_end_early_are_filled_with_their_end(apart, smollm2_path):
+    apart(rows_that_end_early_are_filled, smollm2_path)
+
+
+def rows_that_end_early_are_filled(smollm2_path):
     model = TransformerWithOptimizations.from_pretrained(smollm2_path)
     prompts = [model.tokenizer.chat(m)[-40:] for m in ("Say only the word yes.", "Count from one to ten in words.")]
     width = min(map(len, prompts))
@@ -64,7 +68,11 @@ def test_latent_attention_is_a_switch():
     assert small.model.config.kv_elements_per_token == 2 * (6 + 4)
 
 
-def test_latent_attention_of_a_pretrained_model_goes_with_the_other_switches(smollm2_path):
+def test_latent_attention_of_a_pretrained_model_goes_with_the_other_switches(apart, smollm2_path):
+    apart(latent_attention_goes_with_the_other_switches)
+
+
+def latent_attention_goes_with_the_other_switches():
     """The healed factors by name; and the oracle's tokens with prefix reuse and speculation on."""
     model = TransformerWithOptimizations.from_pretrained(
         "smollm2-135m",
@@ -83,7 +91,11 @@ def test_latent_attention_of_a_pretrained_model_goes_with_the_other_switches(smo
     assert model.engine.stats.cached_tokens > 0
 
 
-def test_a_pretrained_model_is_converted_at_the_rank_that_is_asked_for(smollm2_path):
+def test_a_pretrained_model_is_converted_at_the_rank_that_is_asked_for(apart, smollm2_path):
+    apart(is_converted_at_the_rank_that_is_asked_for, smollm2_path)
+
+
+def is_converted_at_the_rank_that_is_asked_for(smollm2_path):
     pretrained = partial(TransformerWithOptimizations.from_pretrained, smollm2_path, use_mla=True, dtype="bfloat16")
     assert pretrained(mla_latent_dim=160).model.config.kv_elements_per_token == 30 * (160 + 32)
     with pytest.raises(ValueError, match=r"kv_lora_rank must lie in \[1, 352\]"):

@@ -1,20 +1,24 @@
 """The README and the chapters say only what is true: commands parse, links lead somewhere, examples run."""
 
+import inspect
+import io
 import itertools
 import json
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 import typer
 
-from inference_opt.cli import app
+from inference_opt.cli import app, main
 from inference_opt.exercises import solution
-from inference_opt.lab.bench import radix, workloads
+from inference_opt.lab.bench import machine, radix, workloads
 from inference_opt.loading.download import MODELS
 from inference_opt.loading.prompts import load_prompts
 
@@ -66,17 +70,14 @@ def test_every_command_shown_is_one_that_parses(command):
 
 # `make tour`, a step of .ci/run, runs the tour as it stands, and test_cli.py its options; it takes longest of all.
 @pytest.mark.parametrize("command", [c for c in README if re.match("inference-opt (?!tour)", c)])
-def test_the_readme_s_commands_run(command, run, tmp_path, monkeypatch, smollm2_path):
-    monkeypatch.chdir(tmp_path)
+def test_the_readme_s_commands_run(command, apart, tmp_path, smollm2_path):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why is the sky blue?"}\n')
     (tmp_path / "conversation_trace.jsonl").write_text('{"hash_ids": [0, 1, 2]}\n{"hash_ids": [0, 1, 3]}\n')
-    monkeypatch.setattr(radix, "GENERATED", {"loop": lambda seed: workloads.loop(seed, documents=3, rounds=2)})
-    monkeypatch.setattr(radix, "SIZES", [10, 20])
     words = shlex.split(command)[1:]
     if words[:2] == ["exercise", "check"]:  # of what a reader has written by then
         (tmp_path / "03_split.py").write_text(solution(words[2], tmp_path))
     smaller = next((more for name, more in SMALLER.items() if words[: len(name.split())] == name.split()), "")
-    status, out, error = run(*words, *shlex.split(smaller))
+    status, out, error = apart(run_command, [*words, *shlex.split(smaller)], tmp_path)
     if "on CUDA" in next(line for line in TEXTS["README.md"].splitlines() if command in line) and (
         not torch.cuda.is_available()
     ):
@@ -88,6 +89,23 @@ def test_the_readme_s_commands_run(command, run, tmp_path, monkeypatch, smollm2_
     for option, value in itertools.pairwise(words):
         if option in ("--json", "--report", "-o"):
             assert (tmp_path / value).stat().st_size > 0
+
+
+def run_command(words, folder):
+    """(Exit status, standard output, standard error) of inference-opt in a folder."""
+    out, error = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(error):
+        patch.chdir(folder)
+        patch.setattr(radix, "GENERATED", {"loop": lambda seed: workloads.loop(seed, documents=3, rounds=2)})
+        patch.setattr(radix, "SIZES", [10, 20])
+        patch.setattr(inspect.unwrap(machine.read_bandwidth), "__defaults__", (64, 5, "cpu"))  # as in conftest.py
+        patch.setattr(sys, "argv", ["inference-opt", *words])
+        try:
+            main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code or 0
+    return status, out.getvalue(), error.getvalue()
 
 
 @pytest.mark.parametrize("command", [c for c in SHOWN if c.startswith("make ")])
@@ -116,7 +134,11 @@ def test_links_exist(page):
 
 
 @pytest.mark.parametrize("example", blocks(TEXTS["README.md"], "python"))
-def test_the_examples_run(example, smollm2_path):
+def test_the_examples_run(example, apart, smollm2_path):
+    apart(run_example, example)
+
+
+def run_example(example):
     exec(compile(example, "README.md", "exec"), {})
 
 

@@ -68,10 +68,14 @@ def test_no_prompts_or_params_that_do_not_match():
 
 
 @pytest.fixture(scope="module")
-def their_texts(smollm2_path):
+def their_texts(apart, smollm2_path):
+    return apart(texts_of_transformers, smollm2_path)
+
+
+def texts_of_transformers(path):
     """What transformers makes of the real prompts: an independent reading of the file, and model, and `generate`."""
-    theirs = AutoModelForCausalLM.from_pretrained(smollm2_path.parent, gguf_file=smollm2_path.name, dtype=torch.float32)
-    tokenizer = tokenizer_from_gguf(GGUFFile(smollm2_path).fields)
+    theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    tokenizer = tokenizer_from_gguf(GGUFFile(path).fields)
     how = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 0, "eos_token_id": [0, 2]}
     prompts = [p.ids(tokenizer) for p in load_prompts()]
     return [theirs.generate(torch.tensor([ids]), **how)[0, len(ids) :].tolist() for ids in prompts]
@@ -85,7 +89,6 @@ def real_texts(smollm2):
     return prompts, static.generate(model, prompts, SamplingParams(max_new_tokens=16))
 
 
-# Before the others that need the real model: then theirs is gone before ours is loaded.
 def test_the_real_model_agrees_with_transformers(their_texts, smollm2, real_texts):
     for prompt, text, other in zip(*real_texts, their_texts, strict=True):
         agreement = compare(smollm2[0], prompt, other, text)

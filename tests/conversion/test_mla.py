@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from inference_opt import load_model
 from inference_opt.conversion.convert import assemble, factorise
 from inference_opt.conversion.pretrained import latent_model, load_factors, sampled_texts, save_factors
 from inference_opt.lab.quality import quality
@@ -84,8 +85,12 @@ def test_a_file_that_holds_no_factors_is_refused(tmp_path, content):
         load_factors(path)
 
 
-def test_the_packaged_factors_keep_a_third_of_the_cache_and_most_of_the_distribution(load_smollm2):
-    model, tokenizer = load_smollm2("bfloat16")  # as the factors are kept; float32 takes over 2 GB
+def test_the_packaged_factors_keep_a_third_of_the_cache_and_most_of_the_distribution(apart, smollm2_path):
+    apart(keep_a_third_of_the_cache, smollm2_path)
+
+
+def keep_a_third_of_the_cache(path):
+    model, tokenizer = load_model(path, dtype="bfloat16")  # as the factors are kept
     healed = latent_model(model, tokenizer, "smollm2-135m")
     assert 3 * healed.config.kv_elements_per_token == model.config.kv_elements_per_token
     result = quality(healed, model, sampled_texts("held")[:6])
