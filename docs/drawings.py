@@ -24,7 +24,7 @@ CHAPTERS = {
     "10": ("to\nproduction", 8, 1, ("09",)),
 }
 # A mechanism each: (what, our file, SGLang 0.5.23's, vLLM 0.33.0's, TensorRT-LLM's), their paths within the package.
-ENGINES = ("here", "SGLang", "vLLM", "TensorRT-LLM")
+ENGINES = ("SGLang", "vLLM", "TensorRT-LLM")
 FILES = (
     ("pages", "cache/pool.py", "mem_cache/allocator/paged.py", "v1/core/block_pool.py",
      "pyexecutor/resource_manager.py"),
@@ -53,7 +53,7 @@ SEAMS = (
 )
 
 
-def box(axes: Axes, x: float, y: float, text: str, width: float = 0.8, colour: str = FILL, size: float = 8.5) -> None:
+def box(axes: Axes, x: float, y: float, text: str, width: float = 0.8, colour: str = FILL, size: float = 9) -> None:
     """A rounded box about (x, y)."""
     shape = FancyBboxPatch((x - width / 2, y - 0.26), width, 0.52, boxstyle="round,pad=0.02", fc=colour, ec=SOFT)
     axes.add_patch(shape)
@@ -73,7 +73,7 @@ def map_figure() -> Figure:
     figure = Figure(figsize=(9.8, 3.2), layout="constrained")
     axes = figure.subplots()
     for number, (name, x, y, needs) in CHAPTERS.items():
-        box(axes, x, y, f"{number}\n{name}", width=0.84, size=9)
+        box(axes, x, y, f"{number}\n{name}", width=0.84)
         for need in needs:
             _, left, below, _ = CHAPTERS[need]
             arrow(axes, (left + 0.42, below), (x - 0.42, y))
@@ -112,7 +112,7 @@ def layers_figure() -> Figure:
 
 def seams_figure() -> Figure:
     """Two sides and what passes between them, a row each."""
-    figure = Figure(figsize=(7.6, 3), layout="constrained")
+    figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     for row, (left, question, right) in enumerate(SEAMS):
         y = -row * 0.8
@@ -126,19 +126,18 @@ def seams_figure() -> Figure:
 
 
 def files_figure() -> Figure:
-    """A row a mechanism, a column an engine: the file that holds it."""
-    figure = Figure(figsize=(10.2, 4.9), layout="constrained")
+    """A row a mechanism: our file in a box, and beside it, a line an engine, the files that do the same."""
+    figure = Figure(figsize=(5.6, 7.2), layout="constrained")
     axes = figure.subplots()
-    widths = (0.95, 1.75, 2.6, 2.3, 2.45)
-    middles = [sum(widths[:i]) + width / 2 for i, width in enumerate(widths)]
-    for x, name in zip(middles[1:], ENGINES):
-        axes.text(x, 0.75, name, ha="center", va="center", fontsize=9.5, color=INK)
-    for row, (what, *files) in enumerate(FILES):
-        y = -row * 0.72
-        axes.text(0.05, y, what, ha="left", va="center", fontsize=9.5, color=INK)
-        for x, width, file in zip(middles[1:], widths[1:], files):
-            box(axes, x, y, file, width - 0.12, ACCENT if x == middles[1] else FILL, size=8)
-    axes.set(xlim=(0, sum(widths)), ylim=(-len(FILES) * 0.72 + 0.3, 1))
+    for row, (what, ours, *theirs) in enumerate(FILES):
+        y = -row
+        axes.axhline(y + 0.5, color=FILL, lw=0.8)
+        axes.text(0.08, y + 0.28, what, ha="left", va="center", fontsize=10, weight="bold", color=INK)
+        box(axes, 0.97, y - 0.14, ours, 1.74, ACCENT, size=9)
+        for line, (engine, file) in enumerate(zip(ENGINES, theirs)):
+            axes.text(2.0, y + 0.28 * (1 - line), engine, ha="left", va="center", fontsize=9, color=INK)
+            axes.text(3.1, y + 0.28 * (1 - line), file, ha="left", va="center", fontsize=9, color=INK)
+    axes.set(xlim=(0, 5.6), ylim=(0.5 - len(FILES), 0.55))
     axes.set_axis_off()
     return figure
 

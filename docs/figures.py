@@ -67,7 +67,7 @@ def steps_figure(cached: bool) -> Figure:
         axes.text(PROMPT + STEPS + 0.6, -step + 0.4, f"{computed} computed", va="center")
         axes.text(-0.3, -step + 0.4, f"step {step + 1}", va="center", ha="right")
     axes.text(PROMPT + STEPS + 0.6, -STEPS + 0.4, f"{total} in all", va="center", weight="bold")
-    axes.set(xlim=(-1.6, PROMPT + STEPS + 4), ylim=(-STEPS, 1.6))
+    axes.set(xlim=(-1.6, PROMPT + STEPS + 4), ylim=(-STEPS, 1.9))
     axes.set_axis_off()
     handles = [Patch(color=COMPUTED, label="computed in this step")]
     handles += [Patch(color=CACHED, label="kept from earlier steps")] if cached else []
@@ -93,7 +93,7 @@ def pages_figure() -> Figure:
         name: engine.add(range(length), new(tokens))
         for name, length, tokens in (("A", 10, 4), ("B", 7, 20), ("C", 5, 24))
     }
-    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
     for axes, until in zip(figure.subplots(2, 1), (3, 14)):
         while engine.stats.steps < until:
             engine.step()
@@ -104,7 +104,7 @@ def pages_figure() -> Figure:
 def tree_figure() -> Figure:
     """A tree grows, is split, is locked, loses leaves."""
     tree, pages = RadixTree(2), itertools.count()
-    figure = Figure(figsize=(7.2, 5.6), layout="constrained")
+    figure = Figure(figsize=(7, 5.6), layout="constrained")
     axes = figure.subplots(4, 1, height_ratios=[1, 2, 2, 2])
     for ax, text, title in (
         (axes[0], "You are a cat. Purr!", "1. one text, one edge"),
@@ -124,7 +124,7 @@ def tree_figure() -> Figure:
 def schedule_figure() -> Figure:
     """The same six requests in static batches of two and continuously, two at a time."""
     lengths = {"A": 3, "B": 9, "C": 7, "D": 2, "E": 4, "F": 3}
-    figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+    figure = Figure(figsize=(7, 4.0), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     steps, names = [], {}
     for pair in ("AB", "CD", "EF"):  # a static batch takes no one in before it is done
@@ -148,7 +148,7 @@ def speculation_figure() -> Figure:
     known, drafts = ["the", "cat", "sat", "on", "the"], ["mat", "and", "then", "slept"]
     target = ["mat", "and", "ran", "", ""]  # what the target says after the last known token and after each draft
     kept, page_size = 2, 4
-    figure = Figure(figsize=(7.2, 3.6), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
 
     def square(x: int, y: float, word: str, face: str = "white", edge: str = "#999", colour: str = "black") -> None:
@@ -163,16 +163,17 @@ def speculation_figure() -> Figure:
             fed = not read and name == "2. verify"
             square(x, y, word, CACHED if read else COMPUTED if fed else "white", colour="white" if fed else "black")
     for i, word in enumerate(drafts):
-        x, fate = len(known) + i, "kept" if i < kept else "rejected" if i == kept else "skipped"
+        x, fate = len(known) + i, "keep" if i < kept else "reject" if i == kept else "skip"
         square(x, rows["1. draft"], word, "white", DRAFTED, DRAFTED)
         square(x, rows["2. verify"], word, COMPUTED, "#999", "white")
         square(x, rows["3. accept"], word, KEPT if i < kept else "white", KEPT if i < kept else NEW, "black")
-        axes.text(x + 0.5, rows["3. accept"] - 0.2, fate, ha="center", va="center", fontsize=7.5)
+        axes.text(x + 0.5, rows["3. accept"] - 0.2, fate, ha="center", va="center", fontsize=9)
         if i >= kept:
             axes.plot([x + 0.12, x + 0.88], [rows["3. accept"] + 0.31] * 2, color=NEW, lw=1.2)
     for i, word in enumerate(target):
         x, y = len(known) - 1 + i, rows["2. verify"]
-        axes.text(x + 0.5, y - 0.06, f"$p_{i}$" + f"\n{word}" * bool(word), ha="center", va="top", fontsize=8)
+        axes.text(x + 0.5, y - 0.06, f"$p_{i}$", ha="center", va="top", fontsize=13)
+        axes.text(x + 0.5, y - 0.42, word, ha="center", va="top", fontsize=9)
     y = rows["4. roll back"]
     for i, word in enumerate(drafts[:kept]):
         square(len(known) + i, y, word, CACHED)
@@ -183,7 +184,7 @@ def speculation_figure() -> Figure:
         style = "#666" if free else "#222"
         axes.plot([left + 0.04, right - 0.04], [y - 0.14] * 2, color=style, lw=1.5, ls=":" if free else "-")
         label = "given back" if free else f"page {page + 1}"
-        axes.text((left + right) / 2, y - 0.32, label, ha="center", va="center", fontsize=8, color=style)
+        axes.text((left + right) / 2, y - 0.32, label, ha="center", va="center", fontsize=9, color=style)
     notes = {
         "1. draft": "four guesses, each with\nits distribution",
         "2. verify": "five rows, one step: the target's\ndistribution after each",
@@ -191,7 +192,7 @@ def speculation_figure() -> Figure:
         "4. roll back": "its own word in their place;\nits slot is written next time",
     }
     for name, note in notes.items():
-        axes.text(len(known) + len(drafts) + 0.25, rows[name] + 0.31, note, va="center", fontsize=8.5)
+        axes.text(len(known) + len(drafts) + 0.25, rows[name] + 0.31, note, va="center", fontsize=9)
     axes.set(xlim=(-1.5, len(known) + len(drafts) + 4), ylim=(rows["4. roll back"] - 0.55, 0.8))
     axes.set_axis_off()
     return figure
@@ -201,10 +202,10 @@ def split_figure() -> Figure:
     """What p and q share, what is owed and what is too much; eighty drafts fall where they fall."""
     p, q, rng = [0.35, 0.1, 0.25, 0.3], [0.2, 0.4, 0.3, 0.1], random.Random(0)
     draws = [(rng.choices(range(4), q)[0], rng.random()) for _ in range(80)]
-    figure = Figure(figsize=(7.2, 3), layout="constrained")
+    figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     exactness.draw_split(axes, np.array(p), np.array(q), draws)
-    figure.legend(handles=exactness.split_legend(), frameon=False, fontsize=8, loc="outside upper center", ncols=4)
+    figure.legend(handles=exactness.split_legend(), frameon=False, fontsize=9, loc="outside upper center", ncols=4)
     axes.set(xlabel="token", ylabel="probability")
     return figure
 
@@ -217,25 +218,25 @@ def paths_figure() -> Figure:
         x = drafter.choose(q, 0)
         return tuple(rules.token_wise([p, p], [q], [x], judge))
 
-    figure = Figure(figsize=(7.2, 2.7), layout="constrained")
+    figure = Figure(figsize=(7, 2.7), layout="constrained")
     exactness.draw_paths(figure.subplots(), exactness.told_paths(step))
     return figure
 
 
 def zoo_figure() -> Figure:
     """The law of each wrong rule beside the target's."""
-    figure = Figure(figsize=(7.6, 7.6), layout="constrained")
-    panels = figure.subplots(5, 4).ravel()
+    figure = Figure(figsize=(6.2, 8.4), layout="constrained")
+    panels = figure.subplots(7, 3).ravel()
     for axes, each in zip(panels, ZOO):
         exactness.draw_law(axes, each)
     for axes in panels[len(ZOO) :]:
         axes.set_axis_off()
     bars = Patch(color=exactness.PALE, label="the target's")
     dots = Line2D([], [], color=exactness.WRONG, marker=".", ls="", label="what comes out")
-    shared = {"frameon": False, "fontsize": 8, "title_fontsize": 8}
-    panels[-1].legend(handles=[bars, dots], loc="upper left", title="probability of a text:", **shared)
-    panels[-1].text(0.04, 0.3, "0.650", color=exactness.WRONG, fontsize=8)
-    panels[-1].text(0.26, 0.3, "total variation", fontsize=8)
+    shared = {"frameon": False, "fontsize": 9, "title_fontsize": 9}
+    panels[-2].legend(handles=[bars, dots], loc="upper left", title="probability of a text:", **shared)
+    panels[-1].text(0, 0.78, "0.650", color=exactness.WRONG, fontsize=9)
+    panels[-1].text(0.28, 0.78, "total variation", fontsize=9)
     figure.supxlabel("texts, the most probable under the target first", fontsize=9)
     figure.supylabel("probability (each panel has its own scale)", fontsize=9)
     return figure
@@ -244,7 +245,7 @@ def zoo_figure() -> Figure:
 def kept_figure() -> Figure:
     """What a token leaves in a layer's cache, by kind of attention: filled; outlined, what is made when needed."""
     heads = 8
-    figure = Figure(figsize=(7.6, 2.7), layout="constrained")
+    figure = Figure(figsize=(7, 2.7), layout="constrained")
     kinds = (("MHA", heads, "16 d"), ("GQA", 2, "4 d"), ("MQA", 1, "2 d"), ("MLA", heads, "4.5 d"))
     for axes, (name, kv_heads, numbers) in zip(figure.subplots(1, 4), kinds):
         latent, group = name == "MLA", heads // kv_heads
@@ -262,8 +263,8 @@ def kept_figure() -> Figure:
         if latent:
             axes.add_patch(Rectangle((1.4, 0), 4, 0.6, color=COMPUTED))
             axes.add_patch(Rectangle((5.6, 0), 0.5, 0.6, color=NEW))
-            axes.text(3.4, -0.35, "latent", ha="center", va="center", fontsize=8)
-            axes.text(5.85, -0.35, "rotated key", ha="left", va="center", fontsize=8)
+            axes.text(3.4, -0.35, "latent", ha="center", va="center", fontsize=9)
+            axes.text(5.85, -0.35, "rotated key", ha="left", va="center", fontsize=9)
         axes.set(xlim=(-0.6, heads + 1.6), ylim=(-0.7, 3.8))
         axes.set_title(f"{name}: {numbers}", fontsize=10)
         axes.set_axis_off()

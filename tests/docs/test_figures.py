@@ -1,6 +1,7 @@
 """The drawn figures are what today's code draws, and all their words can be read, on light and on dark pages."""
 
 import io
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -125,6 +126,34 @@ def test_every_word_stands_out_on_light_and_on_dark_pages(path, draw):
 @pytest.mark.parametrize("path", [path for path, _ in DRAWN], ids=lambda path: path.name)
 def test_a_figure_is_dark_on_a_dark_page(path):
     assert DARK in path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", [path for path, _ in DRAWN if path.name != "map.svg"], ids=lambda path: path.name)
+def test_every_word_is_large_enough_on_a_telephone(path):
+    """A figure is made as narrow as the screen on GitHub, and moved on the site, as the map is wherever it is shown."""
+    drawn = path.read_text(encoding="utf-8")
+    width = float(re.search(r'<svg [^>]*?width="([\d.]+)pt"', drawn)[1])
+    sizes = [float(size) for size in re.findall(r"font(?:-size)?: [^;\"]*?([\d.]+)px", drawn)]  # in points
+    assert min(sizes) * min(4 / 3, 400 / width) >= 7
+
+
+@pytest.mark.parametrize(("path", "draw"), DRAWN, ids=lambda each: getattr(each, "name", ""))
+def test_no_word_is_cut_off_or_lies_on_another(path, draw, monkeypatch):
+    words, plain = [], Text.draw
+
+    def noted(text, renderer):
+        if text.get_visible() and text.get_text().strip():
+            words.append(text)
+        plain(text, renderer)
+
+    figure = draw()
+    monkeypatch.setattr(Text, "draw", noted)
+    FigureCanvasAgg(figure).draw()
+    boxes = [(text.get_text(), text.get_window_extent(), text.get_rotation() % 90) for text in words]
+    sheet = figure.bbox.padded(1)
+    assert [word for word, box, _ in boxes if not (sheet.contains(*box.min) and sheet.contains(*box.max))] == []
+    pairs = itertools.combinations(boxes, 2)  # the boxes of two that are slanted overlap where they do not
+    assert [(a[0], b[0]) for a, b in pairs if a[1].overlaps(b[1]) and not (a[2] and b[2])] == []
 
 
 def test_a_figure_follows_the_scheme_of_its_page(tmp_path):

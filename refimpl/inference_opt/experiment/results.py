@@ -158,7 +158,7 @@ class Results:
             axes.errorbar(middle, names, xerr=ends, fmt="none", ecolor="black", lw=1)
             for i, value in enumerate(middle):
                 where = {"xytext": (3, 0), "textcoords": "offset points"}  # from the whisker's end
-                axes.annotate(f"{value:.1f}", (max(high[i], 1), i), **where, va="center", fontsize=8)
+                axes.annotate(f"{value:.1f}", (max(high[i], 1), i), **where, va="center", fontsize=9)
             axes.axvline(1, color="#888", lw=1)
             axes.set_xscale("log", base=2)
             axes.xaxis.set_major_formatter("{x:g}")
@@ -182,9 +182,9 @@ class Results:
                 value = grid[i][j]
                 if value is not None:
                     dark = abs(log(value, 2)) > 2
-                    axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="w" if dark else "k")
-            axes.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)
-            axes.set_yticks(range(len(names)), names, fontsize=8)
+                    axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=9, color="w" if dark else "k")
+            axes.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=9)
+            axes.set_yticks(range(len(names)), names, fontsize=9)
             axes.set_title(workload, fontsize=10)
         return figure
 

@@ -51,7 +51,7 @@ def draw_tree(axes: Axes, tree: RadixTree, label: Callable[[int], str] = str, ti
                 label(token),
                 ha="center",
                 va="center",
-                fontsize=8,
+                fontsize=9,
                 color="white" if node.locks else "black",
             )
         if not node.children and not node.locks and node.tokens:
@@ -59,7 +59,7 @@ def draw_tree(axes: Axes, tree: RadixTree, label: Callable[[int], str] = str, ti
         for i, page in enumerate(node.pages):
             left = start + i * tree.page_size
             axes.plot([left, left + tree.page_size - 0.1], [y - 0.1] * 2, color="#555", lw=1)
-            axes.text(left + tree.page_size / 2, y - 0.18, f"page {page}", ha="center", va="top", fontsize=7)
+            axes.text(left + tree.page_size / 2, y - 0.18, f"page {page}", ha="center", va="top", fontsize=9)
         return y
 
     for root in tree.roots.values():
@@ -75,7 +75,7 @@ def draw_pool(axes: Axes, pool: PagePool, tree: RadixTree, requests: Mapping[str
     """A square for each page: free (white), the tree's (grey), or a request's own (its colour). Below: page tables."""
     for page in range(pool.num_pages):
         axes.add_patch(Rectangle((page, 0), 0.9, 0.9, facecolor=FREE, edgecolor="#999"))
-        axes.text(page + 0.45, 0.45, str(page), ha="center", va="center", fontsize=8, zorder=3)
+        axes.text(page + 0.45, 0.45, str(page), ha="center", va="center", fontsize=9, zorder=3)
     for node in tree.nodes():
         for page in node.pages:
             axes.add_patch(Rectangle((page, 0), 0.9, 0.9, facecolor=CACHED, edgecolor="#999"))
@@ -88,13 +88,13 @@ def draw_pool(axes: Axes, pool: PagePool, tree: RadixTree, requests: Mapping[str
             own = i >= request.pages.shared
             face = colour if own else CACHED
             axes.add_patch(Rectangle((i, y), 0.9, 0.8, facecolor=face, edgecolor=colour, alpha=TINT if own else 1))
-            axes.text(i + 0.45, y + 0.4, str(page), ha="center", va="center", fontsize=8)
+            axes.text(i + 0.45, y + 0.4, str(page), ha="center", va="center", fontsize=9)
         state = f"{request.computed} tokens computed"
         if len(tree):
             state += f", {request.pages.shared} of {len(request.table)} pages shared"
         if request.finished:
             state = f"finished after {len(request.output)} new tokens, pages given back"
-        axes.text(len(request.table) + 0.2, y + 0.4, state, va="center", fontsize=8)
+        axes.text(len(request.table) + 0.2, y + 0.4, state, va="center", fontsize=9)
     axes.text(-0.2, 0.45, "pool", ha="right", va="center", fontsize=9)
     axes.set(xlim=(-2.2, max(pool.num_pages, 10) + 0.3), ylim=(-1.2 * len(requests) - 0.3, 1.1))
     axes.set_title(title, fontsize=9, loc="left")
@@ -111,7 +111,7 @@ def draw_schedule(axes: Axes, steps: Sequence[Sequence[Output]], names: Mapping[
             decode = out.start >= len(out.request.prompt)
             axes.add_patch(Rectangle((step + 0.04, y), 0.92, 0.8, facecolor=colour, alpha=0.35 if decode else 1.0))
             if len(steps) <= 30 and not decode:
-                axes.text(step + 0.5, y + 0.4, str(out.count), ha="center", va="center", fontsize=8, color="white")
+                axes.text(step + 0.5, y + 0.4, str(out.count), ha="center", va="center", fontsize=9, color="white")
     for request, row in rows.items():
         axes.text(-0.2, -row + 0.4, names[request], ha="right", va="center", fontsize=9)
     axes.set(xlim=(0, len(steps)), ylim=(-len(rows) + 0.8, 1), xlabel="step", yticks=[])
@@ -163,12 +163,12 @@ def draw_pieces(axes: Axes, batch: Batch) -> None:
 
 def pieces_figure(plans: Mapping[str, Batch]) -> Figure:
     """Plans of a batch side by side, and what their colours mean."""
-    figure = Figure(figsize=(7.6, 3.6), layout="constrained")
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
     for axes, (title, batch) in zip(figure.subplots(1, len(plans), sharey=True, squeeze=False)[0], plans.items()):
         draw_pieces(axes, batch)
         axes.set_title(title, fontsize=9, loc="left")
     handles = [Patch(color=colour, label=name) for name, colour in PIECES.items()]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from inference_opt.engine.engine import Output
 from inference_opt.explain.figures import BLUE, BROWN, CACHED, COLOURS, GREEN, GREY, ORANGE, RED, VIOLET
@@ -151,7 +152,7 @@ def verdicts_figure(verdicts: Sequence[tuple[Any, Any, int, int, bool]], show: A
 
 def speedup_figure(costs: Sequence[float], alphas: Sequence[float], most: int = 16) -> Figure:
     """Theorem 3.8: speed-up by the number of drafts; a panel for each cost of a draft. Dots mark the best number."""
-    figure, panels = blank(2.4 * len(costs), 2.7, columns=len(costs), sharey=True, squeeze=False)
+    figure, panels = blank(2.3 * len(costs), 2.7, columns=len(costs), sharey=True, squeeze=False)
     for axes, c in zip(panels[0], costs):
         for alpha, colour in zip(alphas, (RED, ORANGE, GREEN, BLUE, VIOLET)):
             curve = [speedup(alpha, gamma, c) for gamma in range(most + 1)]
@@ -159,9 +160,9 @@ def speedup_figure(costs: Sequence[float], alphas: Sequence[float], most: int = 
             axes.plot(curve, color=colour, label=f"α = {alpha}")
             axes.plot(best, curve[best], "o", color=colour, ms=5)
         axes.axhline(1, color="#999", lw=0.8)
-        axes.set(xlabel="γ, drafts a step", title=f"c = {c}", ylim=(0, 5))
+        axes.set(xlabel="γ, drafts a step", title=f"c = {c}", ylim=(0, None))
     panels[0][0].set_ylabel("expected speed-up")
-    panels[0][-1].legend(frameon=False, fontsize=8)
+    panels[0][-1].legend(frameon=False, fontsize=9)
     return figure
 
 
@@ -198,8 +199,8 @@ def prediction_figure(rows: Sequence[Mapping[str, Any]], predictions: Mapping[st
             axis.set_ticks(ticks, [f"{tick}×" for tick in ticks])
             axis.set_ticks([], minor=True)
     panels[0].set_ylabel("measured speed-up")
-    handles = [Line2D([], [], color=colour, marker="o", ls="", label=name) for name, colour in colours.items()]
-    handles += [Line2D([], [], color="#777", marker=mark, ls="", label=task) for task, mark in markers.items()]
+    handles: list[Any] = [Patch(color=colour, label=name) for name, colour in colours.items()]
+    handles += [Line2D([], [], marker=m, mfc="white", mec="#555", ls="", label=task) for task, m in markers.items()]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     return figure
 

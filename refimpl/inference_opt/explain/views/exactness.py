@@ -126,12 +126,12 @@ def draw_paths(axes: Axes, paths: Sequence[tuple[list[Turn], Prefix, Fraction]],
             colour = WRONG if name == "reject" else RIGHT if name == "accept" else "#555"
             axes.plot([depth, depth + 0.3, depth + 1], [start, end, end], color=colour, lw=1.2)
             text = name if share == 1 else f"{name}: {share}"
-            axes.text(depth + 0.34, end + 0.08, text, fontsize=8, va="bottom", color=colour)
+            axes.text(depth + 0.34, end + 0.08, text, fontsize=9, va="bottom", color=colour)
         axes.plot([len(turns), longest], [-row, -row], color="#ccc", lw=0.8, ls=":")
         axes.text(longest + 0.08, -row, f"{' '.join(map(str, emitted))}", fontsize=9, va="center", weight="bold")
         axes.text(longest + 0.5, -row, str(probability), fontsize=9, va="center")
-    axes.text(longest + 0.08, 0.75, "emitted", fontsize=8, color="#555")
-    axes.text(longest + 0.5, 0.75, "probability", fontsize=8, color="#555")
+    axes.text(longest + 0.08, 0.75, "emitted", fontsize=9, color="#555")
+    axes.text(longest + 0.5, 0.75, "probability", fontsize=9, color="#555")
     axes.set(xlim=(-0.05, longest + 1), ylim=(-len(paths) + 0.4, 1.1))
     axes.set_title(title, fontsize=9, loc="left")
     axes.set_axis_off()
@@ -144,8 +144,8 @@ def draw_law(axes: Axes, each: Mutant) -> None:
     axes.bar(range(len(right)), right[order], color=PALE, width=1.0)
     axes.plot(range(len(right)), wrong[order], ".", color=WRONG, ms=3)
     bias = float(each.bias())
-    axes.set_title(each.name, fontsize=8, loc="left")
+    axes.set_title(each.name, fontsize=9, loc="left")
     text = f"{bias:.3f}" if bias > 1e-3 else f"{bias:.0e}"
-    axes.text(1, 0.95, text, fontsize=8, transform=axes.transAxes, ha="right", va="top", color=WRONG)
+    axes.text(1, 0.95, text, fontsize=9, transform=axes.transAxes, ha="right", va="top", color=WRONG)
     axes.set(xticks=[], yticks=[])
     axes.spines[["top", "right"]].set_visible(False)

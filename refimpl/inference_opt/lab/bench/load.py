@@ -47,7 +47,7 @@ from inference_opt.sampling import SamplingParams
 PAGE = 16  # tokens
 PLAIN = "plain"
 RESAMPLES = 1_000
-COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b2", "#937860")
+COLOURS = ("#4c72b0", "#b35417", "#2e7d4f", "#c44e52", "#6a55a3", "#7a5c42")
 
 
 @dataclass
@@ -295,7 +295,7 @@ def run_once(
 
 def load_figure(figures: dict[str, Any], names: Sequence[str] | None = None) -> Figure:
     """TTFT and TPOT against the rate, for some of the variations: the median solid, the 99th percentile dashed."""
-    figure = Figure(figsize=(7.2, 3.4), layout="constrained")
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
     names = names or list(figures["variations"])
     for axes, key, label in zip(figure.subplots(1, 2), ("ttft", "tpot"), ("TTFT", "TPOT")):
         for name, colour in zip(names, COLOURS):
@@ -305,10 +305,10 @@ def load_figure(figures: dict[str, Any], names: Sequence[str] | None = None) -> 
                 values = [row[key][percentile] for row in rows]
                 axes.plot(shares, values, style, color=colour, ms=3, lw=1.2, label=name if style == "o-" else None)
         axes.set(yscale="log", xlabel="rate / capacity", title=f"{label}, seconds")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.axvline(1, color="#999", lw=0.8, ls=":")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), frameon=False, fontsize=9, ncols=4, loc="outside upper center")
     return figure
