@@ -27,13 +27,22 @@ from inference_opt.radix.node import as_bytes
 from inference_opt.radix.tree import RadixTree
 from inference_opt.sampling import probabilities, sample
 from inference_opt.speculative import rules
+from inference_opt.speculative.coupled_tree import coupled_tree
 from inference_opt.speculative.models import FirstLayers
 from inference_opt.trace import watched
 from tests.toys import SHAPES
 from tests.toys import toy as toy_model
 
 TEXT = st.lists(st.integers(0, 1), max_size=8)
-RULES = (rules.token_wise, rules.block, rules.coupled, rules.point_mass, rules.multi_draft, rules.tree)
+RULES = (
+    rules.token_wise,
+    rules.block,
+    rules.coupled,
+    rules.point_mass,
+    rules.multi_draft,
+    rules.tree,
+    coupled_tree,
+)
 PROMPTS = "first come: 9\nsecond: 7"
 OPERATIONS = st.lists(
     st.one_of(

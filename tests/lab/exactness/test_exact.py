@@ -285,9 +285,10 @@ def test_no_number_is_asked_for_twice(monkeypatch, name):
     p = np.array([Fraction(1, 2), Fraction(1, 4), Fraction(1, 4)])
     q = np.array([Fraction(1, 4), Fraction(1, 2), Fraction(1, 4)])
     if name.endswith("tree"):
-        paths = [(), *product(range(3), repeat=1), *product(range(3), repeat=2)]
+        depth = 3 if rule is coupled_tree else 2
+        paths = [path for length in range(depth + 1) for path in product(range(3), repeat=length)]
         target, draft = dict.fromkeys(paths, p), {path: [q, q] for path in paths}
-        tokens = {path: [1, 2] if len(path) < 2 else [] for path in paths}
+        tokens = {path: [1, 2] if len(path) < depth else [] for path in paths}
     else:
         target, draft, tokens = [p] * 4, [q] * 3, [1, 2, 1]
     monkeypatch.setattr(enumeration, "Branching", Noted)

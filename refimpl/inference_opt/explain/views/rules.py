@@ -18,6 +18,7 @@ import numpy as np
 from inference_opt.explain.views.registry import PICTURES, SENTENCES, snapshot, watching
 from inference_opt.lab.exactness.proposals import Lazy
 from inference_opt.speculative import rules
+from inference_opt.speculative.coupled_tree import coupled_tree
 from inference_opt.speculative.drafter import one_hot
 from inference_opt.speculative.rules import Path, Probs, Randomness, ratio, residual
 from inference_opt.trace import emit_at
@@ -30,6 +31,7 @@ REJECTED = (
 )
 REPLACED = "{drawn:text} is drawn from what the target has in excess, {excess}, in place of the rejected draft"
 COMPARED = "{drawn:text} is drawn from p by the noise that drew draft {i}, {x:text}: the draft is {fate}"
+SOUGHT = "{drawn:text} is drawn from p: {fate}"
 BONUS = "all drafts were kept: {drawn:text} is drawn from the target's distribution after them, one token more"
 WEIGHED = "the first {i:draft}, w = {w}, may stay with probability h = {h}; u = {u}, {passes}"
 TRIED = "candidate {i} is {x:text}: u = {u}, min(1, p/q) = {ratio}, so it is {fate}{then}"
@@ -40,10 +42,11 @@ BEHIND = "p after the last draft: one token more is drawn from it"
 OWED = "the residual (p − q)⁺, normalised: the replacement is drawn from it"
 REMAINING = "what all candidates have left of p: the token is drawn from it"
 SHARED = "p: the target's own draw, by the drafter's noise; the draft is kept if it is the same"
+OWN = "p: the target's own draw; a candidate is kept if it is the same"
 TARGET = "p, target"
 
 CHAINS = (rules.token_wise, rules.block, rules.coupled, rules.point_mass)
-TREES = (rules.multi_draft, rules.tree)
+TREES = (rules.multi_draft, rules.tree, coupled_tree)
 
 
 @dataclass(frozen=True)
@@ -55,11 +58,14 @@ class Verdict:
     draft: Any
     tokens: Any
     passed: list[bool] = field(default_factory=list)
+    drawn: list[int] = field(default_factory=list)
 
     def of_draw(self, i: int) -> str:
         """The event of a draw that the rule asks for, the i-th of the step."""
         if self.rule is rules.coupled:
             return "speculation.compare" if i < len(drafts_read(self.tokens)) else "speculation.bonus"
+        if self.rule is coupled_tree:
+            return "speculation.compare" if self.tokens[tuple(self.drawn)] else "speculation.bonus"
         if self.rule is rules.block:
             return "speculation.replace" if i < len(self.tokens) else "speculation.bonus"
         return "speculation.replace" if self.passed and not self.passed[-1] else "speculation.bonus"
@@ -79,8 +85,9 @@ class RecordingRandomness:
     @no_type_check  # a checker put round it would be its caller
     def choose(self, weights: Probs, i: int) -> int:
         """A token, drawn and told."""
-        token = self.rng.choose(weights, i)
-        self.tell(self.verdict.of_draw(i), sys._getframe(1), weights=weights, drawn=token, i=i)
+        token, event = self.rng.choose(weights, i), self.verdict.of_draw(i)
+        self.verdict.drawn.append(token)
+        self.tell(event, sys._getframe(1), weights=weights, drawn=token, i=i)
         return token
 
     def tell(self, event: str, frame: FrameType, **data: Any) -> None:
@@ -207,7 +214,7 @@ def weight_of(verdict: Verdict, i: int) -> Any:
     return w
 
 
-# Trees: multi_draft, tree
+# Trees: multi_draft, tree, coupled_tree
 
 
 class Place(NamedTuple):
@@ -259,10 +266,29 @@ def candidate_judged(verdict: Verdict, u: Any) -> dict[str, Any]:
 
 def candidate_drawn(verdict: Verdict, weights: Probs, drawn: int, i: int) -> dict[str, Any]:
     """A token is drawn at a node: from what its candidates have left of p, or, behind a leaf, from p itself."""
+    if verdict.rule is coupled_tree:
+        return compared(verdict)
     at = place(verdict, verdict.passed)
     if verdict.of_draw(i) == "speculation.replace":
         return tree_state(at, at.p, REMAINING, weights=weights, drawn=drawn)
     return tree_state(at, at.p, BEHIND, drawn=drawn)
+
+
+def compared(verdict: Verdict) -> dict[str, Any]:
+    """The target's own draw at a node is looked for among the candidates there, if there are any."""
+    *above, drawn = verdict.drawn
+    path, tree = tuple(above), verdict.tokens
+    candidates, p = list(tree[path]), verdict.target[path]
+    if drawn not in candidates:
+        state = tree_state(
+            Place(tree, path, len(candidates), p, p, None), p, OWN if candidates else BEHIND, drawn=drawn
+        )
+        state["said"]["fate"] = "no candidate is that token, so the step ends with it"
+        return state
+    at = Place(tree, path, candidates.index(drawn), p, p, None)
+    state = tree_state(at, p, OWN, x=drawn, q=one_hot(drawn, len(p)), kept=True, drawn=drawn)
+    state["said"]["fate"] = "a candidate is that token, so it is kept"
+    return state
 
 
 def tree_state(
@@ -384,7 +410,7 @@ SENTENCES |= {
     "speculation.weigh": WEIGHED,
     "speculation.replace": sentence(REPLACED, LEFT),
     "speculation.bonus": sentence(BONUS, LEAF),
-    "speculation.compare": COMPARED,
+    "speculation.compare": sentence(COMPARED, SOUGHT),
 }
 PICTURES |= {
     "speculation.accept": judged,
