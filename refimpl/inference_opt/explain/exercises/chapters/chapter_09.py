@@ -336,7 +336,7 @@ EXERCISES: tuple[Any, ...] = (
         "09.attach",
         "use what others have computed",
         """
-        A request asks the tree what it has of its tokens. It asks when it begins, and again while it is in prefill,
+        A request asks the tree for pages of its tokens. It asks when it begins, and again while it is in prefill,
         since others may have published more meanwhile. What is found need not be computed.
 
         A request has `tokens`, `namespace`, `computed` (how many of its tokens have their keys and values in pages)
@@ -344,7 +344,7 @@ EXERCISES: tuple[Any, ...] = (
         tree's, and `node` is the tree's node where these end. The node is locked as long as the request runs. `node`
         is None before it runs.
 
-        If it runs already and the tree has no more than it has computed, nothing changes, and 0 is returned.
+        If the request runs and has computed as many tokens as are found, or more, nothing changes, and 0 is returned.
         Otherwise its pages are exactly those that were found, all of them the tree's, and the node is locked, even if
         nothing was found. Its old pages and its old lock are given up: `self.release(request)` does that. The new
         lock is taken first, so that what was found cannot be evicted meanwhile.
@@ -375,9 +375,9 @@ EXERCISES: tuple[Any, ...] = (
         shared ones end, locked by the request.
 
         Another request with the same text may have been faster. Then the tree has a page for the same prefix already:
-        it takes that page's place in the table, and the request's own goes back to the pool. Afterwards the request
-        holds one lock, at the end of all its shared pages. `self.radix` says whether pages are shared at all; without
-        it nothing is published.
+        this page replaces the request's own page, which goes back to the pool. Afterwards the request holds one lock,
+        at the end of all its shared pages. `self.radix` says whether pages are shared at all; without it nothing is
+        published.
         """,
         (
             "How many pages are full? If no more than `shared`, there is nothing to do.",
@@ -446,9 +446,9 @@ EXERCISES: tuple[Any, ...] = (
         "09.reuse",
         "reuse and drafts together",
         """
-        A model that knows the letters a to d: after a it says b, after b c, after c d, after d a. The engine has
-        pages of four letters (a token each), the tree, and prompt lookup with 4 drafts a step. Three requests, each
-        after the end of the one before:
+        A model that knows the letters a to d: after a it says b, after b it says c, after c it says d, and after d it
+        says a. The engine has pages of four letters (a token each), the tree, and prompt lookup with 4 drafts a step.
+        Three requests, each after the end of the one before:
 
             1. prompt abcdabcdab, 11 new letters
             2. the same prompt, 1 new letter
