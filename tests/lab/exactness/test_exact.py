@@ -284,9 +284,10 @@ def test_no_number_is_asked_for_twice(monkeypatch, name):
     p = np.array([Fraction(1, 2), Fraction(1, 4), Fraction(1, 4)])
     q = np.array([Fraction(1, 4), Fraction(1, 2), Fraction(1, 4)])
     if name.endswith("tree"):
-        paths = [(), *product(range(3), repeat=1), *product(range(3), repeat=2)]
+        depth = 2 if name == "tree" else 3  # each level takes one number of the coupled rule
+        paths = [path for level in range(depth + 1) for path in product(range(3), repeat=level)]
         target, draft = dict.fromkeys(paths, p), {path: [q, q] for path in paths}
-        tokens = {path: [1, 2] if len(path) < 2 else [] for path in paths}
+        tokens = {path: [1, 2] if len(path) < depth else [] for path in paths}
     else:
         target, draft, tokens = [p] * 4, [q] * 3, [1, 2, 1]
     monkeypatch.setattr(enumeration, "Branching", Noted)
