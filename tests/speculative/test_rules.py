@@ -106,13 +106,19 @@ def test_a_coupled_tree_emits_what_the_seed_gives_without_drafts_as_far_as_the_t
     assert text not in tokens
 
 
-@given(st.integers(2, 3), st.lists(st.integers(0, 1), max_size=4), st.integers(0, 99))
-def test_a_coupled_tree_of_width_one_is_coupled(vocab, chain, seed):
-    ps = [np.array([float(w) for w in random_model(seed, vocab)(tuple(chain[:i]))]) for i in range(len(chain) + 1)]
-    paths = [tuple(chain[:i]) for i in range(len(chain) + 1)]
-    tokens = {path: chain[i : i + 1] for i, path in enumerate(paths)}
-    emitted = coupled_tree(dict(zip(paths, ps)), None, tokens, CommonNoise(seed, 0))
+@given(st.integers(2, 4), st.integers(0, 4), st.integers(0, 1), st.integers(0, 99))
+def test_a_coupled_tree_of_width_one_is_coupled(vocab, right, wrong, seed):
+    """The chain is what the target draws for so many tokens, and goes on with another."""
+    model, chain, ps = random_model(seed, vocab), [], []
+    for i in range(right + 1):
+        ps.append(np.array([float(w) for w in model(tuple(chain))]))
+        chain.append(Noise(seed, i).choose(ps[i], 0))
+    chain = chain[:right] + [(chain[-1] + 1) % vocab] * wrong
+    ps += ps[-1:] * wrong
+    tokens = {tuple(chain[:i]): chain[i : i + 1] for i in range(len(chain) + 1)}
+    emitted = coupled_tree(dict(zip(tokens, ps)), None, tokens, CommonNoise(seed, 0))
     assert emitted == rules.coupled(ps, [], chain, CommonNoise(seed, 0))
+    assert len(emitted) == right + 1
 
 
 def test_traversal_of_a_chain_is_block():
