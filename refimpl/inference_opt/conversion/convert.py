@@ -249,7 +249,7 @@ def _factorise(
     rotated = torch.einsum("pg,gpx->px", inverse[i, j], k[:, i])
 
     # The rest of the keys: A without the columns of the rotated components, times A⁻¹, times the keys. These lose the
-    # rotation, so they are scaled by its mean ρ, and by the factor that it gave to the query and to the key.
+    # rotation, so they are scaled by its mean ρ, and by `rope_factor` twice: for the query and for the key.
     without = rope_factor**2 * basis * _mean_rotation(omega)[:, None, None]
     without[i, :, j] = 0
     rest = torch.einsum("igj,ijh,hix->gix", without, inverse, k)
@@ -265,12 +265,13 @@ def _factorise(
     metric = torch.block_diag(*(m for pair in zip(spread * met, moved) for m in pair))
 
     # [factorise]
-    # In the metric's axes, each scaled by the root of its value, the cost of an error is its square.
+    # Along the axes of the metric, scale by the root of each axis's value: an error then costs its square.
     values, vectors = torch.linalg.eigh(metric)
     root = values.clamp_min(RIDGE * values.mean()).sqrt()
     weighted = root[:, None] * (vectors.T @ wanted)
 
-    # The best matrix of rank d_c for inputs of this second moment is W projected on the leading directions of W E Wᵀ.
+    # Let W be `weighted`, and E `heads.moment`. The best matrix of rank d_c for such inputs is W projected on the
+    # leading directions of W E Wᵀ.
     energy, directions = torch.linalg.eigh(weighted @ heads.moment @ weighted.T)
     energy = energy[-rank:].clamp_min(RIDGE**2 * energy[-1]).sqrt()
     leading = directions[:, -rank:]

@@ -80,7 +80,7 @@ class RadixTree:
         while (child := node.children.get(text[depth : depth + size])) is not None:
             node = child
             edge = node.edge
-            if not text.startswith(edge, depth):  # the match ends within this edge, behind one whole page at least
+            if not text.startswith(edge, depth):  # the match ends within this edge, after one whole page at least
                 within = common(edge, text, depth) // size * size
                 return node, within, depth + within
             depth += len(edge)
