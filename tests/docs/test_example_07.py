@@ -110,7 +110,7 @@ def expected():
     yield f"$({dec(left[A])}, 0, {dec(left[C])})/{dec(left.sum())}$"
     assert missing[A] >= left[A] / left.sum()
     one, two = kept(rules.multi_draft, 1, siblings()), kept(rules.multi_draft, 2, siblings())
-    yield f"kept with probability {dec(one)}; with two, with probability {dec(two)}"
+    yield f"accepted with probability {dec(one)}. With two, one of them is accepted with probability {dec(two)}"
     # The walk
     w, s, h, w_a = walk(B, A)
     *_, w_c = walk(B, C)
@@ -127,7 +127,7 @@ def expected():
     yield rf"$u_2 \ge {w_c} \approx {dec(w_c)}$"
     yield f"$u_1 < {h}$"
     yield rf"$(w_1\,p - q)^+ = ({', '.join(map(str, weights))})$"
-    yield f"With $u_1 = {other}$, nothing would pass"
+    yield f"With $u_1 = {other}$ and the same $u_2$, nothing passes"
     emitted, weights = passes(other, u_2, B, C)
     assert emitted == [A]
     yield rf"$(w_0\,p - q)^+ = {row(weights)}$"
