@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 
@@ -38,8 +39,20 @@ SHOTS = {
 }
 
 
+def fewer_colours(image: Image.Image, most: int = 128) -> Image.Image:
+    """The most frequent colours stay exactly as they are: every area is one. All others become the nearest of them."""
+    colours, where, counts = np.unique(
+        np.asarray(image).reshape(-1, 3), axis=0, return_inverse=True, return_counts=True
+    )
+    palette = colours[np.argsort(-counts, kind="stable")[:most]].astype(int)
+    nearest = np.stack([np.abs(palette - colour).sum(1).argmin() for colour in colours]).astype(np.uint8)
+    small = Image.fromarray(nearest[where].reshape(image.height, image.width), "P")
+    small.putpalette(palette.astype(np.uint8).tobytes())
+    return small
+
+
 def shoot(browser: Browser, folder: Path, name: str, theme: str) -> int:
-    """One picture, in a palette of 64 colours; returns its bytes."""
+    """One picture; returns its bytes."""
     scenario, event, nth = SHOTS[name]
     trace = play(scenario)
     step = [i for i, each in enumerate(trace.events()) if each == event][nth]
@@ -48,9 +61,11 @@ def shoot(browser: Browser, folder: Path, name: str, theme: str) -> int:
     page = browser.new_page(viewport={"width": 1160, "height": 900}, color_scheme=theme)  # type: ignore[arg-type]
     page.goto(f"{file.as_uri()}#step-{step + 1}")
     page.locator(".scene svg").first.wait_for()
+    if page.locator(".scene").evaluate_all("all => all.some((each) => each.scrollWidth > each.clientWidth)"):
+        page.set_viewport_size({"width": 1280, "height": 900})  # a still cannot be moved
     image = Image.open(io.BytesIO(page.locator(".player").screenshot()))
     path = OUT / f"{name}{'_dark' if theme == 'dark' else ''}.png"
-    image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    fewer_colours(image.convert("RGB")).save(path, optimize=True)
     page.close()
     return path.stat().st_size
 

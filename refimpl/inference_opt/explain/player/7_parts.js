@@ -120,7 +120,7 @@ function drawCounts(step, before) {
     .map(([name, count]) => {
       const change = before && name in before.counters ? mine(count) - mine(before.counters[name]) : 0;
       const delta = change ? `${change > 0 ? "+" : "−"}${short(Math.abs(change))}` : "";
-      const most = typeof count === "object" ? Math.max(count.value, count.naive, 1e-9) : 0;
+      const most = typeof count === "object" ? Math.max(count.value, count.naive) : 0;
       const bars = most
         ? `<tr><td colspan="3" class="meter"><div style="width:${(100 * count.value) / most}%"></div>` +
           `<div style="width:${(100 * count.naive) / most}%"></div></td></tr>`

@@ -25,7 +25,7 @@ def continuous_batching(
 ) -> Trace:  # fmt: skip
     """Every step has a new batch: long prompts come in chunks, and a request that is done makes room at once.
 
-    Dark: tokens of the prompt. Light: a new token that is fed back. The notebook can change budget and `max_running`.
+    Dark: tokens of the prompt. Light: a new token that is fed back. In the notebook you can change the limits.
     """
     pages: dict[str, Any] = {"page_size": page_size, "num_pages": num_pages}
     engine = Engine(toy(), **pages, token_budget=token_budget, max_running=max_running)
