@@ -33,7 +33,10 @@ def probabilities(logits: Float[Tensor, "*rows vocab"], params: SamplingParams) 
 
 
 def weights(logits: Float[Tensor, "*rows vocab"], params: SamplingParams) -> Float[Tensor, "*rows vocab"]:
-    """Each token's probability divided by that of the most probable one; in float64. ValueError as `probabilities`."""
+    """Each token's probability divided by that of the most probable one; in float64.
+
+    ValueError as `probabilities`.
+    """
     top = logits.amax(dim=-1, keepdim=True)
     check_top(top)
     if params.temperature == 0:

@@ -324,7 +324,7 @@ EXERCISES: tuple[Any, ...] = (
         one. `i` says which draw of the step this is.
 
         The noise is given: `self.words(i, ARRIVAL, n)` has 64 random bits for each of n tokens, `uniforms(words)` turns
-        them into numbers u in (0, 1), and `exponential(u)` into E = −log(1 − u). Use E of token x for token x.
+        them into numbers u in (0, 1), and `exponential(u)` into E = −log(1 − u). The E with index x is that of token x.
 
         What must hold: The same noise gives the same token every time. The size of all weights together does not
         matter, be it 1 or 10⁻³²⁰. A token of weight zero never wins. The token is an int, and the array of weights
@@ -348,11 +348,12 @@ EXERCISES: tuple[Any, ...] = (
         "keep the nucleus of a distribution",
         """
         Top-p sampling draws from a few tokens only: the heaviest ones, as many as are needed to hold `top_p` of the
-        mass. `w` has the weights of all tokens, on any scale. `top_p` lies between 0 and 1, and is neither of them.
+        whole weight. `w` has the weights of all tokens, on any scale. `top_p` lies between 0 and 1, and is neither of
+        them.
 
         Change `w` itself: set every other token's weight to 0. The tokens that stay keep their weights, and nothing is
-        returned. The token that crosses top_p stays. Where some of several equally heavy tokens must go, those with the
-        lowest ids stay.
+        returned. The token that crosses top_p stays. If not all of several equally heavy tokens can stay,
+        those with the lowest ids stay.
         """,
         (
             "Sort the weights, the heaviest first, and add them up.",
