@@ -12,7 +12,6 @@ took and gave. In steps that read a prompt, only those requests draft that name 
 import itertools
 from array import array
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 
@@ -34,15 +33,13 @@ from inference_opt.kernels.batch import uses_triton
 from inference_opt.kernels.tree import TreeRows, tree_rows
 from inference_opt.model.attention import CacheBatch
 from inference_opt.model.transformer import Transformer
-from inference_opt.sampling import Noise
-from inference_opt.sampling.distribution import weights
+from inference_opt.sampling import sample
 from inference_opt.speculative.acceptance import Acceptance, replayed
 from inference_opt.speculative.choice import Choice
 from inference_opt.speculative.drafter import Draft
 from inference_opt.trace import recording, watched
 
 RUN = 8  # steps
-THREADS = ThreadPoolExecutor(thread_name_prefix="draw")
 FIRST_RUN = 2  # steps with so many drafts as were not tried before: their price is not known
 
 
@@ -222,19 +219,16 @@ def _tree(chunk: Chunk, draft: Draft) -> TreeRows | None:
 
 
 def draw(logits: Float[Tensor, "rows vocab"], rows: Sequence[int], requests: Sequence[Request]) -> list[int]:
-    """Each request's next token, from its row of the logits, as by `sampling.sample`. All rows are sound.
+    """Each request's next token, from its row of the logits. All rows are sound.
 
-    On CUDA all are drawn at once, by the kernels of the captured steps. On the CPU each has a thread: NumPy makes the
-    noise without Python's lock.
+    On CUDA all are drawn at once, by the kernels of the captured steps.
     """
-    positions, params = [len(request.tokens) for request in requests], [request.params for request in requests]
-    if rows and uses_triton(logits) and logits.is_cuda:
-        from inference_opt.kernels.steps import draw_rows  # imports Triton, which is there where this runs
+    positions = [len(request.tokens) for request in requests]
+    if not (rows and uses_triton(logits) and logits.is_cuda):
+        return [sample(logits[row], each.params, at) for row, each, at in zip(rows, requests, positions)]
+    from inference_opt.kernels.steps import draw_rows  # imports Triton, which is there where this runs
 
-        return draw_rows(logits[list(rows)], params, positions)
-    noises = [Noise(each.seed, at) for each, at in zip(params, positions) if each.seed is not None]  # all have one
-    weighed = [weights(logits[row], each).cpu().numpy() for row, each in zip(rows, params)]  # with torch's own threads
-    return list((THREADS.map if len(rows) > 1 else map)(Noise.choose, noises, weighed, itertools.repeat(0)))
+    return draw_rows(logits[list(rows)], [each.params for each in requests], positions)
 
 
 def logprobs(logits: Float[Tensor, "rows vocab"], tokens: Sequence[int]) -> list[float]:
