@@ -162,7 +162,7 @@ def prefix() -> str:
          f"{row['ratio']:.1f}×"]
         for row in figures("bench_prefix")["results"]
     )  # fmt: skip
-    return grid(["", "seconds", "new tokens/s", "prompt tokens computed", "time of it"], rows)
+    return grid(["", "seconds", "new tokens/s", "prompt tokens computed", "time / time with reuse"], rows)
 
 
 @writes("TRACE")

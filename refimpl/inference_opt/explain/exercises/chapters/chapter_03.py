@@ -436,7 +436,8 @@ EXERCISES: tuple[Any, ...] = (
         were gone, and their prefixes had to be computed again.
 
         The witness: `texts` are lists of tokens, which are inserted; `uses` are the numbers of texts that are looked up
-        then; `lock` is the number of a text that is locked, or a larger number; `count` pages are asked for.
+        then; `lock` is the number of a text that is locked (none is, if there is no such text); `count` pages are asked
+        for.
         """,
         (
             "How many pages go when one page is asked for, and the least used leaf has three?",

@@ -500,7 +500,7 @@ EXERCISES: tuple[Any, ...] = (
 
         In every step, requests in decode get their one token first. What is left of the budget goes to prompts, in the
         order of arrival. The step that feeds the last token of a prompt also gives the first new token. How does the
-        schedule go on? An engine counts.
+        schedule go on?
         """,
         (
             "Draw a table: a row for each request, a column for each step. The sum of a column is 4 at most.",
@@ -587,19 +587,19 @@ EXERCISES: tuple[Any, ...] = (
 
         First come the requests in `self.running`: those with one token left to compute (`request.remaining`), then
         those with more, both in the order of arrival. Each gets what it needs or, if that is less, what is left of
-        the budget. One with more than one token left looks into the tree before: `self.cache.attach(request)` returns
-        how many tokens it found.
+        the budget. Before that, call `self.cache.attach(request)` if the request has more than one token left: it uses
+        pages that the tree has, and returns how many tokens it found.
 
         `self.cache.reserve(request, tokens)` gives a request pages for its first so many tokens, or returns False. Then
         the latest arrival of those that are not part of the step yet, this request included, gives up its pages
         (`self._preempt`), until there are enough. If it is the request itself, it does not run in this step.
 
         Then waiting requests join, while there is budget and fewer than `self.max_running` run; none joins in a step in
-        which one was preempted. `self._next()` says who is next. If `self.cache.fits` denies it, no other joins.
+        which one was preempted. `self._next()` says who is next. If it does not fit (`self.cache.fits`), none joins.
         `self._admit` admits it and returns how many tokens were found; pages are reserved for its chunk.
 
         `self._chunk(request, count, found)` makes the part of a request. At the end, `self._add_drafts(chunks, budget)`
-        shares what is left of the budget, and `self._grant_steps` of that is the result.
+        shares what is left of the budget. Return what `self._grant_steps` makes of its result.
 
         A counterexample lists the requests A, B, … in the order of arrival: their `prompts`, how many `new` tokens each
         gets and, if some run already, how many tokens of each are `computed`. The last `late` of them arrive later, one

@@ -310,7 +310,7 @@ SHAPES = """
         The layer is `self`. `self.heads` query heads share `self.kv_heads` key heads: of 4 query heads on 2 key heads,
         the first two use key head 0. `self.up` gives W_UK, of shape [kv_heads, d_h, d_c], and W_UV, [kv_heads, d_v,
         d_c]. In `self.shape`, d_h is `qk_nope_head_dim`, d_R `qk_rope_head_dim`, d_v `v_head_dim`, d_c `kv_lora_rank`.
-        (A counterexample says `key`, `rotated`, `value` and `latent`; `group` is heads / kv_heads.)
+        (A counterexample calls these four `key`, `rotated`, `value` and `latent`; `group` is heads / kv_heads.)
 """
 
 EXERCISES: tuple[Any, ...] = (
@@ -437,8 +437,8 @@ EXERCISES: tuple[Any, ...] = (
         """
         A model has 4 layers of latent attention with 8 heads, each with its own keys and values. A latent has 96
         numbers. Of a query or key, 32 numbers are not rotated (d_h) and 16 are (d_R); a value has 32. Multiplications
-        are counted as `multiplications` does: of one layer, without the projections that both forms share, and without
-        the softmax.
+        are counted as in the chapter: of one layer, without the projections that both forms share, and without the
+        softmax.
         """,
         (
             "Only [c; k_R] is kept. The rotated key is one for all heads.",
