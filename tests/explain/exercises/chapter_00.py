@@ -11,13 +11,20 @@ WRONG = {
         "no number": {"cached": "15"},
     },
     "00.draw": {
-        "the last to arrive": (("np.argmin(exponential(u[near])", "np.argmax(exponential(u[near])"),),
-        "no logarithm": (("return int(near[np.argmin(exponential(u[near]) / weights[near])])", "return first"),),
+        "the last to arrive": (("np.argmin(exponential(uniforms", "np.argmax(exponential(uniforms"),),
+        "no logarithm": (
+            ("near[np.argmin(exponential(uniforms(words[near])) / weights[near])]", "heavy[first]"),
+        ),
+        "light tokens never win": (("np.flatnonzero(words <= np.uint64(limit))", "heavy[:1]"),),
         "the noise of another draw": (("self.words(i, ARRIVAL", "self.words(0, ARRIVAL"),),
         "the noise of a uniform number": (("ARRIVAL, len", "1, len"),),
-        "it changes the weights": (("weights = weights * 2.0**900", "weights *= 2.0**900"),),
+        "it changes the weights": (
+            ("weights, largest = weights * 2.0**900, largest * 2.0**900", "weights *= 2.0**900; largest *= 2.0**900"),
+        ),
         "small weights overflow": (("largest < 2.0**-900", "largest < 0"),),
-        "nothing to choose is token 0": (("if largest == 0:\n", "if False:\n"),),
+        "nothing to choose is token 0": (
+            ('raise ValueError("there is no token to choose: all weights are zero")', "return 0"),
+        ),
         "a token of NumPy's": (("return int(near[", "return (near["),),
         "the most probable token": """
             def choose(self, weights, i: int) -> int:
