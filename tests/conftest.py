@@ -23,7 +23,7 @@ from tests.signatures import check_signatures
 def patch_once():
     """Triton's interpreter changes its language before every launch and back after it. Here it stays changed.
 
-    The changes took a third of a launch, and the most of a small kernel's.
+    Making the changes took a third of the time of a launch, and most of it if the kernel is small.
     """
     from triton.runtime import interpreter
 

@@ -81,12 +81,13 @@ class Speculation:
         self.fixed, self.vocab_size = gamma, model.config.vocab_size
         self.taps: Sequence[int] = self.drafter.taps if self.drafter else ()
         # Who decides how many drafts a batch has: in steps that the host runs, and in those that are replayed, if any.
-        self.eager = Choice(False, ROW_COST + self.drafter.cost) if self.drafter else None
-        self.branches = False  # whether drafts are trees though the rule is one of chains: in eager steps on a CPU
-        if self.drafter is not None and self.drafter.trees:
-            self.branches = rule is None and cache.device.type == "cpu"
-            if self.branches or self.trees:
-                self.eager = Choice(False, ROW_COST, TRIED)  # a round of the drafter gives several drafts
+        can = self.drafter is not None and self.drafter.trees
+        self.branches = can and rule is None and cache.device.type == "cpu"  # drafts are trees without a rule of trees
+        self.eager: Choice | None = None
+        if self.branches or (can and self.trees):
+            self.eager = Choice(False, ROW_COST, TRIED)  # a round of the drafter gives several drafts
+        elif self.drafter is not None:
+            self.eager = Choice(False, ROW_COST + self.drafter.cost)
         self.choice = self.eager
         self.steps: Counter[int] = Counter()  # of all texts in decode, by drafts
 
@@ -186,7 +187,7 @@ class Speculation:
     ) -> tuple[list[int], list[int]]:
         """What the step emits of a tree, and the drafts that are accepted: each follows the one before it.
 
-        Rows may not be sound; the first is. Then fewer drafts are judged.
+        The first row is sound. What follows a row that is not sound is not judged.
         """
         tree, noise = DraftTree.of(draft, sound), self._noise(request, drafting=False)
         target = tree.target(lambda row: probabilities(logits[row], request.params).cpu().numpy())

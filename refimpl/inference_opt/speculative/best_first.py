@@ -26,9 +26,9 @@ from inference_opt.kernels.tree import TreeRows, tree_rows
 from inference_opt.speculative.drafter import Draft, DraftRequest
 
 SHARE = 0.25
-ROUND = (
-    4.0  # rows of the target: a round of the drafter costs two or three, and half of the nodes' P is their children's
-)
+# In rows of the target. A round of the drafter costs two or three, and about half of the P of its nodes passes to their
+# children.
+ROUND = 4.0
 
 
 @dataclass

@@ -11,8 +11,8 @@ def coupled_tree(
 ) -> list[int]:
     """Draw the target's own token at a node, and go on there if it is one of the candidates; else the step ends.
 
-    What is emitted never depends on the drafts, nor on `draft`, from what they were drawn. A single candidate at every
-    node is `coupled`. (A tree: see `rules.tree`.)
+    What is emitted never depends on the candidates, nor on `draft`, their distributions. With one candidate at every
+    node this is `coupled`. (For the arguments see `rules.tree`.)
     """
     path: Path = ()
     while True:

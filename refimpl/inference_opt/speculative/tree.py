@@ -32,7 +32,7 @@ class DraftTree:
     def of(cls, draft: Draft, sound: Sequence[int | bool]) -> "DraftTree":
         """sound[0]: whether the numbers behind the text are; sound[i + 1]: those behind draft i.
 
-        Behind a node where they are not nothing can be judged: it is a leaf here.
+        A draft with broken numbers is a leaf here: nothing behind it can be judged.
         """
         tree = cls(draft, {(): -1}, {(): []}, set())
         paths: dict[int, Path] = {-1: ()}
