@@ -136,7 +136,8 @@ class Echo(Transformer):
         nn.Module.__init__(self)
         self.config = ModelConfig(VOCAB, 2, 2, 1, 1, 2, 2, max_context, eos_token_ids=eos)
         self.layers = nn.ModuleList(nn.Linear(1, 1, dtype=self.dtype) for _ in range(2))  # for their bytes alone
-        self.embed = nn.Embedding(VOCAB, 2, dtype=self.dtype)  # read by `Eagle` alone
+        numbers = torch.randn(VOCAB, 2, dtype=self.dtype, generator=torch.Generator().manual_seed(0))
+        self.embed = nn.Embedding.from_pretrained(numbers, freeze=False)  # read by `Eagle` alone
         self.slips = slips
         self.fault = None  # "before", "between" or "nan": what goes wrong in the next forward
 
