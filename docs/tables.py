@@ -74,12 +74,12 @@ def tour() -> str:
 
 @writes("TOUR_MLA")
 def converted() -> str:
-    """README: that MLA is not the same model, and what it loses."""
+    """README: that the MLA stage runs another model, and what it loses."""
     run = next(run for run in figures("mla")["runs"] if run["kv_bytes_per_token"]["converted"] == 7_680)
     texts = [run["quality"][text] for text in ("sampled", "written")]
     was, now = ([f"{text[stage]['perplexity']:.2f}" for text in texts] for stage in ("original", "healed"))
     return (
-        "MLA is not the same model: it is SmolLM2 with converted attention, and it writes other texts. So it is\n"
+        "The MLA stage runs another model: SmolLM2 with converted attention, which writes other texts. So it is\n"
         "compared with a naive run of the converted model. Its cache is a third as large, but its quality is\n"
         f"lower: perplexity {now[0]} instead of {was[0]} on text that SmolLM2 wrote, "
         f"{now[1]} instead of {was[1]} on text that people wrote\n"

@@ -37,7 +37,7 @@ class Noise:
     lane: int = 0
 
     def words(self, i: int, kind: int, n: int) -> UInt64[np.ndarray, "n"]:
-        """Draw i's bits. Token x: word x mod 4 of the four that counter (1 + x div 4, 0, i, 2 · lane + kind) gives."""
+        """Draw i's bits. Token x has word x mod 4 of the four under the counter (1 + x div 4, 0, i, 2 · lane + kind)."""
         # Arrays of uint64: a list would pass through floats, and different large seeds would become equal.
         key = np.array([self.seed, self.start], dtype=np.uint64)
         counter = np.array([0, 0, i, 2 * self.lane + kind], dtype=np.uint64)  # NumPy adds 1 before every four words
@@ -70,8 +70,8 @@ class Noise:
         earliest = u / w
         first = int(np.argmin(earliest))
         bound = float(exponential(u[[first]])[0] / w[first]) * (1 + 2.0**-40)  # more than rounding
-        # A lighter token is as early only if u ≤ bound · LIGHT · largest: the words say so, without a division.
-        limit = min(int(bound * LIGHT * largest * 2.0**64) + 2**13, 2**64 - 1)  # u ignores the low 12 bits
+        # A lighter token is as early only if u ≤ bound · LIGHT · largest. u is its word / 2⁶⁴, rounded.
+        limit = min(int(bound * LIGHT * largest * 2.0**64) + 2**13, 2**64 - 1)  # 2¹³: more than that rounding
         near = np.union1d(heavy[earliest <= bound], np.flatnonzero(words <= np.uint64(limit)))
         with np.errstate(divide="ignore", over="ignore"):
             return int(near[np.argmin(exponential(uniforms(words[near])) / weights[near])])
