@@ -37,7 +37,7 @@ class Noise:
     lane: int = 0
 
     def words(self, i: int, kind: int, n: int) -> UInt64[np.ndarray, "n"]:
-        """Draw i's bits. Token x has word x mod 4 of the four under the counter (1 + x div 4, 0, i, 2 · lane + kind)."""
+        """Draw i's bits. Token x has word x mod 4 of the four under counter (1 + x div 4, 0, i, 2 · lane + kind)."""
         # Arrays of uint64: a list would pass through floats, and different large seeds would become equal.
         key = np.array([self.seed, self.start], dtype=np.uint64)
         counter = np.array([0, 0, i, 2 * self.lane + kind], dtype=np.uint64)  # NumPy adds 1 before every four words
