@@ -133,7 +133,7 @@ class RadixTree:
             twice = {page for page in new if page in self._owned or new.count(page) > 1}
             raise ValueError(f"cannot insert pages {sorted(twice)}: the tree owns each page once")
         ends = {*self.policy.cuts(text, namespace), len(pages)} if new else ()
-        chain = [self._split(node, within)]  # and below it the new nodes, of which the tree knows nothing yet
+        chain = [self._split(node, within)]  # then come the new nodes; they are not in the tree yet
         for end in sorted(end for end in ends if start < end <= len(pages)):
             chain.append(Node(text[start * size : end * size], pages[start:end], chain[-1], self.clock + 1))
             start = end

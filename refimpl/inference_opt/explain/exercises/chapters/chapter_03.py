@@ -483,8 +483,8 @@ EXERCISES: tuple[Any, ...] = (
         "03.lock",
         "keep a prefix while a request uses it",
         """
-        A request reads the pages of its prefix until it is done. Meanwhile none of them may be evicted. `lock` says so:
-        it is called with the node at the end of the prefix.
+        A request reads the pages of its prefix until it is done. Meanwhile none of them may be evicted. `lock` ensures
+        this. It is called with the node at the end of the prefix.
 
         `node.users` counts the locks on this very node. `node.locks` counts the locks on this node and on all nodes
         below it. `self.evictable` is the number of pages on nodes whose `locks` is 0; it is kept up to date, never

@@ -590,8 +590,8 @@ EXERCISES: tuple[Any, ...] = (
         the budget. Before that, call `self.cache.attach(request)` if the request has more than one token left: it uses
         pages that the tree has, and returns how many tokens it found.
 
-        `self.cache.reserve(request, tokens)` gives a request pages for its first so many tokens, or returns False. Then
-        the latest arrival of those that are not part of the step yet, this request included, gives up its pages
+        `self.cache.reserve(request, tokens)` gives a request pages for its first `tokens` tokens, or returns False.
+        Then the latest arrival of those that are not part of the step yet, this request included, gives up its pages
         (`self._preempt`), until there are enough. If it is the request itself, it does not run in this step.
 
         Then waiting requests join, while there is budget and fewer than `self.max_running` run; none joins in a step in
