@@ -410,7 +410,7 @@ EXERCISES: tuple[Any, ...] = (
 
         `self.form` says which form is wanted. None is for the one that needs fewer multiplications. A witness has the
         numbers of queries and of keys, the form, and a seed for the tensors, such as {"queries": 2, "keys": 3, "form":
-        None, "seed": 0}. The queries are the last of the keys.
+        None, "seed": 0}. The queries are those of the last tokens.
         """,
         (
             "Which form does a whole prompt take, and which does a single new token?",
