@@ -321,8 +321,8 @@ EXERCISES: tuple[Any, ...] = (
         "06.residual",
         "what the target still has to give",
         """
-        A draft was drawn from q and rejected. The token in its place is drawn from the part of p that exceeds q. `p` and
-        `q` are arrays over the vocabulary. Return an array of the same shape; do not change `p` or `q`.
+        A draft was drawn from q and rejected. The token in its place is drawn from the part of p that exceeds q. `p`
+        and `q` are arrays over the vocabulary. Return an array of the same shape; do not change `p` or `q`.
 
         The result is not divided by its sum: a draw from it does not need that. Where p is nowhere larger than q
         there is no excess at all. Then return p, because weights that are all 0 cannot be drawn from.
