@@ -321,14 +321,14 @@ EXERCISES: tuple[Any, ...] = (
         "06.residual",
         "what the target still has to give",
         """
-        A draft was drawn from q and rejected. The token in its place is drawn from what p has more than q. `p` and `q`
-        are arrays over the vocabulary. Return an array of the same shape; do not change `p` or `q`.
+        A draft was drawn from q and rejected. The token in its place is drawn from the part of p that exceeds q. `p`
+        and `q` are arrays over the vocabulary. Return an array of the same shape; do not change `p` or `q`.
 
         The result is not divided by its sum: a draw from it does not need that. Where p is nowhere larger than q
         there is no excess at all. Then return p, because weights that are all 0 cannot be drawn from.
 
         p need not sum to one: block verification hands in w p with w ≤ 1. In a counterexample p and q are written as
-        whole numbers, which the judge divides by their sum; p is then divided by `share`, too.
+        whole numbers, which the judge divides by their sum. It also divides p by `share`: if this is 2, p sums to 1/2.
         """,
         (
             "Compare p and q token by token. What should stand where q is larger?",
