@@ -1,4 +1,4 @@
-"""Executes the notebooks that have changed since they last were, a core each: what `make docs` begins with.
+"""Executes the notebooks that have changed, or the package has, since they last were: what `make docs` begins with.
 
 They are kept in build/notebooks, where MyST-NB looks for them. `--write` also puts what they print and draw into the
 notebooks themselves: the outputs to commit. Without names, all of notebooks/.
@@ -10,6 +10,7 @@ A notebook's exercises are run twice: as they are committed, not solved, and by 
 """
 
 import base64
+import contextlib
 import copy
 import logging
 import os
@@ -33,9 +34,14 @@ SECONDS = 300  # that a cell may take
 
 
 def execute(paths: list[Path]) -> None:
-    """Execute those of the notebooks whose code is not in the cache. SystemExit where one fails, with its traceback."""
+    """Execute the notebooks that the cache does not hold as they are. SystemExit where one fails, with its traceback."""
+    changed = max(path.stat().st_mtime for path in (ROOT / "refimpl").rglob("*.py"))
     for path in paths:
         cache.add_nb_to_project(str(path))
+        with contextlib.suppress(KeyError):
+            record = cache.match_cache_file(path)
+            if (ROOT / "build" / "notebooks" / "executed" / record.hashkey / "base.ipynb").stat().st_mtime < changed:
+                cache.remove_cache(record.pk)
     run = load_executor("local-parallel", cache, logging.getLogger("docs"))
     result = run.run_and_cache(filter_uris=[str(path) for path in paths], timeout=SECONDS)
     for name in result.succeeded:

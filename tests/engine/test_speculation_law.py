@@ -61,6 +61,10 @@ class Randomness:
         weights = np.array([Fraction(float(weight)) for weight in weights], dtype=object)
         return (self.branching.race if self.common else self.branching.choose)(weights, self.start + i)
 
+    def gumbel(self, i, tokens):
+        """The drafter may know the race, and need not: what is emitted does not depend on it."""
+        return np.zeros(len(tokens))
+
 
 def as_accepted(choice, texts, wanted, most_steps):
     """In the place of `Choice.best`, which asks a clock: two drafts, then as many as a step gave tokens."""

@@ -198,3 +198,38 @@ def test_texts_that_ask_for_chains_and_for_trees_are_drafted_together(monkeypatc
         engine.step()
     assert shapes == {(True, True), (False, False)}
     assert fixed[0].output == fixed[1].output == naive.generate(engine.model, [1, 2, 3, 4], fixed[0].params)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda model: SmallerModel(model), lambda model: FirstLayers()], ids=["target", "first"]
+)
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.6, "min_p": 0.05}], ids=str)
+def test_a_tree_of_sampled_text_follows_the_noise_of_the_draws(monkeypatch, make, filters):
+    """A drafter with the target's very logits holds most probable what the target will draw."""
+    monkeypatch.setattr(Choice, "best", lambda self, texts, wanted, most: (min(5, *wanted), 1))
+    model = toy(3)
+    engine = Engine(model, drafter=make(model), page_size=3)
+    params = [SamplingParams(max_new_tokens=24, temperature=t, seed=7, ignore_eos=True, **filters) for t in (0.9, 2.0)]
+    texts = [engine.add([1, 2, 3, 4], each) for each in params]
+    drafter, guesses = engine.speculation.drafter, []
+    propose = drafter.propose
+
+    def proposed(requests):
+        drafts = propose(requests)
+        for each, draft in zip(requests, drafts):
+            first = {parent: i for i, parent in reversed(list(enumerate(draft.parents)))}
+            node, path = -1, []
+            while node in first:
+                node = first[node]
+                path.append(draft.tokens[node])
+            guesses.append((each.text, len(each.text.tokens), path))
+        return drafts
+
+    drafter.propose = proposed
+    while engine.requests:
+        engine.step()
+    for text, each in zip(texts, params):
+        assert text.output == naive.generate(model, [1, 2, 3, 4], each)
+    right = [text.tokens[at : at + len(path)].tolist() == path for text, at, path in guesses]
+    assert max(len(path) for _, _, path in guesses) > 2
+    assert all(right) if isinstance(drafter, SmallerModel) else 0 < sum(right) < len(right)

@@ -47,7 +47,7 @@ class Speculation:
 
     `gamma`: drafts a step for requests without a gamma of their own; None: as many as pay (`speculative/choice.py`).
     `rule`: None stands for `coupled`; the drafts of eager steps on a CPU are then trees, if the engine decides how many
-    there are and the drafter makes trees without drawing. With `rules.tree` the drafts of a step are a tree, with
+    there are and the drafter makes trees. With `rules.tree` the drafts of a step are a tree, with
     `rules.multi_draft` candidates for one position; a drafter of chains then gives trees of width one. ValueError for a
     gamma below 0, or of a tree above 63, an unknown rule, and a drafter that does not fit the model.
     """
@@ -144,18 +144,11 @@ class Speculation:
         """For a chain; or for a tree, whose depth the rule limits."""
         noise = self._noise(request, drafting=True)
         depth = 1 if self.rule is rules.multi_draft else gamma
-        if self.drafter is not None and self.drafter.trees and (self.trees or self._grows(request)):
-            return DraftRequest(request, gamma, noise, depth, LEAST if request.acceptance else 0.0)
+        grows = self.branches and request.acceptance is not None  # the engine also decides how many drafts there are
+        if self.drafter is not None and self.drafter.trees and (self.trees or grows):
+            least, known = LEAST if request.acceptance else 0.0, noise if self.rule is rules.coupled else None
+            return DraftRequest(request, gamma, noise, depth, least, known)
         return DraftRequest(request, min(gamma, depth), noise)
-
-    def _grows(self, request: Request) -> bool:
-        """Whether the engine makes a draft a tree: if it also decides how long it is, and nothing is drawn.
-
-        (What is drawn with the target's own noise is more often what the target draws than the most probable tokens.)
-        """
-        assert self.drafter is not None
-        drawn = request.params.temperature > 0 and not self.drafter.found
-        return self.branches and request.acceptance is not None and not drawn
 
     def _noise(self, request: Request, drafting: bool) -> Noise:
         """A step's noise, from the seed and where the step begins. With `coupled`, drafter and target share it.

@@ -9,7 +9,7 @@ order: here by NumPy's generator in C, on the card by `kernels/philox.py`, bit f
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, UInt64
+from jaxtyping import Float, Int, UInt64
 
 ARRIVAL, UNIFORM = 0, 1  # what a draw is for
 
@@ -75,6 +75,12 @@ class Noise:
         near = np.union1d(heavy[earliest <= bound], np.flatnonzero(words <= np.uint64(limit)))
         with np.errstate(divide="ignore", over="ignore"):
             return int(near[np.argmin(exponential(uniforms(words[near])) / weights[near])])
+
+    def gumbel(self, i: int, tokens: Int[np.ndarray, "tokens"]) -> Float[np.ndarray, "tokens"]:
+        """G = −log E of some tokens: draw i chooses the token of the largest log w + G (but for rounding)."""
+        words = self.words(i, ARRIVAL, int(tokens.max()) + 1)  # a token's word does not depend on how many there are
+        noise: np.ndarray = -np.log(exponential(uniforms(words[tokens])))
+        return noise
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,11 @@ nodes are read: the text has pages for these.
 
 Nothing is drawn: the tree follows from the text. So a draft's distribution is a point mass, for which the rules `tree`
 and `multi_draft` are exact. (Leaving out a child that was *drawn*, because it is improbable, would bias the output.)
+
+Where the target's own draws decide (`coupled_tree.py`), the drafter knows their noise. At temperature T the target
+takes the token with the largest z + T · G: z are its logits, G is Gumbel noise (`sampling/noise.py`). The drafter's own
+logits are a guess of z. So its probability that the target takes a token is softmax(z + T · G); at T = 0 it is
+softmax(z), as for greedy text.
 """
 
 from collections.abc import Sequence
@@ -23,6 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from inference_opt.kernels.tree import TreeRows, tree_rows
+from inference_opt.sampling.distribution import weights
 from inference_opt.speculative.drafter import Draft, DraftRequest
 
 SHARE = 0.25
@@ -41,6 +47,7 @@ class Growth:
     logs: list[float] = field(default_factory=list)  # log P
     depths: list[int] = field(default_factory=list)
     read: list[int] = field(default_factory=list)  # the nodes that the drafter has read, in the order of its slots
+    noises: dict[int, Tensor] = field(default_factory=dict)  # T · G of the scored tokens, by depth
 
     def add(self, parent: int, tokens: Sequence[int], logs: Sequence[float]) -> None:
         """Children of a node, or of the text, with their log-probabilities."""
@@ -50,6 +57,19 @@ class Growth:
             self.parents.append(parent)
             self.logs.append(above + min(each, 0.0))
             self.depths.append(depth + 1)
+
+    def raced(
+        self, logits: Float[Tensor, "scored"], parent: int, tokens: Int[Tensor, "scored"]
+    ) -> Float[Tensor, "scored"]:
+        """The drafter's logits behind a node, with the noise of the target's draw there."""
+        params, noise = self.request.text.params, self.request.noise
+        if noise is None or params.temperature == 0:
+            return logits
+        depth = 0 if parent < 0 else self.depths[parent]
+        if depth not in self.noises:
+            gumbel = noise.gumbel(depth, tokens.numpy(force=True))
+            self.noises[depth] = (params.temperature * torch.from_numpy(gumbel)).to(logits)
+        return torch.where(weights(logits, params) > 0, logits + self.noises[depth], -inf)
 
     @property
     def best(self) -> list[int]:
@@ -133,14 +153,19 @@ def best_first(drafter: TreeDrafter, requests: Sequence[DraftRequest]) -> list[D
     states = drafter.first(requests)
     known: dict[tuple[int, int], Tensor] = {}  # the state behind each node that was read
     while True:
-        scores = drafter.logits(states).float().log_softmax(dim=-1)
+        logits = drafter.logits(states).float()
+        sound = logits.amax(dim=-1).isfinite().tolist()
+        tokens = drafter.scored(torch.arange(logits.shape[-1], device=logits.device)[None])[0]
+        for row, (growth, node) in enumerate(parents):
+            if sound[row]:
+                logits[row] = growth.raced(logits[row], node, tokens)
+        scores = logits.log_softmax(dim=-1)
         logs, columns = scores.topk(min(max(r.gamma for r in requests), scores.shape[-1]), dim=-1)
-        sound = scores.amax(dim=-1).isfinite().tolist()
-        found = zip(parents, drafter.scored(columns).tolist(), logs.tolist(), sound, states)
-        for (growth, node), tokens, probable, whole, state in found:
+        found = zip(parents, tokens[columns].tolist(), logs.tolist(), sound, states)
+        for (growth, node), children, probable, whole, state in found:
             known[id(growth), node] = state
             if whole:
-                growth.add(node, tokens, probable)
+                growth.add(node, children, probable)
         parents, branches = [], []
         for growth in growths:
             if nodes := growth.unread():

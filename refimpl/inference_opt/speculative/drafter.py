@@ -21,7 +21,7 @@ from torch import Tensor
 
 from inference_opt.cache.paged import PagedCache
 from inference_opt.model.transformer import Transformer
-from inference_opt.sampling import SamplingParams
+from inference_opt.sampling import Noise, SamplingParams
 from inference_opt.speculative.rules import Probs, Randomness
 from inference_opt.values import shown
 
@@ -45,7 +45,8 @@ class DraftRequest:
     """Draft up to `gamma` ≥ 1 tokens for a text in decode, drawing the i-th with `rng.choose(probs[i], i)`.
 
     `depth`: a tree is asked for, of at most so many levels; None: a chain. `least`: a tree leaves out drafts that it
-    holds less probable.
+    holds less probable. `noise`: what the target will draw with, if its own draws decide what is kept
+    (`coupled_tree.py`): a tree may look at it.
     """
 
     text: RequestView
@@ -53,6 +54,7 @@ class DraftRequest:
     rng: Randomness
     depth: int | None = None
     least: float = 0.0
+    noise: Noise | None = None
 
 
 @dataclass(frozen=True)
