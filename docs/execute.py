@@ -34,7 +34,7 @@ SECONDS = 300  # that a cell may take
 
 
 def execute(paths: list[Path]) -> None:
-    """Execute the notebooks that the cache does not hold as they are. SystemExit where one fails, with its traceback."""
+    """Execute the notebooks that are not in the cache as they are. SystemExit where one fails, with its traceback."""
     changed = max(path.stat().st_mtime for path in (ROOT / "refimpl").rglob("*.py"))
     for path in paths:
         cache.add_nb_to_project(str(path))

@@ -462,6 +462,15 @@ def trees_table() -> str:
     return grid(["", "drafts", "chain", "tree", "more"], rows)
 
 
+@writes("TREE_SPEEDS_TABLE")
+def tree_speeds_table() -> str:
+    """Times plain, of chains and of trees as the engine makes them on a CPU."""
+    found = {(each["task"], each["name"]): each["over_plain"] for each in figures("bench_trees")["results"]}
+    tasks = dict.fromkeys(task for task, _ in found)
+    names = [name for name in dict.fromkeys(name for _, name in found) if name != "plain"]
+    return grid(["", *tasks], ([name, *(f"{found[task, name]:.2f}×" for task in tasks)] for name in sorted(names)))
+
+
 WRITERS["PACKED_TABLE"] = partial(quoted, "head_milliseconds", "rows")
 WRITERS["GATHER_TABLE"] = partial(quoted, "gather_microseconds", "")
 WRITERS["STEPS_TABLE"] = partial(made, card_tables.steps, "bench_kernels")
