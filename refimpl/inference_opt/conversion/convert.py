@@ -265,7 +265,7 @@ def _factorise(
     metric = torch.block_diag(*(m for pair in zip(spread * met, moved) for m in pair))
 
     # [factorise]
-    # Along the axes of the metric, scale by the root of each axis's value: an error then costs its square.
+    # Scale along each axis of the metric by the root of its value: then the cost of an error is its squared length.
     values, vectors = torch.linalg.eigh(metric)
     root = values.clamp_min(RIDGE * values.mean()).sqrt()
     weighted = root[:, None] * (vectors.T @ wanted)
