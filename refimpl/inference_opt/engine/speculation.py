@@ -167,7 +167,7 @@ class Speculation:
         follows them means nothing: the caller drops it.
         """
         target = list(probabilities(logits, request.params).cpu().numpy())
-        target += target[-1:] * (len(logits) <= len(draft.tokens))  # for the missing row
+        target += target[-1:] * (len(logits) <= len(draft.tokens))  # for missing rows; the caller drops its token
         found = draft.probs is None and self.rule is not rules.coupled
         rule: Rule = rules.point_mass if found else self.rule
         judged = len(target) - 1

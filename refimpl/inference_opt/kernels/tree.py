@@ -50,7 +50,8 @@ def tree_rows(parents: Sequence[int], position: int) -> TreeRows:
         if not -1 <= parent < i:
             raise ValueError(f"the parent of draft {i} must be an earlier draft or −1 (the text), got {parent}")
         positions.append(position if parent < 0 else positions[parent] + 1)
-        # What the parent sees is i − parent slots further away from here; the context is from i + 1 slots on.
+        # With a parent: what the parent sees, i − parent slots further away from here.
+        # Without one: the context, which begins i + 1 slots away.
         above = bits[parent] << (i - parent) if parent >= 0 else CHAIN << (i + 1)
         bits.append(above | 1)
     return TreeRows(positions, [_signed(each) for each in bits])

@@ -9,8 +9,9 @@ unread node could have a child in the tree, or until those that could are not wo
 is at least SHARE of the best one's: fewer would take more rounds, more would read nodes that drop out again. At most γ
 nodes are read: the text has pages for these.
 
-Nothing is drawn: the tree follows from the text. So a draft's distribution is a point mass, for which the rules `tree`
-and `multi_draft` are exact. (Leaving out a child that was *drawn*, because it is improbable, would bias the output.)
+With the rules `tree` and `multi_draft` the tree follows from the text: nothing is drawn. So a draft's distribution is a
+point mass, for which they are exact. (Leaving out a child that was *drawn*, because it is improbable, would bias the
+output.)
 
 Where the target's own draws decide (`coupled_tree.py`), the drafter knows their noise. At temperature T the target
 takes the token with the largest z + T · G: z are its logits, G is Gumbel noise (`sampling/noise.py`). The drafter's own
