@@ -111,7 +111,7 @@ def test_the_worked_example_of_chapter_01():
         f"reads {eight.moved / 1e6:.0f} MB. TPOT is at least {1e3 * eight.seconds(limits):.1f} ms: eight times the "
         f"tokens in {eight.seconds(limits) / one.seconds(limits):.2f} times the time",
         f"which is {limits.ridge * 4 / 2:.0f} rows in the example",
-        f"with {-(-weights // a_cache)} requests of 256 tokens",
+        f"this takes {-(-weights // a_cache)} requests of 256 tokens",
     ):
         assert said in text
     # The exact count has a key for each row, too: one row more.
