@@ -59,15 +59,14 @@ class Growth:
             self.logs.append(above + min(each, 0.0))
             self.depths.append(depth + 1)
 
-    def raced(
-        self, logits: Float[Tensor, "scored"], parent: int, tokens: Int[Tensor, "scored"]
-    ) -> Float[Tensor, "scored"]:
+    def raced(self, logits: Float[Tensor, "scored"], parent: int, drafter: "TreeDrafter") -> Float[Tensor, "scored"]:
         """The drafter's logits behind a node, with the noise of the target's draw there."""
         params, noise = self.request.text.params, self.request.noise
         if noise is None or params.temperature == 0:
             return logits
         depth = 0 if parent < 0 else self.depths[parent]
         if depth not in self.noises:
+            tokens = drafter.scored(torch.arange(len(logits), device=logits.device)[None])[0]
             gumbel = noise.gumbel(depth, tokens.numpy(force=True))
             self.noises[depth] = (params.temperature * torch.from_numpy(gumbel)).to(logits)
         return torch.where(weights(logits, params) > 0, logits + self.noises[depth], -inf)
@@ -156,17 +155,16 @@ def best_first(drafter: TreeDrafter, requests: Sequence[DraftRequest]) -> list[D
     while True:
         logits = drafter.logits(states).float()
         sound = logits.amax(dim=-1).isfinite().tolist()
-        tokens = drafter.scored(torch.arange(logits.shape[-1], device=logits.device)[None])[0]
         for row, (growth, node) in enumerate(parents):
             if sound[row]:
-                logits[row] = growth.raced(logits[row], node, tokens)
+                logits[row] = growth.raced(logits[row], node, drafter)
         scores = logits.log_softmax(dim=-1)
         logs, columns = scores.topk(min(max(r.gamma for r in requests), scores.shape[-1]), dim=-1)
-        found = zip(parents, tokens[columns].tolist(), logs.tolist(), sound, states)
-        for (growth, node), children, probable, whole, state in found:
+        found = zip(parents, drafter.scored(columns).tolist(), logs.tolist(), sound, states)
+        for (growth, node), tokens, probable, whole, state in found:
             known[id(growth), node] = state
             if whole:
-                growth.add(node, children, probable)
+                growth.add(node, tokens, probable)
         parents, branches = [], []
         for growth in growths:
             if nodes := growth.unread():
