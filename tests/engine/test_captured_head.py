@@ -3,6 +3,7 @@
 Under Triton's interpreter the steps are run; on CUDA the same tests capture and replay them.
 """
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from inference_opt import Engine, SamplingParams, naive
 from inference_opt.cache.paged_kernel import PagedKernelCache
 from inference_opt.engine.eager_runner import EagerRunner
-from inference_opt.engine.graph_runner import GraphRunner
+from inference_opt.engine.graph_runner import GraphRunner, _replayed
 from inference_opt.explain.views.schedule import sound_ownership
+from inference_opt.kernels.shape import Shape
 from inference_opt.model.attention import NoCache
 from inference_opt.speculative import rules
+from inference_opt.speculative.acceptance import LENGTHS
 from inference_opt.speculative.eagle import Eagle
 from tests.engine.invariants import random_head
 from tests.toys import toy
@@ -99,6 +102,42 @@ def test_tokens_are_the_oracle_s_and_as_many_are_accepted_as_eagerly(seed, promp
     assert engines[0].runner.graphs
 
 
+@settings(max_examples=6)
+@given(
+    st.integers(0, 5), st.lists(PROMPT, min_size=1, max_size=2), st.integers(1, 4), st.sampled_from([1, 3, 9]),
+    st.sampled_from([1, 3, 5, 7]), st.sampled_from([0.0, 0.8]), st.sampled_from([0, 3]),
+)  # fmt: skip
+def test_with_trees_tokens_are_the_oracle_s_too(seed, prompts, page, steps, gamma, temperature, top_k):
+    """The engine's own drafts are trees: the number of drafts is not named, but chosen by the test."""
+    model, head = counting(seed)
+    params = [
+        SamplingParams(9 + i, temperature, top_k=top_k, seed=seed + i, ignore_eos=True) for i in range(len(prompts))
+    ]
+    engine = engine_of(model, head, rule=None, page_size=page, num_pages=80, decode_steps=steps, radix=False)
+    engine.runner._best = lambda chunks: (gamma, steps)
+    requests = [engine.add(prompt, each) for prompt, each in zip(prompts, params)]
+    while engine.requests:
+        engine.step()
+        for request in requests:
+            assert_has_read_all(engine, request)
+    exact = model.double()
+    for request, prompt, each in zip(requests, prompts, params):
+        assert request.output == naive.generate(exact, prompt, each)
+    assert any(key[-1] == Shape(gamma, branches=True) for key in engine.runner.graphs)
+
+
+def test_what_a_tree_shows_of_all_numbers_of_drafts():
+    """One step of seven drafts: the first, and what is behind it, were kept; and one that kept none."""
+    tree = Shape(7, branches=True)
+    path = [i for i in range(7) if tree.parents[i] in (-1, 0)][:2]
+    assert [tree.parents[i] for i in path] == [-1, 0]
+    steps = np.array([[7, 2, 3, sum(1 << i for i in path)], [7, 0, 1, 0], [3, 0, 1, 0]])
+    tokens, taken = _replayed(steps, tree)
+    assert tokens == 3 + 1, "the third was cut off at the end of a text"
+    assert taken == [3 / (min(length, 2) + 1) + 1 for length in LENGTHS]
+    assert _replayed(steps[2:], tree) is None
+
+
 def test_texts_that_come_wait_and_go_on_are_read_whole():
     """Steps with and without drafts, eager ones with prompts, and preemption: after each, the head has read all."""
     model, head = counting(1)
@@ -117,7 +156,7 @@ def test_texts_that_come_wait_and_go_on_are_read_whole():
     exact = model.double()
     for request, prompt, each in zip(requests, prompts, params):
         assert request.output == naive.generate(exact, prompt, each)
-    assert {key[-1] > 0 for key in engine.runner.graphs} == {True, False}, "graphs of both kinds of steps"
+    assert {key[-1].gamma > 0 for key in engine.runner.graphs} == {True, False}, "graphs of both kinds of steps"
     assert requests[0].metrics.accepted_tokens
 
 

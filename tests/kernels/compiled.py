@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource
 
-from inference_opt.kernels import experts, latents
+from inference_opt.kernels import draft_head, draft_steps, experts, latents
 from inference_opt.kernels.attention import attend_piece
 from inference_opt.kernels.filters import filter_row
 from inference_opt.kernels.hopper import few_rows, gqa, mla
@@ -68,7 +68,13 @@ def draw_memory(kernel: str, block: int, dtype: str) -> int:
     fn = {"race": race_of_block, "filters": filter_row}[kernel]
     constants = {"BLOCK": block, "PDL": True}
     constants |= {"FILTERED": True} if kernel == "race" else {"SHIFT": {"bf16": 16, "fp16": 13, "fp32": 0}[dtype]}
-    kinds = dict.fromkeys(fn.arg_names, "*fp32") | {"logits": f"*{dtype}", "N": "i32", "max_rows": "i32"}
+    kinds = dict.fromkeys(fn.arg_names, "*fp32") | {
+        "logits": f"*{dtype}",
+        "N": "i32",
+        "max_rows": "i32",
+        "times": "i32",
+    }
+    kinds = {name: kinds[name] for name in fn.arg_names}
     kinds |= dict.fromkeys(set(fn.arg_names) & {"how", "place", "last", "tokens"}, "*i64")
     kinds |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(fn, kinds, {(fn.arg_names.index(name),): value for name, value in constants.items()}, {})
@@ -89,6 +95,37 @@ def compiled(fn: triton.runtime.JITFunction, constants: dict, dtype: str, option
     kind = GluonASTSource if fn.is_gluon() else ASTSource
     source = kind(fn, kinds, {(fn.arg_names.index(name),): value for name, value in constants.items()}, aligned)
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).metadata.shared
+
+
+def drafts_memory(_: str, gamma: int, dtype: str) -> int:
+    """The most bytes that a program takes of the kernels around a draft head, and around a tree of drafts."""
+    numbers = dict.fromkeys(("depth", "before", "slots", "up", "gamma", "width", "longest", "pages", "places"), "i32")
+    numbers |= dict.fromkeys(("max_rows", "N", "listed", "most", "table_width"), "i32")
+    words = dict.fromkeys(("known", "limit", "queries", "fed", "read", "place", "follow", "token_ids", "how"), "*i64")
+    words |= dict.fromkeys(("last", "columns", "children", "depths", "parents", "most", "drafted", "tokens"), "*i64")
+    words |= dict.fromkeys(("chosen", "drawn", "began", "step", "notes", "offsets"), "*i64")
+    halves = dict.fromkeys(("text", "path", "draft", "table", "emitted"), "*i32")
+    floats = dict.fromkeys(("least", "values", "tops", "scores", "scored"), "*fp32")
+    sizes = {"DIM": 576, "BLOCK": 1024, "PAGE": 16, "FEW": 3, "SAMPLED": True, "FILTERED": True, "LISTED": 32}
+    sizes |= {"WIDTH": 8193, "SPAN": triton.next_power_of_2(gamma + 1), "PDL": True}
+
+    def taken(fn: triton.runtime.JITFunction, **own: object) -> int:
+        constants = {name: value for name, value in (sizes | own).items() if name in fn.arg_names}
+        kinds = dict.fromkeys(fn.arg_names, f"*{dtype}") | words | numbers | halves | floats
+        kinds |= {"embed_eps": "fp32", "feature_eps": "fp32"} | {k: v for k, v in own.items() if isinstance(v, str)}
+        kinds |= dict.fromkeys((name for name in constants if not isinstance(constants[name], str)), "constexpr")
+        kinds = {name: kinds[name] for name in fn.arg_names}
+        fixed = {(fn.arg_names.index(name),): value for name, value in constants.items() if name.isupper()}
+        return triton.compile(ASTSource(fn, kinds, fixed, {}), target=GPUTarget("cuda", 90, 32)).metadata.shared
+
+    return max(
+        taken(draft_head.enter_slot),
+        taken(draft_head.few_of_block, scores=f"*{dtype}"),
+        taken(draft_head.place_few),
+        taken(draft_steps.feed, most="*i64", pages="i32"),
+        taken(draft_steps.commit),
+        taken(draft_steps.keep_path, pages=f"*{dtype}", WIDTH=192),
+    )
 
 
 def few_rows_memory(_: str, rows: int, dtype: str) -> int:
@@ -142,5 +179,6 @@ def latent_memory(_: str, rows: int, dtype: str) -> int:
 if __name__ == "__main__":
     kinds = {"mla": hopper_memory, "gqa": hopper_memory, "race": draw_memory, "filters": draw_memory}
     kinds |= {"experts": experts_memory, "routing": routing_memory, "latents": latent_memory, "few": few_rows_memory}
+    kinds |= {"drafts": drafts_memory}
     found = [kinds.get(case[0], shared_memory)(*case) for case in json.loads(sys.argv[1])]
     print(json.dumps(found))

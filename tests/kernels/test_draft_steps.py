@@ -8,15 +8,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from inference_opt.cache.paged_kernel import PagedKernelCache
 from inference_opt.kernels.draft_steps import DraftSteps
 from inference_opt.kernels.letter import Letter
 from inference_opt.kernels.lookup import REVIEWED
 from inference_opt.kernels.plan import Piece
+from inference_opt.kernels.shape import Shape
 from inference_opt.kernels.steps import kind_of
 from inference_opt.sampling import CommonNoise, SamplingParams, probabilities
-from inference_opt.speculative import rules
+from inference_opt.speculative.coupled_tree import coupled_tree
 from inference_opt.speculative.drafter import Draft, DraftRequest
 from inference_opt.speculative.lookup import PromptLookup
+from inference_opt.speculative.tree import DraftTree
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CONTEXT, PAGE, STEPS = 2100, 4, 2
@@ -97,8 +100,12 @@ def test_a_review_is_the_steps_that_drafts_of_each_length_would_have_taken(texts
         assert row == pytest.approx([steps_over(text, begin, length, drafter) for length in lengths], rel=1e-5)
 
 
-@given(TEXTS, st.integers(1, 5), st.lists(st.integers(0, 7), min_size=3, max_size=3), st.data())
-def test_rows_are_the_last_token_and_the_draft_as_far_as_there_is_room(texts, gamma, left, data):
+SHAPES = st.builds(Shape, st.integers(1, 6), st.booleans())
+
+
+@given(TEXTS, SHAPES, st.lists(st.integers(0, 7), min_size=3, max_size=3), st.data())
+def test_rows_are_the_last_token_and_the_drafts_as_far_as_there_is_room(texts, shape, left, data):
+    gamma = shape.gamma
     limits = [len(text) + more for text, more in zip(texts, left)]
     most = data.draw(st.lists(st.integers(0, gamma), min_size=len(texts), max_size=len(texts)))
     steps = begun(texts, limits, most, gamma)
@@ -106,7 +113,7 @@ def test_rows_are_the_last_token_and_the_draft_as_far_as_there_is_room(texts, ga
     steps.draft.flatten()[: drafts.numel()] = drafts.flatten().to(DEVICE)
     steps.drafted[:] = gamma
     table = torch.arange(100, 100 + 4 * 20, dtype=torch.int32, device=DEVICE).view(4, 20)
-    tokens, positions, slots = (each.view(4, gamma + 1).tolist() for each in steps.feed(4, gamma, table, PAGE))
+    tokens, positions, slots = (each.view(4, gamma + 1).tolist() for each in steps.feed(4, shape, table, PAGE))
     pieces = torch.zeros(len(texts) + 2, len(Piece._fields), dtype=torch.int32, device=DEVICE)
     pieces[: len(texts), 0] = torch.arange(len(texts))
     pieces[: len(texts), 6] = 50  # the end of its keys; the others have none
@@ -118,7 +125,7 @@ def test_rows_are_the_last_token_and_the_draft_as_far_as_there_is_room(texts, ga
         right = [texts[row][-1], *drafts[row].tolist()][:count] if count else []
         assert steps.queries[row] == count
         assert tokens[row] == right + [0] * (gamma + 1 - count)
-        assert positions[row][:count] == list(at)
+        assert positions[row][:count] == [known - 1 + depth for depth in shape.depths[:count]]
         own = [int(table[row, p // PAGE]) * PAGE + p % PAGE for p in at]
         assert slots[row] == own + [-1] * (gamma + 1 - count), "a row that does not count writes nowhere"
         if row < len(texts):
@@ -135,10 +142,11 @@ PARAMS = st.builds(
 )
 
 
-@settings(max_examples=8)
-@given(TEXTS, st.integers(1, 4), st.lists(PARAMS, min_size=3, max_size=3), st.integers(0, 99), st.booleans())
-def test_what_is_committed_is_what_the_rule_emits(texts, gamma, params, seed, broken):
+@settings(max_examples=12)
+@given(TEXTS, SHAPES, st.lists(PARAMS, min_size=3, max_size=3), st.integers(0, 99), st.booleans())
+def test_what_is_committed_is_what_the_rule_emits(texts, shape, params, seed, broken):
     """Steps of logits that do not depend on the text; drafts that are often right."""
+    gamma, parents = shape.gamma, shape.parents
     params, vocab, kind = params[: len(texts)], 5, kind_of(params[: len(texts)], 5)
     limits = [len(text) + 4 + i for i, text in enumerate(texts)]
     steps, g = begun(texts, limits, [gamma] * len(texts), gamma, params), torch.Generator().manual_seed(seed)
@@ -149,31 +157,66 @@ def test_what_is_committed_is_what_the_rule_emits(texts, gamma, params, seed, br
         if broken:
             logits[0, gamma // 2, 1] = torch.nan
         drafts = torch.zeros(rows, gamma, dtype=torch.int32)
+        paths = []
         for row, (text, own) in enumerate(zip(texts, params)):
-            sound = logits[row].nan_to_num()
-            target = list(probabilities(sound, own).numpy())
+            target = probabilities(logits[row].nan_to_num(), own).numpy()
             noise = CommonNoise(own.seed, len(text))
-            right = rules.coupled(target, [], [-1], noise), [noise.choose(p, i) for i, p in enumerate(target)]
-            drafts[row] = torch.tensor(right[1][:gamma])
-            if seed % 3 == 0:
-                drafts[row, -1] += 1
+            draws = [noise.choose(p, depth) for p, depth in zip(target, shape.depths)]
+            # The best child of a node is the target's own draw there, or (seed % 3 = 0) the second best is.
+            for i, parent in enumerate(parents):
+                rank = parents[:i].count(parent)
+                drafts[row, i] = (draws[parent + 1] + rank + (seed % 3 == 0) * (vocab - 1)) % vocab
             left = limits[row] - len(text)
             judged = max(min(gamma, left - 1), 0)
-            emitted = rules.coupled(target[: judged + 1], [], drafts[row, :judged].tolist(), noise) if left > 0 else []
-            whole = next((i for i, each in enumerate(logits[row]) if each.isnan().any()), gamma + 1)
-            kept = emitted[:whole]
-            accepted = sum(x == y for x, y in zip(kept, drafts[row, :judged].tolist()))
-            expected[row].append((judged if left > 0 else 0, accepted, len(kept)))
+            sound = [not each.isnan().any() for each in logits[row]]
+            kept, bits, path = [], [], [0]
+            if left > 0 and sound[0]:
+                tree = DraftTree.of(Draft(drafts[row, :judged].tolist(), parents=parents[:judged]), sound)
+                behind = tree.target(lambda i, target=target: target[i])
+                kept, bits = tree.kept(coupled_tree(behind, {}, tree.tokens, noise))
+                path += [node + 1 for node in bits]
+            expected[row].append((judged if left > 0 else 0, len(bits), len(kept), sum(1 << node for node in bits)))
             text += kept
+            paths.append(path[: len(kept)])
             if left > 0 and not kept:
                 limits[row] = len(text)  # it goes no further
         steps.draft.flatten()[: drafts.numel()] = drafts.flatten().to(DEVICE)
         steps.drafted[:] = gamma
-        steps.feed(rows, gamma, table, PAGE)
-        steps.end(logits.flatten(0, 1).to(DEVICE), kind, gamma)
+        steps.feed(rows, shape, table, PAGE)
+        steps.end(logits.flatten(0, 1).to(DEVICE), kind, shape)
         assert steps.known[: len(texts)].tolist() == [len(text) for text in texts]
         assert steps.notes[now, :, : len(texts)].T.tolist() == [list(each[now]) for each in expected]
+        assert [steps.path[row, : len(path)].tolist() for row, path in enumerate(paths)] == paths
     for row, text in enumerate(texts):
         assert steps.text[row, : len(text)].tolist() == text
         count = sum(each[2] for each in expected[row])
         assert steps.emitted[row, :count].tolist() == text[len(text) - count :]
+
+
+@settings(max_examples=8)
+@given(
+    st.integers(1, 5), st.lists(st.integers(1, 9), min_size=2, max_size=2),
+    st.lists(st.lists(st.integers(1, 6), max_size=4, unique=True).map(sorted), min_size=2, max_size=2),
+    st.integers(0, 99),
+)  # fmt: skip
+def test_what_is_kept_of_a_tree_lies_in_consecutive_slots_of_all_layers(page, known, paths, seed):
+    """As `PagedCache.keep_paths` moves it."""
+    g, width = torch.Generator().manual_seed(seed), -(-16 // page)
+    tables = torch.randperm(2 * width, generator=g).view(2, width)
+    mine, its = (PagedKernelCache(3, 1, 6, 2 * width, page, torch.float32, DEVICE) for _ in range(2))
+    layers = [*mine.keys, *mine.values]
+    for a, b in zip(layers, (*its.keys, *its.values)):
+        a.copy_(torch.randn(a.shape, generator=g))
+        b.copy_(a)
+    steps = DraftSteps(1, 4, 6, 40, DEVICE)
+    for row, (path, length) in enumerate(zip(paths, known)):
+        steps.path[row, : len(path) + 1] = torch.tensor([0, *path], dtype=torch.int32)
+        steps.notes[0, 2, row], steps.known[row] = len(path) + 1, length + len(path) + 1
+    steps.step.fill_(1)
+    apart = torch.tensor([each.data_ptr() - layers[0].data_ptr() for each in layers], device=DEVICE) // 4
+    steps.keep(2, layers, apart, tables.int().to(DEVICE))
+    its.keep_paths(tables.tolist(), [length - 1 for length in known], [[0, *path] for path in paths])
+    for table, path, length in zip(tables, paths, known):
+        for a, b in zip(layers, (*its.keys, *its.values)):
+            end = length + len(path)
+            assert torch.equal(a[table].flatten(0, 1)[:end], b[table].flatten(0, 1)[:end])

@@ -439,6 +439,7 @@ def test_every_width_compiles_into_the_shared_memory_of_an_h100():
               for dtype in ("bf16", "fp32")]  # fmt: skip
     cases += [("experts", 16, "bf16"), ("experts", 128, "bf16"), ("experts", 32, "fp32"), ("routing", 256, "bf16")]
     cases += [("latents", 64, "bf16"), ("latents", 16, "fp32"), ("few", 8, "bf16"), ("few", 16, "bf16")]
+    cases += [("drafts", 12, "bf16")]
     script = Path(__file__).parent / "compiled.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     run = [sys.executable, str(script), json.dumps(cases)]

@@ -9,10 +9,11 @@ next. Two remedies:
               one drawn with the noise of the request's seed (`kernels/race.py`). So the scheduler reserves pages for
               several steps, the graph is replayed as often, and the host looks once
 
-With a drafter that works on the card, a step reads a draft behind each text, judges it, and commits what it keeps
+With a drafter that works on the card, a step reads drafts behind each text, judges them, and commits what it keeps
 (`kernels/draft_steps.py`): texts then grow by different numbers of tokens, and the plan follows them. If the drafter
-is a network that reads the target's states (`speculative/head_steps.py`), the step notes these, and has a second plan
-for the network's own attention. Plain steps note them, too, and the network reads those of a run at its end.
+is a network that reads the target's states (`speculative/head_steps.py`), the step notes these, and has further plans
+for the network's own attention. Plain steps note them, too, and the network reads those of a run at its end. If the
+engine chooses how many drafts there are, a network's are a tree (`kernels/shape.py`).
 
 How a row samples lies in a buffer, too, so one graph serves every mix of requests. There are three kinds of graphs:
 for greedy rows only, for rows without filters, and for any rows (`kernels/steps.py`).
@@ -46,10 +47,11 @@ from inference_opt.kernels import Batch, SharedPrefix, shared_prefixes
 from inference_opt.kernels.batch import cut, uses_triton
 from inference_opt.kernels.graph import capture
 from inference_opt.kernels.plan import TilePlan
+from inference_opt.kernels.shape import Shape
 from inference_opt.kernels.transfer import read_back
 from inference_opt.model.transformer import Transformer
-from inference_opt.speculative.acceptance import LENGTHS, Acceptance, steps_at
-from inference_opt.speculative.choice import Choice
+from inference_opt.speculative.acceptance import LENGTHS, Acceptance, replayed, steps_at
+from inference_opt.speculative.choice import TRIED, Choice
 from inference_opt.speculative.drafter import Draft
 from inference_opt.trace import recording
 
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 
 
 IDLE = 4  # replays for nobody that show the price of a step
+PLAIN = Shape(0)
 
 
 class GraphRunner:
@@ -85,12 +88,18 @@ class GraphRunner:
             most = eager.speculation.max_gamma
             self.drafts = DraftSteps(max_steps, rows, most, config.max_context, cache.device, LENGTHS)
             fed = rows * (most + 1)
-            eager.speculation.choice = Choice(self.drafter.reviewed)
             self.network = self.drafter.network(self.drafts, self.table, max_steps)
+            # A tree also shows what smaller ones would give, so a large one is tried at once.
+            trees = self.network is not None and eager.speculation.branching
+            eager.speculation.choice = Choice(self.drafter.reviewed, tried=LENGTHS[-2] if trees else TRIED)
+            layers = (*cache.keys, *(cache.values or ()))
+            apart = [each.data_ptr() - layers[0].data_ptr() for each in layers]
+            self.offsets = torch.tensor(apart, device=cache.device) // layers[0].element_size()
         self.draft_rows = fed
-        self.kept: dict[int, float] = {}  # tokens that a step with so many drafts gives a text, lately
-        # Of the target, and of the network.
-        self.plans = [StepPlans(count, max_steps, cache.device) for count in (fed, rows)]
+        self.kept: dict[Shape, float] = {}  # tokens that a step with such drafts gives a text, lately
+        # Of the target, and of the network's passes.
+        counts = [fed] + [fed] * eager.speculation.max_gamma * (self.network is not None)
+        self.plans = [StepPlans(count, max_steps, cache.device) for count in counts]
         self.graphs: dict[tuple[object, ...], tuple[list[TilePlan], Callable[[], None]]] = {}  # by size: plans, replay
         self.on_card = cache.device.type == "cuda"
         self.pool = torch.cuda.graph_pool_handle() if self.on_card else None
@@ -138,25 +147,34 @@ class GraphRunner:
         self.cache.check([each.request.table for each in chunks], *zip(*((each.start, each.grant) for each in chunks)))
         choice, gamma, steps = self.eager.speculation.choice, max(each.drafts for each in chunks), self.max_steps
         while choice and gamma and self.on_card and not choice.costs.known(len(chunks), gamma):
-            self._prepare(chunks, gamma)  # its price is known when it is captured: choose again
+            self._prepare(chunks, self._shape(chunks, gamma))  # its price is known when it is captured: choose again
             if all(each.request.acceptance for each in chunks):
                 best, steps = self._best(chunks)
                 gamma = min(best, gamma)
-        return self._speculate(chunks, gamma, steps) if gamma else self._decode(chunks)
+        return self._speculate(chunks, self._shape(chunks, gamma), steps) if gamma else self._decode(chunks)
+
+    def _shape(self, chunks: Sequence[Chunk], gamma: int) -> Shape:
+        """A tree of drafts if the drafter can make one, and no request names the length of a chain."""
+        branches = self.network is not None and self.eager.speculation.branching
+        return Shape(gamma, branches and all(each.request.acceptance for each in chunks))
 
     def _prepare(
-        self, chunks: Sequence[Chunk], gamma: int
+        self, chunks: Sequence[Chunk], shape: Shape
     ) -> tuple[list[TilePlan], list[TilePlan], Callable[[], None]]:
         """The plans of the step that would reach furthest; the lists and the replay of a graph for it."""
         tables, starts = [chunk.request.table for chunk in chunks], [chunk.start for chunk in chunks]
+        gamma = shape.gamma
         ends = [chunk.start + max(chunk.grant if gamma else self._count(chunk), gamma + 1) for chunk in chunks]
         prefixes = shared_prefixes(tables, starts, self.cache.page_size)
-        target, own = self.plans
-        plans = [target.plan(gamma, ends, prefixes, partial(self._cut, prefixes, gamma + 1))]
+        target, *own = self.plans
+        plans = [target.plan(shape, ends, prefixes, partial(self._cut, prefixes, shape))]
         if gamma and self.network:
-            plans.append(own.plan(gamma, [chunk.start + chunk.grant for chunk in chunks], [], self.network.plan))
+            ends = [chunk.start + chunk.grant for chunk in chunks]
+            plans += [
+                each.plan(shape, ends, [], partial(self.network.plan, one)) for each, one in zip(own, shape.passes)
+            ]
         kind = self.kind_of([chunk.request.params for chunk in chunks], self.model.config.vocab_size)
-        return plans, *self._graph(len(chunks), plans, kind, gamma)
+        return plans, *self._graph(len(chunks), plans, kind, shape)
 
     def _count(self, chunk: Chunk) -> int:
         """Plain steps."""
@@ -167,7 +185,7 @@ class GraphRunner:
         n, params = len(chunks), [chunk.request.params for chunk in chunks]
         starts, steps = [chunk.start for chunk in chunks], [self._count(chunk) for chunk in chunks]
         # Write the batch into the buffers of a graph that is large enough, and replay it.
-        plans, lists, replay = self._prepare(chunks, 0)
+        plans, lists, replay = self._prepare(chunks, PLAIN)
         # Each request's own pieces come last. (Those of shared prefixes, before them, see the same keys in every step.)
         last = plans[0].launches[-1].columns
         last.position.copy_(torch.tensor(starts)[last.sequence])
@@ -199,10 +217,11 @@ class GraphRunner:
             results.append(Result(kept or None, score[: len(kept)].tolist() if own.logprobs else [], lengths=seen))
         return results
 
-    def _speculate(self, chunks: Sequence[Chunk], gamma: int, most_steps: int) -> list[Result]:
-        """Up to `gamma` drafts a step."""
+    def _speculate(self, chunks: Sequence[Chunk], shape: Shape, most_steps: int) -> list[Result]:
+        """Drafts of this shape in each step."""
+        gamma = shape.gamma
         n, params, grants = len(chunks), [each.request.params for each in chunks], [each.grant for each in chunks]
-        plans, lists, replay = self._prepare(chunks, gamma)
+        plans, lists, replay = self._prepare(chunks, shape)
         requests, drafts = [chunk.request for chunk in chunks], self.drafts
         texts = [request.tokens for request in requests]
         limits = [len(text) + grant for text, grant in zip(texts, grants)]
@@ -213,7 +232,7 @@ class GraphRunner:
             if self.network:
                 self.network.start(letter, requests)
         # As many steps as are expected to be needed. (What is missing then takes a further run, and another look.)
-        replays = min(ceil(max(grants) / self.kept.get(gamma, gamma + 1.0)), most_steps)
+        replays = min(ceil(max(grants) / self.kept.get(shape, shape.depth + 1.0)), most_steps)
         waited, seconds = self.clock.waited(), self.clock.time(replay, replays)
         emitted = drafts.emitted[:n]
         scored = drafts.scored[:n] if any(own.logprobs for own in params) else emitted
@@ -222,12 +241,12 @@ class GraphRunner:
         notes, tokens, scores, *reviewed = found()
         self.clock.look()
         lengths = _taken(reviewed, n)
-        judged = notes.permute(2, 0, 1).numpy()  # [n, steps, 3]
+        judged = notes.permute(2, 0, 1).numpy()  # [n, steps, 4]
         made = judged.sum(axis=1)
         if self.network:
             self.network.stop(requests, [len(text) + count for text, count in zip(texts, made[:, 2].tolist())])
         kept = float((made[:, 2] / np.maximum((judged[:, :, 2] > 0).sum(axis=1), 1)).mean())
-        self.kept[gamma] = max((self.kept.get(gamma, kept) + kept) / 2, 1.0)
+        self.kept[shape] = max((self.kept.get(shape, kept) + kept) / 2, 1.0)
         if choice := self.eager.speculation.choice:
             short = replays == most_steps < self.max_steps
             choice.learn(n, gamma, replays, kept * replays, seconds(), short, waited)
@@ -238,8 +257,9 @@ class GraphRunner:
                 results += self.eager.run([chunk], [Draft()])
                 continue
             own = scores[i, :count].tolist() if params[i].logprobs else []
-            each = list(map(Judged._make, steps[steps[:, 2] > 0].tolist()))
-            seen = (taken[0], taken) if taken else _counted(steps)
+            steps = steps[steps[:, 2] > 0]
+            each = list(map(Judged._make, steps[:, :3].tolist()))
+            seen = (taken[0], taken) if taken else _replayed(steps, shape) if shape.branches else _counted(steps[:, :3])
             results.append(Result(tokens[i, :count].tolist() or None, own, judged=each, lengths=seen))
         return results
 
@@ -249,10 +269,11 @@ class GraphRunner:
             return []
         return [self.drafter.review(self.drafts, rows)[:, : len(LENGTHS)]]
 
-    def _cut(self, prefixes: list[SharedPrefix], queries: int, ends: list[int]) -> TilePlan:
-        """The pieces of a step in which the last `queries` of each text's `ends` tokens attend."""
-        k_pages, heads = self.cache.keys[0], self.model.config.heads
-        return cut(ends, [queries] * len(ends), prefixes, k_pages, heads, self.cache.latent_dim)
+    def _cut(self, prefixes: list[SharedPrefix], shape: Shape, ends: list[int]) -> TilePlan:
+        """The pieces of a step in which a token and its drafts, the last of each text's `ends`, attend."""
+        k_pages, heads, counts = self.cache.keys[0], self.model.config.heads, [shape.gamma + 1] * len(ends)
+        seen = torch.tensor(shape.seen * len(ends)) if shape.seen else None
+        return cut(ends, counts, prefixes, k_pages, heads, self.cache.latent_dim, seen=seen)
 
     def _put_steps(self, letter: "Letter", chunks: Sequence[Chunk], starts: list[int], steps: list[int]) -> None:
         """Write what the first step reads, and where each step writes its keys and values."""
@@ -275,7 +296,7 @@ class GraphRunner:
             each.put(letter, plan, into)
 
     def _graph(
-        self, batch: int, plans: list[TilePlan], kind: "Kind", gamma: int = 0
+        self, batch: int, plans: list[TilePlan], kind: "Kind", shape: Shape
     ) -> tuple[list[TilePlan], Callable[[], None]]:
         """The lists and the replay of a step for so many texts and plans of this size, rounded up.
 
@@ -283,19 +304,23 @@ class GraphRunner:
         """
         rows = rounded_up(batch)
         sizes = [each.size(plan) for each, plan in zip(self.plans, plans)]
-        key = (kind, rows, *sizes, gamma)
+        key = (kind, rows, *sizes, shape)
         if key not in self.graphs:
             # Capturing runs the step. With no row begun, it writes nowhere, and has no states to merge.
-            counts = rows * (gamma + 1), rows
-            lists = [each.lists(size, count) for each, size, count in zip(self.plans, sizes, counts)]
-            if gamma:
-                run = partial(self._draft_step, rows, lists, kind, gamma)
+            masks = [shape.seen, *(each.seen if each.branches else None for each in shape.passes)]
+            counts = [shape.gamma + 1, *(len(each.read) for each in shape.passes)]
+            lists = [
+                each.lists(size, rows * count, mask)
+                for each, size, count, mask in zip(self.plans, sizes, counts, masks)
+            ]
+            if shape.gamma:
+                run = partial(self._draft_step, rows, lists, kind, shape)
             else:
                 run = partial(self._step, rows, lists[0], kind)
-            self._begin_nobody(gamma)
+            self._begin_nobody(shape.gamma)
             self.clock.forget()  # it took longer than a look, and happens once
             self.graphs[key] = lists, run if self.pool is None else capture(run, self.pool).replay
-            self._price(batch, gamma, self.graphs[key][1])
+            self._price(batch, shape.gamma, self.graphs[key][1])
         return self.graphs[key]
 
     def _begin_nobody(self, gamma: int) -> None:
@@ -332,17 +357,20 @@ class GraphRunner:
             launch.columns.position.add_(1)
 
     @torch.inference_mode()
-    def _draft_step(self, rows: int, lists: list[TilePlan], kind: "Kind", gamma: int) -> None:
-        """One step of `rows` texts with up to `gamma` drafts each, likewise."""
+    def _draft_step(self, rows: int, lists: list[TilePlan], kind: "Kind", shape: Shape) -> None:
+        """One step of `rows` texts with drafts of this shape, likewise."""
         assert self.drafter is not None
+        gamma, drafts, cache = shape.gamma, self.drafts, self.cache
         if self.network:
-            self.network.guess(rows, gamma, kind, lists[1])
+            self.network.guess(rows, shape, kind, lists[1:])
         else:
-            self.drafter.guess(self.drafts, rows, gamma)
-        fed = self.drafts.feed(rows, gamma, self.table, self.cache.page_size)
-        self.drafts.move(lists[0].launches[-1].pieces)
+            self.drafter.guess(drafts, rows, gamma)
+        fed = drafts.feed(rows, shape, self.table, cache.page_size)
+        drafts.move(lists[0].launches[-1].pieces)
         batch = Batch(self.table, [0] * rows, [gamma + 1] * rows, lists[0])
-        self.drafts.end(self._logits(*fed, batch, self.drafts.rows.step, "tapped"), kind, gamma)
+        drafts.end(self._logits(*fed, batch, drafts.rows.step, "tapped"), kind, shape)
+        if shape.seen:
+            drafts.keep(rows, (*cache.keys, *(cache.values or ())), self.offsets, self.table)
         if self.network:
             self.network.read(rows, gamma, lists[1])
 
@@ -364,6 +392,19 @@ class GraphRunner:
 def _taken(reviewed: list[Tensor], rows: int) -> list[list[float]]:
     """What a review found for each text; empty if there was none."""
     return reviewed[0].tolist() if reviewed else [[]] * rows
+
+
+def _replayed(steps: Int[np.ndarray, "steps 4"], shape: Shape) -> tuple[float, list[float]] | None:
+    """What steps with trees tell of all lengths: a smaller tree is the first drafts of this one (`replayed`)."""
+    total, each, further = 0.0, [0.0] * len(LENGTHS), Shape(LENGTHS[-1], branches=True).parents[shape.gamma :]
+    for drafted, accepted, emitted, bits in steps.tolist():
+        if drafted < shape.gamma or emitted <= accepted:
+            continue  # cut off at the end of the text, or broken: it does not show what others would give
+        kept = [i for i in range(drafted) if bits >> i & 1]
+        leaf = bool(kept) and kept[-1] not in shape.parents and kept[-1] in further
+        tokens, own = replayed(drafted, drafted, kept, leaf)
+        total, each = total + tokens, [a + b for a, b in zip(each, own)]
+    return (total, each) if total else None
 
 
 def _counted(steps: Int[np.ndarray, "steps 3"]) -> tuple[float, list[float]] | None:

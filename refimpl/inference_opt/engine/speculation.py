@@ -82,7 +82,8 @@ class Speculation:
         self.taps: Sequence[int] = self.drafter.taps if self.drafter else ()
         # Who decides how many drafts a batch has: in steps that the host runs, and in those that are replayed, if any.
         can = self.drafter is not None and self.drafter.trees
-        self.branches = can and rule is None and cache.device.type == "cpu"  # drafts are trees without a rule of trees
+        self.branching = can and rule is None  # drafts may be trees without a rule of trees
+        self.branches = self.branching and cache.device.type == "cpu"  # those of eager steps
         self.eager: Choice | None = None
         if self.branches or (can and self.trees):
             self.eager = Choice(False, ROW_COST, TRIED)  # a round of the drafter gives several drafts

@@ -8,6 +8,7 @@ lists   A graph has lists of its own, with room for more pieces and states than 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 
 from inference_opt.kernels import SharedPrefix
 from inference_opt.kernels.plan import Launch, Piece, Tile, TilePlan
+from inference_opt.kernels.shape import Shape
 
 if TYPE_CHECKING:
     from inference_opt.kernels.letter import Letter
@@ -32,19 +34,19 @@ class StepPlans:
         self.offsets = torch.zeros(rows + 1, dtype=torch.int32, device=device)  # where each row's states begin
         self.ahead, self.device = AHEAD * max_steps, device
         self.least = PIECES if device.type == "cuda" else 1
-        # The last plan with so many drafts: how far it reaches, the prefixes that it shares, and itself.
-        self.last: dict[int, tuple[list[int], list[SharedPrefix], TilePlan]] = {}
+        # The last plan with such drafts: how far it reaches, the prefixes that it shares, and itself.
+        self.last: dict[Shape, tuple[list[int], list[SharedPrefix], TilePlan]] = {}
 
     def plan(
-        self, gamma: int, ends: list[int], prefixes: list[SharedPrefix], make: Callable[[list[int]], TilePlan]
+        self, shape: Shape, ends: list[int], prefixes: list[SharedPrefix], make: Callable[[list[int]], TilePlan]
     ) -> TilePlan:
         """A plan for texts of up to `ends` tokens: the last one if it serves, else what `make` makes."""
-        reach, shared, plan = self.last.get(gamma, ([], [], None))
+        reach, shared, plan = self.last.get(shape, ([], [], None))
         serves = all(0 <= far - end <= self.ahead for far, end in zip(reach, ends))
         if plan is None or not serves or len(reach) != len(ends) or shared != prefixes:
             reach = [end + self.ahead for end in ends]
             plan = make(reach)
-            self.last[gamma] = reach, prefixes, plan
+            self.last[shape] = reach, prefixes, plan
         return plan
 
     def size(self, plan: TilePlan) -> Size:
@@ -52,13 +54,19 @@ class StepPlans:
         launches = tuple((rounded_up(max(len(each.pieces), self.least)), each.tile) for each in plan.launches)
         return rounded_up(plan.num_states, 4), launches
 
-    def lists(self, size: Size, rows: int) -> TilePlan:
-        """Lists of this size for a graph of so many rows. No row has states to merge."""
+    def lists(self, size: Size, rows: int, seen: list[int] | None) -> TilePlan:
+        """Lists of this size for a graph of so many rows. No row has states to merge.
+
+        `seen`: what each row of a tree sees of its text's own keys.
+        """
         num_states, launched = size
         self.offsets.zero_()
         launches = [
             Launch(torch.zeros(n, len(Piece._fields), dtype=torch.int32, device=self.device), t) for n, t in launched
         ]
+        if seen:
+            mask = torch.tensor(seen * (rows // len(seen)), device=self.device)
+            launches[-1] = replace(launches[-1], seen=mask)
         states = torch.zeros(num_states, dtype=torch.int32, device=self.device)
         return TilePlan(tuple(launches), self.offsets[: rows + 1], states, num_states)
 

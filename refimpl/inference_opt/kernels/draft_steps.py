@@ -4,7 +4,8 @@
     feed         the rows of the step: each text's last token and its draft, with their positions and slots
     move_pieces  the plan of attention follows the texts, which grow by different numbers of tokens
     …            the model, and a token for each row: the target's own, as plain decoding would draw it (`steps.py`)
-    commit       of each text, the tokens up to the first that differs from its draft (`rules.coupled`)
+    commit       of each text, the tokens up to the first that no draft foresaw (`rules.coupled`, `coupled_tree`)
+    keep_path    of a tree, the keys and values of the drafts that were kept move to consecutive slots
 
 A row that is not judged (its text has ended, its draft is shorter than others) writes nowhere, and no query reads what
 lies at its position: memory that was never written may hold NaN, and 0 · NaN is NaN.
@@ -12,6 +13,7 @@ lies at its position: memory that was never written may hold NaN, and 0 · NaN i
 The number of drafts is an ordinary number for these kernels, so they are compiled once for all.
 """
 
+import math
 from array import array
 from collections.abc import Sequence
 
@@ -26,6 +28,7 @@ from inference_opt.kernels.letter import Letter
 from inference_opt.kernels.lookup import REVIEWED, look_up, match, walk
 from inference_opt.kernels.pdl import launch_options
 from inference_opt.kernels.plan import Piece
+from inference_opt.kernels.shape import Shape
 from inference_opt.kernels.steps import Kind, Steps
 from inference_opt.sampling import SamplingParams
 
@@ -43,6 +46,7 @@ def feed(
     most,  # [max_rows]: drafts that each text wants
     draft,  # [max_rows, gamma]
     drafted,  # [max_rows]
+    depths,  # [gamma + 1]: of each row in the tree of drafts
     table,  # [max_rows, pages]
     queries,  # [max_rows]: rows of each text that count
     tokens,  # [max_rows (gamma + 1)]: what is read
@@ -67,13 +71,13 @@ def feed(
     real = j < counted
     last = tl.load(text + row * WIDTH + tl.maximum(length - 1, 0)).to(tl.int64)
     guess = tl.load(draft + row * gamma + j - 1, mask=real & (j > 0), other=0).to(tl.int64)
-    position = length - 1 + j
-    page = tl.load(table + row * pages + position // PAGE, mask=real, other=0).to(tl.int64)
+    position, slot = length - 1 + tl.load(depths + j, mask=j <= gamma, other=0), length - 1 + j
+    page = tl.load(table + row * pages + slot // PAGE, mask=real, other=0).to(tl.int64)
     out = row * (gamma + 1) + j
     tl.store(queries + row, counted)
     tl.store(tokens + out, tl.where(real, tl.where(j == 0, last, guess), 0), mask=j <= gamma)
     tl.store(place + out, tl.where(real, position, 0), mask=j <= gamma)
-    tl.store(place + places + out, tl.where(real, page * PAGE + position % PAGE, -1), mask=j <= gamma)
+    tl.store(place + places + out, tl.where(real, page * PAGE + slot % PAGE, -1), mask=j <= gamma)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -97,12 +101,13 @@ def move_pieces(
     tl.store(piece + QUERIES, tl.load(queries + sequence, mask=real, other=0).to(tl.int32), mask=real)
 
 
-@triton.jit(do_not_specialize=["gamma"])
+@triton.jit(do_not_specialize=["gamma", "depth"])
 def commit(
     text,  # [max_rows, WIDTH]
     known,  # [max_rows]
     limit,  # [max_rows]
     draft,  # [max_rows, gamma]
+    parents,  # [gamma + 1]: the row in front of each row; −1: none
     queries,  # [max_rows]
     chosen,  # [rows]: each row's token,
     tops,  # [rows]: its largest logit,
@@ -110,41 +115,87 @@ def commit(
     drawn,  # [rows]: how often each row has drawn, which begins anew
     began,  # [max_rows]: how many tokens were known before the first step
     step,  # [max_rows]
+    path,  # [max_rows, longest]: the rows that were kept
     emitted,  # [max_rows, most]
     scored,  # [max_rows, most]
-    notes,  # [steps, 3, max_rows]: drafts judged, drafts accepted, tokens emitted
+    notes,  # [steps, 4, max_rows]: drafts judged, drafts accepted, tokens emitted; a bit for each draft accepted
     max_rows,
     most,
+    longest,
     gamma,
+    depth,  # of the deepest draft
     WIDTH: tl.constexpr,
+    SPAN: tl.constexpr,  # a power of two > gamma
     PDL: tl.constexpr,
 ):
     """Emit the tokens of one text. A text whose first row is broken goes no further."""
-    row = tl.program_id(0).to(tl.int64)
+    row, j = tl.program_id(0).to(tl.int64), tl.arange(0, SPAN)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     length, counted, now = tl.load(known + row), tl.load(queries + row), tl.load(step + row)
     out = row * most + length - tl.load(began + row)
-    going, accepted, kept = counted > 0, counted * 0, counted * 0
-    for j in range(gamma + 1):
-        r = row * (gamma + 1) + j
+    judged = (j > 0) & (j < counted)
+    guess = tl.load(draft + row * gamma + j - 1, mask=judged, other=-1).to(tl.int64)
+    parent = tl.load(parents + j, mask=judged, other=-1)
+    tl.store(drawn + row * (gamma + 1) + j, 0, mask=j <= gamma)
+    going, node, accepted, kept, bits = counted > 0, counted * 0, counted * 0, counted * 0, counted * 0
+    for at in range(depth + 1):
+        r = row * (gamma + 1) + node
         token, top = tl.load(chosen + r), tl.load(tops + r)
-        going &= (j < counted) & (tl.abs(top) < float("inf"))  # false for NaN
-        tl.store(text + row * WIDTH + length + j, token.to(tl.int32), mask=going)
-        tl.store(emitted + out + j, token.to(tl.int32), mask=going)
-        tl.store(scored + out + j, tl.load(scores + r), mask=going)
-        tl.store(drawn + r, 0)
+        going &= tl.abs(top) < float("inf")  # false for NaN
+        tl.store(text + row * WIDTH + length + at, token.to(tl.int32), mask=going)
+        tl.store(emitted + out + at, token.to(tl.int32), mask=going)
+        tl.store(scored + out + at, tl.load(scores + r), mask=going)
+        tl.store(path + row * longest + at, node.to(tl.int32), mask=going)
         kept += going.to(tl.int64)
-        going &= tl.load(draft + row * gamma + j, mask=j + 1 < counted, other=-1).to(tl.int64) == token
+        # Of the drafts behind this row, the one that foresaw the token.
+        found = tl.max(tl.where(judged & (parent == node) & (guess == token), j, 0), 0).to(tl.int64)
+        going &= found > 0
         accepted += going.to(tl.int64)
-    note = notes + now * 3 * max_rows + row
+        bits |= tl.where(going, (counted * 0 + 1) << tl.maximum(found - 1, 0), 0)
+        node = tl.where(going, found, node)
+    note = notes + now * 4 * max_rows + row
     tl.store(note, tl.maximum(counted - 1, 0))
     tl.store(note + max_rows, accepted)
     tl.store(note + 2 * max_rows, kept)
+    tl.store(note + 3 * max_rows, bits)
     tl.store(known + row, length + kept)
     tl.store(limit + row, length, mask=(counted > 0) & (kept == 0))
     tl.store(step + row, now + 1)
+
+
+@triton.jit
+def keep_path(
+    pages,  # [pages, PAGE, WIDTH]: of the first layer
+    offsets,  # [layers]: where each layer's pages are, behind the first's
+    table,  # [max_rows, table_width]
+    known,  # [max_rows]
+    path,  # [max_rows, longest]
+    notes,  # [steps, 4, max_rows]
+    step,  # [max_rows]: one more than that of the note
+    table_width,
+    longest,
+    max_rows,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,  # WIDTH, as a power of two
+    PAGE: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Move what one layer keeps of one text's accepted drafts to the slots behind the token that was fed."""
+    row, d = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    pages += tl.load(offsets + tl.program_id(1))
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    kept = tl.load(notes + ((tl.load(step + row) - 1) * 4 + 2) * max_rows + row)
+    first, listed = tl.load(known + row) - kept - 1, table + row * table_width
+    # A draft is never in front of its place, so its slot was not written yet.
+    for at in range(1, kept):
+        source, target = first + tl.load(path + row * longest + at), first + at
+        from_ = tl.load(listed + source // PAGE).to(tl.int64) * PAGE + source % PAGE
+        to = tl.load(listed + target // PAGE).to(tl.int64) * PAGE + target % PAGE
+        tl.store(pages + to * WIDTH + d, tl.load(pages + from_ * WIDTH + d, mask=d < WIDTH), mask=d < WIDTH)
 
 
 class DraftSteps:
@@ -176,7 +227,9 @@ class DraftSteps:
         self.known, self.limit, self.began, self.most, self.drafted, self.queries, self.step = self.numbers
         self.emitted = buffer(max_rows, steps * (max_gamma + 1), dtype=torch.int32)
         self.scored = buffer(max_rows, steps * (max_gamma + 1), dtype=torch.float32)
-        self.notes = buffer(steps, 3, max_rows)
+        self.notes = buffer(steps, 4, max_rows)
+        self.path = buffer(max_rows, max_gamma + 1, dtype=torch.int32)
+        self.shapes: dict[Shape, tuple[Tensor, Tensor]] = {}  # parents and depths of rows
         # What a review finds: right drafts behind each beginning of a text, and steps by length of draft.
         self.matched = buffer(max_rows, REVIEWED, dtype=torch.int32)
         self.longest, self.lengths = max(lengths), buffer(triton.next_power_of_2(len(lengths)), dtype=torch.int32)
@@ -239,14 +292,21 @@ class DraftSteps:
         )
         return self.taken[:rows]
 
+    def _rows_of(self, shape: Shape) -> tuple[Int[Tensor, "fed"], Int[Tensor, "fed"]]:
+        """The parent and the depth of each row."""
+        if shape not in self.shapes:
+            parents = [-1, *(parent + 1 for parent in shape.parents)]
+            self.shapes[shape] = tuple(torch.tensor(each, device=self.text.device) for each in (parents, shape.depths))
+        return self.shapes[shape]
+
     def feed(
-        self, rows: int, gamma: int, table: Int[Tensor, "max_rows pages"], page_size: int
+        self, rows: int, shape: Shape, table: Int[Tensor, "max_rows pages"], page_size: int
     ) -> tuple[Int[Tensor, "fed"], Int[Tensor, "fed"], Int[Tensor, "fed"]]:
         """Tokens, positions and slots of the step's rows."""
-        fed, place = rows * (gamma + 1), self.rows.place
+        fed, place, (_, depths) = rows * (shape.gamma + 1), self.rows.place, self._rows_of(shape)
         feed[(rows,)](
-            self.text, self.known, self.limit, self.most, self.draft, self.drafted, table, self.queries,
-            self.rows.tokens, place, table.shape[1], place.shape[1], gamma, self.text.shape[1],
+            self.text, self.known, self.limit, self.most, self.draft, self.drafted, depths, table, self.queries,
+            self.rows.tokens, place, table.shape[1], place.shape[1], shape.gamma, self.text.shape[1],
             self.span, page_size, **launch_options(pdl=True),
         )  # fmt: skip
         return self.rows.tokens[:fed], place[0, :fed], place[1, :fed]
@@ -257,15 +317,27 @@ class DraftSteps:
             grid = (triton.cdiv(len(pieces), 256),)
             move_pieces[grid](pieces, self.known, self.queries, len(pieces), 256, **launch_options(pdl=True))
 
-    def end(self, logits: Float[Tensor, "fed vocab"], kind: Kind, gamma: int) -> None:
-        """Draw each row's token, and commit those that the target and the draft agree on, and one more.
+    def end(self, logits: Float[Tensor, "fed vocab"], kind: Kind, shape: Shape) -> None:
+        """Draw each row's token, and commit those that the target and the drafts agree on, and one more.
 
         As of `Steps.end`: at most `steps` times after `begin`, with a `kind` that serves all texts.
         """
         self.rows.end(logits, kind)
-        commit[(len(logits) // (gamma + 1),)](
-            self.text, self.known, self.limit, self.draft, self.queries,
+        parents, _ = self._rows_of(shape)
+        commit[(len(logits) // (shape.gamma + 1),)](
+            self.text, self.known, self.limit, self.draft, parents, self.queries,
             self.rows.chosen, self.rows.tops, self.rows.scores, self.rows.step,
-            self.began, self.step, self.emitted, self.scored, self.notes,
-            len(self.known), self.emitted.shape[1], gamma, self.text.shape[1], **launch_options(pdl=True),
+            self.began, self.step, self.path, self.emitted, self.scored, self.notes,
+            len(self.known), self.emitted.shape[1], self.path.shape[1], shape.gamma, shape.depth,
+            self.text.shape[1], self.span, **launch_options(pdl=True),
+        )  # fmt: skip
+
+    def keep(self, rows: int, pages: Sequence[Tensor], offsets: Int[Tensor, "layers"], table: Tensor) -> None:
+        """After a tree: what all layers keep of the drafts that were accepted, in consecutive slots."""
+        page, *rest = pages[0].shape[1:]
+        width = math.prod(rest)
+        keep_path[(rows, len(pages))](
+            pages[0], offsets, table, self.known, self.path, self.notes, self.step,
+            table.shape[1], self.path.shape[1], len(self.known),
+            width, triton.next_power_of_2(width), page, **launch_options(pdl=True),
         )  # fmt: skip

@@ -185,14 +185,15 @@ def lightest(low, high, min_p, top, temperature, SHIFT: tl.constexpr):
     return low
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["times"])
 def filter_row(
     logits,  # [rows, N]
-    how,  # [6, max_rows]
-    least,  # [max_rows]: the least logit that a row keeps
-    last,  # [max_rows]: of the tokens with just this logit, the last one that it keeps
+    how,  # [6, max_rows]: of `times` rows each
+    least,  # [rows]: the least logit that a row keeps
+    last,  # [rows]: of the tokens with just this logit, the last one that it keeps
     N,
     max_rows,
+    times,
     SHIFT: tl.constexpr,
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
@@ -203,9 +204,10 @@ def filter_row(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    temperature = number(how, TEMPERATURE, row, max_rows)
-    top_k, top_p = tl.load(how + TOP_K * max_rows + row), number(how, TOP_P, row, max_rows)
-    min_p = number(how, MIN_P, row, max_rows)
+    own = row // times
+    temperature = number(how, TEMPERATURE, own, max_rows)
+    top_k, top_p = tl.load(how + TOP_K * max_rows + own), number(how, TOP_P, own, max_rows)
+    min_p = number(how, MIN_P, own, max_rows)
     counts = (top_k > 0) & (top_k < N)
     logit, token = float("-inf"), N
     if (temperature > 0) & (counts | (top_p < 1) | (min_p > 0)):

@@ -1,7 +1,7 @@
 """Decode steps one after another on the device: what each row reads, how it samples, and what it has chosen so far."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -116,17 +116,30 @@ class Steps:
             end_of_step[(rows,)](tops, tokens, *noted, *moved, **options)
             return
         if kind == "filtered":
-            wide = min(8192, max(16, triton.next_power_of_2(vocab)))
-            filter_row[(rows,)](
-                logits, self.how, self.least, self.last, vocab, max_rows, SHIFT[logits.dtype], wide,
-                num_warps=max(1, min(32, wide // 256)), **options,
-            )  # fmt: skip
+            keep_least(logits, self.how, self.least, self.last, 1, options)
         found = (tops, tokens, each(torch.float32), each(torch.float32))
         race_of_block[grid](
             logits, self.how, self.place, self.least, self.last, *found,
             vocab, max_rows, block, kind == "filtered", num_warps=4, maxnreg=96, **EXACT, **options,
         )  # fmt: skip
         end_of_race[(rows,)](self.how, *found, *noted, self.scores, *moved, **EXACT, **options)
+
+
+def keep_least(
+    logits: Float[Tensor, "rows vocab"],
+    how: Int[Tensor, "6 max_rows"],
+    least: Float[Tensor, "some_rows"],
+    last: Int[Tensor, "some_rows"],
+    times: int,
+    options: Any,
+) -> None:
+    """Filter rows: `times` rows one after another as each of `how` says (`filters.py`)."""
+    rows, vocab = logits.shape
+    wide = min(8192, max(16, triton.next_power_of_2(vocab)))
+    filter_row[(rows,)](
+        logits, how, least, last, vocab, how.shape[1], times, SHIFT[logits.dtype], wide,
+        num_warps=max(1, min(32, wide // 256)), **options,
+    )  # fmt: skip
 
 
 def draw_rows(

@@ -1,7 +1,8 @@
 """The trained drafter (`eagle.py`) in captured steps: it guesses and reads on the device, without the host.
 
-    guess   γ times: score the state, draw a token with the noise of the target's own draw there; and but for the last
-            time, read the slot behind it, with the state in the feature's place
+    guess   as often as the drafts are deep (`kernels/shape.py`): score what follows each draft that was read, and take
+            the best tokens, with the noise of the target's own draw there; and but for the last time, read those of
+            them that have drafts behind them, with the state in the feature's place
             … the target reads and judges the drafts …
     read    the slots behind the tokens that were kept, with the target's features. Of these only the last one attends,
             which gives the state that the next guess begins with; the others only write their keys and values
@@ -13,7 +14,7 @@ How sure the head is plays no part here (`confidence`, of `eagle.py`): every ste
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -22,13 +23,14 @@ from torch import Tensor
 
 from inference_opt.kernels import Batch, paged_attention
 from inference_opt.kernels.batch import cut
-from inference_opt.kernels.draft_head import enter, spread, take
+from inference_opt.kernels.draft_head import enter, place_best, take
 from inference_opt.kernels.draft_steps import DraftSteps, move_pieces
 from inference_opt.kernels.fused import project, rotate_write
 from inference_opt.kernels.letter import Letter
 from inference_opt.kernels.pdl import launch_options
 from inference_opt.kernels.plan import TilePlan
 from inference_opt.kernels.plan import spread as spread_counts
+from inference_opt.kernels.shape import Pass, Shape
 from inference_opt.kernels.steps import Kind, Steps
 from inference_opt.kernels.transfer import sent
 from inference_opt.model.experts import SwiGLU
@@ -37,6 +39,21 @@ from inference_opt.speculative.drafter import RequestView
 
 if TYPE_CHECKING:
     from inference_opt.speculative.eagle import Eagle
+
+
+class Tables(NamedTuple):
+    """A pass of the head, as kernels read it."""
+
+    read: Int[Tensor, "2 slots"]  # of each draft that is read its number, and which state it follows
+    children: Int[Tensor, "slots few"]  # the numbers of its own drafts, from the best on; −1: none
+
+    @classmethod
+    def of(cls, each: Pass, device: torch.device) -> "Tables":
+        """On a device."""
+        children = torch.full((len(each.children), each.most), -1)
+        for row, own in zip(children, each.children):
+            row[: len(own)] = torch.tensor(own)
+        return cls(torch.tensor([each.read, each.above], device=device), children.to(device))
 
 
 class HeadSteps:
@@ -65,17 +82,19 @@ class HeadSteps:
         self.state = buffer(max_rows, target.config.dim, dtype=dtype)
         self.place, self.last = buffer(2, fed), buffer(3, max_rows)
         self.rope = eagle.head.rope(self.state)
-        # Draws from the head's scores, spread over all tokens.
-        self.draws = Steps(1, max_rows, target.device)
-        self.logits = buffer(max_rows, target.config.vocab_size, dtype=dtype).fill_(-torch.inf)
+        self.sampling = Steps(1, max_rows, target.device)  # how each text samples
+        self.tables: dict[Shape, list[Tables]] = {}
 
-    def plan(self, ends: Sequence[int]) -> TilePlan:
-        """The plan of one query a text, for texts of up to `ends` slots, on the host."""
-        return cut(ends, [1] * len(ends), (), self.cache.keys[0], self.attention.heads)
+    def plan(self, each: Pass, ends: Sequence[int]) -> TilePlan:
+        """The plan of a pass, for texts of up to `ends` slots, on the host."""
+        seen = torch.tensor(each.seen * len(ends)) if each.branches else None
+        counts = [len(each.read)] * len(ends)
+        ends = [max(end, count) for end, count in zip(ends, counts)]
+        return cut(ends, counts, (), self.cache.keys[0], self.attention.heads, seen=seen)
 
     def start(self, letter: Letter, texts: Sequence[RequestView]) -> None:
         """Speculative steps of these texts follow."""
-        self.draws.sample(letter, [text.params for text in texts])
+        self.sampling.sample(letter, [text.params for text in texts])
         if texts:
             self.state[: len(texts)] = self.eagle.states(texts)
 
@@ -97,35 +116,48 @@ class HeadSteps:
         self.eagle.follow(texts, starts, counts, features, chosen[step, row])
 
     @torch.inference_mode()
-    def guess(self, rows: int, gamma: int, kind: Kind, plan: TilePlan) -> None:
-        """A draft of `gamma` tokens for each text."""
-        h, drawn = self.state[:rows], self.draws.tokens[:rows]
-        for ahead in range(gamma):
-            if ahead:
-                h = self._read(h, plan, ahead, 1, gamma)
+    def guess(self, rows: int, shape: Shape, kind: Kind, plans: Sequence[TilePlan]) -> None:
+        """Drafts of this shape for each text. `plans`: one for each pass."""
+        h = self.state[:rows]
+        for depth, (each, tables, plan) in enumerate(zip(shape.passes, self._tables(shape), plans)):
+            if depth:
+                h = self._read(h, rows, shape.gamma, plan, tables.read, depth, each.before)
             scores = project(h, self.head.head.weight, norm=self.head.norm, pdl=True)
-            logits = spread(scores, self.head.token_ids, self.logits, self.steps, self.draws, ahead)
-            self.draws.end(logits, kind)
-        self.steps.draft.view(-1)[: rows * gamma].view(rows, gamma)[:, -1] = drawn
+            ids, children = self.head.token_ids, tables.children
+            place_best(scores, ids, children, self.steps, self.sampling, kind, shape.gamma, depth)
 
     @torch.inference_mode()
     def read(self, rows: int, gamma: int, plan: TilePlan) -> None:
         """Read the slots behind the tokens that were kept."""
-        slots = gamma + 1
-        tapped = self.tapped[0, : rows * slots].flatten(1).to(self.head.dtype)
-        h = self._read(project(tapped, self.head.fuse_taps.weight, pdl=True), plan, 0, slots, gamma)
+        tapped = self.tapped[0, : rows * (gamma + 1)].flatten(1).to(self.head.dtype)
+        h = self._read(project(tapped, self.head.fuse_taps.weight, pdl=True), rows, gamma, plan)
         take(h, self.last[2], 1, out=self.state[:rows])
 
+    def _tables(self, shape: Shape) -> list[Tables]:
+        """What passes read, on the device."""
+        if shape not in self.tables:
+            self.tables[shape] = [Tables.of(each, self.state.device) for each in shape.passes]
+        return self.tables[shape]
+
     def _read(
-        self, features: Float[Tensor, "slots dim"], plan: TilePlan, ahead: int, slots: int, gamma: int
-    ) -> Float[Tensor, "rows dim"]:
-        """The states behind the last of each text's slots that counts. Where none does, they mean nothing."""
-        head, page_size, rows = self.head, self.cache.page_size, len(features) // slots
-        positions, places = self.place[:, : len(features)]
-        norms = head.embed_norm, head.feature_norm
+        self,
+        features: Float[Tensor, "features dim"],
+        rows: int,
+        gamma: int,
+        plan: TilePlan,
+        read: Int[Tensor, "2 slots"] | None = None,
+        depth: int = 0,
+        before: int = 0,
+    ) -> Float[Tensor, "attending dim"]:
+        """The states behind drafts that are read, or behind the last of each text's tokens that were kept.
+
+        Where none counts, they mean nothing.
+        """
+        head, page_size, kept = self.head, self.cache.page_size, read is None
+        norms, embed = (head.embed_norm, head.feature_norm), self.eagle.target.embed
         x = enter(
-            self.steps, self.table, page_size, self.draws.tokens, self.eagle.target.embed, features, norms,
-            self.place, self.last, ahead, slots, gamma,
+            self.steps, self.table, page_size, embed, features, norms, self.place, self.last, gamma, rows,
+            read, depth, before,
         )  # fmt: skip
         for launch in plan.launches:
             count, ends, queries = len(launch.pieces), self.last[1], self.last[2]
@@ -134,10 +166,12 @@ class HeadSteps:
         h = project(x, head.join.weight)
         qkv = project(h, self.attention.qkv.weight, norm=head.layer.attention_norm, pdl=True)
         keys, values = self.cache.keys[0], self.cache.values_of(0)
-        q = rotate_write(qkv, self.rope.cos, self.rope.sin, positions, places, keys, values, pdl=True)
-        if slots > 1:
+        (positions, places), angles = self.place[:, : len(x)], (self.rope.cos, self.rope.sin)
+        q = rotate_write(qkv, *angles, positions, places, keys, values, pdl=True)
+        slots = len(x) // rows
+        if kept and slots > 1:
             h, q = (take(each, self.last[0], slots, out=each.new_empty(rows, *each.shape[1:])) for each in (h, q))
-        batch = Batch(self.table, [0] * rows, [1] * rows, plan)
+        batch = Batch(self.table, [0] * rows, [len(q) // rows] * rows, plan)
         mixed, _ = paged_attention(q, keys, values, batch, self.attention.scale, pdl=True)
         h = project(mixed.flatten(1), self.attention.out.weight, residual=h, pdl=True)
         gated = project(h, self.mlp.gate_up.weight, norm=head.layer.mlp_norm, gated=True, pdl=True)
