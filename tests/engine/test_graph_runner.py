@@ -133,7 +133,7 @@ def test_many_tokens_a_step_and_fewer_where_a_text_ends(monkeypatch):
 
 def test_a_plan_serves_several_runs_of_the_same_texts(monkeypatch):
     model, cuts, cut = toy(dtype=torch.float32).to(DEVICE), [], graph_runner.cut
-    monkeypatch.setattr(graph_runner, "cut", lambda ends, *rest: cuts.append(ends) or cut(ends, *rest))
+    monkeypatch.setattr(graph_runner, "cut", lambda ends, *rest, **more: cuts.append(ends) or cut(ends, *rest, **more))
     engine = Engine(model, page_size=4, decode_steps=2, radix=False)
     first = engine.add([1, 2, 3], SamplingParams(max_new_tokens=15, ignore_eos=True))
     while not first.finished:

@@ -71,7 +71,7 @@ def test_many_rows_equal_the_reference(s):
 
 @on_hopper
 @given(
-    rows=st.integers(2, 16),
+    rows=st.integers(2, 64),
     width=st.sampled_from([16, 72, 576, 1536, 2048, 8192]),
     out=st.sampled_from([1, 8, 40, 960]),
     after=st.sampled_from(["none", "residual", "gated"]),
@@ -107,12 +107,24 @@ def test_few_rows_times_a_matrix_is_the_product(rows, width, out, after, normed,
 
 
 @on_hopper
-@pytest.mark.parametrize(("rows", "width", "own"), [(1, 576, 0), (2, 576, 1), (16, 576, 1), (17, 576, 0), (9, 4096, 0)])
-def test_the_kernel_for_few_rows_takes_those_it_is_faster_for(rows, width, own, monkeypatch):
+@pytest.mark.parametrize(
+    ("rows", "out", "own"),
+    [
+        (1, 960, 0),
+        (2, 49152, 1),
+        (8, 49152, 1),
+        (9, 49152, 0),
+        (16, 3072, 1),
+        (64, 960, 1),
+        (65, 960, 0),
+        (64, 3072, 0),
+    ],
+)
+def test_the_kernel_for_few_rows_takes_those_it_is_faster_for(rows, out, own, monkeypatch):
     taken = []
     monkeypatch.setattr(few_rows, "project", lambda *args: taken.append(1) or args[0])
-    x = torch.zeros(rows, width, device="cuda", dtype=torch.bfloat16)
-    fused.project(x, x[:1].expand(8, width).contiguous())
+    x = torch.zeros(rows, 64, device="cuda", dtype=torch.bfloat16)
+    fused.project(x, x[:1].expand(out, 64).contiguous())
     assert len(taken) == own
 
 

@@ -55,8 +55,8 @@ class Engine(Elsewhere):
     step, `max_running` the requests in it, `patience` how often a waiting request may be overtaken.
     With a `drafter` (an object, see `speculative/`, or a name in `DRAFTERS`), requests in decode speculate: `gamma`
     drafts a step (None: as many as pay), judged by `rule`, as long as the step has fewer than `draft_rows` rows (None:
-    64; any number where steps are captured). `rule` None is `coupled`: the text is the one of plain decoding. On a
-    CPU its drafts are then trees, if `gamma` is None too and the drafter can make trees. With
+    64; any number where steps are captured). `rule` None is `coupled`: the text is the one of plain decoding. Its
+    drafts are then trees, if `gamma` is None too and the drafter can make trees. With
     `rules.tree` a step's drafts are a tree of at most 63, with `rules.multi_draft` candidates for the next token.
     Drafts that are found, not drawn, are judged by the target's own draw (`rules.coupled`), unless `rule` is
     `point_mass` or one of these two. On CUDA, requests decode up to `decode_steps` steps in a row (`graph_runner.py`),

@@ -46,8 +46,8 @@ class Speculation:
     """A drafter and a rule at work for one engine; without a drafter, plain decoding.
 
     `gamma`: drafts a step for requests without a gamma of their own; None: as many as pay (`speculative/choice.py`).
-    `rule`: None stands for `coupled`; the drafts of eager steps on a CPU are then trees, if the engine decides how many
-    there are and the drafter makes trees. With `rules.tree` the drafts of a step are a tree, with
+    `rule`: None stands for `coupled`; drafts are then trees, if the engine decides how many there are and the drafter
+    makes trees (but in eager steps on CUDA). With `rules.tree` the drafts of a step are a tree, with
     `rules.multi_draft` candidates for one position; a drafter of chains then gives trees of width one. ValueError for a
     gamma below 0, or of a tree above 63, an unknown rule, and a drafter that does not fit the model.
     """
@@ -95,7 +95,7 @@ class Speculation:
     def captured(self, request: Request) -> bool:
         """Whether a request's steps can be captured: without a drafter, or with one that drafts on the card.
 
-        Captured steps judge chains, by the target's own draw (`rules.coupled`). Greedily every rule emits the same.
+        Captured steps judge by the target's own draw (`rules.coupled`). Greedily every rule of chains emits the same.
         """
         if self.drafter is None:
             return True

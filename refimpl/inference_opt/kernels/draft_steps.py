@@ -296,7 +296,8 @@ class DraftSteps:
         """The parent and the depth of each row."""
         if shape not in self.shapes:
             parents = [-1, *(parent + 1 for parent in shape.parents)]
-            self.shapes[shape] = tuple(torch.tensor(each, device=self.text.device) for each in (parents, shape.depths))
+            device = self.text.device
+            self.shapes[shape] = torch.tensor(parents, device=device), torch.tensor(shape.depths, device=device)
         return self.shapes[shape]
 
     def feed(

@@ -94,7 +94,7 @@ def project(
     The norm and the gate of few rows are not rounded on the way. `pdl`: the weight was there before the last
     ordinary launch before this call (`pdl.py`).
     """
-    if few(x):
+    if few(x, weight):
         own = importlib.import_module("inference_opt.kernels.hopper.few_rows")  # only such cards have it
         result: Tensor = own.project(x, weight, norm, residual, gated, pdl)
         return result
@@ -119,11 +119,13 @@ def project(
     return out
 
 
-def few(x: Float[Tensor, "tokens width"]) -> bool:
-    """Whether so many rows have a kernel of their own."""
-    most = 16 if x.shape[1] < 2048 else 8  # with more, the library is faster, as found on an H100
-    fits = 1 < len(x) <= most and x.dtype == torch.bfloat16 and x.is_cuda
-    return fits and torch.cuda.get_device_capability() >= (9, 0)
+def few(x: Float[Tensor, "tokens width"], weight: Float[Tensor, "rows width"]) -> bool:
+    """Whether so many rows have a kernel of their own for this matrix."""
+    # More than eight rows take several programs for the same weights. The library is faster where these are more than
+    # two for each processor, as found on an H100.
+    programs = triton.cdiv(len(weight), 16) * triton.cdiv(len(x), 16)
+    fits = 1 < len(x) <= 8 or (8 < len(x) <= 64 and programs <= 256)
+    return fits and x.dtype == torch.bfloat16 and x.is_cuda and torch.cuda.get_device_capability() >= (9, 0)
 
 
 @triton.jit

@@ -1,6 +1,6 @@
 """The product of few rows with a matrix, on Hopper: a small batch, or one text and its drafts. In Gluon.
 
-Two to sixteen rows read the same weights as one. They should take the same time, if the arithmetic keeps out of the
+A few rows read the same weights as one. They should take the same time, if the arithmetic keeps out of the
 way. Tensor cores multiply 16 × 16 weights by 16 × 8 numbers of x, and a warp reads its weights straight into the
 registers where they are multiplied: nothing passes through shared memory, and no warp waits for another.
 
@@ -8,6 +8,7 @@ registers where they are multiplied: nothing passes through shared memory, and n
     registers    a thread loads 8 neighbouring weights at once. The tensor cores expect pairs; but a sum over k may
                  take its terms in any order, if it is the same for weights and x
     before x     the first weights are loaded while the previous kernel still runs (`pdl.py`)
+    parts        a program has sixteen rows at most; neighbouring programs read the same weights for other rows
 
 Norm, gate and residual are joined as in `fused.project_row`. x · norm is rounded before the product.
 """
@@ -45,18 +46,19 @@ def project_few(
     NORM: gl.constexpr,
     RESIDUAL: gl.constexpr,
     GATED: gl.constexpr,
-    ROWS: gl.constexpr,  # tokens, as a power of two from 8 on
+    ROWS: gl.constexpr,  # tokens of a program, a power of two from 8 on
     BLOCK: gl.constexpr,  # columns of a warp, at a time
     PDL: gl.constexpr,
 ):
-    """16 numbers of each token's weight · (x / rms(x) · norm); with GATED, 8 gates and the 8 that they open."""
+    """16 numbers of ROWS tokens' weight · (x / rms(x) · norm); with GATED, 8 gates and the 8 that they open."""
     WARPS: gl.constexpr = gl.num_warps()
     SUM: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS, 1, 1], [1, 16, 8])  # [WARPS, 16, ROWS]
     W: gl.constexpr = gl.DotOperandLayout(0, SUM, 8)  # [WARPS, 16, BLOCK]
     X: gl.constexpr = gl.DotOperandLayout(1, SUM, 8)  # [WARPS, BLOCK, ROWS]
     COLUMNS: gl.constexpr = 8 if GATED else 16
     STEP: gl.constexpr = WARPS * BLOCK
-    begin = gl.program_id(0) * COLUMNS
+    parts = (tokens + ROWS - 1) // ROWS
+    begin, first = gl.program_id(0) // parts * COLUMNS, gl.program_id(0) % parts * ROWS
 
     i = gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(2, W)))[None, :, None]
     part = gl.arange(0, WARPS, gl.SliceLayout(1, gl.SliceLayout(2, W)))[:, None, None]
@@ -68,7 +70,7 @@ def project_few(
         begin_early(tokens)
 
     # Rows without a token repeat the last one, and are not stored.
-    t = gl.minimum(gl.arange(0, ROWS, gl.SliceLayout(0, gl.SliceLayout(1, X)))[None, None, :], tokens - 1)
+    t = gl.minimum(first + gl.arange(0, ROWS, gl.SliceLayout(0, gl.SliceLayout(1, X)))[None, None, :], tokens - 1)
     part = gl.arange(0, WARPS, gl.SliceLayout(1, gl.SliceLayout(2, X)))[:, None, None]
     column = part * BLOCK + gl.arange(0, BLOCK, gl.SliceLayout(0, gl.SliceLayout(2, X)))[None, :, None]
     # [products]
@@ -96,7 +98,7 @@ def project_few(
         gate, through = y.reshape([2, 8, ROWS]).permute((1, 2, 0)).split()
         y = gate / (1.0 + gl.exp(-gate)) * through
     n = begin + gl.arange(0, COLUMNS, gl.SliceLayout(1, y.type.layout))[:, None]
-    token = gl.arange(0, ROWS, gl.SliceLayout(0, y.type.layout))[None, :]
+    token = first + gl.arange(0, ROWS, gl.SliceLayout(0, y.type.layout))[None, :]
     if RESIDUAL:
         y += gl.load(out + token * N + n, mask=(token < tokens) & (n < N), other=0.0).to(gl.float32)
     gl.store(out + token * N + n, y.to(out.dtype.element_ty), mask=(token < tokens) & (n < N))
@@ -110,13 +112,14 @@ def project(
     gated: bool,
     pdl: bool,
 ) -> Float[Tensor, "tokens out_features"]:
-    """`fused.project` of 2 … 16 rows in bfloat16. The sizes were found by trying, on an H100."""
+    """`fused.project` of two rows or more in bfloat16. The sizes were found by trying, on an H100."""
     (tokens, k), n = x.shape, len(weight) // (1 + gated)
     out = x.new_empty(tokens, n) if residual is None else residual
     warps, block = (4, 256) if k <= 1024 else (4, 512) if k <= 2048 else (8, 256)
-    project_few[(triton.cdiv(n, 8 if gated else 16),)](
+    rows = min(max(8, triton.next_power_of_2(tokens)), 16)
+    project_few[(triton.cdiv(n, 8 if gated else 16) * triton.cdiv(tokens, rows),)](
         x, weight, x if norm is None else norm.weight, out, 0.0 if norm is None else norm.eps, tokens, x.stride(0),
-        n, k, norm is not None, residual is not None, gated, max(8, triton.next_power_of_2(tokens)), block,
+        n, k, norm is not None, residual is not None, gated, rows, block,
         num_warps=warps, **launch_options(pdl),
     )  # fmt: skip
     return out
