@@ -15,6 +15,7 @@ from inference_opt import Engine, SamplingParams, naive
 from inference_opt.cache.fused_forward import fused_logits, fused_states
 from inference_opt.cache.paged_kernel import PagedKernelCache
 from inference_opt.engine import graph_runner
+from inference_opt.engine.clock import Clock
 from inference_opt.engine.eager_runner import EagerRunner
 from inference_opt.engine.graph_runner import GraphRunner
 from inference_opt.explain.views.schedule import sound_ownership
@@ -23,6 +24,7 @@ from inference_opt.kernels.letter import Letter
 from inference_opt.kernels.steps import Steps
 from inference_opt.model.attention import NoCache
 from inference_opt.model.rope import rotate
+from inference_opt.speculative.choice import Choice
 from inference_opt.speculative.lookup import PromptLookup
 from inference_opt.speculative.rules import point_mass
 from tests.toys import SHAPES, latent_toy, toy
@@ -129,6 +131,26 @@ def test_many_tokens_a_step_and_fewer_where_a_text_ends(monkeypatch):
     assert [len(outputs[each]) for each in (long, short)] == [4, 2]
     assert len(engine.step()[0].tokens) == 3
     assert long.output[:3] == short.output
+
+
+def test_a_run_with_drafts_has_no_more_steps_than_were_chosen(monkeypatch):
+    """Few are risked where drafts may lose: not more because each might give many tokens."""
+    monkeypatch.setattr(Choice, "best", lambda self, texts, wanted, lefts, most: (min(3, *wanted), 2))
+    model, runs = toy(dtype=torch.float32).to(DEVICE), []
+    engine = Engine(model, page_size=4, decode_steps=8, drafter=PromptLookup(1, 1))
+    time = engine.runner.clock.time
+    monkeypatch.setattr(engine.runner.clock, "time", lambda step, times: runs.append(times) or time(step, times))
+    engine.generate([[1, 2, 3, 1, 2], [3, 4, 5]], SamplingParams(max_new_tokens=20, ignore_eos=True))
+    assert max(runs) == 2
+
+
+def test_a_look_is_what_a_run_takes_besides_its_steps(monkeypatch):
+    now = iter([10.0, 13.0, 20.0, 30.0])
+    monkeypatch.setattr("inference_opt.engine.clock.perf_counter", lambda: next(now))
+    clock = Clock(torch.device("cpu"), shared=False)
+    assert [clock.look(spent) for spent in (1.0, 2.5, 8.0)] == [None, 0.5, 0.0]
+    clock.forget()
+    assert clock.look(1.0) is None, "something else came before it"
 
 
 def test_a_plan_serves_several_runs_of_the_same_texts(monkeypatch):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_opt.engine.engine import Engine
+from inference_opt.engine.runner import lefts
 from inference_opt.lab.eviction.learned import FadingFrequency, Odds
 from inference_opt.radix.eviction import FIFO, LFU
 from inference_opt.sampling import SamplingParams
@@ -45,6 +46,19 @@ def test_decodes_go_first_while_a_long_prompt_is_prefilled():
     assert all(sum(step.values()) <= 3 for step in seen)
     first = next(i for i, step in enumerate(seen) if step in decoding)
     assert seen[first : first + 8] == decoding  # a token in every step, from its first to its last
+
+
+def test_whoever_chooses_knows_what_is_left_of_the_texts_and_whether_others_wait():
+    engine, known = Engine(Echo(max_context=64), page_size=4, num_pages=40, radix=False, max_running=2), []
+    engine.scheduler.choose = lambda chunks: known.append(lefts(chunks)) or (0, 3)
+    for tokens in (4, 9, 6):
+        engine.add([1, 2], length(tokens))
+    while engine.requests:
+        engine.step()
+    assert known[:4] == [None, None, None, [4, 5]], "the third waits until the first has four tokens"
+    engine.add([1, 2], length(4))
+    engine.step()
+    assert [(each.steps, each.grant) for each in engine.scheduler.schedule()] == [(3, 3)]
 
 
 def test_the_budget_goes_to_the_oldest_prompt_and_what_is_left_to_the_next():

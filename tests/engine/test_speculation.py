@@ -101,7 +101,7 @@ def test_trees_that_the_engine_chooses_give_what_the_seed_gives_without(kind, sh
     model = toy(**shape)
     texts = [(r["prompt"], replace(r["params"], gamma=None)) for r in drawn]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Choice, "best", lambda self, texts, wanted, steps: (min(most, *wanted), steps))
+        patch.setattr(Choice, "best", lambda self, texts, wanted, lefts, steps: (min(most, *wanted), steps))
         engine = Engine(model, drafter=DRAFTERS[kind](model), page_size=page_size)
         requests = served(engine, texts)
     for request, (prompt, params) in zip(requests, texts):

@@ -66,7 +66,7 @@ class Randomness:
         return np.zeros(len(tokens))
 
 
-def as_accepted(choice, texts, wanted, most_steps):
+def as_accepted(choice, texts, wanted, lefts, most_steps):
     """In the place of `Choice.best`, which asks a clock: two drafts, then as many as a step gave tokens."""
     (own,) = texts
     return min(round(own.tokens / own.steps[-1]) if own.tokens else 2, *wanted), 1

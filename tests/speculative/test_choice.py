@@ -4,14 +4,18 @@ Time is counted in plain steps. What is compared with plain decoding is a stream
 """
 
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
 from statistics import mean
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_opt.speculative import choice as module
-from inference_opt.speculative.acceptance import LENGTHS, Acceptance, steps_at
+from inference_opt.speculative.acceptance import LENGTHS, Acceptance, rates, steps_at
 from inference_opt.speculative.choice import Choice
 from inference_opt.speculative.cost import expected_tokens
 
@@ -50,6 +54,20 @@ def steps_over(right, begin, end, length):
     return steps
 
 
+@dataclass
+class Machine:
+    """What it takes: steps of so many texts with so many drafts, and looks without and with drafts."""
+
+    price: Callable[[int, int], float]
+    look: Callable[[int, bool], float]
+    guesses: bool = False  # how many steps a run needs, by what steps gave lately; else a run ends when it may
+
+    @classmethod
+    def of(cls, prices, look):
+        """Neither depends on how many texts there are."""
+        return cls(lambda texts, gamma: PRICES[prices](gamma), lambda texts, drafted: look)
+
+
 def fixed(texts, tokens, price, length, look):
     """Time of one text after another with one length."""
     return sum(steps * price(length) + look * -(-steps // STEPS) for steps in (
@@ -57,20 +75,33 @@ def fixed(texts, tokens, price, length, look):
     ))  # fmt: skip
 
 
-def decode(choice, texts, tokens, price, noise, look):
-    """Time of one batch."""
-    known, at, time = [Acceptance() for _ in texts], [0] * len(texts), 0.0
-    while live := [i for i, place in enumerate(at) if place < tokens]:
-        wanted = [min(LENGTHS[-1], tokens - at[i] - 1) for i in live]
-        gamma, most = choice.best([known[i] for i in live], wanted, STEPS)
-        while not choice.costs.known(len(live), gamma):  # as the runner does when a step is first captured
-            choice.costs.calibrate(len(live), gamma, price(gamma) * noise.uniform(0.97, 1.03))
-            gamma, most = choice.best([known[i] for i in live], wanted, STEPS)
+def plainly(tokens, machine, steps=STEPS):
+    """Time of one batch without drafts: of each text, how many tokens it will have."""
+    time, done = 0.0, 0
+    while live := [each for each in tokens if each > done]:
+        run = min(max(live) - done, steps)
+        time, done = time + run * machine.price(len(live), 0) + machine.look(len(live), False), done + run
+    return time
+
+
+def decode(choice, texts, machine, noise, most_steps=STEPS):
+    """Time of one batch. Texts end where their fates do."""
+    known, at, time, usual = [Acceptance() for _ in texts], [0] * len(texts), 0.0, {}
+    tokens = [len(each) - 1 for each in texts]
+    while live := [i for i, place in enumerate(at) if place < tokens[i]]:
+        n, lefts = len(live), [tokens[i] - at[i] for i in live]
+        wanted = [min(LENGTHS[-1], left - 1) for left in lefts]
+        gamma, most = choice.best([known[i] for i in live], wanted, lefts, most_steps)
+        while not choice.costs.known(n, gamma):  # as the runner does when a step is first captured
+            choice.costs.calibrate(n, gamma, machine.price(n, gamma) * noise.uniform(0.97, 1.03))
+            gamma, most = choice.best([known[i] for i in live], wanted, lefts, most_steps)
         assert 0 <= gamma <= max(wanted)
-        assert 1 <= most <= STEPS
-        before, steps, judged = list(at), 0, {i: [0, 0] for i in live}
-        ends = {i: min(tokens, at[i] + most * (gamma + 1)) for i in live}
-        while steps < most and any(at[i] < ends[i] for i in live):
+        assert 1 <= most <= most_steps
+        before, judged = list(at), {i: [0, 0] for i in live}
+        ends = {i: min(tokens[i], at[i] + most * (gamma + 1)) for i in live}
+        made, spent, steps = [0] * len(texts), [0] * len(texts), 0
+        needed = ceil(max(ends[i] - at[i] for i in live) / usual.get(gamma, gamma + 1.0)) if machine.guesses else most
+        while steps < min(needed, most) and any(at[i] < ends[i] for i in live):
             steps += 1
             for i in live:
                 if at[i] < ends[i]:
@@ -78,29 +109,33 @@ def decode(choice, texts, tokens, price, noise, look):
                     kept = min(texts[i][at[i]], drafts)
                     judged[i] = [judged[i][0] + kept, judged[i][1] + (kept < drafts)]
                     at[i] += kept + 1
-        time += steps * price(gamma) + look
+                    made[i], spent[i] = made[i] + kept + 1, spent[i] + 1
+        now = mean(made[i] / spent[i] for i in live)
+        usual[gamma] = max((usual.get(gamma, now) + now) / 2, 1.0)
+        time += steps * machine.price(n, gamma) + machine.look(n, gamma > 0)
         for i in live:
-            made, drafts = float(at[i] - before[i]), sum(judged[i])
+            drafts = sum(judged[i])
             if choice.seen:
                 taken = [steps_over(texts[i], before[i], at[i], length) for length in LENGTHS]
             elif drafts:
-                taken = steps_at(judged[i][0] / drafts, made)
+                taken = steps_at(judged[i][0] / drafts, float(made[i]))
             else:
                 continue
-            known[i].learn(made, taken)
-            choice.lately.learn(made, taken)
-        gained = mean(float(at[i] - before[i]) for i in live)
-        seconds, short = price(gamma) * noise.uniform(0.97, 1.03), steps == most < STEPS
-        choice.learn(len(live), gamma, steps, gained, seconds, short, look * noise.uniform(0.8, 1.2))
+            known[i].learn(float(made[i]), taken)
+            choice.lately.learn(float(made[i]), taken)
+        seconds, look = machine.price(n, gamma) * noise.uniform(0.97, 1.03), machine.look(n, gamma > 0)
+        choice.learn([made[i] for i in live], lefts, gamma, steps, most_steps, seconds, look * noise.uniform(0.8, 1.2))
+        choice.ended.extend(known[i] for i in live if at[i] == tokens[i])
     return time
 
 
 def over_plain(choice, fate, prices, batch, tokens, count, seed, look):
     """How many times faster than plain decoding a stream of batches is; and the best fixed length, for one text."""
-    rng, price = random.Random(seed), PRICES[prices]
+    rng, machine = random.Random(seed), Machine.of(prices, look)
     streams = [[text(fate, tokens, rng) for _ in range(batch)] for _ in range(count)]
-    plain = count * (tokens + look * -(-tokens // STEPS))
-    time = sum(decode(choice, texts, tokens, price, rng, look) for texts in streams)
+    plain = count * plainly([tokens] * batch, machine)
+    time = sum(decode(choice, texts, machine, rng) for texts in streams)
+    price = PRICES[prices]
     best = min(fixed([each for texts in streams for each in texts], tokens, price, length, look) for length in LENGTHS)
     return plain / time, plain * batch / best
 
@@ -146,7 +181,7 @@ def test_where_the_credit_does_not_pay_for_the_best_length_a_cheaper_one_is_take
     choice.lately.learn(900.0, good.steps)
     for credit, right in ((12.0, 12), (0.0, 4), (-0.1, 0)):
         choice.credit = credit
-        assert choice.best([good], [12], STEPS)[0] == right
+        assert choice.best([good], [12], [999], STEPS)[0] == right
 
 
 def test_what_every_first_text_loses_is_bounded():
@@ -167,14 +202,14 @@ def test_a_text_s_own_acceptance_counts_more_than_that_of_others():
     good, bad = Acceptance(), Acceptance()
     good.learn(64.0, steps_at(0.9, 64.0))
     bad.learn(64.0, steps_at(0.0, 64.0))
-    assert choice.best([good], [12], STEPS)[0] == 12
+    assert choice.best([good], [12], [999], STEPS)[0] == 12
     assert "12 drafts give" in choice.why
-    assert choice.best([good], [4], STEPS)[0] == 4, "a text that wants few drafts"
-    assert choice.best([bad], [12], STEPS) == (0, STEPS)
+    assert choice.best([good], [4], [999], STEPS)[0] == 4, "a text that wants few drafts"
+    assert choice.best([bad], [12], [999], STEPS) == (0, STEPS)
     assert choice.why.endswith("plain decoding")
     choice.lately = Acceptance()
     choice.lately.learn(2000.0, steps_at(0.9, 2000.0))
-    assert choice.best([bad], [12], STEPS)[0] == 0
+    assert choice.best([bad], [12], [999], STEPS)[0] == 0
 
 
 def test_texts_that_want_few_drafts_are_counted_with_few():
@@ -184,16 +219,16 @@ def test_texts_that_want_few_drafts_are_counted_with_few():
         choice.costs.learn(8, length, 1.0 + 0.15 * length)
     good = Acceptance()
     good.learn(900.0, steps_at(0.95, 900.0))
-    assert choice.best([good] * 8, [12] * 8, STEPS)[0] >= 7
-    assert choice.best([good] * 8, [12] + [1] * 7, STEPS)[0] == 1
+    assert choice.best([good] * 8, [12] * 8, [999] * 8, STEPS)[0] >= 7
+    assert choice.best([good] * 8, [12] + [1] * 7, None, STEPS)[0] == 1
 
 
 def test_recent_tokens_count_more():
-    own, none = Acceptance(), [1.0] * len(LENGTHS)
+    own, none = Acceptance(), np.ones((len(LENGTHS), 1))
     own.learn(300.0, steps_at(0.9, 300.0))
-    before = own.rates(none, 1.0)
+    before = rates([own], none, 1.0)
     own.learn(200.0, steps_at(0.0, 200.0))
-    after = own.rates(none, 1.0)
+    after = rates([own], none, 1.0)
     assert before[-1] > 5
     assert after[-1] < 1.2
 
@@ -205,10 +240,9 @@ def test_what_was_lost_is_made_up_for_before_drafts_are_tried_again():
         choice.costs.learn(1, length, 1.5)
     tries, lost = [], 0.0
     for step in range(2000):
-        gamma, steps = choice.best([Acceptance()], [12], 8)
-        choice.learn(
-            1, gamma, steps, float(steps), 1.5 if gamma else 1.0
-        )  # no draft is ever accepted, and nobody says so
+        gamma, steps = choice.best([Acceptance()], [12], [9999], 8)
+        # No draft is ever accepted, and nobody says so.
+        choice.learn([steps], [9999], gamma, steps, 8, 1.5 if gamma else 1.0)
         tries += [step] if gamma else []
         lost += 0.5 * steps * (gamma > 0)
     assert tries[0] == 0
@@ -222,7 +256,8 @@ def test_rates_lie_between_what_was_seen_and_what_is_assumed(past, before, weigh
     for alpha, tokens in past:
         own.learn(tokens, steps_at(alpha, tokens))
     alphas = [before, *(alpha for alpha, _ in past)]
-    for length, rate in zip(LENGTHS, own.rates([expected_tokens(before, each) for each in LENGTHS], weight)):
+    assumed = np.array([[expected_tokens(before, length)] for length in LENGTHS])
+    for length, rate in zip(LENGTHS, rates([own], assumed, weight)[:, 0].tolist()):
         assert expected_tokens(min(alphas), length) * 0.999 <= rate <= expected_tokens(max(alphas), length) * 1.001
 
 
@@ -232,18 +267,148 @@ def test_a_slow_look_of_the_host_ends_no_speculation(seen):
     choice, good = Choice(seen), Acceptance()
     good.learn(300.0, steps_at(0.9, 300.0))
     choice.lately.learn(300.0, steps_at(0.9, 300.0))
-    choice.learn(1, 0, 64, 64.0, 1.0, look=2.0)
+    choice.learn([64], [9999], 0, 64, STEPS, 1.0, look=2.0)
     for look in (2.0, 5000.0, *[2.0] * 18):
-        gamma, steps = choice.best([good], [12], STEPS)
+        gamma, steps = choice.best([good], [12], [999], STEPS)
         assert gamma, choice.why
-        choice.learn(1, gamma, steps, 4.0 * steps, 1.2, steps < STEPS, look)
+        choice.learn([4 * steps], [9999], gamma, steps, STEPS, 1.2, look)
 
 
 def test_what_is_held_against_it_is_bounded():
     choice = Choice(seen=True)
-    choice.learn(1, 0, 64, 64.0, 1.0, look=9000.0)
-    choice.learn(1, 3, 8, 8.0, 2.0, short=True, look=9000.0)
+    choice.learn([64], [9999], 0, 64, STEPS, 1.0, look=9000.0)
+    choice.learn([8], [9999], 3, 8, STEPS, 2.0, look=9000.0)
     assert choice.credit == -module.CAP
     for _ in range(int(module.CAP / module.SPARE / 64) + 1):
-        choice.learn(1, 0, 64, 64.0, 1.0, look=1.0)
+        choice.learn([64], [9999], 0, 64, STEPS, 1.0, look=1.0)
     assert choice.credit > -1
+
+
+# In closed batches nobody takes the place of a text that ends. Time is counted in plain steps of one text.
+CARD = {  # steps grow dearer with the batch; those of a network are dear
+    "found": lambda texts, gamma: (1 + texts / 64) * (1 + (gamma > 0) * (0.02 + (0.04 + 0.018 * gamma) * texts / 64)),
+    "network": lambda texts, gamma: (1 + texts / 64) * (1 + (gamma > 0) * (0.24 + 0.1 * gamma)),
+}
+FATED = {  # what texts are like: fates, by turns
+    "alike": ["0.3"],
+    "good": ["0.8"],
+    "hopeless": ["0.0"],
+    "a third hopeless": ["0.0", "0.6", "0.6"],
+    "one of eight hopeless": ["0.0", *["0.6"] * 7],
+    "different": ["0.1", "0.3", "0.6", "0.8", "0.95"],
+}
+
+
+def closed(kind, fated, lengths, batch, count, seed):
+    """Times of closed batches, one after another, without and with the choice."""
+    # A look at 64 texts takes ten steps more with drafts than without.
+    machine = Machine(CARD[kind], lambda texts, drafted: 0.5 + texts * (0.04 + 0.15 * drafted), guesses=True)
+    rng, choice, times, fates = random.Random(seed), Choice(kind == "found"), [], FATED[fated]
+    for number in range(count):
+        tokens = [lengths[i % len(lengths)] for i in range(batch)]
+        kinds = [fates[(number * batch + i) % len(fates)] for i in range(batch)]
+        texts = [text(fate, own, rng) for fate, own in zip(kinds, tokens)]
+        times.append((plainly(tokens, machine, 32), decode(choice, texts, machine, rng, 32)))
+    return times
+
+
+def gained(times):
+    """How many times faster than plain decoding."""
+    return sum(plain for plain, _ in times) / sum(time for _, time in times)
+
+
+@settings(max_examples=12)
+@given(
+    st.sampled_from([*CARD]),
+    st.sampled_from([*FATED]),
+    st.sampled_from([[128], [40, 80, 160, 128], [300, 60]]),
+    st.sampled_from([(1, 24), (8, 10), (64, 8)]),
+    st.integers(0, 99),
+)
+def test_it_never_loses_in_closed_batches(kind, fated, lengths, size, seed):
+    assert gained(closed(kind, fated, lengths, *size, seed)) > 0.97
+
+
+@pytest.mark.parametrize("kind", [*CARD])
+def test_a_batch_is_as_slow_as_its_slowest_text(kind):
+    """Drafts give two texts of three more than two tokens a step. But the third needs all its steps: none is drafted,
+    as soon as the first batch has shown it."""
+    (plain, time), *later = closed(kind, "a third hopeless", [128], 64, 5, 0)
+    assert plain / time > 0.9
+    assert gained(later) > 0.99
+    assert gained(closed("found", "one of eight hopeless", [40, *[128] * 7], 64, 5, 0)) > 1.3, "if it is short"
+
+
+@pytest.mark.parametrize(("kind", "batch", "least"), [("found", 1, 3.8), ("found", 64, 1.8), ("network", 1, 1.9)])
+def test_it_wins_in_closed_batches_where_it_can(kind, batch, least):
+    assert gained(closed(kind, "good", [128], batch, 8, 0)) > least
+
+
+def tried(choice, texts, lefts):
+    """Whether texts of these rates have drafts: those of two tokens a step with one draft, and those of one."""
+    known = [Acceptance() for _ in texts]
+    for each, alpha in zip(known, texts):
+        each.learn(900.0, steps_at(alpha, 900.0))
+    return choice.best(known, [1] * len(texts), lefts, STEPS)[0] > 0
+
+
+def test_what_is_left_decides_whose_tokens_count():
+    choice = Choice(seen=True)
+    choice.lately.learn(900.0, steps_at(0.5, 900.0))
+    choice.costs.learn(2, 0, 1.0)
+    for length in LENGTHS[1:]:
+        choice.costs.learn(2, length, 1.2)
+    assert not tried(choice, [1.0, 0.0], [500, 500]), "the slow one ends last"
+    assert tried(choice, [1.0, 0.0], [500, 200])
+    assert tried(choice, [1.0, 0.0], None), "others wait: a place of half the time serves more of them"
+    choice.costs.learn(1, 0, 0.3)
+    assert tried(choice, [1.0, 0.0], [500, 500]), "when one has ended, steps are cheap"
+
+
+def test_new_texts_are_taken_to_be_as_different_as_those_that_ended():
+    choice, new = Choice(seen=True), [Acceptance() for _ in range(8)]
+    choice.costs.learn(8, 0, 1.0)
+    for length in LENGTHS[1:]:
+        choice.costs.learn(8, length, 1.2)
+    for alpha in (0.0, 1.0):
+        choice.ended.append(Acceptance())
+        for each in (choice.lately, choice.ended[-1]):
+            each.learn(300.0, steps_at(alpha, 300.0))
+    assert choice.best(new, [1] * 8, None, STEPS)[0] == 1
+    assert choice.best(new, [1] * 8, [500] * 8, STEPS)[0] == 0, choice.why
+    choice.ended.clear()
+    assert choice.best(new, [1] * 8, [500] * 8, STEPS)[0] == 1, "all are alike"
+    choice.ended.append(choice.lately)
+    assert choice.best(new, [1] * 8, [500] * 8, STEPS)[0] == 1, "one tells nothing of differences"
+
+
+def test_credit_is_the_time_that_was_saved():
+    """Texts may have 20 and 10 tokens more. A step of two takes 1.0 seconds, of one 0.5, a look at drafts 1.0."""
+    choice = Choice(seen=True)
+    choice.costs.learn(2, 0, 1.0)
+    choice.costs.learn(1, 0, 0.5)
+    choice.costs.learn_look(2, False, 0.0)
+    choice.costs.learn_look(2, True, 1.0)
+    for tokens, lefts, saved in (
+        ([8, 8], [20, 10], 8.0),  # both go on
+        ([4, 8], [20, 10], 6.0),  # 16 and 2 are left: these take 2 steps of two, and 14 of one
+        ([16, 8], [20, 10], 12.0),  # 4 and 2
+        ([30, 10], [20, 10], 15.0),  # none
+        ([4, 8], None, 6.0),  # others wait
+    ):
+        choice.credit = 0.0
+        choice.learn(tokens, lefts, 4, 3, STEPS, 1.5)
+        assert choice.credit == pytest.approx(saved - 3 * 1.5 - 1.0), (tokens, lefts)
+
+
+def test_a_look_that_takes_longer_with_drafts_counts():
+    """Drafts give a quarter more tokens for the same price; looks at them take twenty steps, or three, like others."""
+    good = Acceptance()
+    good.learn(900.0, [900 / (1 + 0.25 * (length > 0)) for length in LENGTHS])
+    for look, right in ((3.0, True), (20.0, False)):
+        choice = Choice(seen=True)
+        choice.lately.learn(900.0, good.steps)
+        choice.learn([64], [9999], 0, 64, STEPS, 1.0, look=3.0)
+        choice.learn([80], [9999], 1, 64, STEPS, 1.0, look=look)
+        choice.credit = 12.0
+        assert (choice.best([good], [1], [9999], STEPS)[0] > 0) == right, choice.why

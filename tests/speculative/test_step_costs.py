@@ -1,11 +1,12 @@
 """What steps cost: as measured, as compared for nobody, or as the nearest that is known."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inference_opt.speculative.acceptance import LENGTHS
-from inference_opt.speculative.step_costs import KEPT, UNTRIED, StepCosts
+from inference_opt.speculative.step_costs import KEPT, LOOKS, UNTRIED, StepCosts
 
 SECONDS = st.floats(1e-4, 1e-1)
 
@@ -61,3 +62,32 @@ def test_batches_of_other_sizes_show_the_least_that_a_length_may_cost(sizes, pri
     assert costs.of(here, gamma) == pytest.approx(2 * max(least, 1 + UNTRIED * gamma))
     costs.learn(here, gamma, 0.5)
     assert costs.of(here, gamma) == 0.5, "what is measured counts"
+
+
+def test_a_look_is_the_usual_one_of_its_kind_and_size():
+    costs = StepCosts()
+    assert costs.look(3, True) == 0.0
+    for seconds in (2.0, 900.0, 2.5):
+        costs.learn_look(4, False, seconds)
+    assert costs.look(3, False) == costs.look(3, True) == 2.5
+    assert costs.look(1, False) == 0.0, "sizes of batches are apart"
+    costs.learn_look(4, True, 7.0)
+    assert (costs.look(3, False), costs.look(3, True)) == (2.5, 7.0)
+    for _ in range(LOOKS):
+        costs.learn_look(4, False, 1.0)
+    assert costs.look(3, True) == 1.0, "what was long ago is forgotten"
+
+
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=9), st.booleans(), st.integers(1, 40))
+def test_texts_are_done_when_plain_steps_have_decoded_them(lefts, measured, most):
+    """Step by step: each costs what it costs for those that are left."""
+    costs, n = StepCosts(), len(lefts)
+    costs.learn(n, 0, 2.0)
+    costs.learn_look(n, False, 5.0)
+    prices = dict.fromkeys(range(1, n + 1), 2.0)
+    if measured and n > 2:
+        costs.learn(2, 0, 0.5)
+        prices |= {1: 0.5, 2: 0.5}  # what is not measured costs what more texts cost
+    steps = sum(prices[sum(left > step for left in lefts)] for step in range(max(lefts)))
+    looks = max(max(lefts) / most, 1) if max(lefts) else 0
+    assert costs.until_done(np.array([lefts, lefts], dtype=float), most) == pytest.approx([steps + 5 * looks] * 2)

@@ -182,7 +182,7 @@ def test_a_tree_leaves_out_what_is_improbable(vocab, gamma, seed, least):
 
 
 def test_texts_that_ask_for_chains_and_for_trees_are_drafted_together(monkeypatch):
-    monkeypatch.setattr(Choice, "best", lambda self, texts, wanted, most: (min(3, *wanted), 1))
+    monkeypatch.setattr(Choice, "best", lambda self, texts, wanted, lefts, most: (min(3, *wanted), 1))
     engine = Engine(toy(3), drafter=SmallerModel(toy(9, depth=1)), page_size=3)
     fixed = [engine.add([1, 2, 3, 4], SamplingParams(max_new_tokens=9, ignore_eos=True, gamma=g)) for g in (None, 3)]
     drafter, shapes = engine.speculation.drafter, set()
@@ -206,7 +206,7 @@ def test_texts_that_ask_for_chains_and_for_trees_are_drafted_together(monkeypatc
 @pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.6, "min_p": 0.05}], ids=str)
 def test_a_tree_of_sampled_text_follows_the_noise_of_the_draws(monkeypatch, make, filters):
     """A drafter with the target's very logits holds most probable what the target will draw."""
-    monkeypatch.setattr(Choice, "best", lambda self, texts, wanted, most: (min(5, *wanted), 1))
+    monkeypatch.setattr(Choice, "best", lambda self, texts, wanted, lefts, most: (min(5, *wanted), 1))
     model = toy(3)
     engine = Engine(model, drafter=make(model), page_size=3)
     params = [SamplingParams(max_new_tokens=24, temperature=t, seed=7, ignore_eos=True, **filters) for t in (0.9, 2.0)]

@@ -14,17 +14,17 @@ class Clock:
         self.device, self.shared = device, shared
         self.looked: float | None = None  # when the host had the results of the last run
 
-    def look(self) -> None:
-        """The host has the results of a run."""
-        self.looked = perf_counter()
+    def look(self, spent: float) -> float | None:
+        """The host has the results of a run, whose steps took so long: seconds since those of the run before, besides.
+
+        None if that does not tell what a look takes.
+        """
+        before, self.looked = self.looked, perf_counter()
+        return None if before is None else max(self.agreed(self.looked - before) - spent, 0.0)
 
     def forget(self) -> None:
         """What comes before the next run is not the host's usual work."""
         self.looked = None
-
-    def waited(self) -> float | None:
-        """Seconds since the host had the results of the last run; None if that does not tell what a look takes."""
-        return None if self.looked is None else self.agreed(perf_counter() - self.looked)
 
     def time(self, step: Callable[[], None], times: int) -> Callable[[], float]:
         """Run a step so often. What comes back gives the seconds that each took, when the host has waited for them."""

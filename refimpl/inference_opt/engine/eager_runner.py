@@ -26,7 +26,7 @@ from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import PagedKernelBatch
 from inference_opt.engine.clock import Clock
 from inference_opt.engine.request import Request
-from inference_opt.engine.runner import Judged, Result
+from inference_opt.engine.runner import Judged, Result, lefts
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.engine.speculation import Speculation
 from inference_opt.kernels.batch import uses_triton
@@ -45,13 +45,17 @@ FIRST_RUN = 2  # steps with so many drafts as were not tried before: their price
 
 @dataclass
 class Run:
-    """Steps of the same texts, with as many drafts each: `most` in all, and what those up to now took and gave."""
+    """Steps of the same texts, with as many drafts each: `most` in all, and what those up to now took and gave.
+
+    `lefts`: tokens that each text might have had when it began; None if others waited for a place.
+    """
 
     requests: list[Request] = field(default_factory=list)
+    lefts: list[int] | None = None
     drafts: int = 0
     most: int = 0
     steps: int = 0
-    tokens: int = 0
+    tokens: list[int] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -79,17 +83,18 @@ class EagerRunner:
         if not self.chosen or self.now.requests != requests or self.now.steps == self.now.most:
             self._learn(choice)
             texts = [each.acceptance or Acceptance() for each in requests]
-            drafts, steps = choice.best(texts, [each.drafts for each in free], RUN)
+            drafts, steps = choice.best(texts, [each.drafts for each in free], lefts(free), RUN)
             known = choice.costs.measured(len(texts), drafts) or not drafts
-            self.now = Run(requests, drafts, steps if known else min(steps, FIRST_RUN))
+            most = steps if known else min(steps, FIRST_RUN)
+            self.now = Run(requests, lefts(free), drafts, most, tokens=[0] * len(requests))
         return max([self.now.drafts, *(each.drafts for each in chunks if each.request.acceptance is None)]), 1
 
     def _learn(self, choice: Choice) -> None:
         """What the run took and gave."""
-        run, texts = self.now, len(self.now.requests)
+        run = self.now
         if run.steps:
             seconds = Clock(self.cache.device, self.model.is_sharded).agreed(run.seconds / run.steps)
-            choice.learn(texts, run.drafts, run.steps, run.tokens / texts, seconds)
+            choice.learn(run.tokens, run.lefts, run.drafts, run.steps, RUN, seconds)
 
     def forget(self) -> None:
         """There is nothing to drop."""
@@ -119,7 +124,7 @@ class EagerRunner:
         if self.chosen:
             self.chosen = False
             self.now.steps += 1
-            self.now.tokens += sum(len(each.tokens or []) for each in results)
+            self.now.tokens = [had + len(each.tokens or []) for had, each in zip(self.now.tokens, results)]
             self.now.seconds += perf_counter() - self.began
         return results
 

@@ -39,7 +39,7 @@ from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import PagedKernelBatch, PagedKernelCache, padded_table
 from inference_opt.engine.clock import Clock
 from inference_opt.engine.eager_runner import EagerRunner
-from inference_opt.engine.runner import Judged, Result, Runner
+from inference_opt.engine.runner import Judged, Result, Runner, lefts
 from inference_opt.engine.scheduler import Chunk
 from inference_opt.engine.speculation import Speculation
 from inference_opt.engine.step_plans import StepPlans, rounded_up
@@ -122,7 +122,8 @@ class GraphRunner:
         choice, wanted = self.eager.speculation.choice, [chunk.drafts for chunk in chunks]
         if choice is None or not any(wanted):
             return 0, self.max_steps
-        return choice.best([each.request.acceptance or Acceptance() for each in chunks], wanted, self.max_steps)
+        texts = [each.request.acceptance or Acceptance() for each in chunks]
+        return choice.best(texts, wanted, lefts(chunks), self.max_steps)
 
     def forget(self) -> None:
         """Drop the captured graphs, which hold the addresses of the old weights."""
@@ -145,7 +146,8 @@ class GraphRunner:
             self.clock.forget()
             return self.eager.run(chunks, drafts)
         self.cache.check([each.request.table for each in chunks], *zip(*((each.start, each.grant) for each in chunks)))
-        choice, gamma, steps = self.eager.speculation.choice, max(each.drafts for each in chunks), self.max_steps
+        choice, gamma = self.eager.speculation.choice, max(each.drafts for each in chunks)
+        steps = max(each.steps for each in chunks)
         while choice and gamma and self.on_card and not choice.costs.known(len(chunks), gamma):
             self._prepare(chunks, self._shape(chunks, gamma))  # its price is known when it is captured: choose again
             if all(each.request.acceptance for each in chunks):
@@ -192,7 +194,7 @@ class GraphRunner:
         with self.letter() as letter:
             self._put_steps(letter, chunks, starts, steps)
             self._put_plans(letter, plans, lists)
-        waited, seconds = self.clock.waited(), self.clock.time(replay, max(steps))
+        seconds = self.clock.time(replay, max(steps))
         # While the card decodes, the host asks for what follows. The network reads what was noted after the results
         # are copied, so while the host writes these down.
         chosen, tops, scores = (
@@ -205,11 +207,12 @@ class GraphRunner:
             self.network.follow([chunk.request for chunk in chunks], starts, steps, chosen)
         # Look once, at all steps. A request keeps the tokens before its first broken step.
         chosen, tops, scores, *reviewed = found()
-        self.clock.look()
         lengths = _taken(reviewed, n)
         sound = tops.isfinite().long().cumprod(dim=0).sum(dim=0).tolist()
         if choice := self.eager.speculation.choice:
-            choice.learn(n, 0, max(steps), float(max(steps)), seconds(), look=waited)
+            each_step, run = seconds(), max(steps)
+            look = self.clock.look(run * each_step)
+            choice.learn(steps, lefts(chunks), 0, run, self.max_steps, each_step, look)
         results = []
         for own, score, row, taken, *each in zip(params, scores.T, chosen.T.tolist(), lengths, steps, sound):
             kept = row[: min(*each)]
@@ -233,13 +236,12 @@ class GraphRunner:
                 self.network.start(letter, requests)
         # As many steps as are expected to be needed. (What is missing then takes a further run, and another look.)
         replays = min(ceil(max(grants) / self.kept.get(shape, shape.depth + 1.0)), most_steps)
-        waited, seconds = self.clock.waited(), self.clock.time(replay, replays)
+        seconds = self.clock.time(replay, replays)
         emitted = drafts.emitted[:n]
         scored = drafts.scored[:n] if any(own.logprobs for own in params) else emitted
         found = read_back([drafts.notes[:replays, :, :n], emitted, scored, *self._review(n)])
         # Look once, at all steps.
         notes, tokens, scores, *reviewed = found()
-        self.clock.look()
         lengths = _taken(reviewed, n)
         judged = notes.permute(2, 0, 1).numpy()  # [n, steps, 4]
         made = judged.sum(axis=1)
@@ -248,8 +250,9 @@ class GraphRunner:
         kept = float((made[:, 2] / np.maximum((judged[:, :, 2] > 0).sum(axis=1), 1)).mean())
         self.kept[shape] = max((self.kept.get(shape, kept) + kept) / 2, 1.0)
         if choice := self.eager.speculation.choice:
-            short = replays == most_steps < self.max_steps
-            choice.learn(n, gamma, replays, kept * replays, seconds(), short, waited)
+            each_step = seconds()
+            look = self.clock.look(replays * each_step)
+            choice.learn(made[:, 2].tolist(), lefts(chunks), gamma, replays, self.max_steps, each_step, look)
         results = []
         for i, (chunk, count, steps, taken) in enumerate(zip(chunks, made[:, 2].tolist(), judged, lengths)):
             if not count and steps[0, 0]:

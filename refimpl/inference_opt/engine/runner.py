@@ -33,6 +33,11 @@ class Result:
     lengths: tuple[float, list[float]] | None = None  # what `Acceptance.learn` takes of these steps
 
 
+def lefts(chunks: Sequence[Chunk]) -> list[int] | None:
+    """How many tokens each text may still have; None if others wait for a place: then it does not matter whose come."""
+    return None if any(chunk.queue for chunk in chunks) else [chunk.request.check.left for chunk in chunks]
+
+
 @runtime_checkable
 class Runner(Protocol):
     """Runs what the scheduler decided. It reserves no pages and changes no request.

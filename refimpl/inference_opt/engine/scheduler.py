@@ -45,7 +45,8 @@ class Chunk:
     """A request's part of a step: `count` of its tokens, from `start` on. The pages for all of it are reserved.
 
     `found`: tokens that the tree saved this step from computing. `drafts`: how many guesses may be
-    fed behind the tokens. `grant`: how many tokens may be decoded in a row, before the scheduler is asked again.
+    fed behind the tokens. `grant`: how many tokens may be decoded in a row, before the scheduler is asked again, and
+    `steps`: in how many steps. `queue`: whether other requests wait for a place.
     """
 
     request: Request
@@ -54,6 +55,8 @@ class Chunk:
     found: int = 0
     drafts: int = 0
     grant: int = 1
+    steps: int = 1
+    queue: bool = False
 
     @property
     def samples(self) -> bool:
@@ -134,7 +137,7 @@ class Scheduler:
             self.cache.publish(request, min(request.computed + count, len(request.tokens) - 1))
         event = "schedule.prefill" if request.remaining > 1 else "schedule.decode"
         emit(event, self, id=request.id, start=request.computed, count=count)
-        return Chunk(request, request.computed, count, found)
+        return Chunk(request, request.computed, count, found, queue=bool(self.waiting))
 
     def _add_drafts(self, chunks: list[Chunk], budget: int) -> list[Chunk]:
         """Share the rows that are left among the requests in decode. The last token of a text needs no draft."""
@@ -165,7 +168,7 @@ class Scheduler:
             grant = min(steps * (1 + drafts), chunk.request.check.left)
             while grant > 1 and not self.cache.reserve(chunk.request, chunk.start + grant):
                 grant -= 1
-            granted.append(Chunk(chunk.request, chunk.start, chunk.count, chunk.found, drafts, grant))
+            granted.append(replace(chunk, drafts=drafts, grant=grant, steps=steps))
         return granted
 
     def _next(self) -> Request:

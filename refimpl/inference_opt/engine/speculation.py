@@ -215,6 +215,9 @@ class Speculation:
         for change in changes:
             if change.finish_reason is not None:
                 change.request.drafter_state = None  # nobody needs it any more
+                if change.request.acceptance is not None:
+                    for choice in {each for each in (self.eager, self.choice) if each}:
+                        choice.ended.append(change.request.acceptance)
 
     def end(self, request: Request) -> None:
         """The same for a request that is aborted, while it still has its pages."""

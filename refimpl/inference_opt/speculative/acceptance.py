@@ -9,8 +9,11 @@ gives the number of steps for every length.
 Recent tokens count more: the weight of a token falls by a factor e in `MEMORY` tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import exp
+
+import numpy as np
+from jaxtyping import Float
 
 from inference_opt.speculative.cost import expected_tokens
 
@@ -36,10 +39,14 @@ class Acceptance:
         kept = exp(-tokens / self.memory)
         self.tokens, self.steps = kept * self.tokens, [kept * old for old in self.steps]
 
-    def rates(self, before: Sequence[float], weight: float) -> list[float]:
-        """Tokens a step with each length; `before` is assumed until more than `weight` tokens are known."""
-        # The prior is `weight` tokens, and the steps that these take.
-        return [max((self.tokens + weight) / (steps + weight / rate), 1.0) for steps, rate in zip(self.steps, before)]
+
+def rates(
+    texts: Iterable[Acceptance], before: Float[np.ndarray, "lengths #n"], weight: float
+) -> Float[np.ndarray, "lengths n"]:
+    """Tokens a step of each text; `before` is assumed until more than `weight` tokens are known."""
+    tokens, steps = np.array([each.tokens for each in texts]), np.array([each.steps for each in texts]).T
+    # The prior is `weight` tokens, and the steps that these take.
+    return np.maximum((tokens + weight) / (steps + weight / before), 1.0)
 
 
 def replayed(asked: int, drafted: int, kept: Sequence[int], leaf: bool) -> tuple[float, list[float]]:

@@ -1,26 +1,38 @@
-"""How many drafts a step, and for how many steps until the next choice: most tokens a second, and never a loss.
+"""How many drafts a step, and for how many steps until the next choice: what gains the most time, and never loses much.
 
-With γ drafts behind each of n texts, a step gives Σ_i E_i(γ) tokens (`acceptance.py`) and costs t(n, γ) seconds
-(`step_costs.py`); the best γ gives the most tokens a second. Both are estimates, so what they may lose is bounded
-(compare Wu et al. 2016, Conservative Bandits, 1602.04282):
+With γ drafts behind each of n texts, text i gets E_i(γ) tokens a step (`acceptance.py`), and a step costs t(n, γ)
+seconds (`step_costs.py`). What is it worth? As much as the plain steps that it saves. Texts wait for the slowest of
+them, and those that are left have cheaper steps. So if text i may still have L_i tokens, and Φ(L) is the time in
+which plain steps decode all of them, a run of S steps gains
+
+    Φ(L) − Φ(max(L − S · E(γ), 0)) − S · t(n, γ) − a look
+
+If other requests wait for a place, whoever ends makes room, and the tokens of all texts count alike. The best γ gains
+the most for its time. All of this is estimated, so what it may lose is bounded (compare Wu et al. 2016, Conservative
+Bandits, 1602.04282):
 
     credit   what speculation has gained on plain decoding so far, in seconds; a share of the time of plain steps is
              added. It never grows, nor falls, beyond some plain steps
-    risk     what a step loses if only half of the tokens come that drafts are expected to give (none, before any
-             text has shown what to expect)
-    look     what the host takes between two runs of steps: a run of few steps pays it early
+    risk     what a step loses if only half of what drafts are expected to gain comes (nothing, before any text has
+             shown what to expect)
+    look     what a run takes besides its steps, more with drafts than without: a run of few steps pays it early
     steps    as many as the credit pays for
 
 So speculation loses at most a small share of the time. It begins with few steps, and goes on longer as it gains. A
-drafter whose acceptance is seen only where it drafts is tried whenever the credit has grown enough.
+drafter whose acceptance is seen only where it drafts is tried whenever the credit has grown enough. Texts that have
+just begun are taken to be as different from each other as those that ended lately.
 
 The output does not depend on γ, since only tokens that the target would have drawn itself are kept (`rules.coupled`).
 """
 
 from collections import deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from inference_opt.speculative.acceptance import HOPE, LENGTHS, Acceptance, rates_at
+import numpy as np
+from jaxtyping import Float
+
+from inference_opt.speculative.acceptance import HOPE, LENGTHS, Acceptance, rates, rates_at
 from inference_opt.speculative.step_costs import UNTRIED, StepCosts
 
 SPARE = 0.01  # of the time of plain steps, for trials that fail
@@ -32,11 +44,26 @@ SHORT = 8  # steps of a trial, and those that measure plain decoding again
 LEAST = 4  # steps that are worth a trial
 TRIED = 3  # drafts of a chain, at most, while nothing is known: α shows in few drafts as well
 AGAIN = 32  # choices until plain decoding is measured again
-BETTER = 1.05  # times plain: less is lost again where texts end at different times
+BETTER = 1.05  # times plain: estimates are rough
 WEIGHT = 24.0  # tokens that the other texts' acceptance counts for in a text's own
-LOOKS = 9  # that count
+ENDED = 64  # texts that tell how different texts are
 KNOWN = 128  # tokens of earlier texts that tell what texts are like
 LATELY = 2048.0  # tokens of other texts that count
+
+
+class Expected(NamedTuple):
+    """What a run of steps with so many drafts would give."""
+
+    length: int
+    steps: int  # at most
+    tokens: float  # of a text on average, a step
+    worth: float  # plain steps that a step saves, each with its share of a look
+    price: float  # of a step, in plain steps
+    gain: float  # times plain decoding
+
+    def __str__(self) -> str:
+        given = f"{self.length} drafts give {self.tokens:.2f} tokens a step"
+        return f"{given}, worth {self.worth:.2f} plain steps, at the price of {self.price:.2f}"
 
 
 class Choice:
@@ -47,106 +74,138 @@ class Choice:
 
     def __init__(self, seen: bool, untried: float = UNTRIED, tried: int = TRIED) -> None:
         self.seen, self.costs, self.lately = seen, StepCosts(untried), Acceptance(LATELY)
+        self.ended: deque[Acceptance] = deque(maxlen=ENDED)  # of texts that ended lately
         self.tried = tried
         self.credit = BEGIN  # in plain steps
-        self.looks: deque[float] = deque(maxlen=LOOKS)  # seconds of the host between two runs, the latest
         self.since_plain = 0
         self.why = "nothing was decided yet"
 
-    def best(self, texts: Sequence[Acceptance], wanted: Sequence[int], most_steps: int) -> tuple[int, int]:
-        """How many drafts a step, up to those wanted, and at most how many steps."""
+    def best(
+        self, texts: Sequence[Acceptance], wanted: Sequence[int], lefts: Sequence[int] | None, most_steps: int
+    ) -> tuple[int, int]:
+        """How many drafts a step, up to those wanted, and at most how many steps.
+
+        `lefts`: how many tokens each text may still have; None if others wait for a place.
+        """
         n = len(texts)
         new = sum(each.tokens < FIRST for each in texts) * 2 > n
         if not self.costs.measured(n, 0):
             self.why = f"plain decoding of {n} texts is measured first"
             return 0, min(FIRST, most_steps)
-        usual = self._usual()
-        costs = self.costs.all(n)
-        relative = [each / costs[0] for each in costs]
-        tokens = [0.0] * len(LENGTHS)  # of a text on average
-        for text, most in zip(texts, wanted):
-            rates = text.rates(usual, WEIGHT)
-            for i, length in enumerate(LENGTHS):
-                if length > most:
-                    rates[i] = rates[i - 1]
-                tokens[i] += rates[i] / n
-        gains = [each / cost for each, cost in zip(tokens, relative)]
+        expected = self._expected(texts, wanted, lefts, most_steps)
         tried = self._unknown and not self.seen
         most = min(max(wanted), self.tried) if tried else max(wanted)
-        lengths = [i for i, each in enumerate(LENGTHS) if 0 < each <= most] or [0]
-        lengths.sort(key=gains.__getitem__, reverse=True)
-        said = [
-            f"{n} texts: {LENGTHS[i]} drafts give {tokens[i]:.2f} tokens a step at {relative[i]:.2f} plain steps"
-            for i in lengths
-        ]
+        lengths = [each for each in expected if 0 < each.length <= most] or expected[:1]
+        lengths.sort(key=lambda each: each.gain, reverse=True)
         # The first tokens of the first texts show whether drafts pay. Later texts are taken to be like them.
-        plain = min(FIRST, most_steps) if new and self.seen and self._unknown else most_steps
-        if gains[lengths[0]] < BETTER:
-            self.why, self.since_plain = f"{said[0]}: plain decoding", 0
-            return 0, plain
+        few = min(FIRST, most_steps) if new and self.seen and self._unknown else most_steps
+        if lengths[0].gain < BETTER:
+            self.why, self.since_plain = f"{n} texts: {lengths[0]}: plain decoding", 0
+            return 0, few
         # Where the credit does not pay for the best, it may pay for one that risks less.
-        for i, why in zip(lengths, said):
-            self.why = why
-            steps = self._steps(n, relative[i], 1.0 if tried else (1 + tokens[i]) / 2, most_steps)
-            if (new and self._unknown) or not self.costs.measured(n, LENGTHS[i]):
+        for each in lengths:
+            self.why = f"{n} texts: {each}"
+            steps = self._steps(n, each, 1.0 if tried else (1 + each.worth) / 2, most_steps)
+            if (new and self._unknown) or not self.costs.measured(n, each.length):
                 steps = min(steps, SHORT)
-            if gains[i] >= BETTER and steps >= min(LEAST, most_steps) and self.credit >= 0:
+            if each.gain >= BETTER and steps >= min(LEAST, most_steps) and self.credit >= 0:
                 break
         else:
-            self.why = f"{said[0]}, but too much was lost lately: plain decoding"
-            return 0, plain
+            self.why = f"{n} texts: {lengths[0]}, but too much was lost lately: plain decoding"
+            return 0, few
         self.since_plain += 1
         if self.since_plain >= AGAIN:
             self.since_plain = 0
             return 0, min(SHORT, most_steps)
-        return LENGTHS[i], steps
+        return each.length, steps
 
-    def _steps(self, texts: int, price: float, hoped: float, most: int) -> int:
-        """As many steps of this price as may be risked, if at least the tokens come that are hoped for."""
-        risk, steps = price - hoped, most
-        if risk > 0 and self.credit < most * risk:
-            steps = max(int((self.credit - self.look(texts)) / risk), 0)
-        if price > 1:  # texts change: no draft may be accepted any more
-            worst = WORST + 2 * self.look(texts)
-            steps = min(steps, max(int(worst / (price - 1)), LEAST))
-        return steps
+    def _expected(
+        self, texts: Sequence[Acceptance], wanted: Sequence[int], lefts: Sequence[int] | None, most_steps: int
+    ) -> list[Expected]:
+        """What a run with each length would give."""
+        n, given = len(texts), self._rates(texts, wanted)
+        prices, worst = np.array(self.costs.all(n)) / self.costs.of(n, 0), WORST + 2 * self.look(n)
+        # Texts change: no draft may be accepted any more.
+        steps = np.clip(worst / np.maximum(prices - 1, 1e-9), LEAST, most_steps)
+        if lefts is not None:
+            steps = np.minimum(steps, np.ceil(lefts / given).max(axis=1))
+        steps = steps.astype(int)
+        saved = self._saved(steps[:, None] * given, lefts, most_steps)
+        gains = saved / (steps * prices + self.look(n))
+        worths = saved / steps / (1 + self.look(n, False) / most_steps)
+        columns = (each.tolist() for each in (steps, given.mean(axis=1), worths, prices, gains))
+        return list(map(Expected, LENGTHS, *columns))
+
+    def _rates(self, texts: Sequence[Acceptance], wanted: Sequence[int]) -> Float[np.ndarray, "lengths n"]:
+        """Tokens a step with each length. No text has more drafts than it wants."""
+        found, most = rates(texts, self._usual(len(texts)), WEIGHT), np.array(wanted)
+        for i, length in enumerate(LENGTHS):
+            found[i] = np.where(most < length, found[i - 1], found[i])
+        return found
+
+    def _usual(self, n: int) -> Float[np.ndarray, "lengths n"]:
+        """Tokens a step that n texts have before they show it: as different as those of the texts that ended lately.
+
+        At first none are expected, but of a drafter that must be tried.
+        """
+        before = rates_at(0.0 if self.seen else HOPE)
+        usual = rates([self.lately], np.array(before)[:, None], WEIGHT)
+        if n == 1 or not self.ended:
+            return usual.repeat(n, axis=1)
+        ended = np.sort(rates(self.ended, usual, WEIGHT))  # in n equal groups, from slow to fast:
+        return ended.repeat(n, axis=1).reshape(len(LENGTHS), n, -1).mean(axis=2)
+
+    def _saved(
+        self, tokens: Float[np.ndarray, "lengths n"], lefts: Sequence[int] | None, most_steps: int
+    ) -> Float[np.ndarray, "lengths"]:
+        """Plain steps that are saved if each text has so many more tokens."""
+        n = tokens.shape[1]
+        if lefts is None:
+            return tokens.mean(axis=1) * (1 + self.look(n, False) / most_steps)
+        after = np.maximum(lefts - np.vstack((np.zeros(n), tokens)), 0)
+        left = self.costs.until_done(after, most_steps) / self.costs.of(n, 0)
+        return left[0] - left[1:]
+
+    def _steps(self, texts: int, each: Expected, hoped: float, most_steps: int) -> int:
+        """As many steps as may be risked, if each saves at least the plain steps that are hoped for."""
+        look, risk = self.look(texts), each.price - hoped * (1 + self.look(texts, False) / most_steps)
+        if look + each.steps * risk <= max(self.credit, 0):
+            return each.steps
+        return max(int((self.credit - look) / risk), 0) if risk > 0 else 0
 
     @property
     def _unknown(self) -> bool:
         return self.lately.tokens < KNOWN
 
-    def _usual(self) -> list[float]:
-        """Tokens a step that texts had lately; at first none are expected, but of a drafter that must be tried."""
-        return self.lately.rates(rates_at(0.0 if self.seen else HOPE), WEIGHT)
-
-    def look(self, texts: int) -> float:
-        """What the host takes between two runs of steps, in plain steps of so many texts; 0 while it is not known."""
-        # The least of the latest: some also compiled a kernel, or met a busy machine.
-        return min(self.looks) / self.costs.of(texts, 0) if self.looks and self.costs.measured(texts, 0) else 0.0
+    def look(self, texts: int, drafted: bool = True) -> float:
+        """What a run takes besides its steps, in plain steps of so many texts; 0 while it is not known."""
+        return self.costs.look(texts, drafted) / self.costs.of(texts, 0) if self.costs.measured(texts, 0) else 0.0
 
     def learn(
         self,
-        texts: int,
+        tokens: Sequence[int],
+        lefts: Sequence[int] | None,
         drafts: int,
         steps: int,
-        tokens: float,
+        most_steps: int,
         seconds: float | None,
-        short: bool = False,
         look: float | None = None,
     ) -> None:
-        """A run of so many steps: tokens of a text on average, seconds of a step (None: not measured).
+        """A run of so many steps, of `most_steps` that it might have had: tokens of each text.
 
-        `short`: it would have had more steps if more had been risked. `look`: seconds of the host since the run before.
+        `lefts`: as of `best`, before the run. `seconds` of a step, and of a `look`, which is what the run took besides;
+        None: not measured.
         """
+        n = len(tokens)
         if look is not None:
-            self.looks.append(look)
+            self.costs.learn_look(n, drafts > 0, look)
         if seconds is not None:
-            self.costs.learn(texts, drafts, seconds)
+            self.costs.learn(n, drafts, seconds)
         if not self.seen and not drafts:
             self.lately.fade(float(steps))  # what was seen long ago may have changed
         if not drafts:
             self.credit += SPARE * steps
-        elif self.costs.measured(texts, 0):  # it may not be, where requests name their lengths
-            self.credit += tokens - steps * self.costs.of(texts, drafts) / self.costs.of(texts, 0)
-            self.credit -= short * self.look(texts)
+        elif self.costs.measured(n, 0):  # it may not be, where requests name their lengths
+            self.credit += float(self._saved(np.array([tokens], dtype=float), lefts, most_steps)[0]) - self.look(n)
+            self.credit -= steps * self.costs.of(n, drafts) / self.costs.of(n, 0)
         self.credit = min(max(self.credit, -CAP), CAP)

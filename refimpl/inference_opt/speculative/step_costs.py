@@ -6,14 +6,21 @@ what steps took. A step that was just captured is replayed a few times for nobod
 pays it. A length of which nothing is known is assumed to lie on the line between its neighbours that are, or to cost
 little more than the longest, unless batches of other sizes show that it costs more: it is captured where it looks good,
 and then known.
+
+Between two runs of steps the host looks: it takes what the steps gave and says what comes next. With drafts it has more
+to take and to say, so these looks are kept apart.
 """
 
 from collections import defaultdict, deque
-from statistics import median
+from statistics import median, median_low
+
+import numpy as np
+from jaxtyping import Float
 
 from inference_opt.speculative.acceptance import LENGTHS
 
 KEPT = 7  # measurements of a length that count, the latest
+LOOKS = 64  # that count, with drafts or without: what a look took long ago is forgotten, and so is a slow one
 UNTRIED = 0.01  # what a draft is assumed to cost on a card, in steps, where it was not measured
 
 
@@ -27,10 +34,15 @@ class StepCosts:
         self.untried = untried
         self.seconds: defaultdict[int, dict[int, deque[float]]] = defaultdict(dict)
         self.idle: defaultdict[int, dict[int, float]] = defaultdict(dict)
+        self.looks: defaultdict[int, deque[tuple[bool, float]]] = defaultdict(lambda: deque(maxlen=LOOKS))
 
     def learn(self, texts: int, gamma: int, seconds: float) -> None:
         """A step took so long."""
         self.seconds[_size(texts)].setdefault(gamma, deque(maxlen=KEPT)).append(seconds)
+
+    def learn_look(self, texts: int, drafted: bool, seconds: float) -> None:
+        """A run took so long besides its steps."""
+        self.looks[_size(texts)].append((drafted, seconds))
 
     def calibrate(self, texts: int, gamma: int, seconds: float) -> None:
         """A step of nobody took so long."""
@@ -71,6 +83,26 @@ class StepCosts:
     def all(self, texts: int) -> list[float]:
         """What a step costs with each of `LENGTHS`."""
         return [self.of(texts, length) for length in LENGTHS]
+
+    def look(self, texts: int, drafted: bool) -> float:
+        """Seconds of a look, usually; as of the other kind until it was measured; 0 until any was."""
+        looks = self.looks[_size(texts)]
+        own = [seconds for kind, seconds in looks if kind == drafted] or [seconds for _, seconds in looks]
+        return median_low(own) if own else 0.0
+
+    def until_done(self, lefts: Float[np.ndarray, "cases n"], most_steps: int) -> Float[np.ndarray, "cases"]:
+        """Φ: seconds until n texts that may still have so many tokens have them, without drafts, in several cases.
+
+        The batch shrinks as texts end. There is a look each `most_steps`, and one at the end.
+        """
+        prices = [self.of(n := lefts.shape[1], 0)]  # of a step of all texts, of all but one, …
+        for texts in range(n - 1, 0, -1):
+            same = _size(texts) == _size(texts + 1) or not self.measured(texts, 0)
+            prices.append(prices[-1] if same else self.of(texts, 0))
+        phases = np.diff(np.sort(lefts), prepend=0)  # their steps
+        longest = lefts.max(axis=1)
+        looks = np.where(longest > 0, np.maximum(longest / most_steps, 1), 0)
+        return phases @ prices + looks * self.look(n, False)
 
 
 def _size(texts: int) -> int:
