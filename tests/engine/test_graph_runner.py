@@ -139,6 +139,7 @@ def test_a_run_with_drafts_has_no_more_steps_than_were_chosen(monkeypatch):
     model, runs = toy(dtype=torch.float32).to(DEVICE), []
     engine = Engine(model, page_size=4, decode_steps=8, drafter=PromptLookup(1, 1))
     time = engine.runner.clock.time
+    monkeypatch.setattr(graph_runner, "IDLE", 2)  # steps of nobody, which show what a step costs
     monkeypatch.setattr(engine.runner.clock, "time", lambda step, times: runs.append(times) or time(step, times))
     engine.generate([[1, 2, 3, 1, 2], [3, 4, 5]], SamplingParams(max_new_tokens=20, ignore_eos=True))
     assert max(runs) == 2

@@ -91,9 +91,13 @@ def test_few_rows_times_a_matrix_is_the_product(rows, width, out, after, normed,
     if normed:
         exact = exact / (exact.square().mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight.double()
     expected = exact @ weight.double().T
+    rounded = expected.square().mean().sqrt()  # an error of the product is a part of this
     if after == "gated":
         gate, up = expected.chunk(2, dim=-1)
-        expected = torch.nn.functional.silu(gate) * up
+        expected, rounded = (
+            torch.nn.functional.silu(gate) * up,
+            rounded * (1.1 * up.abs() + gate.abs()),
+        )  # |silu'| < 1.1
     elif after == "residual":
         expected = expected + residual.double()
     x[-1] = float("nan") if seed % 2 else x[-1]  # a broken row harms no other
@@ -102,8 +106,8 @@ def test_few_rows_times_a_matrix_is_the_product(rows, width, out, after, normed,
     sound = slice(rows - seed % 2)
     assert own[rows - 1 :].isnan().all() == bool(seed % 2)
     # x and norm are rounded once, the result once: 2⁻⁸ each, of terms that add up like their root sum of squares.
-    error = (own[sound].double() - expected[sound]).abs()
-    assert (error <= 2**-7 * expected[sound].abs() + 2**-6 * expected.square().mean().sqrt()).all()
+    error = (own.double() - expected).abs()
+    assert (error <= 2**-7 * expected.abs() + 2**-6 * rounded)[sound].all()
 
 
 @on_hopper

@@ -61,6 +61,7 @@ if TYPE_CHECKING:
 
 
 IDLE = 4  # replays for nobody that show the price of a step
+SPREAD = 0.5  # of the number of steps that a run needs, in square roots of it
 PLAIN = Shape(0)
 
 
@@ -195,8 +196,7 @@ class GraphRunner:
             self._put_steps(letter, chunks, starts, steps)
             self._put_plans(letter, plans, lists)
         seconds = self.clock.time(replay, max(steps))
-        # While the card decodes, the host asks for what follows. The network reads what was noted after the results
-        # are copied, so while the host writes these down.
+        # While the card decodes, the host asks for what follows.
         chosen, tops, scores = (
             each[: max(steps), :n] for each in (self.steps.chosen, self.steps.tops, self.steps.scores)
         )
@@ -204,9 +204,11 @@ class GraphRunner:
             self.drafts.append([chunk.request.tokens for chunk in chunks], steps, chosen)
         found = read_back([chosen, tops, scores if any(own.logprobs for own in params) else tops, *self._review(n)])
         if self.network:
-            self.network.follow([chunk.request for chunk in chunks], starts, steps, chosen)
+            self.network.note(n, max(steps))
         # Look once, at all steps. A request keeps the tokens before its first broken step.
         chosen, tops, scores, *reviewed = found()
+        if self.network:
+            self.network.follow([chunk.request for chunk in chunks], starts, steps, chosen.T.tolist())
         lengths = _taken(reviewed, n)
         sound = tops.isfinite().long().cumprod(dim=0).sum(dim=0).tolist()
         if choice := self.eager.speculation.choice:
@@ -234,8 +236,9 @@ class GraphRunner:
             self._put_tables(letter, chunks)
             if self.network:
                 self.network.start(letter, requests)
-        # As many steps as are expected to be needed. (What is missing then takes a further run, and another look.)
-        replays = min(ceil(max(grants) / self.kept.get(shape, shape.depth + 1.0)), most_steps)
+        # As many steps as are expected to be needed, and a few more: what is missing then takes another look.
+        needed = max(grants) / self.kept.get(shape, shape.depth + 1.0)
+        replays = min(ceil(needed + SPREAD * needed**0.5), most_steps)
         seconds = self.clock.time(replay, replays)
         emitted = drafts.emitted[:n]
         scored = drafts.scored[:n] if any(own.logprobs for own in params) else emitted
