@@ -37,6 +37,60 @@ def begun(texts, limits, most, gamma, params=None):
     return steps
 
 
+def sent(letter, steps):
+    """How many tokens of texts are in a letter."""
+    return sum(own.size for into, own in letter.parts if into.dtype == torch.int32 and into.ndim == 1)
+
+
+RUNS = st.lists(st.tuples(st.sampled_from(["drafts", "plain", "broken", "elsewhere", "nobody"]), st.integers(0, 9)))
+
+
+@settings(max_examples=40)
+@given(TEXTS, RUNS)
+def test_rows_hold_the_texts_and_only_what_they_lack_is_sent(texts, runs):
+    """Texts grow by runs and elsewhere, end, change places; a run may fail when its letter was or was not sent."""
+    steps, live = DraftSteps(STEPS, 4, 6, CONTEXT, DEVICE), [array("i", text) for text in texts]
+    held = []  # what no letter needs to say
+    for kind, number in runs:
+        n, new = len(live), [(number + i) % 5 for i in range(len(live))]
+        if kind == "elsewhere":  # one ends, the last begins anew, all grow
+            live = [*live[1:], array("i", [number])]
+            live = [text + array("i", [number]) for text in live]
+            continue
+        if kind == "nobody":
+            with Letter(DEVICE) as letter:
+                steps.begin(letter, [], [], [], [], 1)
+            held = []
+            continue
+        emitted = [[(number * i + j) % 3 for j in range(count)] for i, count in enumerate(new)]
+        if kind == "plain":
+            chosen = torch.full((5, 4), 7)
+            for row, own in enumerate(emitted):
+                chosen[: len(own), row] = torch.tensor(own, dtype=torch.int64)
+            steps.append(live, new, chosen.to(DEVICE))
+        else:
+            with Letter(DEVICE) as letter:
+                steps.begin(letter, live, [999] * n, [1] * n, [SamplingParams(seed=0)] * n, 1)
+                rows = zip(live, [*held, *[None] * n])
+                assert sent(letter, steps) == sum(
+                    len(text) - len(own) if own is not None and text[: len(own)] == own else len(text)
+                    for text, own in rows
+                )
+                if kind == "broken" and number % 2:
+                    letter.parts = []  # as if an error had ended the block
+            if kind == "broken":
+                held = []
+                continue
+            for row, (text, own) in enumerate(zip(live, emitted)):
+                steps.text[row, len(text) : len(text) + len(own)] = torch.tensor(own, device=DEVICE)
+        for row, text in enumerate(live):
+            assert steps.text[row, : len(text)].tolist() == text.tolist()
+        steps.keep(live, emitted)
+        held = [text + array("i", own) for text, own in zip(live, emitted)]
+        for text, own in zip(live, emitted):
+            text.extend(own[: len(own) - (number == 9)])  # where the last is lost, it comes anew
+
+
 def view(text):
     rest = {"computed": 0, "params": SamplingParams(), "drafter_state": None, "table": []}
     return SimpleNamespace(tokens=array("i", text), **rest)

@@ -24,7 +24,7 @@ was granted fewer steps than others, it writes nothing in the steps after its ow
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 IDLE = 4  # replays for nobody that show the price of a step
 SPREAD = 0.5  # of the number of steps that a run needs, in square roots of it
 PLAIN = Shape(0)
+
+judgement = cache(Judged)  # few differ, and thousands of new tuples a run would set Python looking for garbage
 
 
 class GraphRunner:
@@ -200,8 +202,9 @@ class GraphRunner:
         chosen, tops, scores = (
             each[: max(steps), :n] for each in (self.steps.chosen, self.steps.tops, self.steps.scores)
         )
+        texts = [chunk.request.tokens for chunk in chunks]
         if self.drafter and self.drafter.reviewed:
-            self.drafts.append([chunk.request.tokens for chunk in chunks], steps, chosen)
+            self.drafts.append(texts, steps, chosen)
         found = read_back([chosen, tops, scores if any(own.logprobs for own in params) else tops, *self._review(n)])
         if self.network:
             self.network.note(n, max(steps))
@@ -215,8 +218,10 @@ class GraphRunner:
             each_step, run = seconds(), max(steps)
             look = self.clock.look(run * each_step)
             choice.learn(steps, lefts(chunks), 0, run, self.max_steps, each_step, look)
-        results = []
-        for own, score, row, taken, *each in zip(params, scores.T, chosen.T.tolist(), lengths, steps, sound):
+        results, rows = [], [row[:count] for row, count in zip(chosen.T.tolist(), steps)]
+        if self.drafter and self.drafter.reviewed:
+            self.drafts.keep(texts, rows)
+        for own, score, row, taken, *each in zip(params, scores.T, rows, lengths, steps, sound):
             kept = row[: min(*each)]
             seen = (taken[0], taken) if taken else None  # without drafts, a step is a token
             results.append(Result(kept or None, score[: len(kept)].tolist() if own.logprobs else [], lengths=seen))
@@ -248,6 +253,8 @@ class GraphRunner:
         lengths = _taken(reviewed, n)
         judged = notes.permute(2, 0, 1).numpy()  # [n, steps, 4]
         made = judged.sum(axis=1)
+        rows = [row[:count].tolist() for row, count in zip(tokens.numpy(), made[:, 2].tolist())]
+        drafts.keep(texts, rows)
         if self.network:
             self.network.stop(requests, [len(text) + count for text, count in zip(texts, made[:, 2].tolist())])
         kept = float((made[:, 2] / np.maximum((judged[:, :, 2] > 0).sum(axis=1), 1)).mean())
@@ -257,16 +264,16 @@ class GraphRunner:
             look = self.clock.look(replays * each_step)
             choice.learn(made[:, 2].tolist(), lefts(chunks), gamma, replays, self.max_steps, each_step, look)
         results = []
-        for i, (chunk, count, steps, taken) in enumerate(zip(chunks, made[:, 2].tolist(), judged, lengths)):
-            if not count and steps[0, 0]:
+        for i, (chunk, row, steps, taken) in enumerate(zip(chunks, rows, judged, lengths)):
+            if not row and steps[0, 0]:
                 # A draft that breaks the model spoils the rows before it, too (0 · NaN): read again without it.
                 results += self.eager.run([chunk], [Draft()])
                 continue
-            own = scores[i, :count].tolist() if params[i].logprobs else []
+            own = scores[i, : len(row)].tolist() if params[i].logprobs else []
             steps = steps[steps[:, 2] > 0]
-            each = list(map(Judged._make, steps[:, :3].tolist()))
+            each = [judgement(*step) for step in steps[:, :3].tolist()]
             seen = (taken[0], taken) if taken else _replayed(steps, shape) if shape.branches else _counted(steps[:, :3])
-            results.append(Result(tokens[i, :count].tolist() or None, own, judged=each, lengths=seen))
+            results.append(Result(row or None, own, judged=each, lengths=seen))
         return results
 
     def _review(self, rows: int) -> list[Tensor]:

@@ -168,7 +168,8 @@ class Scheduler:
             grant = min(steps * (1 + drafts), chunk.request.check.left)
             while grant > 1 and not self.cache.reserve(chunk.request, chunk.start + grant):
                 grant -= 1
-            granted.append(replace(chunk, drafts=drafts, grant=grant, steps=steps))
+            own = chunk.request, chunk.start, chunk.count, chunk.found
+            granted.append(Chunk(*own, drafts, grant, steps, chunk.queue))
         return granted
 
     def _next(self) -> Request:

@@ -16,6 +16,7 @@ The number of drafts is an ordinary number for these kernels, so they are compil
 import math
 from array import array
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -220,6 +221,7 @@ class DraftSteps:
         self.rows = Steps(1, max_rows * (max_gamma + 1), device)
         self.span = triton.next_power_of_2(max_gamma + 1)
         self.text = buffer(max_rows, context + 1, dtype=torch.int32)
+        self.held: list[array] = []  # the tokens that are known to lie in rows of `text`
         self.draft = buffer(max_rows, max_gamma, dtype=torch.int32)
         # How many tokens are known, may be known in the end, were known before; drafts wanted and found; rows that
         # count; and how many steps were made.
@@ -264,12 +266,22 @@ class DraftSteps:
         self.text[:rows].scatter_(1, places, chosen[:, :rows].T.int())
 
     def _set(self, letter: Letter, texts: Sequence[array], *numbers: Sequence[int]) -> None:
-        """Write texts, and the first of `numbers`. The others are zero, and so are those of rows without a text."""
-        for row, text in enumerate(texts):
-            letter.put(self.text[row, : len(text)], text)
+        """Write what rows do not hold of the texts, and the first of `numbers`.
+
+        The others are zero, and so are those of rows without a text.
+        """
+        for row, (text, held) in enumerate(zip_longest(texts, self.held[: len(texts)], fillvalue=array("i"))):
+            first = len(held) if text[: len(held)] == held else 0
+            if first < len(text):
+                letter.put(self.text[row, first : len(text)], text[first:])
+        self.held = []  # until the letter has arrived, and the run has ended
         all_numbers = np.zeros(self.numbers.shape, dtype=np.int64)
         all_numbers[: len(numbers), : len(texts)] = numbers
         letter.put(self.numbers, all_numbers)
+
+    def keep(self, texts: Sequence[array], emitted: Sequence[Sequence[int]]) -> None:
+        """A run has ended: rows hold these texts, and behind each what was emitted. That is not sent again."""
+        self.held = [text + array("i", tokens) for text, tokens in zip(texts, emitted)]
 
     def look_up(self, rows: int, gamma: int, min_ngram: int, max_ngram: int) -> None:
         """Draft by prompt lookup."""

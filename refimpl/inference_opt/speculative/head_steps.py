@@ -7,8 +7,8 @@
     read    the slots behind the tokens that were kept, with the target's features. Of these only the last one attends,
             which gives the state that the next guess begins with; the others only write their keys and values
 
-So a step begins and ends with the head having read all that is known. Plain steps only note the features. They wait with
-the text until it drafts again or ends, and are read at once then.
+So a step begins and ends with the head having read all that is known. Plain steps only note the features. They wait
+with the text until it drafts again or ends, and are read at once then.
 
 How sure the head is plays no part here (`confidence`, of `eagle.py`): every step has the same launches.
 """
