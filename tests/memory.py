@@ -6,7 +6,7 @@ import gc
 import re
 from pathlib import Path
 
-MOST_MEMORY = 3 * 10**9  # a worker comes to hold one and a half, and a real model is loaded in one more
+MOST_MEMORY = 2 * 10**9  # a worker comes to hold 1.1, and a real model is loaded in 0.7 more
 
 
 def memory(field):
