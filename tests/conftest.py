@@ -42,6 +42,10 @@ def patch_once():
 PACKAGE = Path(__file__).parent.parent / "refimpl"
 MODULES = [p for p in PACKAGE.rglob("*.py") if not re.search("^@(triton|gluon).jit", p.read_text("utf-8"), re.M)]
 check_signatures([".".join(p.relative_to(PACKAGE).with_suffix("").parts) for p in MODULES])
+# What is prepared for a product of one shape takes a quarter of a megabyte. Both torch and oneDNN keep the last 1,024,
+# half a gigabyte in the end, since every number of rows is a shape of its own. A step of a model uses five.
+for kept in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ[kept] = "32"  # read at the first product
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are first imported
     with contextlib.suppress(ImportError):

@@ -6,7 +6,11 @@ import gc
 import re
 from pathlib import Path
 
-MOST_MEMORY = 3 * 10**9  # a worker comes to hold one and a half, and a real model is loaded in one more
+MOST_MEMORY = 2 * 10**9  # a worker comes to hold 1.0, and a test of a real model takes 0.8 more
+
+if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
+    # Blocks from a megabyte on go back when they are freed. glibc would come to keep those below 32 MB, between others.
+    set_option(-3, 2**20)  # M_MMAP_THRESHOLD
 
 
 def memory(field):

@@ -352,9 +352,10 @@ class GGUFFile(Checkpoint):
         from gguf import quants
 
         t = self._tensors[stored]
-        data = t.data.astype(t.data.dtype.newbyteorder("="), copy=False)  # the bytes of a big-endian file are swapped
-        # Of a tensor that is stored as float32, dequantize returns a read-only view of the file. "W" copies only those.
-        return torch.from_numpy(np.require(quants.dequantize(data, t.tensor_type), requirements="W"))
+        # Read, not mapped: what has been touched of a mapped file stays in memory while the next tensors are read.
+        data = np.fromfile(self.path, t.data.dtype, t.data.size, offset=t.data_offset).reshape(t.data.shape)
+        data = data.astype(data.dtype.newbyteorder("="), copy=False)  # the bytes of a big-endian file are swapped
+        return torch.from_numpy(quants.dequantize(data, t.tensor_type))
 
 
 def _neighbours_to_halves(rows: Tensor, heads: int) -> Tensor:
