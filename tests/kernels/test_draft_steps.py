@@ -268,7 +268,7 @@ def test_what_is_kept_of_a_tree_lies_in_consecutive_slots_of_all_layers(page, kn
         steps.notes[0, 2, row], steps.known[row] = len(path) + 1, length + len(path) + 1
     steps.step.fill_(1)
     apart = torch.tensor([each.data_ptr() - layers[0].data_ptr() for each in layers], device=DEVICE) // 4
-    steps.keep(2, layers, apart, tables.int().to(DEVICE))
+    steps.keep_paths(2, layers, apart, tables.int().to(DEVICE))
     its.keep_paths(tables.tolist(), [length - 1 for length in known], [[0, *path] for path in paths])
     for table, path, length in zip(tables, paths, known):
         for a, b in zip(layers, (*its.keys, *its.values)):

@@ -383,7 +383,7 @@ class GraphRunner:
         batch = Batch(self.table, [0] * rows, [gamma + 1] * rows, lists[0])
         drafts.end(self._logits(*fed, batch, drafts.rows.step, "tapped"), kind, shape)
         if shape.seen:
-            drafts.keep(rows, (*cache.keys, *(cache.values or ())), self.offsets, self.table)
+            drafts.keep_paths(rows, (*cache.keys, *(cache.values or ())), self.offsets, self.table)
         if self.network:
             self.network.read(rows, gamma, lists[1])
 

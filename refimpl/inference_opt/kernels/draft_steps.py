@@ -345,7 +345,7 @@ class DraftSteps:
             self.text.shape[1], self.span, **launch_options(pdl=True),
         )  # fmt: skip
 
-    def keep(self, rows: int, pages: Sequence[Tensor], offsets: Int[Tensor, "layers"], table: Tensor) -> None:
+    def keep_paths(self, rows: int, pages: Sequence[Tensor], offsets: Int[Tensor, "layers"], table: Tensor) -> None:
         """After a tree: what all layers keep of the drafts that were accepted, in consecutive slots."""
         page, *rest = pages[0].shape[1:]
         width = math.prod(rest)
