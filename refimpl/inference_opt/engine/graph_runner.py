@@ -51,7 +51,7 @@ from inference_opt.kernels.shape import Shape
 from inference_opt.kernels.transfer import read_back
 from inference_opt.model.transformer import Transformer
 from inference_opt.speculative.acceptance import LENGTHS, Acceptance, replayed, steps_at
-from inference_opt.speculative.choice import TRIED, Choice
+from inference_opt.speculative.choice import TRIED, Choice, with_margin
 from inference_opt.speculative.drafter import Draft
 from inference_opt.trace import recording
 
@@ -61,7 +61,6 @@ if TYPE_CHECKING:
 
 
 IDLE = 4  # replays for nobody that show the price of a step
-SPREAD = 0.5  # of the number of steps that a run needs, in square roots of it
 PLAIN = Shape(0)
 
 judgement = cache(Judged)  # few differ, and thousands of new tuples a run would set Python looking for garbage
@@ -198,7 +197,8 @@ class GraphRunner:
             self._put_steps(letter, chunks, starts, steps)
             self._put_plans(letter, plans, lists)
         seconds = self.clock.time(replay, max(steps))
-        # While the card decodes, the host asks for what follows.
+        # While the card decodes, the host asks for what follows. The network reads what was noted after the results
+        # are copied, so while the host writes these down.
         chosen, tops, scores = (
             each[: max(steps), :n] for each in (self.steps.chosen, self.steps.tops, self.steps.scores)
         )
@@ -207,11 +207,9 @@ class GraphRunner:
             self.drafts.append(texts, steps, chosen)
         found = read_back([chosen, tops, scores if any(own.logprobs for own in params) else tops, *self._review(n)])
         if self.network:
-            self.network.note(n, max(steps))
+            self.network.follow([chunk.request for chunk in chunks], starts, steps, chosen)
         # Look once, at all steps. A request keeps the tokens before its first broken step.
         chosen, tops, scores, *reviewed = found()
-        if self.network:
-            self.network.follow([chunk.request for chunk in chunks], starts, steps, chosen.T.tolist())
         lengths = _taken(reviewed, n)
         sound = tops.isfinite().long().cumprod(dim=0).sum(dim=0).tolist()
         if choice := self.eager.speculation.choice:
@@ -242,8 +240,7 @@ class GraphRunner:
             if self.network:
                 self.network.start(letter, requests)
         # As many steps as are expected to be needed, and a few more: what is missing then takes another look.
-        needed = max(grants) / self.kept.get(shape, shape.depth + 1.0)
-        replays = min(ceil(needed + SPREAD * needed**0.5), most_steps)
+        replays = min(ceil(with_margin(max(grants) / self.kept.get(shape, shape.depth + 1.0))), most_steps)
         seconds = self.clock.time(replay, replays)
         emitted = drafts.emitted[:n]
         scored = drafts.scored[:n] if any(own.logprobs for own in params) else emitted

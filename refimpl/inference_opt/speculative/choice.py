@@ -27,7 +27,7 @@ The output does not depend on γ, since only tokens that the target would have d
 
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -41,6 +41,7 @@ WORST = 24.0  # plain steps: the most that one run may lose, besides two looks
 BEGIN = 4.0  # plain steps of credit at first
 FIRST = 16  # plain steps until a text's first choice
 SHORT = 8  # steps of a trial, and those that measure plain decoding again
+SPREAD = 0.5  # of the number of steps that a run needs, in square roots of it
 LEAST = 4  # steps that are worth a trial
 TRIED = 3  # drafts of a chain, at most, while nothing is known: α shows in few drafts as well
 AGAIN = 32  # choices until plain decoding is measured again
@@ -64,6 +65,11 @@ class Expected(NamedTuple):
     def __str__(self) -> str:
         given = f"{self.length} drafts give {self.tokens:.2f} tokens a step"
         return f"{given}, worth {self.worth:.2f} plain steps, at the price of {self.price:.2f}"
+
+
+def with_margin(steps: Any) -> Any:
+    """A few steps more than are expected to be needed: what is missing in the end would take another look."""
+    return steps + SPREAD * steps**0.5
 
 
 class Choice:
@@ -128,7 +134,7 @@ class Choice:
         # Texts change: no draft may be accepted any more.
         steps = np.clip(worst / np.maximum(prices - 1, 1e-9), LEAST, most_steps)
         if lefts is not None:
-            steps = np.minimum(steps, np.ceil(lefts / given).max(axis=1))
+            steps = np.minimum(steps, np.ceil(with_margin(lefts / given)).max(axis=1))
         steps = steps.astype(int)
         saved = self._saved(steps[:, None] * given, lefts, most_steps)
         gains = saved / (steps * prices + self.look(n))

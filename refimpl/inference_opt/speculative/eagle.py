@@ -30,6 +30,7 @@ from torch import Tensor
 from inference_opt.cache.fused_forward import can_fuse
 from inference_opt.cache.paged import PagedCache
 from inference_opt.kernels.batch import uses_triton
+from inference_opt.kernels.transfer import sent
 from inference_opt.model.experts import SwiGLU
 from inference_opt.model.gqa import GroupedQueryAttention
 from inference_opt.model.transformer import Transformer
@@ -150,27 +151,37 @@ class Eagle(Autoregressive):
         q[self.token_ids] = probabilities(logits, text.params).cpu().numpy()
         return q
 
-    def wait(self, text: RequestView, start: int, features: Float[Tensor, "slots dim"], following: list[int]) -> None:
-        """Keep the features of slots from `start` on, and the token behind each, until the text is read."""
-        if text.drafter_state is None:
-            text.drafter_state = EagleState(start)
-        text.drafter_state.features.append(features)
-        text.drafter_state.following += following
+    def follow(
+        self,
+        texts: Sequence[RequestView],
+        starts: list[int],
+        counts: list[int],
+        features: Float[Tensor, "slots dim"],
+        following: Int[Tensor, "slots"],
+    ) -> None:
+        """Read `counts` slots of each text from `starts` on, whose features captured steps have noted."""
+        self._catch_up(texts)
+        states = self._run([text.table for text in texts], starts, counts, features, following)
+        last = sent(torch.from_numpy(np.cumsum(counts) - 1), states.device)
+        self.resume(texts, [start + count for start, count in zip(starts, counts)], states[last])
 
     @torch.inference_mode()
     def observe(self, observations: Sequence[Observation]) -> None:
         """Keep the features, and read at once those whose pages other texts may share from now on.
 
-        No features come of what captured steps have read themselves, or have noted.
+        No features come of what captured steps have read themselves.
         """
+        observations = [each for each in observations if each.states or each.end == each.start]
         for each in observations:
-            if each.kind == "prompt":
-                each.text.drafter_state = None
-            if each.states and each.end > each.start:
-                self.wait(each.text, each.start, self.head.fuse(each.states), each.tokens[1:])
+            if each.text.drafter_state is None or each.kind == "prompt":
+                each.text.drafter_state = EagleState(each.start)
+            state = each.text.drafter_state
+            if each.end > each.start:
+                state.features.append(self.head.fuse(each.states))
+                state.following += each.tokens[1:]
         # One entry a text, its last observation: a text may come twice, and is read once.
         last = {id(each.text): each for each in observations if each.kind != "decode"}.values()
-        due = [each for each in last if each.text.drafter_state is not None and each.text.drafter_state.features]
+        due = [each for each in last if each.text.drafter_state.features]
         self._digest([each.text for each in due], [each.table for each in due])
 
     def _catch_up(self, texts: Sequence[RequestView]) -> None:

@@ -7,8 +7,8 @@
     read    the slots behind the tokens that were kept, with the target's features. Of these only the last one attends,
             which gives the state that the next guess begins with; the others only write their keys and values
 
-So a step begins and ends with the head having read all that is known. Plain steps only note the features. They wait
-with the text until it drafts again or ends, and are read at once then.
+So a step begins and ends with the head having read all that is known. Plain steps only note the features; `follow`
+reads those of many steps at once.
 
 How sure the head is plays no part here (`confidence`, of `eagle.py`): every step has the same launches.
 """
@@ -16,6 +16,7 @@ How sure the head is plays no part here (`confidence`, of `eagle.py`): every ste
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,8 +29,10 @@ from inference_opt.kernels.fused import project, rotate_write
 from inference_opt.kernels.letter import Letter
 from inference_opt.kernels.pdl import launch_options
 from inference_opt.kernels.plan import TilePlan
+from inference_opt.kernels.plan import spread as spread_counts
 from inference_opt.kernels.shape import Pass, Shape
 from inference_opt.kernels.steps import Kind, Steps
+from inference_opt.kernels.transfer import sent
 from inference_opt.model.experts import SwiGLU
 from inference_opt.model.gqa import GroupedQueryAttention
 from inference_opt.speculative.drafter import RequestView
@@ -79,7 +82,6 @@ class HeadSteps:
         self.state = buffer(max_rows, target.config.dim, dtype=dtype)
         self.place, self.last = buffer(2, fed), buffer(3, max_rows)
         self.rope = eagle.head.rope(self.state)
-        self.features = self.noted  # those of the latest plain steps
         self.sampling = Steps(1, max_rows, target.device)  # how each text samples
         self.tables: dict[Shape, list[Tables]] = {}
 
@@ -101,16 +103,17 @@ class HeadSteps:
         self.eagle.resume(texts, [count - 1 for count in known], self.state[: len(texts)].clone())
 
     @torch.inference_mode()
-    def note(self, rows: int, steps: int) -> None:
-        """Plain steps of so many texts were made: keep what they noted, before other steps overwrite it."""
-        self.features = self.head.fuse_taps(self.noted[:steps, :rows].flatten(2).to(self.head.dtype))
-
     def follow(
-        self, texts: Sequence[RequestView], starts: Sequence[int], counts: Sequence[int], tokens: Sequence[list[int]]
+        self,
+        texts: Sequence[RequestView],
+        starts: list[int],
+        counts: list[int],
+        chosen: Int[Tensor, "steps max_rows"],
     ) -> None:
-        """Of each text `counts` steps from slot `starts` on were noted, and chose these tokens: it will be read."""
-        for i, (text, start, count, own) in enumerate(zip(texts, starts, counts, tokens)):
-            self.eagle.wait(text, start, self.features[:count, i], own[:count])
+        """Read what `counts` plain steps of each text have noted, from slot `starts` on. The host waits for nothing."""
+        row, step = (sent(torch.from_numpy(each), chosen.device) for each in spread_counts(np.array(counts)))
+        features = self.head.fuse_taps(self.noted[step, row].flatten(1).to(self.head.dtype))
+        self.eagle.follow(texts, starts, counts, features, chosen[step, row])
 
     @torch.inference_mode()
     def guess(self, rows: int, shape: Shape, kind: Kind, plans: Sequence[TilePlan]) -> None:
