@@ -63,7 +63,7 @@ def _keep_nucleus(w: Float[Tensor, "vocab"], top_p: float) -> None:
     by the number of tokens hold less than the others' share all together, so they are behind, and are not sorted.
     """
     whole, every = float(w.sum()), w.numpy(force=True)  # NumPy selects in a fifth of the time
-    heavy = torch.from_numpy(every[every >= (1 - top_p) * whole / len(w)]).sort(descending=True).values
+    heavy = w.new_tensor(every[every >= (1 - top_p) * whole / len(w)]).sort(descending=True).values
     kept = heavy[: int((heavy.cumsum(0) - heavy < top_p * whole).sum())]
     _drop_below(w, float(kept[-1]))
     if extra := int((heavy >= kept[-1]).sum()) - len(kept):
