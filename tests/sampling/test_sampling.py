@@ -16,7 +16,8 @@ from transformers.generation import logits_process as hf
 from inference_opt.loading.checkpoint import GGUFFile
 from inference_opt.loading.tokenizer import tokenizer_from_gguf
 from inference_opt.sampling import CommonNoise, Noise, SamplingParams, StopCheck, cut_at_stop, probabilities, sample
-from inference_opt.sampling.noise import exponential, uniforms
+from inference_opt.sampling.distribution import weights
+from inference_opt.sampling.noise import LIGHT, exponential, uniforms
 
 LOGITS = arrays(np.float64, st.integers(1, 12), elements=st.floats(-30, 30, width=32)).map(torch.from_numpy)
 
@@ -74,6 +75,38 @@ def test_the_first_to_arrive_is_chosen(logits, seed, start):
     assert token == Noise(seed, start).choose(boosted, 0)
 
 
+@settings(max_examples=300)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1, 2, 60, 3000]),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    st.sampled_from([0, 1, 3, 10]),
+    st.sampled_from([0, 4, 9, 20, 300]),
+    st.sampled_from([0.0, 0.3]),
+    st.sampled_from([1e-300, 0.01, 0.8, 1.0, 2.0, 1e10, 1e300, 1.7e308]) | st.floats(0.1, 3),
+    st.sampled_from(
+        [{}, {}, {"top_k": 1}, {"top_k": 40}, {"top_k": 5000}, {"top_p": 0.9}, {"top_p": 1e-9}, {"min_p": 0.05},
+         {"top_k": 40, "top_p": 0.5, "min_p": 0.1}]
+    ),
+)  # fmt: skip
+@example(1, 60, torch.float32, 1, 20, 0.3, 1e300, {})  # no float32 is as far below the largest as light tokens are
+def test_a_draw_is_the_race_of_all_weights(seed, n, dtype, spread, gap, cut, temperature, filters):
+    random = np.random.default_rng(seed)
+    x = spread * random.standard_normal(n)
+    x[random.integers(n)] += gap  # one token above the others; without a spread these are equal
+    x[(random.random(n) < cut) & (x < x.max())] = -math.inf
+    logits = torch.from_numpy(x).to(dtype)
+    before = logits.clone()
+    params = SamplingParams(temperature=temperature, seed=seed, **filters)
+    w = weights(logits, params).numpy()
+    with np.errstate(divide="ignore", over="ignore"):
+        times = exponential(uniforms(Noise(seed, 5).words(0, 0, n))) / w
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sample(logits, params, 5) == Noise(seed, 5).choose(w, 0) == int(np.argmin(times))
+    assert torch.equal(logits, before)
+
+
 @pytest.mark.parametrize("arrivals", [[0.0, 0.0, 5.0, 9.0, 0.0], [0.0, 9.0, 0.0, 5.0, 0.0]])
 def test_a_token_of_probability_zero_never_runs(monkeypatch, arrivals):
     weights = np.array([0, 0.25, 0, 0.75, 0])
@@ -106,14 +139,26 @@ def test_no_weight_is_too_small_to_race(weights, seed, scale):
 @given(st.integers(1, 2**52 - 1), st.floats(2.0**-30, 4), st.floats(0.25, 2), st.integers(-1000, 900))
 @example(2**52 - 1, 0.99, 0.99, 0)
 def test_a_light_token_wins_where_it_arrives_first(k, weight, sooner, scale):
-    # Two tokens, the second of about 2⁻²⁰ of the first's weight, and words that let it arrive at `sooner` of its time.
-    weights = np.ldexp([1.0, weight], [scale, scale - 20])
+    # Two tokens, the second of about LIGHT of the first's weight, and words that let it arrive at `sooner` of its time.
+    weights = np.ldexp([1.0, weight * LIGHT], scale)
     arrival = exponential(np.array([(k + 0.5) / 2**52]))[0]
-    other = int(-math.expm1(-arrival * weight * 2.0**-20 * sooner) * 2**52)
+    other = int(-math.expm1(-arrival * weight * LIGHT * sooner) * 2**52)
     words = np.array([k << 12, other << 12], dtype=np.uint64)
-    times = exponential(uniforms(words.copy())) / np.array([1.0, weight * 2.0**-20])
+    times = exponential(uniforms(words.copy())) / np.array([1.0, weight * LIGHT])
     with mock.patch.object(Noise, "words", return_value=words):
         assert Noise(0, 0).choose(weights, 0) == int(np.argmin(times))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_that_are_just_light_are_drawn_as_often_as_in_the_whole_race(dtype):
+    logits = torch.full((5000,), math.log(LIGHT) - 0.01).to(dtype)
+    logits[7] = 0.0
+    w = weights(logits, SamplingParams(temperature=1.0)).numpy()
+    times = [exponential(uniforms(Noise(seed, 5).words(0, 0, 5000))) / w for seed in range(40)]
+    firsts = [int(np.argmin(each)) for each in times]
+    assert [sample(logits, SamplingParams(temperature=1.0, seed=seed), 5) for seed in range(40)] == firsts
+    assert [Noise(seed, 5).choose(w, 0) for seed in range(40)] == firsts
+    assert 5 < sum(first != 7 for first in firsts) < 35
 
 
 def test_weights_of_denormal_numbers_have_their_frequencies():
@@ -180,10 +225,10 @@ def test_rows_do_not_disturb_each_other(logits, seed, position):
 
 
 @pytest.mark.parametrize("broken", [[math.nan, 0.0], [math.inf, 0.0], [-math.inf, -math.inf]])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_broken_logits_are_refused(broken, temperature):
+@pytest.mark.parametrize("params", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 1}])
+def test_broken_logits_are_refused(broken, params):
     with pytest.raises(ValueError, match="broken"):
-        sample(torch.tensor(broken), SamplingParams(temperature=temperature), 0)
+        sample(torch.tensor(broken), SamplingParams(**params), 0)
 
 
 @pytest.mark.parametrize(

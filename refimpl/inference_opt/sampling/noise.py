@@ -6,6 +6,7 @@ words of 64 random bits. So every token's noise is a function of where it is dra
 order: here by NumPy's generator in C, on the card by `kernels/philox.py`, bit for bit the same.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ ATANH = tuple(1 / n for n in range(3, 23, 2))
 ONE_BITS, SQRT_HALF_BITS = 0x3FF0000000000000, 0x3FE6A09E667F3BCD  # of the float64s 1 and √½
 LN2 = 0.6931471805599453
 
-LIGHT = 2.0**-20  # of the largest weight
+LIGHT = 2.0**-13  # of the largest weight
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,13 @@ class Noise:
         largest = weights.max()
         if largest == 0:
             raise ValueError("there is no token to choose: all weights are zero")
-        if weights.sum() == largest and np.count_nonzero(weights) == 1:
-            return int(weights.argmax())  # who runs alone wins
         if largest < 2.0**-900:  # E divided by 2⁻¹⁰⁷⁴, the smallest float, would overflow
             weights, largest = weights * 2.0**900, largest * 2.0**900
-        words = self.words(i, ARRIVAL, len(weights))
         heavy = np.flatnonzero(weights >= LIGHT * largest)
-        u, w = uniforms(words[heavy]), weights[heavy]
-        # E = −log(1 − u) ≥ u. So u / w says when a token arrives at the earliest, and few need the logarithm.
-        earliest = u / w
-        first = int(np.argmin(earliest))
-        bound = float(exponential(u[[first]])[0] / w[first]) * (1 + 2.0**-40)  # more than rounding
-        # A lighter token is as early only if u ≤ bound · LIGHT · largest. u is its word / 2⁶⁴, rounded.
-        limit = min(int(bound * LIGHT * largest * 2.0**64) + 2**13, 2**64 - 1)  # 2¹³: more than that rounding
-        near = np.union1d(heavy[earliest <= bound], np.flatnonzero(words <= np.uint64(limit)))
+        if len(heavy) == 1 and np.count_nonzero(weights) == 1:
+            return int(heavy[0])  # who runs alone wins
+        words = self.words(i, ARRIVAL, len(weights))
+        near = contenders(words, heavy, weights[heavy], LIGHT * largest)
         with np.errstate(divide="ignore", over="ignore"):
             return int(near[np.argmin(exponential(uniforms(words[near])) / weights[near])])
 
@@ -90,6 +84,20 @@ class CommonNoise(Noise):
     def words(self, i: int, kind: int, n: int) -> UInt64[np.ndarray, "n"]:
         """Draw i's random bits."""
         return Noise(self.seed, self.start + i, self.lane).words(0, kind, n)
+
+
+def contenders(
+    words: UInt64[np.ndarray, "n"], heavy: Int[np.ndarray, "heavy"], weights: Float[np.ndarray, "heavy"], light: float
+) -> Int[np.ndarray, "near"]:
+    """The tokens that can win a race: few, in order. `weights` are those of the `heavy`; the others' are ≤ `light`."""
+    # E = −log(1 − u) ≥ u. So u / w says when a token arrives at the earliest, and few need the logarithm.
+    u = uniforms(words[heavy])
+    earliest = u / weights
+    first = int(np.argmin(earliest))
+    bound = -math.log1p(-u[first]) / float(weights[first]) * (1 + 2.0**-40)  # more than rounding
+    # A light token is as early only if u ≤ bound · light. u is its word / 2⁶⁴, rounded.
+    limit = min(int(bound * light * 2.0**64) + 2**13, 2**64 - 1)  # 2¹³: more than that rounding
+    return np.union1d(heavy[earliest <= bound], np.flatnonzero(words <= np.uint64(limit)))
 
 
 def uniforms(words: UInt64[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:

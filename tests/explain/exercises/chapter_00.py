@@ -13,9 +13,9 @@ WRONG = {
     "00.draw": {
         "the last to arrive": (("np.argmin(exponential(uniforms", "np.argmax(exponential(uniforms"),),
         "no logarithm": (
-            ("near[np.argmin(exponential(uniforms(words[near])) / weights[near])]", "heavy[first]"),
+            ("exponential(uniforms(words[near]))", "uniforms(words[near])"),
         ),
-        "light tokens never win": (("np.flatnonzero(words <= np.uint64(limit))", "heavy[:1]"),),
+        "light tokens never win": (("contenders(words, heavy, weights[heavy], LIGHT * largest)", "heavy"),),
         "the noise of another draw": (("self.words(i, ARRIVAL", "self.words(0, ARRIVAL"),),
         "the noise of a uniform number": (("ARRIVAL, len", "1, len"),),
         "it changes the weights": (
@@ -70,10 +70,10 @@ WRONG = {
     "00.nucleus": {
         "the token that crosses goes": (("heavy.cumsum(0) - heavy <", "heavy.cumsum(0) <"),),
         "one too many on the boundary": (("- heavy < top_p", "- heavy <= top_p"),),
-        "all of equal weight stay": (("if extra := int(w.count_nonzero()) - len(kept):", "if extra := 0:"),),
+        "all of equal weight stay": (("if extra := int((heavy >= kept[-1]).sum()) - len(kept):", "if extra := 0:"),),
         "the highest ids stay": ((".flatten()[-extra:]", ".flatten()[:extra]"),),
         "the whole is taken for one": (("< top_p * whole).sum", "< top_p).sum"),),
-        "another tensor": (("    whole = w.sum()", "    w = w.clone()\n    whole = w.sum()"),),
+        "another tensor": (("    whole, every", "    w = w.clone()\n    whole, every"),),
         "the lightest stay": (("descending=True", "descending=False"),),
         "renormalised": (("    _drop_below", "    w.div_(whole)\n    kept = kept / whole\n    _drop_below"),),
         "the sum is one afterwards": """
@@ -99,10 +99,16 @@ WRONG = {
         "the sum of the two": (("Noise(seed, position)", "Noise(seed + position, 0)"),),
         "the other way round": (("Noise(seed, position)", "Noise(position, seed)"),),
         "one too far": (("Noise(seed, position)", "Noise(seed, position + 1)"),),
-        "the position as the draw": (("Noise(seed, position)", "Noise(seed, 0)"), (", 0)\n", ", position)\n")),
+        "the position as the draw": """
+            def sample(logits, params, position: int) -> int:
+                if params.temperature == 0:
+                    return int(logits.argmax())
+                seed = secrets.randbits(63) if params.seed is None else params.seed
+                return Noise(seed, 0).choose(logits.double().softmax(-1).numpy(), position)
+        """,
         "seed 0 is no seed": (("if params.seed is None else params.seed", "if not params.seed else params.seed"),),
         "no seed is seed 0": (("secrets.randbits(63) if params.seed is None else params.seed", "params.seed or 0"),),
-        "it changes the logits": (("weights(logits, params)", "weights(logits.add_(1), params)"),),
+        "it changes the logits": (("_draw(logits,", "_draw(logits.add_(1),"),),
     },
 }  # fmt: skip
 
