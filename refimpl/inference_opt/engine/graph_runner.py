@@ -51,7 +51,7 @@ from inference_opt.kernels.shape import Shape
 from inference_opt.kernels.transfer import read_back
 from inference_opt.model.transformer import Transformer
 from inference_opt.speculative.acceptance import LENGTHS, Acceptance, replayed, steps_at
-from inference_opt.speculative.choice import TRIED, Choice, with_margin
+from inference_opt.speculative.choice import SPREAD, TRIED, Choice
 from inference_opt.speculative.drafter import Draft
 from inference_opt.trace import recording
 
@@ -240,7 +240,8 @@ class GraphRunner:
             if self.network:
                 self.network.start(letter, requests)
         # As many steps as are expected to be needed, and a few more: what is missing then takes another look.
-        replays = min(ceil(with_margin(max(grants) / self.kept.get(shape, shape.depth + 1.0))), most_steps)
+        needed = max(grants) / self.kept.get(shape, shape.depth + 1.0)
+        replays = min(ceil(needed + SPREAD * needed**0.5), most_steps)
         seconds = self.clock.time(replay, replays)
         emitted = drafts.emitted[:n]
         scored = drafts.scored[:n] if any(own.logprobs for own in params) else emitted

@@ -27,7 +27,8 @@ The output does not depend on γ, since only tokens that the target would have d
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from math import ceil
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -65,11 +66,6 @@ class Expected(NamedTuple):
     def __str__(self) -> str:
         given = f"{self.length} drafts give {self.tokens:.2f} tokens a step"
         return f"{given}, worth {self.worth:.2f} plain steps, at the price of {self.price:.2f}"
-
-
-def with_margin(steps: Any) -> Any:
-    """A few steps more than are expected to be needed: what is missing in the end would take another look."""
-    return steps + SPREAD * steps**0.5
 
 
 class Choice:
@@ -119,6 +115,10 @@ class Choice:
         else:
             self.why = f"{n} texts: {lengths[0]}, but too much was lost lately: plain decoding"
             return 0, few
+        if steps == each.steps:
+            # A few more: what is missing in the end takes another look. But they should not cost more than half of it.
+            more = min(SPREAD * steps**0.5, self.look(n) / (2 * each.price))
+            steps = min(steps + ceil(more), most_steps)
         self.since_plain += 1
         if self.since_plain >= AGAIN:
             self.since_plain = 0
@@ -134,7 +134,7 @@ class Choice:
         # Texts change: no draft may be accepted any more.
         steps = np.clip(worst / np.maximum(prices - 1, 1e-9), LEAST, most_steps)
         if lefts is not None:
-            steps = np.minimum(steps, np.ceil(with_margin(lefts / given)).max(axis=1))
+            steps = np.minimum(steps, np.ceil(lefts / given).max(axis=1))
         steps = steps.astype(int)
         saved = self._saved(steps[:, None] * given, lefts, most_steps)
         gains = saved / (steps * prices + self.look(n))
