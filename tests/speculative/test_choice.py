@@ -284,6 +284,21 @@ def test_what_is_held_against_it_is_bounded():
     assert choice.credit > -1
 
 
+def test_what_a_drafter_lost_it_may_win_back():
+    """One that only shows in its steps what it gives would else not be tried again for a long time."""
+    for seen in (True, False):
+        choice, text = Choice(seen), Acceptance()
+        for each in (choice.lately, text):
+            each.learn(300.0, steps_at(0.8, 300.0))
+        choice.learn([64], [9999], 0, 64, STEPS, 1.0, look=4.0)
+        choice.learn([4], [9999], 7, 4, STEPS, 9.0, look=4.0)  # a very slow run
+        for _ in range(3):
+            choice.costs.learn(1, 7, 1.5)
+        assert choice.credit == -(module.CAP if seen else module.BEGIN)
+        drafts, steps = choice.best([text], [12], [9999], STEPS)
+        assert (drafts >= 7 and steps >= module.LEAST) != seen, choice.why
+
+
 # In closed batches nobody takes the place of a text that ends. Time is counted in plain steps of one text.
 CARD = {  # steps grow dearer with the batch; those of a network are dear
     "found": lambda texts, gamma: (1 + texts / 64) * (1 + (gamma > 0) * (0.02 + (0.04 + 0.018 * gamma) * texts / 64)),

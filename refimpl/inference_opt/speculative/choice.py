@@ -110,7 +110,7 @@ class Choice:
             steps = self._steps(n, each, 1.0 if tried else (1 + each.worth) / 2, most_steps)
             if (new and self._unknown) or not self.costs.measured(n, each.length):
                 steps = min(steps, SHORT)
-            if each.gain >= BETTER and steps >= min(LEAST, most_steps) and self.credit >= 0:
+            if each.gain >= BETTER and steps >= min(LEAST, most_steps) and (self.credit >= 0 or not self.seen):
                 break
         else:
             self.why = f"{n} texts: {lengths[0]}, but too much was lost lately: plain decoding"
@@ -175,7 +175,7 @@ class Choice:
     def _steps(self, texts: int, each: Expected, hoped: float, most_steps: int) -> int:
         """As many steps as may be risked, if each saves at least the plain steps that are hoped for."""
         look, risk = self.look(texts), each.price - hoped * (1 + self.look(texts, False) / most_steps)
-        if look + each.steps * risk <= max(self.credit, 0):
+        if look + each.steps * risk <= self.credit:  # if that is below 0: what was lost is won back
             return each.steps
         return max(int((self.credit - look) / risk), 0) if risk > 0 else 0
 
@@ -214,4 +214,5 @@ class Choice:
         elif self.costs.measured(n, 0):  # it may not be, where requests name their lengths
             self.credit += float(self._saved(np.array([tokens], dtype=float), lefts, most_steps)[0]) - self.look(n)
             self.credit -= steps * self.costs.of(n, drafts) / self.costs.of(n, 0)
-        self.credit = min(max(self.credit, -CAP), CAP)
+        # Of a drafter that only shows in its steps what it gives, little is held against it: one slow look may be why.
+        self.credit = min(max(self.credit, -(CAP if self.seen else BEGIN)), CAP)
