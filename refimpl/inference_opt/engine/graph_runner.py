@@ -239,9 +239,11 @@ class GraphRunner:
             self._put_tables(letter, chunks)
             if self.network:
                 self.network.start(letter, requests)
-        # As many steps as are expected to be needed, and a few more: what is missing then takes another look.
-        needed = max(grants) / self.kept.get(shape, shape.depth + 1.0)
-        replays = min(ceil(needed + SPREAD * needed**0.5), most_steps)
+        # As many steps as are expected to be needed, and a few more: what is missing then takes another look. But they
+        # should not cost more than half of it.
+        needed, choice = max(grants) / self.kept.get(shape, shape.depth + 1.0), self.eager.speculation.choice
+        more = choice.costs.look(n, True) / (2 * choice.costs.of(n, gamma)) if choice else 0.0
+        replays = min(ceil(needed + min(SPREAD * needed**0.5, more)), most_steps)
         seconds = self.clock.time(replay, replays)
         emitted = drafts.emitted[:n]
         scored = drafts.scored[:n] if any(own.logprobs for own in params) else emitted
@@ -257,7 +259,7 @@ class GraphRunner:
             self.network.stop(requests, [len(text) + count for text, count in zip(texts, made[:, 2].tolist())])
         kept = float((made[:, 2] / np.maximum((judged[:, :, 2] > 0).sum(axis=1), 1)).mean())
         self.kept[shape] = max((self.kept.get(shape, kept) + kept) / 2, 1.0)
-        if choice := self.eager.speculation.choice:
+        if choice:
             each_step = seconds()
             look = self.clock.look(replays * each_step)
             choice.learn(made[:, 2].tolist(), lefts(chunks), gamma, replays, self.max_steps, each_step, look)
