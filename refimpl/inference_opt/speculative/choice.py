@@ -110,7 +110,7 @@ class Choice:
             steps = self._steps(n, each, 1.0 if tried else (1 + each.worth) / 2, most_steps)
             if (new and self._unknown) or not self.costs.measured(n, each.length):
                 steps = min(steps, SHORT)
-            if each.gain >= BETTER and steps >= min(LEAST, most_steps) and (self.credit >= 0 or not self.seen):
+            if each.gain >= BETTER and steps >= min(LEAST, each.steps) and (self.credit >= 0 or not self.seen):
                 break
         else:
             self.why = f"{n} texts: {lengths[0]}, but too much was lost lately: plain decoding"
