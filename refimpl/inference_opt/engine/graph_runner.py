@@ -51,7 +51,7 @@ from inference_opt.kernels.shape import Shape
 from inference_opt.kernels.transfer import read_back
 from inference_opt.model.transformer import Transformer
 from inference_opt.speculative.acceptance import LENGTHS, Acceptance, replayed, steps_at
-from inference_opt.speculative.choice import SPREAD, TRIED, Choice
+from inference_opt.speculative.choice import TRIED, Choice
 from inference_opt.speculative.drafter import Draft
 from inference_opt.trace import recording
 
@@ -239,11 +239,10 @@ class GraphRunner:
             self._put_tables(letter, chunks)
             if self.network:
                 self.network.start(letter, requests)
-        # As many steps as are expected to be needed, and a few more: what is missing then takes another look. But they
-        # should not cost more than half of it.
+        # As many steps as are expected to be needed, and a few more.
         needed, choice = max(grants) / self.kept.get(shape, shape.depth + 1.0), self.eager.speculation.choice
-        more = choice.costs.look(n, True) / (2 * choice.costs.of(n, gamma)) if choice else 0.0
-        replays = min(ceil(needed + min(SPREAD * needed**0.5, more)), most_steps)
+        more = choice.costs.margin(n, gamma, needed) if choice else 0.0
+        replays = min(ceil(needed + more), most_steps)
         seconds = self.clock.time(replay, replays)
         emitted = drafts.emitted[:n]
         scored = drafts.scored[:n] if any(own.logprobs for own in params) else emitted

@@ -101,7 +101,3 @@ class Shape:
             passes.append(Pass(inner, above, before, seen, [children[i + 1] for i in inner]))
             read = inner
         return passes
-
-    def gains(self, kept: int) -> list[int]:
-        """Drafts that are kept with 0, 1, … γ drafts, where bit i of `kept` tells whether draft i is."""
-        return [(kept & (1 << count) - 1).bit_count() for count in range(self.gamma + 1)]

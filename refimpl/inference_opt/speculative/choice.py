@@ -42,7 +42,6 @@ WORST = 24.0  # plain steps: the most that one run may lose, besides two looks
 BEGIN = 4.0  # plain steps of credit at first
 FIRST = 16  # plain steps until a text's first choice
 SHORT = 8  # steps of a trial, and those that measure plain decoding again
-SPREAD = 0.5  # of the number of steps that a run needs, in square roots of it
 LEAST = 4  # steps that are worth a trial
 TRIED = 3  # drafts of a chain, at most, while nothing is known: α shows in few drafts as well
 AGAIN = 32  # choices until plain decoding is measured again
@@ -116,9 +115,7 @@ class Choice:
             self.why = f"{n} texts: {lengths[0]}, but too much was lost lately: plain decoding"
             return 0, few
         if steps == each.steps:
-            # A few more: what is missing in the end takes another look. But they should not cost more than half of it.
-            more = min(SPREAD * steps**0.5, self.look(n) / (2 * each.price))
-            steps = min(steps + ceil(more), most_steps)
+            steps = min(steps + ceil(self.costs.margin(n, each.length, float(steps))), most_steps)
         self.since_plain += 1
         if self.since_plain >= AGAIN:
             self.since_plain = 0

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from inference_opt.speculative.acceptance import LENGTHS
 
 KEPT = 7  # measurements of a length that count, the latest
+SPREAD = 0.5  # of the number of steps that a run needs, in square roots of it
 LOOKS = 64  # that count, with drafts or without: what a look took long ago is forgotten, and so is a slow one
 UNTRIED = 0.01  # what a draft is assumed to cost on a card, in steps, where it was not measured
 
@@ -89,6 +90,13 @@ class StepCosts:
         looks = self.looks[_size(texts)]
         own = [seconds for kind, seconds in looks if kind == drafted] or [seconds for _, seconds in looks]
         return median_low(own) if own else 0.0
+
+    def margin(self, texts: int, gamma: int, steps: float) -> float:
+        """Steps to add to those that a run is expected to need: what is missing in the end takes another look.
+
+        But they should not cost more than half of it.
+        """
+        return min(SPREAD * steps**0.5, self.look(texts, gamma > 0) / (2 * self.of(texts, gamma)))
 
     def until_done(self, lefts: Float[np.ndarray, "cases n"], most_steps: int) -> Float[np.ndarray, "cases"]:
         """Φ: seconds until n texts that may still have so many tokens have them, without drafts, in several cases.
