@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from inference_opt import Engine, SamplingParams, naive
 from inference_opt.cache.paged_kernel import PagedKernelCache
 from inference_opt.engine.eager_runner import EagerRunner
-from inference_opt.engine.graph_runner import GraphRunner, _replayed
+from inference_opt.engine.graph_runner import GraphRunner
 from inference_opt.explain.views.schedule import sound_ownership
 from inference_opt.kernels.shape import Shape
 from inference_opt.model.attention import NoCache
 from inference_opt.speculative import rules
-from inference_opt.speculative.acceptance import LENGTHS
+from inference_opt.speculative.acceptance import LENGTHS, of_trees
 from inference_opt.speculative.eagle import Eagle
 from tests.engine.invariants import random_head
 from tests.toys import toy
@@ -132,10 +132,10 @@ def test_what_a_tree_shows_of_all_numbers_of_drafts():
     path = [i for i in range(7) if tree.parents[i] in (-1, 0)][:2]
     assert [tree.parents[i] for i in path] == [-1, 0]
     steps = np.array([[7, 2, 3, sum(1 << i for i in path)], [7, 0, 1, 0], [3, 0, 1, 0]])
-    tokens, taken = _replayed(steps, tree)
+    tokens, taken = of_trees(steps, tree)
     assert tokens == 3 + 1, "the third was cut off at the end of a text"
     assert taken == [3 / (min(length, 2) + 1) + 1 for length in LENGTHS]
-    assert _replayed(steps[2:], tree) is None
+    assert of_trees(steps[2:], tree) is None
 
 
 def test_texts_that_come_wait_and_go_on_are_read_whole():

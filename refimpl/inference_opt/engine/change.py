@@ -7,9 +7,9 @@ the step has happened.
 """
 
 from array import array
+from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -22,8 +22,7 @@ from inference_opt.speculative.drafter import Draft
 Kind = Literal["prompt", "decode", "end"]  # what a step was for a request
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """A request's new state, and where in its lists it is written. Writing it twice does no harm."""
 
     chunk: Chunk
@@ -31,13 +30,13 @@ class Change:
     known: int  # its tokens before the step
     tokens: list[int]  # those that the step adds, up to the one that ends the text
     scored: int  # its log-probabilities before the step
-    logprobs: list[float]
+    logprobs: Sequence[float]
     computed: int
     check: StopCheck
     finish_reason: FinishReason | Literal["error"] | None
     judged: list[Judged]  # the steps that emitted the tokens
     lengths: tuple[float, list[float]] | None  # as of `Result`
-    states: list[Tensor]  # of the tokens fed: what the drafter taps
+    states: Sequence[Tensor]  # of the tokens fed: what the drafter taps
     kind: Kind
 
     @property
@@ -82,7 +81,7 @@ def work_out(chunk: Chunk, draft: Draft, result: Result) -> Change:
     )
 
 
-def _until(judged: list[Judged], count: int) -> list[Judged]:
+def _until(judged: Sequence[Judged], count: int) -> list[Judged]:
     """The steps that emitted the first `count` tokens, and of the last of them what lies among these."""
     kept = []
     for step in judged:

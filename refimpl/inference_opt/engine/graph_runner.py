@@ -50,7 +50,7 @@ from inference_opt.kernels.plan import TilePlan
 from inference_opt.kernels.shape import Shape
 from inference_opt.kernels.transfer import read_back
 from inference_opt.model.transformer import Transformer
-from inference_opt.speculative.acceptance import LENGTHS, Acceptance, replayed, steps_at
+from inference_opt.speculative.acceptance import LENGTHS, Acceptance, of_chains, of_trees
 from inference_opt.speculative.choice import TRIED, Choice
 from inference_opt.speculative.drafter import Draft
 from inference_opt.trace import recording
@@ -64,6 +64,7 @@ IDLE = 4  # replays for nobody that show the price of a step
 PLAIN = Shape(0)
 
 judgement = cache(Judged)  # few differ, and thousands of new tuples a run would set Python looking for garbage
+shape_of = cache(Shape)  # what follows from a shape is worked out once
 
 
 class GraphRunner:
@@ -160,7 +161,7 @@ class GraphRunner:
     def _shape(self, chunks: Sequence[Chunk], gamma: int) -> Shape:
         """A tree of drafts if the drafter can make one, and no request names the length of a chain."""
         branches = self.network is not None and self.eager.speculation.branching
-        return Shape(gamma, branches and all(each.request.acceptance for each in chunks))
+        return shape_of(gamma, branches and all(each.request.acceptance for each in chunks))
 
     def _prepare(
         self, chunks: Sequence[Chunk], shape: Shape
@@ -271,7 +272,7 @@ class GraphRunner:
             own = scores[i, : len(row)].tolist() if params[i].logprobs else []
             steps = steps[steps[:, 2] > 0]
             each = [judgement(*step) for step in steps[:, :3].tolist()]
-            seen = (taken[0], taken) if taken else _replayed(steps, shape) if shape.branches else _counted(steps[:, :3])
+            seen = (taken[0], taken) if taken else of_trees(steps, shape) if shape.branches else of_chains(steps)
             results.append(Result(row or None, own, judged=each, lengths=seen))
         return results
 
@@ -404,27 +405,6 @@ class GraphRunner:
 def _taken(reviewed: list[Tensor], rows: int) -> list[list[float]]:
     """What a review found for each text; empty if there was none."""
     return reviewed[0].tolist() if reviewed else [[]] * rows
-
-
-def _replayed(steps: Int[np.ndarray, "steps 4"], shape: Shape) -> tuple[float, list[float]] | None:
-    """What steps with trees tell of all lengths: a smaller tree is the first drafts of this one (`replayed`)."""
-    total, each, further = 0.0, [0.0] * len(LENGTHS), Shape(LENGTHS[-1], branches=True).parents[shape.gamma :]
-    for drafted, accepted, emitted, bits in steps.tolist():
-        if drafted < shape.gamma or emitted <= accepted:
-            continue  # cut off at the end of the text, or broken: it does not show what others would give
-        kept = [i for i in range(drafted) if bits >> i & 1]
-        leaf = bool(kept) and kept[-1] not in shape.parents and kept[-1] in further
-        tokens, own = replayed(drafted, drafted, kept, leaf)
-        total, each = total + tokens, [a + b for a, b in zip(each, own)]
-    return (total, each) if total else None
-
-
-def _counted(steps: Int[np.ndarray, "steps 3"]) -> tuple[float, list[float]] | None:
-    """What steps with drafts tell of all lengths, if each draft is accepted with the same probability."""
-    drafted, accepted, emitted = steps.T
-    rejected = int((accepted < drafted).sum())
-    kept, tokens = int(accepted.sum()), float(emitted[drafted > 0].sum())
-    return (tokens, steps_at(kept / (kept + rejected), tokens)) if kept + rejected else None
 
 
 def runner_for(model: Transformer, cache: PagedCache, speculation: Speculation, max_steps: int, rows: int) -> Runner:

@@ -5,7 +5,6 @@ captured steps on CUDA, several in a row. The engine does not know which one it 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -22,14 +21,13 @@ class Judged(NamedTuple):
     emitted: int
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """What a run gives for one chunk."""
 
     tokens: list[int] | None  # what it emits: nothing while there is prompt left; None if its logits are broken
-    logprobs: list[float] = field(default_factory=list)  # of each token, if the request asks for them
-    states: list[Tensor] = field(default_factory=list)  # hidden states, [fed, dim] for each layer the drafter taps
-    judged: list[Judged] = field(default_factory=list)  # its steps with a drafter, one after another
+    logprobs: Sequence[float] = ()  # of each token, if the request asks for them
+    states: Sequence[Tensor] = ()  # hidden states, [fed, dim] for each layer the drafter taps
+    judged: Sequence[Judged] = ()  # its steps with a drafter, one after another
     lengths: tuple[float, list[float]] | None = None  # what `Acceptance.learn` takes of these steps
 
 

@@ -31,7 +31,7 @@ import bisect
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from inference_opt.engine.cache_manager import CacheManager
 from inference_opt.engine.request import Request
@@ -40,8 +40,7 @@ from inference_opt.trace import emit
 LOOKAHEAD = 64  # waiting requests, the oldest first, whose cached prefixes are compared
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A request's part of a step: `count` of its tokens, from `start` on. The pages for all of it are reserved.
 
     `found`: tokens that the tree saved this step from computing. `drafts`: how many guesses may be
@@ -148,29 +147,27 @@ class Scheduler:
             if not request.decoding:
                 continue
             gamma = max(min(self.gamma(request), rows // asking, request.check.left - 1), 0)
-            while gamma and not self.cache.reserve(request, request.computed + 1 + gamma):
-                gamma -= 1
             if gamma:
-                chunks[i] = replace(chunk, drafts=gamma)
-                emit("schedule.draft", self, id=request.id, gamma=gamma)
+                chunks[i] = chunk._replace(drafts=gamma)
             rows, asking = rows - gamma, asking - 1
         return chunks
 
     def _grant_steps(self, chunks: list[Chunk]) -> list[Chunk]:
-        """The tokens of several decode steps, if all of the step is decodes that the runner can repeat."""
+        """Reserve pages for the drafts, or for several steps if all are decodes that the runner can repeat."""
         choice = self.choose(chunks) if chunks and all(each.decodes for each in chunks) else None
-        if choice is None:
-            return chunks
-        most, steps = choice
-        granted = []
-        for chunk in chunks:
+        for i, chunk in enumerate(chunks):
+            if choice is None and not chunk.drafts:
+                continue
+            most, steps = choice or (chunk.drafts, 1)
             drafts = min(chunk.drafts, most)
             grant = min(steps * (1 + drafts), chunk.request.check.left)
             while grant > 1 and not self.cache.reserve(chunk.request, chunk.start + grant):
                 grant -= 1
-            own = chunk.request, chunk.start, chunk.count, chunk.found
-            granted.append(Chunk(*own, drafts, grant, steps, chunk.queue))
-        return granted
+            drafts = min(drafts, grant - 1)
+            if drafts:
+                emit("schedule.draft", self, id=chunk.request.id, gamma=drafts)
+            chunks[i] = chunk._replace(drafts=drafts, grant=grant if choice else 1, steps=steps)
+        return chunks
 
     def _next(self) -> Request:
         """The next to admit: first, by arrival, those overtaken too often; then the longest cached prefix."""

@@ -201,17 +201,25 @@ class Speculation:
         """
         if self.drafter is None:
             return
+        told = []
         for change in changes:
             request = change.request
-            if request.decoding:
-                self.steps.update([step.drafted for step in change.judged] or [0] * len(change.tokens))
+            if change.judged:
+                self.steps.update(step.drafted for step in change.judged)
+            elif request.decoding and change.tokens:
+                self.steps[0] += len(change.tokens)
             # What follows the end of a text tells nothing.
             if change.lengths and change.finish_reason in (None, "length"):
-                for lately in {each.lately for each in (self.eager, self.choice) if each}:
-                    lately.learn(*change.lengths)
+                told.append(change.lengths)
                 if request.acceptance is not None:
                     request.acceptance.learn(*change.lengths)
-        self.drafter.observe([_observation(each.request, each.chunk.start, each.states, each.kind) for each in changes])
+        if told:
+            tokens, steps = zip(*told)
+            for lately in {each.lately for each in (self.eager, self.choice) if each}:
+                lately.learn(sum(tokens), [sum(each) for each in zip(*steps)])
+        # A drafter on the card has seen what captured steps have decoded.
+        unseen = [each for each in changes if each.states or each.kind != "decode" or not self.drafter.captured]
+        self.drafter.observe([_observation(each.request, each.chunk.start, each.states, each.kind) for each in unseen])
         for change in changes:
             if change.finish_reason is not None:
                 change.request.drafter_state = None  # nobody needs it any more
@@ -226,7 +234,7 @@ class Speculation:
             request.drafter_state = None
 
 
-def _observation(request: Request, start: int, states: list[Tensor], kind: Kind) -> Observation:
+def _observation(request: Request, start: int, states: Sequence[Tensor], kind: Kind) -> Observation:
     """The tokens from `start` on that are computed, and the one that follows them."""
     tokens = list(request.tokens[start : request.computed + 1])
     return Observation(request, request.table, start, tokens, [state[: len(tokens) - 1] for state in states], kind)

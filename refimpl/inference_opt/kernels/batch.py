@@ -177,9 +177,9 @@ def shared_prefixes(
     while first < len(tables):
         # Take in one neighbour after the other, as long as what all of them share stays long enough.
         members, pages = 1, cached[first] // page_size
-        for table, keys in zip(tables[first + 1 :], cached[first + 1 :]):
-            limit = min(pages, keys // page_size)
-            alike = next((i for i in range(limit) if table[i] != tables[first][i]), limit)
+        for other in range(first + 1, len(tables)):
+            limit = min(pages, cached[other] // page_size)
+            alike = next((i for i in range(limit) if tables[other][i] != tables[first][i]), limit)
             if alike * page_size < min_keys:
                 break
             members, pages = members + 1, alike

@@ -9,12 +9,15 @@ gives the number of steps for every length.
 Recent tokens count more: the weight of a token falls by a factor e in `MEMORY` tokens.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
 from math import exp
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from inference_opt.kernels.shape import Shape
 from inference_opt.speculative.cost import expected_tokens
 
 LENGTHS = (0, 1, 2, 4, 7, 12)  # drafts a step; each has captured steps of its own
@@ -60,6 +63,34 @@ def replayed(asked: int, drafted: int, kept: Sequence[int], leaf: bool) -> tuple
     ran_out = leaf and drafted == asked
     gains = [sum(i < length for i in kept) + ran_out * max(length - asked, 0) for length in LENGTHS]
     return len(kept) + 1.0, [(len(kept) + 1) / (gain + 1) for gain in gains]
+
+
+def of_trees(steps: Int[np.ndarray, "steps 4"], shape: Shape) -> tuple[float, list[float]] | None:
+    """What captured steps with trees of this shape tell of all lengths; None: nothing.
+
+    `steps`: drafts, those accepted, tokens emitted, and a bit for each draft that was accepted.
+    """
+    # Others were cut off at the end of the text, or broke: they do not show what other lengths would give.
+    whole = (steps[:, 0] >= shape.gamma) & (steps[:, 2] > steps[:, 1])
+    each = [(count, *_of_tree(shape, bits)) for bits, count in Counter(steps[whole, 3].tolist()).items()]
+    tokens = sum(count * tokens for count, tokens, _ in each)
+    return (tokens, [sum(n * taken[i] for n, _, taken in each) for i in range(len(LENGTHS))]) if each else None
+
+
+@cache
+def _of_tree(shape: Shape, bits: int) -> tuple[float, list[float]]:
+    """What one step tells: a smaller tree is the first drafts of this one."""
+    kept, further = [i for i in range(shape.gamma) if bits >> i & 1], Shape(LENGTHS[-1], branches=True).parents
+    leaf = bool(kept) and kept[-1] not in shape.parents and kept[-1] in further[shape.gamma :]
+    return replayed(shape.gamma, shape.gamma, kept, leaf)
+
+
+def of_chains(steps: Int[np.ndarray, "steps 4"]) -> tuple[float, list[float]] | None:
+    """The same of chains, if each draft is accepted with the same probability."""
+    drafted, accepted, emitted, _ = steps.T
+    rejected = int((accepted < drafted).sum())
+    kept, tokens = int(accepted.sum()), float(emitted[drafted > 0].sum())
+    return (tokens, steps_at(kept / (kept + rejected), tokens)) if kept + rejected else None
 
 
 def steps_at(alpha: float, tokens: float) -> list[float]:
