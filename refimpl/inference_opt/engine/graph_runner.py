@@ -53,6 +53,7 @@ from inference_opt.model.transformer import Transformer
 from inference_opt.speculative.acceptance import LENGTHS, Acceptance, of_chains, of_trees
 from inference_opt.speculative.choice import TRIED, Choice
 from inference_opt.speculative.drafter import Draft
+from inference_opt.speculative.step_costs import SPREAD
 from inference_opt.trace import recording
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class GraphRunner:
         from inference_opt.kernels.steps import Steps, kind_of
 
         self.eager, self.model, self.cache, self.max_steps = eager, eager.model, cache, max_steps
+        self.most_steps = max_steps + round(SPREAD * max_steps**0.5)  # with drafts: a few more may end the texts
         config = self.model.config
         self.fused = can_fuse(self.model)
 
@@ -89,7 +91,7 @@ class GraphRunner:
             from inference_opt.kernels.draft_steps import DraftSteps  # imports Triton, likewise
 
             most = eager.speculation.max_gamma
-            self.drafts = DraftSteps(max_steps, rows, most, config.max_context, cache.device, LENGTHS)
+            self.drafts = DraftSteps(self.most_steps, rows, most, config.max_context, cache.device, LENGTHS)
             fed = rows * (most + 1)
             self.network = self.drafter.network(self.drafts, self.table, max_steps)
             # A tree also shows what smaller ones would give, so a large one is tried at once.
@@ -126,7 +128,7 @@ class GraphRunner:
         if choice is None or not any(wanted):
             return 0, self.max_steps
         texts = [each.request.acceptance or Acceptance() for each in chunks]
-        return choice.best(texts, wanted, lefts(chunks), self.max_steps)
+        return choice.best(texts, wanted, lefts(chunks), self.most_steps)
 
     def forget(self) -> None:
         """Drop the captured graphs, which hold the addresses of the old weights."""
