@@ -62,8 +62,7 @@ class PagePool:
         """Take `count` free pages; they are the caller's from now on. ValueError, and no change, if there are fewer."""
         if not 0 <= (count := integer("count", count)) <= len(self._free):
             raise ValueError(f"cannot allocate {count!r} pages: {len(self._free)} of {self.num_pages} are free")
-        pages = self._free[len(self._free) - count :][::-1]
-        del self._free[len(self._free) - count :]
+        pages = [self._free.pop() for _ in range(count)]
         self.peak = max(self.peak, self.num_pages - len(self._free))
         for page in pages:
             self._is_free[page] = 0

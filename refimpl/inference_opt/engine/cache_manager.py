@@ -90,9 +90,8 @@ class CacheManager:
     def trim(self, request: Request) -> None:
         """Give back pages without a known token. They were reserved for drafts, or for steps that were not needed."""
         need = self.pool.pages_for(len(request.tokens))
-        if len(request.pages.table) > need:
-            self.pool.release(request.pages.table[need:])
-            del request.pages.table[need:]
+        self.pool.release(request.pages.table[need:])
+        del request.pages.table[need:]
 
     def release(self, request: Request) -> None:
         """The request stops running. The tree keeps its pages until it evicts them; the pool gets the others."""

@@ -12,7 +12,7 @@ took and gave. In steps that read a prompt, only those requests draft that name 
 import itertools
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 
 import numpy as np
@@ -106,7 +106,7 @@ class EagerRunner:
         self.chosen, most = self.chosen and decode, self.now.drafts if decode else 0
         return self.speculation.propose(
             [
-                each if each.request.acceptance is None else each._replace(drafts=min(each.drafts, most))
+                each if each.request.acceptance is None else replace(each, drafts=min(each.drafts, most))
                 for each in chunks
             ]
         )

@@ -96,7 +96,7 @@ class GraphRunner:
             self.network = self.drafter.network(self.drafts, self.table, max_steps)
             # A tree also shows what smaller ones would give, so a large one is tried at once.
             trees = self.network is not None and eager.speculation.branching
-            eager.speculation.choice = Choice(self.drafter.reviewed, tried=LENGTHS[-2] if trees else TRIED)
+            eager.speculation.choice = Choice(self.drafter.reviewed, tried=LENGTHS[-2] if trees else TRIED, trees=trees)
             layers = (*cache.keys, *(cache.values or ()))
             apart = [each.data_ptr() - layers[0].data_ptr() for each in layers]
             self.offsets = torch.tensor(apart, device=cache.device) // layers[0].element_size()

@@ -31,7 +31,7 @@ import bisect
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from inference_opt.engine.cache_manager import CacheManager
 from inference_opt.engine.request import Request
@@ -40,7 +40,8 @@ from inference_opt.trace import emit
 LOOKAHEAD = 64  # waiting requests, the oldest first, whose cached prefixes are compared
 
 
-class Chunk(NamedTuple):
+@dataclass(slots=True)
+class Chunk:
     """A request's part of a step: `count` of its tokens, from `start` on. The pages for all of it are reserved.
 
     `found`: tokens that the tree saved this step from computing. `drafts`: how many guesses may be
@@ -142,31 +143,29 @@ class Scheduler:
         """Share the rows that are left among the requests in decode. The last token of a text needs no draft."""
         rows = min(budget, self.draft_rows - sum(chunk.count for chunk in chunks))
         asking = sum(chunk.request.decoding for chunk in chunks)
-        for i, chunk in enumerate(chunks):
+        for chunk in chunks:
             request = chunk.request
-            if not request.decoding:
-                continue
-            gamma = max(min(self.gamma(request), rows // asking, request.check.left - 1), 0)
-            if gamma:
-                chunks[i] = chunk._replace(drafts=gamma)
-            rows, asking = rows - gamma, asking - 1
+            if request.decoding:
+                chunk.drafts = max(min(self.gamma(request), rows // asking, request.check.left - 1), 0)
+                rows, asking = rows - chunk.drafts, asking - 1
         return chunks
 
     def _grant_steps(self, chunks: list[Chunk]) -> list[Chunk]:
         """Reserve pages for the drafts, or for several steps if all are decodes that the runner can repeat."""
         choice = self.choose(chunks) if chunks and all(each.decodes for each in chunks) else None
-        for i, chunk in enumerate(chunks):
+        for chunk in chunks:
             if choice is None and not chunk.drafts:
                 continue
-            most, steps = choice or (chunk.drafts, 1)
-            drafts = min(chunk.drafts, most)
-            grant = min(steps * (1 + drafts), chunk.request.check.left)
+            most, chunk.steps = choice or (chunk.drafts, 1)
+            chunk.drafts = min(chunk.drafts, most)
+            grant = min(chunk.steps * (1 + chunk.drafts), chunk.request.check.left)
             while grant > 1 and not self.cache.reserve(chunk.request, chunk.start + grant):
                 grant -= 1
-            drafts = min(drafts, grant - 1)
-            if drafts:
-                emit("schedule.draft", self, id=chunk.request.id, gamma=drafts)
-            chunks[i] = chunk._replace(drafts=drafts, grant=grant if choice else 1, steps=steps)
+                chunk.drafts = min(chunk.drafts, grant - 1)
+            if chunk.drafts:
+                emit("schedule.draft", self, id=chunk.request.id, gamma=chunk.drafts)
+            if choice:
+                chunk.grant = grant
         return chunks
 
     def _next(self) -> Request:

@@ -210,13 +210,16 @@ class Speculation:
                 self.steps[0] += len(change.tokens)
             # What follows the end of a text tells nothing.
             if change.lengths and change.finish_reason in (None, "length"):
-                told.append(change.lengths)
+                tokens, steps = change.lengths
+                if self.choice is not None:
+                    steps = self.choice.shown(steps, max((step.drafted for step in change.judged), default=0))
+                told.append((tokens, steps))
                 if request.acceptance is not None:
-                    request.acceptance.learn(*change.lengths)
+                    request.acceptance.learn(tokens, steps)
         if told:
-            tokens, steps = zip(*told)
+            together = sum(tokens for tokens, _ in told), [sum(each) for each in zip(*(steps for _, steps in told))]
             for lately in {each.lately for each in (self.eager, self.choice) if each}:
-                lately.learn(sum(tokens), [sum(each) for each in zip(*steps)])
+                lately.learn(*together)
         # A drafter on the card has seen what captured steps have decoded.
         unseen = [each for each in changes if each.states or each.kind != "decode" or not self.drafter.captured]
         self.drafter.observe([_observation(each.request, each.chunk.start, each.states, each.kind) for each in unseen])

@@ -70,11 +70,13 @@ class Expected(NamedTuple):
 class Choice:
     """Decides for all texts of a batch. `seen`: whether acceptance is known from plain steps, too (`acceptance.py`).
 
-    `untried`: as of `StepCosts`. `tried`: drafts, at most, of a drafter of which nothing is known.
+    `untried`: as of `StepCosts`. `tried`: drafts, at most, of a drafter of which nothing is known. `trees`: whether
+    drafts are trees of fixed shapes.
     """
 
-    def __init__(self, seen: bool, untried: float = UNTRIED, tried: int = TRIED) -> None:
+    def __init__(self, seen: bool, untried: float = UNTRIED, tried: int = TRIED, trees: bool = False) -> None:
         self.seen, self.costs, self.lately = seen, StepCosts(untried), Acceptance(LATELY)
+        self.trees, self.largest = trees, 0  # the largest tree that has run, as an index of `LENGTHS`
         self.ended: deque[Acceptance] = deque(maxlen=ENDED)  # of texts that ended lately
         self.tried = tried
         self.credit = BEGIN  # in plain steps
@@ -175,6 +177,19 @@ class Choice:
         if look + each.steps * risk <= self.credit:  # if that is below 0: what was lost is won back
             return each.steps
         return max(int((self.credit - look) / risk), 0) if risk > 0 else 0
+
+    def shown(self, steps: Sequence[float], drafts: int) -> list[float]:
+        """The steps that a text's tokens would have taken with each length, after it had up to so many drafts a step.
+
+        A larger tree has more siblings, and its steps would have kept some that are not in a smaller one. So what a
+        small tree shows says nothing of larger ones that have run: these keep the ratio that they lately had to it.
+        """
+        known = max(i for i, length in enumerate(LENGTHS) if length <= drafts)
+        self.largest = max(self.largest, known)
+        if not self.trees or known == self.largest:
+            return list(steps)
+        lately = self.lately.steps
+        return [*steps[: known + 1], *(steps[known] * more / lately[known] for more in lately[known + 1 :])]
 
     @property
     def _unknown(self) -> bool:
