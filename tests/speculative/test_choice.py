@@ -18,6 +18,7 @@ from inference_opt.speculative import choice as module
 from inference_opt.speculative.acceptance import LENGTHS, Acceptance, rates, steps_at
 from inference_opt.speculative.choice import Choice
 from inference_opt.speculative.cost import expected_tokens
+from inference_opt.speculative.step_costs import SURE
 
 LOOKS, STEPS = (0.3, 6.0), 64  # the host's time for a look; steps until it must look
 PRICES = {  # of a step, by drafts
@@ -402,8 +403,9 @@ def test_credit_is_the_time_that_was_saved():
     choice = Choice(seen=True)
     choice.costs.learn(2, 0, 1.0)
     choice.costs.learn(1, 0, 0.5)
-    choice.costs.learn_look(2, False, 0.0)
-    choice.costs.learn_look(2, True, 1.0)
+    for _ in range(SURE):
+        choice.costs.learn_look(2, False, 0.0)
+        choice.costs.learn_look(2, True, 1.0)
     for tokens, lefts, saved in (
         ([8, 8], [20, 10], 8.0),  # both go on
         ([4, 8], [20, 10], 6.0),  # 16 and 2 are left: these take 2 steps of two, and 14 of one
@@ -417,14 +419,18 @@ def test_credit_is_the_time_that_was_saved():
 
 
 def test_a_look_that_takes_longer_with_drafts_counts():
-    """Drafts give a quarter more tokens for the same price; looks at them take twenty steps, or three, like others."""
+    """Drafts give a quarter more tokens for the same price; looks at them take twenty steps, or three, like others.
+
+    A first look that is slow, as the first of anything is, tells little.
+    """
     good = Acceptance()
     good.learn(900.0, [900 / (1 + 0.25 * (length > 0)) for length in LENGTHS])
-    for look, right in ((3.0, True), (20.0, False)):
+    for look, times, right in ((3.0, SURE, True), (20.0, SURE, False), (900.0, SURE, False), (900.0, 1, True)):
         choice = Choice(seen=True)
         choice.lately.learn(900.0, good.steps)
-        choice.learn([64], [9999], 0, 64, STEPS, 1.0, look=3.0)
-        choice.learn([80], [9999], 1, 64, STEPS, 1.0, look=look)
+        for _ in range(times):
+            choice.learn([64], [9999], 0, 64, STEPS, 1.0, look=2.0 if times < SURE else 3.0)
+            choice.learn([80], [9999], 1, 64, STEPS, 1.0, look=look)
         choice.credit = 12.0
         assert (choice.best([good], [1], [9999], STEPS)[0] > 0) == right, choice.why
 

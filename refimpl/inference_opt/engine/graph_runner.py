@@ -200,20 +200,20 @@ class GraphRunner:
             self._put_steps(letter, chunks, starts, steps)
             self._put_plans(letter, plans, lists)
         seconds = self.clock.time(replay, max(steps))
-        # While the card decodes, the host asks for what follows. The network reads what was noted after the results
-        # are copied, so while the host writes these down.
+        # While the card decodes, the host asks for what follows. What a drafter wants to know of these steps comes
+        # after the tokens are copied, so while the host writes these down.
         chosen, tops, scores = (
             each[: max(steps), :n] for each in (self.steps.chosen, self.steps.tops, self.steps.scores)
         )
+        found = read_back([chosen, tops, scores if any(own.logprobs for own in params) else tops])
         texts = [chunk.request.tokens for chunk in chunks]
         if self.drafter and self.drafter.reviewed:
             self.drafts.append(texts, steps, chosen)
-        found = read_back([chosen, tops, scores if any(own.logprobs for own in params) else tops, *self._review(n)])
+        reviewed = self._review(n)
         if self.network:
             self.network.follow([chunk.request for chunk in chunks], starts, steps, chosen)
         # Look once, at all steps. A request keeps the tokens before its first broken step.
-        chosen, tops, scores, *reviewed = found()
-        lengths = _taken(reviewed, n)
+        chosen, tops, scores = found()
         sound = tops.isfinite().long().cumprod(dim=0).sum(dim=0).tolist()
         if choice := self.eager.speculation.choice:
             each_step, run = seconds(), max(steps)
@@ -222,7 +222,7 @@ class GraphRunner:
         results, rows = [], [row[:count] for row, count in zip(chosen.T.tolist(), steps)]
         if self.drafter and self.drafter.reviewed:
             self.drafts.keep(texts, rows)
-        for own, score, row, taken, *each in zip(params, scores.T, rows, lengths, steps, sound):
+        for own, score, row, taken, *each in zip(params, scores.T, rows, reviewed(), steps, sound):
             kept = row[: min(*each)]
             seen = (taken[0], taken) if taken else None  # without drafts, a step is a token
             results.append(Result(kept or None, score[: len(kept)].tolist() if own.logprobs else [], lengths=seen))
@@ -249,10 +249,9 @@ class GraphRunner:
         seconds = self.clock.time(replay, replays)
         emitted = drafts.emitted[:n]
         scored = drafts.scored[:n] if any(own.logprobs for own in params) else emitted
-        found = read_back([drafts.notes[:replays, :, :n], emitted, scored, *self._review(n)])
+        found, reviewed = read_back([drafts.notes[:replays, :, :n], emitted, scored]), self._review(n)
         # Look once, at all steps.
-        notes, tokens, scores, *reviewed = found()
-        lengths = _taken(reviewed, n)
+        notes, tokens, scores = found()
         judged = notes.permute(2, 0, 1).numpy()  # [n, steps, 4]
         made = judged.sum(axis=1)
         rows = [row[:count].tolist() for row, count in zip(tokens.numpy(), made[:, 2].tolist())]
@@ -266,7 +265,7 @@ class GraphRunner:
             look = self.clock.look(replays * each_step)
             choice.learn(made[:, 2].tolist(), lefts(chunks), gamma, replays, self.max_steps, each_step, look)
         results = []
-        for i, (chunk, row, steps, taken) in enumerate(zip(chunks, rows, judged, lengths)):
+        for i, (chunk, row, steps, taken) in enumerate(zip(chunks, rows, judged, reviewed())):
             if not row and steps[0, 0]:
                 # A draft that breaks the model spoils the rows before it, too (0 · NaN): read again without it.
                 results += self.eager.run([chunk], [Draft()])
@@ -278,11 +277,15 @@ class GraphRunner:
             results.append(Result(row or None, own, judged=each, lengths=seen))
         return results
 
-    def _review(self, rows: int) -> list[Tensor]:
-        """For each text the steps that its new tokens would have taken with each length, if that can be known."""
+    def _review(self, rows: int) -> Callable[[], list[list[float]]]:
+        """For each text the steps that its new tokens would have taken with each length; empty if nobody can know.
+
+        What comes back waits for them. Meanwhile the host writes down the tokens.
+        """
         if self.drafter is None or not self.drafter.reviewed:
-            return []
-        return [self.drafter.review(self.drafts, rows)[:, : len(LENGTHS)]]
+            return lambda: [[]] * rows
+        found = read_back([self.drafter.review(self.drafts, rows)[:, : len(LENGTHS)]])
+        return lambda: found()[0].tolist()
 
     def _cut(self, prefixes: list[SharedPrefix], shape: Shape, ends: list[int]) -> TilePlan:
         """The pieces of a step in which a token and its drafts, the last of each text's `ends`, attend."""
@@ -402,11 +405,6 @@ class GraphRunner:
             return fused_logits(self.model, tokens, positions, slots, self.cache, batch, **taps)
         logits: Tensor = self.model(tokens, positions, PagedKernelBatch(self.cache, positions, slots, lambda _: batch))
         return logits
-
-
-def _taken(reviewed: list[Tensor], rows: int) -> list[list[float]]:
-    """What a review found for each text; empty if there was none."""
-    return reviewed[0].tolist() if reviewed else [[]] * rows
 
 
 def runner_for(model: Transformer, cache: PagedCache, speculation: Speculation, max_steps: int, rows: int) -> Runner:

@@ -12,6 +12,7 @@ to take and to say, so these looks are kept apart.
 """
 
 from collections import defaultdict, deque
+from math import inf
 from statistics import median, median_low
 
 import numpy as np
@@ -22,6 +23,8 @@ from inference_opt.speculative.acceptance import LENGTHS
 KEPT = 7  # measurements of a length that count, the latest
 SPREAD = 0.5  # of the number of steps that a run needs, in square roots of it
 LOOKS = 64  # that count, with drafts or without: what a look took long ago is forgotten, and so is a slow one
+SURE = 3  # looks with drafts, or without, that are believed
+DEAR = 4.0  # times those of the other kind: what fewer looks may show at most
 UNTRIED = 0.01  # what a draft is assumed to cost on a card, in steps, where it was not measured
 
 
@@ -33,17 +36,31 @@ class StepCosts:
 
     def __init__(self, untried: float = UNTRIED) -> None:
         self.untried = untried
+        # By size, and for each length what steps took lately, and the median of these.
         self.seconds: defaultdict[int, dict[int, deque[float]]] = defaultdict(dict)
+        self.usual: defaultdict[int, dict[int, float]] = defaultdict(dict)
         self.idle: defaultdict[int, dict[int, float]] = defaultdict(dict)
         self.looks: defaultdict[int, deque[tuple[bool, float]]] = defaultdict(lambda: deque(maxlen=LOOKS))
+        self.usual_look: dict[tuple[int, bool], float] = {}
 
     def learn(self, texts: int, gamma: int, seconds: float) -> None:
         """A step took so long."""
-        self.seconds[_size(texts)].setdefault(gamma, deque(maxlen=KEPT)).append(seconds)
+        size = _size(texts)
+        took = self.seconds[size].setdefault(gamma, deque(maxlen=KEPT))
+        took.append(seconds)
+        self.usual[size][gamma] = median(took)
 
     def learn_look(self, texts: int, drafted: bool, seconds: float) -> None:
         """A run took so long besides its steps."""
-        self.looks[_size(texts)].append((drafted, seconds))
+        size = _size(texts)
+        looks = self.looks[size]
+        looks.append((drafted, seconds))
+        each = {kind: [took for its, took in looks if its == kind] for kind in (False, True)}
+        usual = {kind: median_low(own) for kind, own in each.items() if own}
+        for kind, own in each.items():
+            other = usual.get(not kind, inf)
+            most = inf if len(own) >= SURE else DEAR * other  # a first one may be slow, and is no reason to stop
+            self.usual_look[size, kind] = min(usual.get(kind, other), most)
 
     def calibrate(self, texts: int, gamma: int, seconds: float) -> None:
         """A step of nobody took so long."""
@@ -51,7 +68,7 @@ class StepCosts:
 
     def measured(self, texts: int, gamma: int) -> bool:
         """Whether a step of this kind has run."""
-        return gamma in self.seconds[_size(texts)]
+        return gamma in self.usual[_size(texts)]
 
     def known(self, texts: int, gamma: int) -> bool:
         """Whether it has run, be it for nobody."""
@@ -60,18 +77,18 @@ class StepCosts:
     def of(self, texts: int, gamma: int) -> float:
         """What a step costs: as measured; else as steps of nobody compare; else the least that it may cost."""
         size = _size(texts)
-        known, idle = self.seconds[size], self.idle[size]
+        known, idle = self.usual[size], self.idle[size]
         if gamma in known:
-            return median(known[gamma])
+            return known[gamma]
         if 0 not in known:
             return 1 + self.untried * gamma
         if gamma in idle and 0 in idle:
-            return median(known[0]) * max(idle[gamma] / idle[0], 1.0)
+            return known[0] * max(idle[gamma] / idle[0], 1.0)
         # Drafts cost more in a larger batch, but at most in proportion to its size.
         others = [
-            median(known[0]) * (1 + (self.of(other, gamma) / self.of(other, 0) - 1) * min(size / other, 1))
-            for other in sorted(self.seconds)
-            if 0 in self.seconds[other] and self.known(other, gamma)
+            known[0] * (1 + (self.of(other, gamma) / self.of(other, 0) - 1) * min(size / other, 1))
+            for other in sorted(self.usual)
+            if 0 in self.usual[other] and self.known(other, gamma)
         ]
         lengths = sorted({*known, *(idle if 0 in idle else ())})
         below, above = [each for each in lengths if each < gamma], [each for each in lengths if each > gamma]
@@ -87,9 +104,7 @@ class StepCosts:
 
     def look(self, texts: int, drafted: bool) -> float:
         """Seconds of a look, usually; as of the other kind until it was measured; 0 until any was."""
-        looks = self.looks[_size(texts)]
-        own = [seconds for kind, seconds in looks if kind == drafted] or [seconds for _, seconds in looks]
-        return median_low(own) if own else 0.0
+        return self.usual_look.get((_size(texts), drafted), 0.0)
 
     def margin(self, texts: int, gamma: int, steps: float) -> float:
         """Steps to add to those that a run is expected to need: what is missing in the end takes another look.
@@ -103,14 +118,16 @@ class StepCosts:
 
         The batch shrinks as texts end. There is a look each `most_steps`, and one at the end.
         """
-        prices = [self.of(n := lefts.shape[1], 0)]  # of a step of all texts, of all but one, …
-        for texts in range(n - 1, 0, -1):
-            same = _size(texts) == _size(texts + 1) or not self.measured(texts, 0)
-            prices.append(prices[-1] if same else self.of(texts, 0))
+        texts = n = lefts.shape[1]
+        prices = [self.of(n, 0)]  # and of a step of all texts, of all but one, …
+        while texts:
+            fewer = _size(texts) // 2  # so many, and those below, are of another size
+            prices += [self.of(texts, 0) if self.measured(texts, 0) else prices[-1]] * (texts - fewer)
+            texts = fewer
         phases = np.diff(np.sort(lefts), prepend=0)  # their steps
         longest = lefts.max(axis=1)
         looks = np.where(longest > 0, np.maximum(longest / most_steps, 1), 0)
-        return phases @ prices + looks * self.look(n, False)
+        return phases @ prices[1:] + looks * self.look(n, False)
 
 
 def _size(texts: int) -> int:
