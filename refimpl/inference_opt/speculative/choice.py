@@ -181,15 +181,16 @@ class Choice:
     def shown(self, steps: Sequence[float], drafts: int) -> list[float]:
         """The steps that a text's tokens would have taken with each length, after it had up to so many drafts a step.
 
-        A larger tree has more siblings, and its steps would have kept some that are not in a smaller one. So what a
-        small tree shows says nothing of larger ones that have run: these keep the ratio that they lately had to it.
+        A larger tree has more siblings, and its steps would have kept some that are not in a smaller one. So where a
+        small tree shows no gain of larger ones that have run, these keep the ratio that they lately had to it.
         """
         known = max(i for i, length in enumerate(LENGTHS) if length <= drafts)
         self.largest = max(self.largest, known)
         if not self.trees or known == self.largest:
             return list(steps)
         lately = self.lately.steps
-        return [*steps[: known + 1], *(steps[known] * more / lately[known] for more in lately[known + 1 :])]
+        ratios = [1.0] * (known + 1) + [more / lately[known] for more in lately[known + 1 :]]
+        return [min(own, steps[known] * ratio) if ratio < 1 else own for own, ratio in zip(steps, ratios)]
 
     @property
     def _unknown(self) -> bool:

@@ -12,7 +12,6 @@ to take and to say, so these looks are kept apart.
 """
 
 from collections import defaultdict, deque
-from math import inf
 from statistics import median, median_low
 
 import numpy as np
@@ -24,7 +23,7 @@ KEPT = 7  # measurements of a length that count, the latest
 SPREAD = 0.5  # of the number of steps that a run needs, in square roots of it
 LOOKS = 64  # that count, with drafts or without: what a look took long ago is forgotten, and so is a slow one
 SURE = 3  # looks with drafts, or without, that are believed
-DEAR = 4.0  # times those of the other kind: what fewer looks may show at most
+FEW = 8.0  # plain steps: what fewer looks may cost at most
 UNTRIED = 0.01  # what a draft is assumed to cost on a card, in steps, where it was not measured
 
 
@@ -56,11 +55,11 @@ class StepCosts:
         looks = self.looks[size]
         looks.append((drafted, seconds))
         each = {kind: [took for its, took in looks if its == kind] for kind in (False, True)}
-        usual = {kind: median_low(own) for kind, own in each.items() if own}
         for kind, own in each.items():
-            other = usual.get(not kind, inf)
-            most = inf if len(own) >= SURE else DEAR * other  # a first one may be slow, and is no reason to stop
-            self.usual_look[size, kind] = min(usual.get(kind, other), most)
+            usual = median_low(own or each[not kind])
+            # A first one may be slow, since kernels are compiled in it. That is no reason to stop.
+            doubted = len(own) < SURE and self.measured(texts, 0)
+            self.usual_look[size, kind] = min(usual, FEW * self.of(texts, 0)) if doubted else usual
 
     def calibrate(self, texts: int, gamma: int, seconds: float) -> None:
         """A step of nobody took so long."""
