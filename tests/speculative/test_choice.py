@@ -446,3 +446,19 @@ def test_a_small_tree_does_not_speak_against_larger_ones_that_have_run():
     assert two[3:5] == pytest.approx([100 * 120 / 137.5, 100 * 100 / 137.5])
     assert two[5] == 60, "where all were kept, more drafts are hoped for"
     assert Choice(False).shown(seven[:3] + [150.0] * 3, 2) == seven[:3] + [150] * 3, "chains have no siblings"
+
+
+@pytest.mark.parametrize("slow", [1, 3])
+def test_slow_first_looks_do_not_stop_it(slow):
+    """Kernels are compiled in the first runs with drafts, which then pay. A step with seven costs a half more."""
+    choice, text, runs = Choice(False), Acceptance(), []
+    for _ in range(60):
+        gamma, steps = choice.best([text], [12], [9999], 32)
+        runs.append(gamma)
+        look = 900.0 if 0 < sum(each > 0 for each in runs) <= slow and gamma else 2.0
+        tokens = steps * expected_tokens(0.7, gamma)
+        choice.learn([round(tokens)], [9999], gamma, steps, 32, 1 + 0.5 * (gamma > 0), look=look)
+        if gamma:
+            for each in (text, choice.lately):
+                each.learn(tokens, steps_at(0.7, tokens))
+    assert sum(each > 0 for each in runs[30:]) > 25

@@ -12,7 +12,7 @@ to take and to say, so these looks are kept apart.
 """
 
 from collections import defaultdict, deque
-from statistics import median, median_low
+from statistics import median
 
 import numpy as np
 from jaxtyping import Float
@@ -22,8 +22,8 @@ from inference_opt.speculative.acceptance import LENGTHS
 KEPT = 7  # measurements of a length that count, the latest
 SPREAD = 0.5  # of the number of steps that a run needs, in square roots of it
 LOOKS = 64  # that count, with drafts or without: what a look took long ago is forgotten, and so is a slow one
-SURE = 3  # looks with drafts, or without, that are believed
-FEW = 8.0  # plain steps: what fewer looks may cost at most
+SURE = 5  # looks with drafts, or without, that are believed
+FEW = 5.0  # plain steps: what fewer looks may cost at most
 UNTRIED = 0.01  # what a draft is assumed to cost on a card, in steps, where it was not measured
 
 
@@ -56,8 +56,10 @@ class StepCosts:
         looks.append((drafted, seconds))
         each = {kind: [took for its, took in looks if its == kind] for kind in (False, True)}
         for kind, own in each.items():
-            usual = median_low(own or each[not kind])
-            # A first one may be slow, since kernels are compiled in it. That is no reason to stop.
+            # Other work on the host only adds to a look, so it is one of the shorter ones. The first ones may all be
+            # slow, since kernels are compiled in them. That is no reason to stop.
+            took = sorted(own or each[not kind])
+            usual = took[len(took) // 4]
             doubted = len(own) < SURE and self.measured(texts, 0)
             self.usual_look[size, kind] = min(usual, FEW * self.of(texts, 0)) if doubted else usual
 
