@@ -440,6 +440,7 @@ def test_a_small_tree_does_not_speak_against_larger_ones_that_have_run():
     choice = Choice(False, trees=True)
     seven = [220.0, 170.0, 137.5, 120.0, 100.0, 100.0]
     assert choice.shown(seven, 7) == seven
+    assert choice.shown(seven, 2) == seven, "the ratio is not known yet"
     choice.lately.learn(220.0, seven)
     two = choice.shown([150.0, 110.0, 100.0, 100.0, 100.0, 60.0], 2)
     assert two[:3] == [150, 110, 100], "these are shown"

@@ -186,9 +186,9 @@ class Choice:
         """
         known = max(i for i, length in enumerate(LENGTHS) if length <= drafts)
         self.largest = max(self.largest, known)
-        if not self.trees or known == self.largest:
-            return list(steps)
         lately = self.lately.steps
+        if not self.trees or known == self.largest or not lately[known]:
+            return list(steps)
         ratios = [1.0] * (known + 1) + [more / lately[known] for more in lately[known + 1 :]]
         return [min(own, steps[known] * ratio) if ratio < 1 else own for own, ratio in zip(steps, ratios)]
 

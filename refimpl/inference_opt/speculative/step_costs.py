@@ -35,10 +35,11 @@ class StepCosts:
 
     def __init__(self, untried: float = UNTRIED) -> None:
         self.untried = untried
-        # By size, and for each length what steps took lately, and the median of these.
+        # By size and length: what steps took lately, the median of these, and what steps of nobody took.
         self.seconds: defaultdict[int, dict[int, deque[float]]] = defaultdict(dict)
         self.usual: defaultdict[int, dict[int, float]] = defaultdict(dict)
         self.idle: defaultdict[int, dict[int, float]] = defaultdict(dict)
+        # By size: looks with and without drafts lately, and what either usually takes.
         self.looks: defaultdict[int, deque[tuple[bool, float]]] = defaultdict(lambda: deque(maxlen=LOOKS))
         self.usual_look: dict[tuple[int, bool], float] = {}
 
