@@ -13,7 +13,7 @@ from typing import Any
 
 def integer(name: str, value: Any, minimum: int | None = None) -> int:
     """The value as an int. ValueError for text, a float (even 1.0), a switch, or a value below `minimum`."""
-    given = value if type(value) is int else _scalar(value)
+    given = _scalar(value)
     if isinstance(given, bool) or not isinstance(given, Integral):
         raise ValueError(f"{name} must be an integer, got {shown(value)}")
     if minimum is not None and given < minimum:

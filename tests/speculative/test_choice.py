@@ -451,7 +451,7 @@ def test_a_small_tree_does_not_speak_against_larger_ones_that_have_run():
 
 @pytest.mark.parametrize("slow", [1, 3])
 def test_slow_first_looks_do_not_stop_it(slow):
-    """Kernels are compiled in the first runs with drafts, which then pay. A step with seven costs a half more."""
+    """Kernels are compiled in the first runs with drafts, which then pay. A step with drafts costs a half more."""
     choice, text, runs = Choice(False), Acceptance(), []
     for _ in range(60):
         gamma, steps = choice.best([text], [12], [9999], 32)

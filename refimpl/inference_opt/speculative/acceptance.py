@@ -98,7 +98,6 @@ def steps_at(alpha: float, tokens: float) -> list[float]:
     return [tokens / expected_tokens(alpha, length) for length in LENGTHS]
 
 
-@cache
 def rates_at(alpha: float) -> list[float]:
     """Tokens a step with each length at this α."""
     return [expected_tokens(alpha, length) for length in LENGTHS]

@@ -189,8 +189,8 @@ class Choice:
         lately = self.lately.steps
         if not self.trees or known == self.largest or not lately[known]:
             return list(steps)
-        ratios = [1.0] * (known + 1) + [more / lately[known] for more in lately[known + 1 :]]
-        return [min(own, steps[known] * ratio) if ratio < 1 else own for own, ratio in zip(steps, ratios)]
+        larger = zip(steps[known + 1 :], lately[known + 1 :])
+        return [*steps[: known + 1], *(min(own, steps[known] * its / lately[known]) for own, its in larger)]
 
     @property
     def _unknown(self) -> bool:

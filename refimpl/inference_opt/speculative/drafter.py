@@ -130,7 +130,10 @@ class Drafter:
         raise NotImplementedError
 
     def observe(self, observations: Sequence[Observation]) -> None:
-        """Learn what the target has kept. All pages in the observations' tables may still be written."""
+        """Learn what the target has kept. All pages in the observations' tables may still be written.
+
+        Those with `captured` are not told what their own captured steps have decoded.
+        """
 
 
 def check_draft(draft: Draft, gamma: int, vocab_size: int, depth: int | None = None) -> None:
