@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from inference_opt.engine.engine import Engine
 from inference_opt.engine.runner import lefts
+from inference_opt.engine.scheduler import Repeat
 from inference_opt.lab.eviction.learned import FadingFrequency, Odds
 from inference_opt.radix.eviction import FIFO, LFU
 from inference_opt.sampling import SamplingParams
@@ -50,7 +51,7 @@ def test_decodes_go_first_while_a_long_prompt_is_prefilled():
 
 def test_whoever_chooses_knows_what_is_left_of_the_texts_and_whether_others_wait():
     engine, known = Engine(Echo(max_context=64), page_size=4, num_pages=40, radix=False, max_running=2), []
-    engine.scheduler.choose = lambda chunks: known.append(lefts(chunks)) or (0, 3)
+    engine.scheduler.choose = lambda chunks: known.append(lefts(chunks)) or Repeat(0, 3)
     for tokens in (4, 9, 6):
         engine.add([1, 2], length(tokens))
     while engine.requests:

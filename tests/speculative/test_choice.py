@@ -57,11 +57,12 @@ def steps_over(right, begin, end, length):
 
 @dataclass
 class Machine:
-    """What it takes: steps of so many texts with so many drafts, and looks without and with drafts."""
+    """What it takes: steps of so many texts with so many drafts, looks without and with drafts, captures."""
 
     price: Callable[[int, int], float]
     look: Callable[[int, bool], float]
     guesses: bool = False  # how many steps a run needs, by what steps gave lately; else a run ends when it may
+    capture: float = 0.0
 
     @classmethod
     def of(cls, prices, look):
@@ -94,7 +95,8 @@ def decode(choice, texts, machine, noise, most_steps=STEPS):
         wanted = [min(LENGTHS[-1], left - 1) for left in lefts]
         gamma, most = choice.best([known[i] for i in live], wanted, lefts, most_steps)
         while not choice.costs.known(n, gamma):  # as the runner does when a step is first captured
-            choice.costs.calibrate(n, gamma, machine.price(n, gamma) * noise.uniform(0.97, 1.03))
+            choice.captured(n, gamma, machine.price(n, gamma) * noise.uniform(0.97, 1.03), machine.capture)
+            time += machine.capture * (gamma > 0)  # others are captured without a drafter, too
             gamma, most = choice.best([known[i] for i in live], wanted, lefts, most_steps)
         assert 0 <= gamma <= max(wanted)
         assert 1 <= most <= most_steps
@@ -164,6 +166,24 @@ def test_it_wins_where_it_can(seen, batch):
     speed, best = over_plain(Choice(seen), "0.8", "memory-bound", batch, 300, 10, 0, LOOKS[0])
     assert speed > 2.5
     assert best > 3
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_step_is_captured_when_it_would_have_gained_what_that_takes(seen):
+    """At 0.8, drafts save two thirds of the steps. A capture takes more than two texts of 100 tokens would gain."""
+    machine, rng = Machine.of("free", LOOKS[0]), random.Random(0)
+    machine.capture = 150.0
+    choice = Choice(seen, capture=150.0)
+    streams = [[text("0.8", 100, rng)] for _ in range(60)]
+    times = [decode(choice, texts, machine, rng) for texts in streams]
+    plain = plainly([100], machine)
+    assert max(times[:2]) < plain / 0.97
+    assert sum(each > plain + 100 for each in times) <= 3, "and few lengths are captured"
+    assert sum(times[30:]) < 30 * plain / 2
+    rare = [decode(choice, [text("0.8", 100, rng)] * 8, machine, rng) for _ in range(2)]
+    assert max(rare) < plain / 0.97, "other batches have steps of their own"
+    one = Choice(seen)
+    assert decode(one, streams[0], Machine.of("free", LOOKS[0]), rng) < plain, "where nothing is captured, at once"
 
 
 def test_a_drafter_that_must_be_tried_is_tried_where_drafts_are_dear(monkeypatch):

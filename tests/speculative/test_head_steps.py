@@ -207,7 +207,7 @@ class Both:
         for row, (text, start, count) in enumerate(zip(self.texts, starts, counts)):
             text.grow(chosen[:count, row].tolist())
             observe(self.its, text.its, start, [state[:count, row] for state in noted], "decode")
-        self.network.follow(self.views, starts, counts, chosen.to(DEVICE))
+        self.network.follow(self.views, starts, counts, chosen.to(DEVICE), list(range(self.rows)))
 
     def step_by_step(self):
         """A step of the eager engine: both observe it."""

@@ -27,7 +27,7 @@ from inference_opt.cache.paged_kernel import PagedKernelBatch
 from inference_opt.engine.clock import Clock
 from inference_opt.engine.request import Request
 from inference_opt.engine.runner import Judged, Result, lefts
-from inference_opt.engine.scheduler import Chunk
+from inference_opt.engine.scheduler import Chunk, Repeat
 from inference_opt.engine.speculation import Speculation
 from inference_opt.kernels.batch import uses_triton
 from inference_opt.kernels.tree import TreeRows, tree_rows
@@ -71,7 +71,7 @@ class EagerRunner:
         self.now = Run()
         self.chosen, self.began = False, 0.0  # whether the step belongs to the run, and when it began
 
-    def choose(self, chunks: Sequence[Chunk]) -> tuple[int, int] | None:
+    def choose(self, chunks: Sequence[Chunk]) -> Repeat | None:
         """As many drafts as pay for those that name no length, or the most that is named. The host decides after each
         step.
         """
@@ -87,7 +87,7 @@ class EagerRunner:
             known = choice.costs.measured(len(texts), drafts) or not drafts
             most = steps if known else min(steps, FIRST_RUN)
             self.now = Run(requests, lefts(free), drafts, most, tokens=[0] * len(requests))
-        return max([self.now.drafts, *(each.drafts for each in chunks if each.request.acceptance is None)]), 1
+        return Repeat(max([self.now.drafts, *(each.drafts for each in chunks if each.request.acceptance is None)]), 1)
 
     def _learn(self, choice: Choice) -> None:
         """What the run took and gave."""

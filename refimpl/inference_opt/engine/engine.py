@@ -23,6 +23,7 @@ from inference_opt.elsewhere import Elsewhere, elsewhere
 from inference_opt.engine.arguments import ARGUMENTS, METHODS, Name, checked
 from inference_opt.engine.cache_manager import CacheManager, default_pages
 from inference_opt.engine.change import Change, work_out
+from inference_opt.engine.collector import undisturbed
 from inference_opt.engine.exclusive import exclusive
 from inference_opt.engine.graph_runner import runner_for
 from inference_opt.engine.observer import Counted, Observer, StepTimer
@@ -109,6 +110,7 @@ class Engine(Elsewhere):
         self._arrived = 0
 
     @exclusive
+    @undisturbed()
     def step(self) -> list[Output]:
         """One step. If it fails or is interrupted at any line, nothing is lost: unfinished requests wait again, and the
         error is raised.
@@ -159,7 +161,7 @@ class Engine(Elsewhere):
         emit("engine.commit", self.scheduler, id=request.id, output=output, tokens=change.tokens)
         if request.finished:
             self._leave(request)
-        else:
+        elif not chunk.ahead:  # steps that were launched ahead write the pages behind the known tokens
             self.scheduler.cache.trim(request)
         return output
 

@@ -1,13 +1,15 @@
 """The runner on CUDA: decode steps captured once, and replayed several in a row without asking the host.
 
 A step of a small model takes the card a millisecond. Python takes as long to launch it, and longer to decide what comes
-next. Two remedies:
+next. Three remedies:
 
     capture   the launches of a step become one CUDA graph for each size of batch. It works on buffers that stay where
               they are: what a step needs to know is written into them, and the graph is replayed
     repeat    the token of one step is the input of the next, and the card chooses it itself: the largest logit's, or
               one drawn with the noise of the request's seed (`kernels/race.py`). So the scheduler reserves pages for
               several steps, the graph is replayed as often, and the host looks once
+    ahead     the steps that come next are launched before the host looks at those that run (`flight.py`). So while it
+              writes down tokens and plans, the card goes on
 
 With a drafter that works on the card, a step reads drafts behind each text, judges them, and commits what it keeps
 (`kernels/draft_steps.py`): texts then grow by different numbers of tokens, and the plan follows them. If the drafter
@@ -26,7 +28,8 @@ was granted fewer steps than others, it writes nothing in the steps after its ow
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from math import ceil
-from typing import TYPE_CHECKING
+from time import perf_counter
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -39,10 +42,12 @@ from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import PagedKernelBatch, PagedKernelCache, padded_table
 from inference_opt.engine.clock import Clock
 from inference_opt.engine.eager_runner import EagerRunner
+from inference_opt.engine.flight import Flight
+from inference_opt.engine.request import Request
 from inference_opt.engine.runner import Judged, Result, Runner, lefts
-from inference_opt.engine.scheduler import Chunk
+from inference_opt.engine.scheduler import Chunk, Repeat
 from inference_opt.engine.speculation import Speculation
-from inference_opt.engine.step_plans import StepPlans, rounded_up
+from inference_opt.engine.step_plans import Size, StepPlans, rounded_up
 from inference_opt.kernels import Batch, SharedPrefix, shared_prefixes
 from inference_opt.kernels.batch import cut, uses_triton
 from inference_opt.kernels.graph import capture
@@ -51,7 +56,7 @@ from inference_opt.kernels.shape import Shape
 from inference_opt.kernels.transfer import read_back
 from inference_opt.model.transformer import Transformer
 from inference_opt.speculative.acceptance import LENGTHS, Acceptance, of_chains, of_trees
-from inference_opt.speculative.choice import TRIED, Choice
+from inference_opt.speculative.choice import CAPTURE, TRIED, Choice
 from inference_opt.speculative.drafter import Draft
 from inference_opt.speculative.step_costs import SPREAD
 from inference_opt.trace import recording
@@ -61,11 +66,20 @@ if TYPE_CHECKING:
     from inference_opt.kernels.steps import Kind
 
 
+PARTS = 3  # of the steps in a row, if others are launched ahead: a text that arrives then waits no longer
 IDLE = 4  # replays for nobody that show the price of a step
 PLAIN = Shape(0)
 
 judgement = cache(Judged)  # few differ, and thousands of new tuples a run would set Python looking for garbage
 shape_of = cache(Shape)  # what follows from a shape is worked out once
+
+
+class Graph(NamedTuple):
+    """A captured step: the sizes of its lists, these, and its replay."""
+
+    sizes: list[Size]
+    lists: list[TilePlan]
+    replay: Callable[[], None]
 
 
 class GraphRunner:
@@ -76,6 +90,8 @@ class GraphRunner:
         from inference_opt.kernels.steps import Steps, kind_of
 
         self.eager, self.model, self.cache, self.max_steps = eager, eager.model, cache, max_steps
+        self.flight: Flight | None = None  # launched ahead, and not looked at
+        self.decided = 0  # plain steps that were decided on, and not launched
         self.most_steps = max_steps + round(SPREAD * max_steps**0.5)  # with drafts: a few more may end the texts
         config = self.model.config
         self.fused = can_fuse(self.model)
@@ -96,7 +112,9 @@ class GraphRunner:
             self.network = self.drafter.network(self.drafts, self.table, max_steps)
             # A tree also shows what smaller ones would give, so a large one is tried at once.
             trees = self.network is not None and eager.speculation.branching
-            eager.speculation.choice = Choice(self.drafter.reviewed, tried=LENGTHS[-2] if trees else TRIED, trees=trees)
+            tried = LENGTHS[-2] if trees else TRIED
+            capture = CAPTURE if cache.device.type == "cuda" else 0.0
+            eager.speculation.choice = Choice(self.drafter.reviewed, tried=tried, trees=trees, capture=capture)
             layers = (*cache.keys, *(cache.values or ()))
             apart = [each.data_ptr() - layers[0].data_ptr() for each in layers]
             self.offsets = torch.tensor(apart, device=cache.device) // layers[0].element_size()
@@ -105,25 +123,38 @@ class GraphRunner:
         # Of the target, and of the network's passes.
         counts = [fed] + [fed] * eager.speculation.max_gamma * (self.network is not None)
         self.plans = [StepPlans(count, max_steps, cache.device) for count in counts]
-        self.graphs: dict[tuple[object, ...], tuple[list[TilePlan], Callable[[], None]]] = {}  # by size: plans, replay
+        self.graphs: dict[tuple[object, ...], Graph] = {}
+        self.captured = 0
         self.on_card = cache.device.type == "cuda"
         self.pool = torch.cuda.graph_pool_handle() if self.on_card else None
 
-    def choose(self, chunks: Sequence[Chunk]) -> tuple[int, int] | None:
+    def choose(self, chunks: Sequence[Chunk]) -> Repeat | None:
         """As many drafts as the longest that was asked for by name, or what pays for this batch.
 
         The eager runner decides if a recording wants to see every step, or a request's rule is not that of captured
-        steps.
+        steps. Plain steps that are under way come first. If no drafts are wanted, nor a look after few steps, others
+        are launched ahead, in parts.
         """
         if not self._replays(chunks):
             return self.eager.choose(chunks)
+        part = self.max_steps // PARTS
+        under_way = self.flight.steps if self.flight and self.flight.serves(chunks) else 0
+        if not under_way or self.decided < part:
+            drafts, steps = self._wanted(chunks)
+            self.decided = self.max_steps
+            if drafts or steps < self.max_steps or not part:
+                self.decided = 0
+                return Repeat(0, under_way) if under_way else Repeat(drafts, steps)
+            self.decided -= 0 if under_way else part
+        self.decided -= part
+        return Repeat(0, under_way or part, part)
+
+    def _wanted(self, chunks: Sequence[Chunk]) -> tuple[int, int]:
+        """Drafts and steps: by name, or what pays for this batch."""
         named = max((each.drafts for each in chunks if each.request.acceptance is None), default=0)
-        if named:
-            return min(named, self.eager.speculation.max_gamma), self.max_steps
-        return self._best(chunks)
+        return (min(named, self.eager.speculation.max_gamma), self.max_steps) if named else self._best(chunks)
 
     def _best(self, chunks: Sequence[Chunk]) -> tuple[int, int]:
-        """What pays for this batch: drafts and steps."""
         choice, wanted = self.eager.speculation.choice, [chunk.drafts for chunk in chunks]
         if choice is None or not any(wanted):
             return 0, self.max_steps
@@ -133,6 +164,7 @@ class GraphRunner:
     def forget(self) -> None:
         """Drop the captured graphs, which hold the addresses of the old weights."""
         self.graphs.clear()
+        self.flight = None
 
     def _replays(self, chunks: Sequence[Chunk]) -> bool:
         captured = self.eager.speculation.captured
@@ -149,16 +181,23 @@ class GraphRunner:
         """
         if not self._replays(chunks):
             self.clock.forget()
+            self.flight = None
             return self.eager.run(chunks, drafts)
-        self.cache.check([each.request.table for each in chunks], *zip(*((each.start, each.grant) for each in chunks)))
+        requests, starts = [each.request for each in chunks], [each.start for each in chunks]
+        grants = [each.grant for each in chunks]
+        most = [grant + each.ahead for grant, each in zip(grants, chunks)]
+        self.cache.check([each.table for each in requests], starts, most)
         choice, gamma = self.eager.speculation.choice, max(each.drafts for each in chunks)
         steps = max(each.steps for each in chunks)
-        while choice and gamma and self.on_card and not choice.costs.known(len(chunks), gamma):
-            self._prepare(chunks, self._shape(chunks, gamma))  # its price is known when it is captured: choose again
+        if choice and gamma and self.on_card and not choice.costs.known(len(chunks), gamma):
+            self._prepare(requests, starts, grants, self._shape(chunks, gamma))  # captures it: choose by its price
             if all(each.request.acceptance for each in chunks):
                 best, steps = self._best(chunks)
                 gamma = min(best, gamma)
-        return self._speculate(chunks, self._shape(chunks, gamma), steps) if gamma else self._decode(chunks)
+        if not gamma:
+            return self._decode(chunks)
+        self.flight = None
+        return self._speculate(chunks, self._shape(chunks, gamma), steps)
 
     def _shape(self, chunks: Sequence[Chunk], gamma: int) -> Shape:
         """A tree of drafts if the drafter can make one, and no request names the length of a chain."""
@@ -166,63 +205,76 @@ class GraphRunner:
         return shape_of(gamma, branches and all(each.request.acceptance for each in chunks))
 
     def _prepare(
-        self, chunks: Sequence[Chunk], shape: Shape
+        self, requests: Sequence[Request], starts: Sequence[int], counts: Sequence[int], shape: Shape
     ) -> tuple[list[TilePlan], list[TilePlan], Callable[[], None]]:
-        """The plans of the step that would reach furthest; the lists and the replay of a graph for it."""
-        tables, starts = [chunk.request.table for chunk in chunks], [chunk.start for chunk in chunks]
-        gamma = shape.gamma
-        ends = [chunk.start + max(chunk.grant if gamma else self._count(chunk), gamma + 1) for chunk in chunks]
+        """The plans of the step that would reach furthest, `counts` tokens on; the lists and the replay of a graph."""
+        tables, gamma = [each.table for each in requests], shape.gamma
+        ends = [start + max(count, gamma + 1) for start, count in zip(starts, counts)]
         prefixes = shared_prefixes(tables, starts, self.cache.page_size)
         target, *own = self.plans
         plans = [target.plan(shape, ends, prefixes, partial(self._cut, prefixes, shape))]
         if gamma and self.network:
-            ends = [chunk.start + chunk.grant for chunk in chunks]
+            ends = [start + count for start, count in zip(starts, counts)]
             plans += [
                 each.plan(shape, ends, [], partial(self.network.plan, one)) for each, one in zip(own, shape.passes)
             ]
-        kind = self.kind_of([chunk.request.params for chunk in chunks], self.model.config.vocab_size)
-        return plans, *self._graph(len(chunks), plans, kind, shape)
+        kind = self.kind_of([each.params for each in requests], self.model.config.vocab_size)
+        return plans, *self._graph(len(requests), plans, kind, shape)
 
-    def _count(self, chunk: Chunk) -> int:
-        """Plain steps."""
-        return min(chunk.grant, self.max_steps)
+    def _launch(
+        self, requests: Sequence[Request], starts: list[int], counts: list[int], behind: Flight | None = None
+    ) -> Flight:
+        """Launch so many plain steps of each text: write the batch into the buffers of a graph, and replay it.
 
-    def _decode(self, chunks: Sequence[Chunk]) -> list[Result]:
-        """A token a step."""
-        n, params = len(chunks), [chunk.request.params for chunk in chunks]
-        starts, steps = [chunk.start for chunk in chunks], [self._count(chunk) for chunk in chunks]
-        # Write the batch into the buffers of a graph that is large enough, and replay it.
-        plans, lists, replay = self._prepare(chunks, PLAIN)
+        `behind`: they go on where these steps end, whose tokens the host does not know.
+        """
+        read = self.steps.tokens[behind.on_device(requests)] if behind else None  # capturing overwrites the buffer
+        plans, lists, replay = self._prepare(requests, starts, counts, PLAIN)
         # Each request's own pieces come last. (Those of shared prefixes, before them, see the same keys in every step.)
         last = plans[0].launches[-1].columns
         last.position.copy_(torch.tensor(starts)[last.sequence])
         with self.letter() as letter:
-            self._put_steps(letter, chunks, starts, steps)
+            self._put_steps(letter, requests, starts, counts, behind is None)
             self._put_plans(letter, plans, lists)
-        seconds = self.clock.time(replay, max(steps))
+        if read is not None:
+            self.steps.tokens[: len(read)] = read
+        steps, n = max(counts), len(requests)
+        seconds = self.clock.time(replay, steps)
+        chosen, tops, scores = (each[:steps, :n] for each in (self.steps.chosen, self.steps.tops, self.steps.scores))
+        scored = any(each.params.logprobs for each in requests)
+        found = read_back([chosen, tops, scores if scored else tops])
+        return Flight.of(requests, counts, self.cache.device, found, seconds)
+
+    def _decode(self, chunks: Sequence[Chunk]) -> list[Result]:
+        """A token a step."""
+        n, params, requests = len(chunks), [chunk.request.params for chunk in chunks], [each.request for each in chunks]
+        starts, steps = [chunk.start for chunk in chunks], [min(chunk.grant, self.max_steps) for chunk in chunks]
+        flight, self.flight = self.flight, None
+        if flight is None or not flight.serves(chunks):
+            flight = self._launch(requests, starts, steps)
         # While the card decodes, the host asks for what follows. What a drafter wants to know of these steps comes
         # after the tokens are copied, so while the host writes these down.
-        chosen, tops, scores = (
-            each[: max(steps), :n] for each in (self.steps.chosen, self.steps.tops, self.steps.scores)
-        )
-        found = read_back([chosen, tops, scores if any(own.logprobs for own in params) else tops])
-        texts = [chunk.request.tokens for chunk in chunks]
+        texts, run = [request.tokens for request in requests], max(steps)
         if self.drafter and self.drafter.reviewed:
-            self.drafts.append(texts, steps, chosen)
+            self.drafts.append(texts, steps, self.steps.chosen[:run, flight.on_device(requests)])
         reviewed = self._review(n)
         if self.network:
-            self.network.follow([chunk.request for chunk in chunks], starts, steps, chosen)
+            self.network.follow(requests, starts, steps, self.steps.chosen, flight.rows(requests))
+        if rest := [each for each in chunks if each.ahead]:
+            ends, ahead = [each.start + each.grant for each in rest], [each.ahead for each in rest]
+            self.flight = self._launch([each.request for each in rest], ends, ahead, flight)
         # Look once, at all steps. A request keeps the tokens before its first broken step.
-        chosen, tops, scores = found()
+        rows = flight.rows(requests)
+        chosen, tops, scores = (each[:run, rows] for each in flight.found())
         sound = tops.isfinite().long().cumprod(dim=0).sum(dim=0).tolist()
         if choice := self.eager.speculation.choice:
-            each_step, run = seconds(), max(steps)
+            each_step = flight.seconds()
             look = self.clock.look(run * each_step)
             choice.learn(steps, lefts(chunks), 0, run, self.max_steps, each_step, look)
-        results, rows = [], [row[:count] for row, count in zip(chosen.T.tolist(), steps)]
+        results, emitted = [], [row[:count] for row, count in zip(chosen.T.tolist(), steps)]
         if self.drafter and self.drafter.reviewed:
-            self.drafts.keep(texts, rows)
-        for own, score, row, taken, *each in zip(params, scores.T, rows, reviewed(), steps, sound):
+            self.drafts.keep(texts, emitted)
+        for own, score, row, taken, *each in zip(params, scores.T, emitted, reviewed(), steps, sound):
             kept = row[: min(*each)]
             seen = (taken[0], taken) if taken else None  # without drafts, a step is a token
             results.append(Result(kept or None, score[: len(kept)].tolist() if own.logprobs else [], lengths=seen))
@@ -232,14 +284,14 @@ class GraphRunner:
         """Drafts of this shape in each step."""
         gamma = shape.gamma
         n, params, grants = len(chunks), [each.request.params for each in chunks], [each.grant for each in chunks]
-        plans, lists, replay = self._prepare(chunks, shape)
         requests, drafts = [chunk.request for chunk in chunks], self.drafts
+        plans, lists, replay = self._prepare(requests, [each.start for each in chunks], grants, shape)
         texts = [request.tokens for request in requests]
         limits = [len(text) + grant for text, grant in zip(texts, grants)]
         with self.letter() as letter:
             drafts.begin(letter, texts, limits, [min(chunk.drafts, gamma) for chunk in chunks], params, gamma)
             self._put_plans(letter, plans, lists)
-            self._put_tables(letter, chunks)
+            self._put_tables(letter, requests)
             if self.network:
                 self.network.start(letter, requests)
         # As many steps as are expected to be needed, and a few more.
@@ -293,19 +345,20 @@ class GraphRunner:
         seen = torch.tensor(shape.seen * len(ends)) if shape.seen else None
         return cut(ends, counts, prefixes, k_pages, heads, self.cache.latent_dim, seen=seen)
 
-    def _put_steps(self, letter: "Letter", chunks: Sequence[Chunk], starts: list[int], steps: list[int]) -> None:
-        """Write what the first step reads, and where each step writes its keys and values."""
-        table, rows, step = self._put_tables(letter, chunks), np.arange(len(chunks)), np.arange(self.max_steps)[:, None]
-        last = np.array(steps) - 1
+    def _put_steps(
+        self, letter: "Letter", requests: Sequence[Request], starts: list[int], steps: list[int], known: bool
+    ) -> None:
+        """Write where each step writes its keys and values, and what the first step reads, if that is `known`."""
+        table, rows, step = self._put_tables(letter, requests), np.arange(len(requests)), np.arange(self.max_steps)
+        step, last = step[:, None], np.array(steps) - 1
         positions = np.array(starts) + np.minimum(step, last)  # [max_steps, rows]
         slots = np.where(step <= last, self.cache.slots(table, rows, positions), -1)
-        requests = [chunk.request for chunk in chunks]
-        tokens, params = np.array([each.tokens[-1] for each in requests]), [each.params for each in requests]
-        self.steps.begin(letter, tokens, np.stack((positions, slots), axis=1), params)
+        tokens = np.array([each.tokens[-1] for each in requests]) if known else None
+        self.steps.begin(letter, tokens, np.stack((positions, slots), axis=1), [each.params for each in requests])
 
-    def _put_tables(self, letter: "Letter", chunks: Sequence[Chunk]) -> Int[np.ndarray, "batch width"]:
+    def _put_tables(self, letter: "Letter", requests: Sequence[Request]) -> Int[np.ndarray, "batch width"]:
         """Write the page tables, and return them."""
-        table = padded_table([chunk.request.table for chunk in chunks])
+        table = padded_table([each.table for each in requests])
         letter.put(self.table[: len(table), : table.shape[1]], table)
         return table
 
@@ -316,20 +369,24 @@ class GraphRunner:
     def _graph(
         self, batch: int, plans: list[TilePlan], kind: "Kind", shape: Shape
     ) -> tuple[list[TilePlan], Callable[[], None]]:
-        """The lists and the replay of a step for so many texts and plans of this size, rounded up.
+        """The lists and the replay of a step for so many texts, rounded up, whose lists can hold these plans.
 
-        It is captured when it is first asked for. Without CUDA, the replay is the step itself.
+        It is captured when it is first asked for, and once more for plans that its lists cannot hold. Without CUDA, the
+        replay is the step itself.
         """
         rows = rounded_up(batch)
-        sizes = [each.size(plan) for each, plan in zip(self.plans, plans)]
-        key = (kind, rows, *sizes, shape)
-        if key not in self.graphs:
+        key = (kind, rows, *(each.tile for plan in plans for each in plan.launches), shape)
+        sizes, known = [each.size(plan) for each, plan in zip(self.plans, plans)], self.graphs.get(key)
+        if known:
+            sizes = [tuple(map(max, own, its)) for own, its in zip(sizes, known.sizes)]
+        if known is None or sizes != known.sizes:
             # Capturing runs the step. With no row begun, it writes nowhere, and has no states to merge.
+            began = perf_counter()
             masks = [shape.seen, *(each.seen if each.branches else None for each in shape.passes)]
             counts = [shape.gamma + 1, *(len(each.read) for each in shape.passes)]
             lists = [
-                each.lists(size, rows * count, mask)
-                for each, size, count, mask in zip(self.plans, sizes, counts, masks)
+                each.lists(plan, size, rows * count, mask)
+                for each, plan, size, count, mask in zip(self.plans, plans, sizes, counts, masks)
             ]
             if shape.gamma:
                 run = partial(self._draft_step, rows, lists, kind, shape)
@@ -337,9 +394,10 @@ class GraphRunner:
                 run = partial(self._step, rows, lists[0], kind)
             self._begin_nobody(shape.gamma)
             self.clock.forget()  # it took longer than a look, and happens once
-            self.graphs[key] = lists, run if self.pool is None else capture(run, self.pool).replay
-            self._price(batch, shape.gamma, self.graphs[key][1])
-        return self.graphs[key]
+            known = Graph(sizes, lists, run if self.pool is None else capture(run, self.pool).replay)
+            self.graphs[key], self.captured = known, self.captured + 1
+            self._price(batch, shape.gamma, known.replay, began)
+        return known.lists, known.replay
 
     def _begin_nobody(self, gamma: int) -> None:
         with self.letter() as letter:
@@ -351,8 +409,8 @@ class GraphRunner:
             if self.network:
                 self.network.start(letter, [])
 
-    def _price(self, batch: int, gamma: int, replay: Callable[[], None]) -> None:
-        """Measure a step of nobody. Its first replay does not count."""
+    def _price(self, batch: int, gamma: int, replay: Callable[[], None], began: float) -> None:
+        """Measure a step of nobody, whose capture began then. Its first replay does not count."""
         choice = self.eager.speculation.choice
         if choice is None or not self.on_card:
             return
@@ -360,7 +418,7 @@ class GraphRunner:
             self._begin_nobody(gamma)
             seconds = self.clock.time(replay, count)
             torch.cuda.synchronize()
-        choice.costs.calibrate(batch, gamma, seconds())
+        choice.captured(batch, gamma, seconds(), perf_counter() - began)
         self._review(batch)  # compiles its kernels, if need be
 
     @torch.inference_mode()

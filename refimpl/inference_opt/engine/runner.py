@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from inference_opt.engine.scheduler import Chunk
+from inference_opt.engine.scheduler import Chunk, Repeat
 from inference_opt.speculative.drafter import Draft
 
 
@@ -45,7 +45,7 @@ class Runner(Protocol):
 
     draft_rows: int
 
-    def choose(self, chunks: Sequence[Chunk]) -> tuple[int, int] | None:
+    def choose(self, chunks: Sequence[Chunk]) -> Repeat | None:
         """How many drafts a step, and how many steps in a row without asking the scheduler in between.
 
         The chunks are all of a step, and all decode. None: a single step, with the drafts that they have.

@@ -21,7 +21,7 @@ Within a step:
      and in pages that are free or evictable. So speculation gives way under load.
   5. If the whole step is decodes, and the runner can repeat them without asking (`graph_runner.py`), it chooses for all
      of them how many drafts and how many steps in a row; each request is granted the tokens of these, while pages can
-     be had.
+     be had. It may choose steps ahead, too: they are launched before the host has looked at those in front of them.
 
 Progress: the request processed first can preempt all others or, if it is the last arrival, leaves its pages to them.
 Either way one request has the pages it needs, since no request is admitted that could not run alone in the pool.
@@ -32,6 +32,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from inference_opt.engine.cache_manager import CacheManager
 from inference_opt.engine.request import Request
@@ -46,7 +47,8 @@ class Chunk:
 
     `found`: tokens that the tree saved this step from computing. `drafts`: how many guesses may be
     fed behind the tokens. `grant`: how many tokens may be decoded in a row, before the scheduler is asked again, and
-    `steps`: in how many steps. `queue`: whether other requests wait for a place.
+    `steps`: in how many steps. `ahead`: how many more may be decoded before anyone looks at these. `queue`: whether
+    other requests wait for a place.
     """
 
     request: Request
@@ -56,6 +58,7 @@ class Chunk:
     drafts: int = 0
     grant: int = 1
     steps: int = 1
+    ahead: int = 0
     queue: bool = False
 
     @property
@@ -69,11 +72,19 @@ class Chunk:
         return self.count == 1 and self.samples
 
 
+class Repeat(NamedTuple):
+    """What a runner would decode without asking: so many steps in a row, with so many drafts, and so many ahead."""
+
+    drafts: int
+    steps: int
+    ahead: int = 0
+
+
 class Scheduler:
     """Waiting and running requests. `running` is in the order of arrival.
 
-    `gamma`: how many tokens a request would draft if there were room. `choose`: how many drafts and steps the runner
-    would decode in a row, or None (`Runner.choose`).
+    `gamma`: how many tokens a request would draft if there were room. `choose`: what the runner would decode in a row,
+    or None (`Runner.choose`).
     """
 
     def __init__(
@@ -85,7 +96,7 @@ class Scheduler:
         patience: int,
         draft_rows: int,
         gamma: Callable[[Request], int],
-        choose: Callable[[Sequence[Chunk]], tuple[int, int] | None],
+        choose: Callable[[Sequence[Chunk]], Repeat | None],
     ) -> None:
         self.cache, self.token_budget, self.patience = cache, token_budget, patience
         self.max_running = min(max_running, token_budget)  # each needs a token a step
@@ -156,7 +167,7 @@ class Scheduler:
         for chunk in chunks:
             if choice is None and not chunk.drafts:
                 continue
-            most, chunk.steps = choice or (chunk.drafts, 1)
+            most, chunk.steps, _ = choice or Repeat(chunk.drafts, 1)
             chunk.drafts = min(chunk.drafts, most)
             grant = min(chunk.steps * (1 + chunk.drafts), chunk.request.check.left)
             while grant > 1 and not self.cache.reserve(chunk.request, chunk.start + grant):
@@ -166,7 +177,18 @@ class Scheduler:
                 emit("schedule.draft", self, id=chunk.request.id, gamma=chunk.drafts)
             if choice:
                 chunk.grant = grant
+        if choice and choice.ahead:
+            self._grant_ahead(chunks, choice.ahead)
         return chunks
+
+    def _grant_ahead(self, chunks: list[Chunk], steps: int) -> None:
+        """Reserve pages for steps ahead too, for all texts or for none."""
+        more = [min(steps, chunk.request.check.left - chunk.grant) for chunk in chunks]
+        for chunk, ahead in zip(chunks, more):
+            if ahead and not self.cache.reserve(chunk.request, chunk.start + chunk.grant + ahead):
+                return
+        for chunk, ahead in zip(chunks, more):
+            chunk.ahead = ahead
 
     def _next(self) -> Request:
         """The next to admit: first, by arrival, those overtaken too often; then the longest cached prefix."""

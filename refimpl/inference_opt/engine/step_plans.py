@@ -3,8 +3,8 @@
 reach   A piece may reach further than its query can see; it stops at the query's position
         (`kernels/attention.py`). So one plan serves texts until they are as long as it was made for
 lists   A graph has lists of its own, with room for more pieces and states than a plan has. Programs of pieces of
-        nobody, on processors that are free, and room for states cost nothing; a capture does. So there are few
-        sizes
+        nobody, on processors that are free, and room for states cost nothing; a capture does. So a graph serves all
+        plans that its lists can hold
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from inference_opt.kernels import SharedPrefix
-from inference_opt.kernels.plan import Launch, Piece, Tile, TilePlan
+from inference_opt.kernels.plan import Launch, Piece, TilePlan
 from inference_opt.kernels.shape import Shape
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 AHEAD = 4  # runs of plain steps that one plan serves
 PIECES = 16  # of a launch, at least: a few programs a head, at most one for each processor of a card
 
-Size = tuple[int, tuple[tuple[int, Tile], ...]]  # states; and for each launch its pieces and its tile
+Size = tuple[int, ...]  # states; and for each launch its pieces
 
 
 class StepPlans:
@@ -51,18 +51,19 @@ class StepPlans:
 
     def size(self, plan: TilePlan) -> Size:
         """The size of lists for a plan: states to a power of four, pieces to a power of two."""
-        launches = tuple((rounded_up(max(len(each.pieces), self.least)), each.tile) for each in plan.launches)
-        return rounded_up(plan.num_states, 4), launches
+        pieces = (rounded_up(max(len(each.pieces), self.least)) for each in plan.launches)
+        return rounded_up(plan.num_states, 4), *pieces
 
-    def lists(self, size: Size, rows: int, seen: list[int] | None) -> TilePlan:
-        """Lists of this size for a graph of so many rows. No row has states to merge.
+    def lists(self, plan: TilePlan, size: Size, rows: int, seen: list[int] | None) -> TilePlan:
+        """Lists of this size for a graph of so many rows, with the launches of a plan. No row has states to merge.
 
         `seen`: what each row of a tree sees of its text's own keys.
         """
-        num_states, launched = size
+        num_states, *counts = size
         self.offsets.zero_()
         launches = [
-            Launch(torch.zeros(n, len(Piece._fields), dtype=torch.int32, device=self.device), t) for n, t in launched
+            Launch(torch.zeros(n, len(Piece._fields), dtype=torch.int32, device=self.device), each.tile)
+            for n, each in zip(counts, plan.launches)
         ]
         if seen:
             mask = torch.tensor(seen * (rows // len(seen)), device=self.device)

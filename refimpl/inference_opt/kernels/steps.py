@@ -60,19 +60,20 @@ class Steps:
     def begin(
         self,
         letter: Letter,
-        tokens: Int[np.ndarray, "rows"],
+        tokens: Int[np.ndarray, "rows"] | None,
         places: Int[np.ndarray, "steps 2 rows"],
         params: Sequence[SamplingParams],
     ) -> None:
         """Set the input of the first step, the places of all steps, and how each row samples (all have seeds).
 
-        The other rows write nowhere (slot −1), and are greedy.
+        None: its input is what `tokens` holds. The other rows write nowhere (slot −1), and are greedy.
         """
         all_places = np.zeros(self.places.shape, dtype=np.int64)
         all_places[:, 1] = -1
-        all_places[:, :, : len(tokens)] = places
+        all_places[:, :, : places.shape[2]] = places
         letter.put(self.step, 0)
-        letter.put(self.tokens[: len(tokens)], tokens)
+        if tokens is not None:
+            letter.put(self.tokens[: len(tokens)], tokens)
         letter.put(self.places, all_places)
         letter.put(self.place, all_places[0])
         self.sample(letter, params)

@@ -17,6 +17,10 @@ Bandits, 1602.04282):
              shown what to expect)
     look     what a run takes besides its steps, more with drafts than without: a run of few steps pays it early
     steps    as many as the credit pays for
+    capture  a step that was never captured must be (`engine/graph_runner.py`), which takes as long as hundreds of
+             steps. How often a size of batch comes is not known. So it is done when what such steps would have gained
+             so far has reached what it takes: then at most twice the time is lost that the best plan would have lost
+             (as with skis: rent them until the rent has reached their price; Karlin et al. 1988)
 
 So speculation loses at most a small share of the time. It begins with few steps, and goes on longer as it gains. A
 drafter whose acceptance is seen only where it drafts is tried whenever the credit has grown enough. Texts that have
@@ -25,7 +29,7 @@ just begun are taken to be as different from each other as those that ended late
 The output does not depend on γ, since only tokens that the target would have drawn itself are kept (`rules.coupled`).
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from math import ceil
 from typing import NamedTuple
@@ -34,7 +38,7 @@ import numpy as np
 from jaxtyping import Float
 
 from inference_opt.speculative.acceptance import HOPE, LENGTHS, Acceptance, rates, rates_at
-from inference_opt.speculative.step_costs import UNTRIED, StepCosts
+from inference_opt.speculative.step_costs import UNTRIED, StepCosts, size_of
 
 SPARE = 0.01  # of the time of plain steps, for trials that fail
 CAP = 12.0  # plain steps: the most that speculation may lose before it pays again, and that is held against it
@@ -50,6 +54,7 @@ WEIGHT = 24.0  # tokens that the other texts' acceptance counts for in a text's 
 ENDED = 64  # texts that tell how different texts are
 KNOWN = 128  # tokens of earlier texts that tell what texts are like
 LATELY = 2048.0  # tokens of other texts that count
+CAPTURE = 0.05  # seconds: what a capture is assumed to take before one was measured
 
 
 class Expected(NamedTuple):
@@ -71,14 +76,18 @@ class Choice:
     """Decides for all texts of a batch. `seen`: whether acceptance is known from plain steps, too (`acceptance.py`).
 
     `untried`: as of `StepCosts`. `tried`: drafts, at most, of a drafter of which nothing is known. `trees`: whether
-    drafts are trees of fixed shapes.
+    drafts are trees of fixed shapes. `capture`: seconds that it takes to capture a step; 0: steps are not captured.
     """
 
-    def __init__(self, seen: bool, untried: float = UNTRIED, tried: int = TRIED, trees: bool = False) -> None:
+    def __init__(
+        self, seen: bool, untried: float = UNTRIED, tried: int = TRIED, trees: bool = False, capture: float = 0.0
+    ) -> None:
         self.seen, self.costs, self.lately = seen, StepCosts(untried), Acceptance(LATELY)
         self.trees, self.largest = trees, 0  # the largest tree that has run, as an index of `LENGTHS`
         self.ended: deque[Acceptance] = deque(maxlen=ENDED)  # of texts that ended lately
-        self.tried = tried
+        self.tried, self.capture = tried, capture
+        # For want of a captured step: the share of the time that is missed now, and seconds so far, by size.
+        self.missing, self.missed = 0.0, defaultdict[int, float](float)
         self.credit = BEGIN  # in plain steps
         self.since_plain = 0
         self.why = "nothing was decided yet"
@@ -90,7 +99,7 @@ class Choice:
 
         `lefts`: how many tokens each text may still have; None if others wait for a place.
         """
-        n = len(texts)
+        n, self.missing = len(texts), 0.0
         new = sum(each.tokens < FIRST for each in texts) * 2 > n
         if not self.costs.measured(n, 0):
             self.why = f"plain decoding of {n} texts is measured first"
@@ -106,7 +115,8 @@ class Choice:
             self.why, self.since_plain = f"{n} texts: {lengths[0]}: plain decoding", 0
             return 0, few
         # Where the credit does not pay for the best, it may pay for one that risks less.
-        for each in lengths:
+        ready = self._captured(n, lengths)
+        for each in ready:
             self.why = f"{n} texts: {each}"
             steps = self._steps(n, each, 1.0 if tried else (1 + each.worth) / 2, most_steps)
             if (new and self._unknown) or not self.costs.measured(n, each.length):
@@ -114,7 +124,8 @@ class Choice:
             if each.gain >= BETTER and steps >= min(LEAST, each.steps) and (self.credit >= 0 or not self.seen):
                 break
         else:
-            self.why = f"{n} texts: {lengths[0]}, but too much was lost lately: plain decoding"
+            but = "too much was lost lately" if ready else "to capture its steps does not pay yet"
+            self.why = f"{n} texts: {lengths[0]}, but {but}: plain decoding"
             return 0, few
         if steps == each.steps:
             steps = min(steps + ceil(self.costs.margin(n, each.length, float(steps))), most_steps)
@@ -171,6 +182,22 @@ class Choice:
         left = self.costs.until_done(after, most_steps) / self.costs.of(n, 0)
         return left[0] - left[1:]
 
+    def _captured(self, n: int, lengths: list[Expected]) -> list[Expected]:
+        """Those of these, sorted by what they gain, whose steps are captured. The best is, if enough was missed."""
+        if not self.capture:
+            return lengths
+        ready = [each for each in lengths if self.costs.known(n, each.length)]
+        if lengths[0] in ready:
+            return ready
+        self.missing = 1 - max(max((each.gain for each in ready), default=1.0), 1.0) / lengths[0].gain
+        return [lengths[0], *ready] if self.missed[size_of(n)] >= self.capture else ready
+
+    def captured(self, texts: int, drafts: int, step: float, seconds: float) -> None:
+        """A step was captured in so many seconds, and took `step` seconds for nobody."""
+        self.costs.calibrate(texts, drafts, step)
+        self.capture = min(self.capture, seconds)  # others compiled kernels, too
+        self.missed[size_of(texts)] = 0.0
+
     def _steps(self, texts: int, each: Expected, hoped: float, most_steps: int) -> int:
         """As many steps as may be risked, if each saves at least the plain steps that are hoped for."""
         look, risk = self.look(texts), each.price - hoped * (1 + self.look(texts, False) / most_steps)
@@ -220,6 +247,7 @@ class Choice:
             self.costs.learn_look(n, drafts > 0, look)
         if seconds is not None:
             self.costs.learn(n, drafts, seconds)
+            self.missed[size_of(n)] += self.missing * steps * seconds
         if not self.seen and not drafts:
             self.lately.fade(float(steps))  # what was seen long ago may have changed
         if not drafts:

@@ -109,9 +109,14 @@ class HeadSteps:
         starts: list[int],
         counts: list[int],
         chosen: Int[Tensor, "steps max_rows"],
+        rows: list[int],
     ) -> None:
-        """Read what `counts` plain steps of each text have noted, from slot `starts` on. The host waits for nothing."""
-        row, step = (sent(torch.from_numpy(each), chosen.device) for each in spread_counts(np.array(counts)))
+        """Read what `counts` plain steps of each text have noted, from slot `starts` on. The host waits for nothing.
+
+        `rows`: where each text was in these steps.
+        """
+        each, steps = spread_counts(np.array(counts))
+        row, step = (sent(torch.from_numpy(one), chosen.device) for one in (np.array(rows)[each], steps))
         features = self.head.fuse_taps(self.noted[step, row].flatten(1).to(self.head.dtype))
         self.eagle.follow(texts, starts, counts, features, chosen[step, row])
 

@@ -45,14 +45,14 @@ class StepCosts:
 
     def learn(self, texts: int, gamma: int, seconds: float) -> None:
         """A step took so long."""
-        size = _size(texts)
+        size = size_of(texts)
         took = self.seconds[size].setdefault(gamma, deque(maxlen=KEPT))
         took.append(seconds)
         self.usual[size][gamma] = median(took)
 
     def learn_look(self, texts: int, drafted: bool, seconds: float) -> None:
         """A run took so long besides its steps."""
-        size = _size(texts)
+        size = size_of(texts)
         looks = self.looks[size]
         looks.append((drafted, seconds))
         each = {kind: [took for its, took in looks if its == kind] for kind in (False, True)}
@@ -66,19 +66,19 @@ class StepCosts:
 
     def calibrate(self, texts: int, gamma: int, seconds: float) -> None:
         """A step of nobody took so long."""
-        self.idle[_size(texts)][gamma] = seconds
+        self.idle[size_of(texts)][gamma] = seconds
 
     def measured(self, texts: int, gamma: int) -> bool:
         """Whether a step of this kind has run."""
-        return gamma in self.usual[_size(texts)]
+        return gamma in self.usual[size_of(texts)]
 
     def known(self, texts: int, gamma: int) -> bool:
         """Whether it has run, be it for nobody."""
-        return self.measured(texts, gamma) or gamma in self.idle[_size(texts)]
+        return self.measured(texts, gamma) or gamma in self.idle[size_of(texts)]
 
     def of(self, texts: int, gamma: int) -> float:
         """What a step costs: as measured; else as steps of nobody compare; else the least that it may cost."""
-        size = _size(texts)
+        size = size_of(texts)
         known, idle = self.usual[size], self.idle[size]
         if gamma in known:
             return known[gamma]
@@ -106,7 +106,7 @@ class StepCosts:
 
     def look(self, texts: int, drafted: bool) -> float:
         """Seconds of a look, usually; as of the other kind until it was measured; 0 until any was."""
-        return self.usual_look.get((_size(texts), drafted), 0.0)
+        return self.usual_look.get((size_of(texts), drafted), 0.0)
 
     def margin(self, texts: int, gamma: int, steps: float) -> float:
         """Steps to add to those that a run is expected to need: what is missing in the end takes another look.
@@ -123,7 +123,7 @@ class StepCosts:
         texts = n = lefts.shape[1]
         prices = [self.of(n, 0)]  # and of a step of all texts, of all but one, …
         while texts:
-            fewer = _size(texts) // 2  # so many, and those below, are of another size
+            fewer = size_of(texts) // 2  # so many, and those below, are of another size
             prices += [self.of(texts, 0) if self.measured(texts, 0) else prices[-1]] * (texts - fewer)
             texts = fewer
         phases = np.diff(np.sort(lefts), prepend=0)  # their steps
@@ -132,6 +132,6 @@ class StepCosts:
         return phases @ prices[1:] + looks * self.look(n, False)
 
 
-def _size(texts: int) -> int:
+def size_of(texts: int) -> int:
     """The next power of two."""
     return 1 << (texts - 1).bit_length()

@@ -6,7 +6,7 @@ its first token. On tasks every text has as many tokens as plain decoding makes 
 number of a task's prompts repeats them, so its texts share what they gain (`prompts` says how many differ).
 
 The first run of each engine is reported apart: in it steps are captured, and the engine knows neither prices nor
-acceptance. The other runs find what it has learned, as in a server that has run for some seconds.
+acceptance. Then it runs for some seconds that do not count, so the other runs find what it has learned, as in a server.
 
 On a shape the drafter's acceptance α is known (`known.py`), and the speed-up is predicted before it is measured, from
 plain decoding alone. A step of n texts with γ drafts each reads n (γ + 1) rows. If rows of one text cost what rows of
@@ -44,6 +44,7 @@ from inference_opt.speculative.cost import expected_tokens
 PAGE = 16  # tokens
 PROMPT = 128  # tokens, on a shape
 PLAIN, CHOSEN = "plain", "chosen"
+SETTLED = 2.0  # seconds in which the engine that chooses learns
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,9 @@ def measure(
     first = {name: work.run(engine) for name, engine in engines.items()}  # captures steps, and learns what they cost
     for engine in engines.values():
         warm(engine, partial(work.run, engine))
+    began = time.perf_counter()
+    while elapsed(began) < SETTLED:
+        work.run(engines[CHOSEN])
     first |= {name: work.by_peer(decode) for name, decode in peers.items()}
     runs: dict[str, list[Timed]] = {name: [] for name in first}
     for _ in range(repeats):

@@ -88,13 +88,13 @@ def decoded(engine: Engine, sampling: dict[str, Any], prompts: list[list[int]], 
 
 def warm(engine: Engine, run: Callable[[], Any]) -> None:
     """Run until nothing was captured QUIET times in a row, at most WARM times. Without captures: not at all."""
-    graphs, quiet = getattr(engine.runner, "graphs", ()), 0
+    quiet = 0
     for _ in range(WARM):
-        before = len(graphs)
+        before = getattr(engine.runner, "captured", 0)
         if not before or quiet == QUIET:
             return
         run()
-        quiet = quiet + 1 if len(graphs) == before else 0
+        quiet = quiet + 1 if getattr(engine.runner, "captured", 0) == before else 0
 
 
 def bench_engine(

@@ -1,0 +1,148 @@
+"""Steps that are launched ahead: the same tokens, whatever comes between, and nobody waits longer."""
+
+import gc
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inference_opt import Engine, SamplingParams, naive
+from inference_opt.cache.paged_kernel import PagedKernelCache
+from inference_opt.engine import graph_runner
+from inference_opt.explain.views.schedule import sound_ownership
+from inference_opt.speculative.lookup import PromptLookup
+from tests.engine.test_graph_runner import DEVICE, MIXED, TEXT, decisive
+from tests.toys import toy
+
+
+@pytest.fixture(autouse=True)
+def in_place(monkeypatch):
+    """Kernels answer on every machine."""
+    monkeypatch.setattr("inference_opt.engine.engine.cache_class", lambda device: PagedKernelCache)
+
+
+def check(engine, requests, exact):
+    """Texts that have ended are the oracle's; what the others have so far is the beginning of theirs."""
+    for request in requests:
+        right = naive.generate(exact, request.prompt, request.params)
+        whole = request.finish_reason in ("length", "stop")
+        assert request.output == right[: None if whole else len(request.output)]
+
+
+CALLS = st.lists(st.sampled_from(["add", *["step"] * 4, "abort", "forget", "fail", "record"]), min_size=4, max_size=24)
+
+
+@settings(max_examples=20)
+@given(
+    CALLS,
+    st.lists(TEXT, min_size=1, max_size=4),
+    st.lists(MIXED, min_size=4, max_size=4),
+    st.integers(3, 10),
+    st.integers(1, 4),
+    st.integers(0, 8),
+    st.booleans(),
+    st.booleans(),
+)
+def test_whatever_comes_between_two_looks_texts_are_the_oracle_s(
+    calls, prompts, mixed, steps, page_size, slack, radix, drafts
+):
+    """Arrivals, aborted texts, steps that fail, recorded ones, preemption, new weights; with drafts now and then."""
+    model = decisive(toy(eos=(3,), dtype=torch.float32)).to(DEVICE)
+    params = [replace(each, max_new_tokens=2 * each.max_new_tokens + 3) for each in mixed]
+    most = max(len(prompt) + each.max_new_tokens for prompt, each in zip(prompts * 4, params))
+    drafter = PromptLookup(2, 1) if drafts else None
+    pages = -(-most // page_size) + 1 + slack
+    engine = Engine(model, radix=radix, page_size=page_size, num_pages=pages, decode_steps=steps, drafter=drafter)
+    for pages in (*engine.cache.keys, *(engine.cache.values or ())):
+        pages.fill_(torch.nan)
+    requests = []
+
+    def fail(changes):
+        raise RuntimeError("here")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for i, call in enumerate(["add", *calls, *["step"] * 200]):
+            if call == "add":
+                which = len(requests) % len(prompts)
+                own = replace(params[len(requests) % 4], seed=i)
+                requests.append(engine.add(prompts[which], own))
+            elif call == "abort" and engine.requests:
+                engine.abort(next(iter(engine.requests)))
+            elif call == "forget":
+                engine.forget()
+            elif call == "record" and engine.requests:
+                with patch.context() as inner:
+                    inner.setattr(graph_runner, "recording", lambda: True)
+                    engine.step()
+            elif call == "fail" and engine.requests:
+                with patch.context() as inner:
+                    inner.setattr(engine.speculation, "learn", fail)
+                    with pytest.raises(RuntimeError, match="here"):
+                        engine.step()
+            elif call == "step":
+                engine.step()
+            assert all(sound_ownership(engine.scheduler).values())
+    assert not engine.requests
+    assert engine.pool.free + len(engine.tree) == engine.pool.num_pages, "nothing leaks"
+    check(engine, requests, model.double())
+
+
+def test_the_next_steps_are_launched_before_the_host_looks(monkeypatch):
+    """And never so many that a text that arrives would wait for more than `decode_steps` of them."""
+    model, said = toy(dtype=torch.float32).to(DEVICE), []
+    engine = Engine(model, page_size=4, decode_steps=12)
+    time, read_back = engine.runner.clock.time, graph_runner.read_back
+    monkeypatch.setattr(engine.runner.clock, "time", lambda step, times: said.append(times) or time(step, times))
+
+    def noting(tensors):
+        found = read_back(tensors)
+        return lambda: said.append("look") or found()
+
+    monkeypatch.setattr(graph_runner, "read_back", noting)
+    request = engine.add([1, 2, 3], SamplingParams(max_new_tokens=19, ignore_eos=True))
+    while not request.finished:
+        engine.step()
+    assert said == [4, 4, "look", 4, "look", 4, "look", 2, "look", "look"], "and one token after the prompt"
+    assert request.output == naive.generate(model.double(), request.prompt, request.params)
+
+
+def test_what_ran_ahead_for_texts_that_are_not_alone_any_more_is_dropped():
+    model = toy(dtype=torch.float32).to(DEVICE)
+    engine = Engine(model, page_size=4, decode_steps=9)
+    first = engine.add([1, 2, 3], SamplingParams(max_new_tokens=19, ignore_eos=True))
+    engine.step()
+    engine.step()
+    assert engine.runner.flight.serves(engine.scheduler.schedule())
+    kept = first.pages
+    first.pages = replace(kept)
+    assert not engine.runner.flight.serves(engine.scheduler.schedule()), "it wrote other pages"
+    first.pages = kept
+    second = engine.add([5, 6, 7], SamplingParams(max_new_tokens=9, ignore_eos=True))
+    engine.step()
+    assert engine.runner.flight is None
+    assert second.output, "it did not wait"
+    while engine.requests:
+        engine.step()
+    check(engine, [first, second], model.double())
+
+
+def test_no_garbage_is_collected_during_a_step(monkeypatch):
+    """Then it is, if it was: also after a step that fails."""
+    engine, seen = Engine(toy(dtype=torch.float32).to(DEVICE), page_size=4), []
+    engine.add([1, 2, 3], SamplingParams(max_new_tokens=4))
+    schedule = engine.scheduler.schedule
+    monkeypatch.setattr(engine.scheduler, "schedule", lambda: seen.append(gc.isenabled()) or schedule())
+    for before in (True, False):
+        (gc.enable if before else gc.disable)()
+        try:
+            engine.step()
+            with monkeypatch.context() as patch:
+                patch.setattr(engine.runner, "run", None)
+                with pytest.raises(TypeError):
+                    engine.step()
+            assert gc.isenabled() == before
+        finally:
+            gc.enable()
+    assert seen == [False] * 4
