@@ -20,7 +20,8 @@ from inference_opt.speculative.choice import Choice
 from inference_opt.speculative.cost import expected_tokens
 from inference_opt.speculative.step_costs import SURE
 
-LOOKS, STEPS = (0.3, 6.0), 64  # the host's time for a look; steps until it must look
+AHEAD = -6.0
+LOOKS, STEPS = (0.3, 6.0, AHEAD), 64  # the host's time for a look; steps until it must look
 PRICES = {  # of a step, by drafts
     "memory-bound": lambda gamma: 1 + (0.2 + 0.01 * gamma) * (gamma > 0),
     "by row": lambda gamma: 1 + 0.1 * gamma,
@@ -66,12 +67,13 @@ class Machine:
 
     @classmethod
     def of(cls, prices, look):
-        """Neither depends on how many texts there are."""
-        return cls(lambda texts, gamma: PRICES[prices](gamma), lambda texts, drafted: look)
+        """Neither depends on how many texts there are. `AHEAD`: plain steps run ahead of the host."""
+        return cls(lambda texts, gamma: PRICES[prices](gamma), lambda texts, drafted: abs(look) * (drafted or look > 0))
 
 
 def fixed(texts, tokens, price, length, look):
     """Time of one text after another with one length."""
+    look = abs(look) * (length > 0 or look > 0)
     return sum(steps * price(length) + look * -(-steps // STEPS) for steps in (
         steps_over(each, 0, tokens, length) // 1 + 1 for each in texts
     ))  # fmt: skip
@@ -127,7 +129,10 @@ def decode(choice, texts, machine, noise, most_steps=STEPS):
             known[i].learn(float(made[i]), taken)
             choice.lately.learn(float(made[i]), taken)
         seconds, look = machine.price(n, gamma) * noise.uniform(0.97, 1.03), machine.look(n, gamma > 0)
-        choice.learn([made[i] for i in live], lefts, gamma, steps, most_steps, seconds, look * noise.uniform(0.8, 1.2))
+        took = look * noise.uniform(0.8, 1.2)
+        if choice.costs.ahead and not gamma:  # the first run of a batch does not run ahead
+            took = machine.look(n, True) if max(at) <= most_steps else None
+        choice.learn([made[i] for i in live], lefts, gamma, steps, most_steps, seconds, took)
         choice.ended.extend(known[i] for i in live if at[i] == tokens[i])
     return time
 

@@ -114,7 +114,9 @@ class GraphRunner:
             trees = self.network is not None and eager.speculation.branching
             tried = LENGTHS[-2] if trees else TRIED
             capture = CAPTURE if cache.device.type == "cuda" else 0.0
-            eager.speculation.choice = Choice(self.drafter.reviewed, tried=tried, trees=trees, capture=capture)
+            eager.speculation.choice = Choice(
+                self.drafter.reviewed, tried=tried, trees=trees, capture=capture, ahead=max_steps >= PARTS
+            )
             layers = (*cache.keys, *(cache.values or ()))
             apart = [each.data_ptr() - layers[0].data_ptr() for each in layers]
             self.offsets = torch.tensor(apart, device=cache.device) // layers[0].element_size()
@@ -250,7 +252,8 @@ class GraphRunner:
         n, params, requests = len(chunks), [chunk.request.params for chunk in chunks], [each.request for each in chunks]
         starts, steps = [chunk.start for chunk in chunks], [min(chunk.grant, self.max_steps) for chunk in chunks]
         flight, self.flight = self.flight, None
-        if flight is None or not flight.serves(chunks):
+        ahead = flight is not None and flight.serves(chunks)
+        if flight is None or not ahead:
             flight = self._launch(requests, starts, steps)
         # While the card decodes, the host asks for what follows. What a drafter wants to know of these steps comes
         # after the tokens are copied, so while the host writes these down.
@@ -270,7 +273,7 @@ class GraphRunner:
         if choice := self.eager.speculation.choice:
             each_step = flight.seconds()
             look = self.clock.look(run * each_step)
-            choice.learn(steps, lefts(chunks), 0, run, self.max_steps, each_step, look)
+            choice.learn(steps, lefts(chunks), 0, run, self.max_steps, each_step, None if ahead else look)
         results, emitted = [], [row[:count] for row, count in zip(chosen.T.tolist(), steps)]
         if self.drafter and self.drafter.reviewed:
             self.drafts.keep(texts, emitted)

@@ -41,7 +41,7 @@ from inference_opt.speculative.acceptance import HOPE, LENGTHS, Acceptance, rate
 from inference_opt.speculative.step_costs import UNTRIED, StepCosts, size_of
 
 SPARE = 0.01  # of the time of plain steps, for trials that fail
-CAP = 12.0  # plain steps: the most that speculation may lose before it pays again, and that is held against it
+CAP = 10.0  # plain steps: the most that speculation may lose before it pays again, and that is held against it
 WORST = 24.0  # plain steps: the most that one run may lose, besides two looks
 BEGIN = 4.0  # plain steps of credit at first
 FIRST = 16  # plain steps until a text's first choice
@@ -77,12 +77,19 @@ class Choice:
 
     `untried`: as of `StepCosts`. `tried`: drafts, at most, of a drafter of which nothing is known. `trees`: whether
     drafts are trees of fixed shapes. `capture`: seconds that it takes to capture a step; 0: steps are not captured.
+    `ahead`: as of `StepCosts`.
     """
 
     def __init__(
-        self, seen: bool, untried: float = UNTRIED, tried: int = TRIED, trees: bool = False, capture: float = 0.0
+        self,
+        seen: bool,
+        untried: float = UNTRIED,
+        tried: int = TRIED,
+        trees: bool = False,
+        capture: float = 0.0,
+        ahead: bool = False,
     ) -> None:
-        self.seen, self.costs, self.lately = seen, StepCosts(untried), Acceptance(LATELY)
+        self.seen, self.costs, self.lately = seen, StepCosts(untried, ahead), Acceptance(LATELY)
         self.trees, self.largest = trees, 0  # the largest tree that has run, as an index of `LENGTHS`
         self.ended: deque[Acceptance] = deque(maxlen=ENDED)  # of texts that ended lately
         self.tried, self.capture = tried, capture
@@ -203,7 +210,9 @@ class Choice:
         look, risk = self.look(texts), each.price - hoped * (1 + self.look(texts, False) / most_steps)
         if look + each.steps * risk <= self.credit:  # if that is below 0: what was lost is won back
             return each.steps
-        return max(int((self.credit - look) / risk), 0) if risk > 0 else 0
+        # A drafter that must be tried may lose the look besides: a trial that the look makes too short tells nothing.
+        left = self.credit - (look if self.seen else 0.0)
+        return min(max(int(left / risk), 0), each.steps) if risk > 0 else 0
 
     def shown(self, steps: Sequence[float], drafts: int) -> list[float]:
         """The steps that a text's tokens would have taken with each length, after it had up to so many drafts a step.

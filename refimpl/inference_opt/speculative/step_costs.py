@@ -8,7 +8,8 @@ little more than the longest, unless batches of other sizes show that it costs m
 and then known.
 
 Between two runs of steps the host looks: it takes what the steps gave and says what comes next. With drafts it has more
-to take and to say, so these looks are kept apart.
+to take and to say, so these looks are kept apart. Where plain steps run ahead of the host (`engine/flight.py`), looks
+between them cost nothing. Then only looks at plain steps that did not run ahead tell what a look takes.
 """
 
 from collections import defaultdict, deque
@@ -30,11 +31,12 @@ UNTRIED = 0.01  # what a draft is assumed to cost on a card, in steps, where it 
 class StepCosts:
     """Seconds of a step, by how many texts (rounded up to a power of two) and drafts behind each.
 
-    `untried`: what a draft is assumed to cost, in steps, until it was measured.
+    `untried`: what a draft is assumed to cost, in steps, until it was measured. `ahead`: whether plain steps run ahead
+    of the host.
     """
 
-    def __init__(self, untried: float = UNTRIED) -> None:
-        self.untried = untried
+    def __init__(self, untried: float = UNTRIED, ahead: bool = False) -> None:
+        self.untried, self.ahead = untried, ahead
         # By size and length: what steps took lately, the median of these, and what steps of nobody took.
         self.seconds: defaultdict[int, dict[int, deque[float]]] = defaultdict(dict)
         self.usual: defaultdict[int, dict[int, float]] = defaultdict(dict)
@@ -106,7 +108,7 @@ class StepCosts:
 
     def look(self, texts: int, drafted: bool) -> float:
         """Seconds of a look, usually; as of the other kind until it was measured; 0 until any was."""
-        return self.usual_look.get((size_of(texts), drafted), 0.0)
+        return 0.0 if self.ahead and not drafted else self.usual_look.get((size_of(texts), drafted), 0.0)
 
     def margin(self, texts: int, gamma: int, steps: float) -> float:
         """Steps to add to those that a run is expected to need: what is missing in the end takes another look.
