@@ -252,8 +252,8 @@ class GraphRunner:
         n, params, requests = len(chunks), [chunk.request.params for chunk in chunks], [each.request for each in chunks]
         starts, steps = [chunk.start for chunk in chunks], [min(chunk.grant, self.max_steps) for chunk in chunks]
         flight, self.flight = self.flight, None
-        ahead = flight is not None and flight.serves(chunks)
-        if flight is None or not ahead:
+        ran_ahead = flight is not None and flight.serves(chunks)
+        if flight is None or not ran_ahead:
             flight = self._launch(requests, starts, steps)
         # While the card decodes, the host asks for what follows. What a drafter wants to know of these steps comes
         # after the tokens are copied, so while the host writes these down.
@@ -273,7 +273,7 @@ class GraphRunner:
         if choice := self.eager.speculation.choice:
             each_step = flight.seconds()
             look = self.clock.look(run * each_step)
-            choice.learn(steps, lefts(chunks), 0, run, self.max_steps, each_step, None if ahead else look)
+            choice.learn(steps, lefts(chunks), 0, run, self.max_steps, each_step, None if ran_ahead else look)
         results, emitted = [], [row[:count] for row, count in zip(chosen.T.tolist(), steps)]
         if self.drafter and self.drafter.reviewed:
             self.drafts.keep(texts, emitted)

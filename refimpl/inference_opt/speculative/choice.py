@@ -41,8 +41,11 @@ from inference_opt.speculative.acceptance import HOPE, LENGTHS, Acceptance, rate
 from inference_opt.speculative.step_costs import UNTRIED, StepCosts, size_of
 
 SPARE = 0.01  # of the time of plain steps, for trials that fail
-CAP = 10.0  # plain steps: the most that speculation may lose before it pays again, and that is held against it
+CAP = 12.0  # plain steps: the most that speculation may lose before it pays again, and that is held against it
 WORST = 24.0  # plain steps: the most that one run may lose, besides two looks
+FEW_TEXTS = 8
+FORGIVEN = 5.0  # plain steps of so few texts: of the look of a trial
+TRIAL = 6.0  # plain steps: the most that such a trial may lose besides
 BEGIN = 4.0  # plain steps of credit at first
 FIRST = 16  # plain steps until a text's first choice
 SHORT = 8  # steps of a trial, and those that measure plain decoding again
@@ -210,8 +213,9 @@ class Choice:
         look, risk = self.look(texts), each.price - hoped * (1 + self.look(texts, False) / most_steps)
         if look + each.steps * risk <= self.credit:  # if that is below 0: what was lost is won back
             return each.steps
-        # A drafter that must be tried may lose the look besides: a trial that the look makes too short tells nothing.
-        left = self.credit - (look if self.seen else 0.0)
+        # In few steps, few texts do not show what a drafter gives that must be tried. So most of a look is forgiven.
+        forgiven = 0.0 if self.seen or texts > FEW_TEXTS else min(look, FORGIVEN)
+        left = min(self.credit - look + forgiven, TRIAL if forgiven else CAP)
         return min(max(int(left / risk), 0), each.steps) if risk > 0 else 0
 
     def shown(self, steps: Sequence[float], drafts: int) -> list[float]:
