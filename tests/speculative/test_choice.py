@@ -191,6 +191,24 @@ def test_a_step_is_captured_when_it_would_have_gained_what_that_takes(seen):
     assert decode(one, streams[0], Machine.of("free", LOOKS[0]), rng) < plain, "where nothing is captured, at once"
 
 
+def test_after_the_first_few_captures_take_a_share_of_the_time():
+    """What drafts would gain is an estimate, and every size of batch has steps of its own."""
+    choice, good = Choice(seen=True, capture=10.0), Acceptance()
+    good.learn(900.0, steps_at(0.9, 900.0))
+
+    def captured(texts):
+        choice.costs.learn(texts, 0, 1.0)
+        choice.missed[texts] = 99.0
+        gamma, _ = choice.best([good] * texts, [12] * texts, [999] * texts, STEPS)
+        if gamma:
+            choice.captured(texts, gamma, 1.0, 10.0)
+        return gamma > 0
+
+    assert [captured(2**i) for i in range(9)] == [True] * module.AT_ONCE + [False] * (9 - module.AT_ONCE)
+    choice.learn([1], [999], 0, int(5 / module.SPARE), STEPS, 1.0)
+    assert [captured(2**i) for i in range(6, 9)] == [True, False, False]
+
+
 def test_a_drafter_that_must_be_tried_is_tried_where_drafts_are_dear(monkeypatch):
     """The length that would gain the most, if drafts were accepted, costs more than the credit pays for at first."""
     monkeypatch.setitem(PRICES, "network", lambda gamma: 1 + (0.15 + 0.19 * gamma) * (gamma > 0))

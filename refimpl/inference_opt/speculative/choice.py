@@ -20,7 +20,8 @@ Bandits, 1602.04282):
     capture  a step that was never captured must be (`engine/graph_runner.py`), which takes as long as hundreds of
              steps. How often a size of batch comes is not known. So it is done when what such steps would have gained
              so far has reached what it takes: then at most twice the time is lost that the best plan would have lost
-             (as with skis: rent them until the rent has reached their price; Karlin et al. 1988)
+             (as with skis: rent them until the rent has reached their price; Karlin et al. 1988). What they would have
+             gained is an estimate, so after the first few, captures may take a share of the time
 
 So speculation loses at most a small share of the time. It begins with few steps, and goes on longer as it gains. A
 drafter whose acceptance is seen only where it drafts is tried whenever the credit has grown enough. Texts that have
@@ -57,6 +58,7 @@ WEIGHT = 24.0  # tokens that the other texts' acceptance counts for in a text's 
 ENDED = 64  # texts that tell how different texts are
 KNOWN = 128  # tokens of earlier texts that tell what texts are like
 LATELY = 2048.0  # tokens of other texts that count
+AT_ONCE = 6  # captures that take no share of the time
 CAPTURE = 0.05  # seconds: what a capture is assumed to take before one was measured
 
 
@@ -98,6 +100,7 @@ class Choice:
         self.tried, self.capture = tried, capture
         # For want of a captured step: the share of the time that is missed now, and seconds so far, by size.
         self.missing, self.missed = 0.0, defaultdict[int, float](float)
+        self.captures, self.lived = 0, 0.0  # steps with drafts that were captured; seconds of all steps
         self.credit = BEGIN  # in plain steps
         self.since_plain = 0
         self.why = "nothing was decided yet"
@@ -200,13 +203,14 @@ class Choice:
         if lengths[0] in ready:
             return ready
         self.missing = 1 - max(max((each.gain for each in ready), default=1.0), 1.0) / lengths[0].gain
-        return [lengths[0], *ready] if self.missed[size_of(n)] >= self.capture else ready
+        spare = self.lived * SPARE / self.capture + AT_ONCE  # captures
+        return [lengths[0], *ready] if self.missed[size_of(n)] >= self.capture and self.captures < spare else ready
 
     def captured(self, texts: int, drafts: int, step: float, seconds: float) -> None:
         """A step was captured in so many seconds, and took `step` seconds for nobody."""
         self.costs.calibrate(texts, drafts, step)
         self.capture = min(self.capture, seconds)  # others compiled kernels, too
-        self.missed[size_of(texts)] = 0.0
+        self.missed[size_of(texts)], self.captures = 0.0, self.captures + (drafts > 0)
 
     def _steps(self, texts: int, each: Expected, hoped: float, most_steps: int) -> int:
         """As many steps as may be risked, if each saves at least the plain steps that are hoped for."""
@@ -261,6 +265,7 @@ class Choice:
         if seconds is not None:
             self.costs.learn(n, drafts, seconds)
             self.missed[size_of(n)] += self.missing * steps * seconds
+            self.lived += steps * seconds
         if not self.seen and not drafts:
             self.lately.fade(float(steps))  # what was seen long ago may have changed
         if not drafts:

@@ -92,7 +92,7 @@ class StepCosts:
         others = [
             known[0] * (1 + (self.of(other, gamma) / self.of(other, 0) - 1) * min(size / other, 1))
             for other in sorted(self.usual)
-            if 0 in self.usual[other] and self.known(other, gamma)
+            if 0 in self.usual[other] and (self.measured(other, gamma) or {0, gamma} <= self.idle[other].keys())
         ]
         lengths = sorted({*known, *(idle if 0 in idle else ())})
         below, above = [each for each in lengths if each < gamma], [each for each in lengths if each > gamma]
