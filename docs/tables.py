@@ -454,7 +454,7 @@ def quoted(what: str, first: str) -> str:
 def trees_table() -> str:
     """Tokens a step, of chains and of trees with as many rows."""
     rows = []
-    for drafts in (8, 12):
+    for drafts in (8, 12, 24):
         found = {(each["task"], each["name"]): each for each in figures(f"bench_trees_{drafts}")["results"]}
         for task in ("humaneval", "chat"):
             chain, tree = (found[task, name]["tokens_per_step"] for name in ("trained", "trained, tree"))
