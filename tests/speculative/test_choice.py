@@ -206,6 +206,8 @@ def test_after_the_first_few_captures_take_a_share_of_the_time():
 
     assert [captured(2**i) for i in range(9)] == [True] * module.AT_ONCE + [False] * (9 - module.AT_ONCE)
     choice.learn([1], [999], 0, int(5 / module.SPARE), STEPS, 1.0)
+    choice.captured(64, 0, 1.0, 1.0)  # without drafts: as without a drafter
+    assert (choice.missed[64], choice.capture, choice.captures) == (99.0, 10.0, module.AT_ONCE)
     assert [captured(2**i) for i in range(6, 9)] == [True, False, False]
 
 

@@ -421,7 +421,7 @@ class GraphRunner:
             self._begin_nobody(gamma)
             seconds = self.clock.time(replay, count)
             torch.cuda.synchronize()
-        choice.captured(batch, gamma, seconds(), perf_counter() - began)
+        choice.captured(batch, gamma, seconds(), self.clock.agreed(perf_counter() - began))
         self._review(batch)  # compiles its kernels, if need be
 
     @torch.inference_mode()

@@ -209,8 +209,9 @@ class Choice:
     def captured(self, texts: int, drafts: int, step: float, seconds: float) -> None:
         """A step was captured in so many seconds, and took `step` seconds for nobody."""
         self.costs.calibrate(texts, drafts, step)
-        self.capture = min(self.capture, seconds)  # others compiled kernels, too
-        self.missed[size_of(texts)], self.captures = 0.0, self.captures + (drafts > 0)
+        if drafts:
+            self.capture = min(self.capture, seconds)  # others compiled kernels, too
+            self.missed[size_of(texts)], self.captures = 0.0, self.captures + 1
 
     def _steps(self, texts: int, each: Expected, hoped: float, most_steps: int) -> int:
         """As many steps as may be risked, if each saves at least the plain steps that are hoped for."""
