@@ -1,6 +1,7 @@
 """Steps that are launched ahead: the same tokens, whatever comes between, and nobody waits longer."""
 
 import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -39,7 +40,7 @@ CALLS = st.lists(st.sampled_from(["add", *["step"] * 4, "abort", "forget", "fail
     CALLS,
     st.lists(TEXT, min_size=1, max_size=4),
     st.lists(MIXED, min_size=4, max_size=4),
-    st.integers(3, 10),
+    st.integers(12, 18),
     st.integers(1, 4),
     st.integers(0, 8),
     st.booleans(),
@@ -110,7 +111,7 @@ def test_the_next_steps_are_launched_before_the_host_looks(monkeypatch):
 
 def test_what_ran_ahead_for_texts_that_are_not_alone_any_more_is_dropped():
     model = toy(dtype=torch.float32).to(DEVICE)
-    engine = Engine(model, page_size=4, decode_steps=9)
+    engine = Engine(model, page_size=4, decode_steps=12)
     first = engine.add([1, 2, 3], SamplingParams(max_new_tokens=19, ignore_eos=True))
     engine.step()
     engine.step()
@@ -126,6 +127,75 @@ def test_what_ran_ahead_for_texts_that_are_not_alone_any_more_is_dropped():
     while engine.requests:
         engine.step()
     check(engine, [first, second], model.double())
+
+
+def test_a_text_that_breaks_in_the_middle_of_a_run_does_not_go_on_from_the_run_ahead():
+    """Its first run emits the tokens before the broken step. What ran ahead begins behind it."""
+    model = toy(dtype=torch.float32).to(DEVICE)
+    right = naive.generate(model.double(), [1, 2, 3], SamplingParams(max_new_tokens=16, ignore_eos=True))
+    for steps in (2, 12):
+        engine = Engine(model.float(), page_size=4, decode_steps=steps)
+        inner = engine.runner._logits
+
+        def broken(tokens, positions, *rest, inner=inner):
+            logits = inner(tokens, positions, *rest)
+            return logits.masked_fill((positions == 5)[:, None], torch.inf)
+
+        engine.runner._logits = broken
+        request = engine.add([1, 2, 3], SamplingParams(max_new_tokens=16, ignore_eos=True))
+        while not request.finished:
+            engine.step()
+        assert (request.finish_reason, request.output) == ("error", right[:3])
+
+
+def test_where_others_wait_nothing_runs_ahead():
+    """Who ends makes room at once. And pages that are held for a run ahead keep nobody out."""
+    model, launched = toy(dtype=torch.float32).to(DEVICE), []
+    engine = Engine(model, page_size=4, decode_steps=12, max_running=2)
+    launch = engine.runner._launch
+    engine.runner._launch = lambda *given: launched.append(len(given) > 3) or launch(*given)
+    requests = [engine.add([1, i], SamplingParams(max_new_tokens=9, ignore_eos=True)) for i in range(5)]
+    while engine.scheduler.waiting:
+        engine.step()
+    assert launched
+    assert not any(launched)
+    engine = Engine(model, page_size=1, num_pages=22, decode_steps=12, radix=False)
+    first = engine.add([1, 2], SamplingParams(max_new_tokens=20, ignore_eos=True))
+    while len(first.output) < 9:
+        engine.step()
+    assert engine.pool.free < 8
+    second = engine.add([5, 6, 7, 8, 9, 10, 11, 12], SamplingParams(max_new_tokens=2, ignore_eos=True))
+    while not second.output:
+        engine.step()
+    assert not first.finished
+    while engine.requests:
+        engine.step()
+    check(engine, [*requests, first, second], model.double())
+
+
+def test_a_step_of_a_larger_batch_does_not_price_a_smaller_one():
+    engine = Engine(toy(dtype=torch.float32).to(DEVICE), page_size=4, decode_steps=12, drafter=PromptLookup(3, 3))
+    requests = [engine.add([i, 5, 6], SamplingParams(max_new_tokens=19, ignore_eos=True)) for i in range(4)]
+    while engine.runner.flight is None:
+        engine.step()
+    for request in requests[:3]:
+        engine.abort(request)
+    engine.step()
+    costs = engine.speculation.choice.costs
+    assert costs.measured(4, 0)
+    assert not costs.measured(1, 0)
+
+
+def test_a_run_that_is_never_looked_at_keeps_no_request_alive():
+    engine = Engine(toy(dtype=torch.float32).to(DEVICE), page_size=4, decode_steps=12)
+    request = engine.add([1, 2, 3], SamplingParams(max_new_tokens=19, ignore_eos=True))
+    while engine.runner.flight is None:
+        engine.step()
+    engine.abort(request)
+    ended = weakref.ref(request)
+    del request
+    gc.collect()
+    assert ended() is None
 
 
 def test_no_garbage_is_collected_during_a_step(monkeypatch):

@@ -15,8 +15,12 @@ def undisturbed() -> Iterator[None]:
     """No collections until the block ends, if there were any before."""
     collects = gc.isenabled()
     try:
-        gc.disable()
-        yield
-    finally:
+        try:
+            gc.disable()
+            yield
+        finally:
+            if collects:
+                gc.enable()
+    finally:  # an interrupt may have come in the lines above
         if collects:
             gc.enable()

@@ -6,13 +6,15 @@ While they run, the host launches those that come behind them, and only then wai
     host   launch 11 … 20, look at 1 … 10, launch 21 … 30, look at 11 … 20, …
 
 So the card does not wait for the host, as long as a look takes less time than such a run. The scheduler has reserved
-the pages of both. What comes between two looks may make a run ahead useless: a text ends, is aborted or loses its
-pages, or another arrives. That does no harm. The card works in the order in which the host launches, so whoever gets a
-page later writes it later. And what the run would have given is computed once more, or not needed.
+the pages of both. What comes between two looks may make a run ahead useless: a text ends, breaks in the middle of a
+run, is aborted or loses its pages, or another arrives. That does no harm. The card works in the order in which the host
+launches, so whoever gets a page later writes it later. And what the run would have given is computed once more, or not
+needed.
 """
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
@@ -24,17 +26,22 @@ from inference_opt.kernels.transfer import sent
 
 
 class Row(NamedTuple):
-    """One text of a run: in which row, on which pages, and how many steps."""
+    """One text of a run: in which row, on which pages, from which slot on, and how many steps."""
 
     row: int
     pages: Pages
+    start: int
     steps: int
 
 
 class Flight(NamedTuple):
-    """A run. `found` waits for its tokens, largest logits and log-probabilities, `seconds` gives those of a step."""
+    """A run. `found` waits for its tokens, largest logits and log-probabilities, `seconds` gives those of a step.
 
-    texts: dict[Request, Row]
+    It keeps no request alive: the last one may end while a run ahead is never looked at.
+    """
+
+    texts: "WeakKeyDictionary[Request, Row]"
+    rows: int
     device: torch.device
     found: Callable[[], list[Tensor]]
     seconds: Callable[[], float]
@@ -43,14 +50,15 @@ class Flight(NamedTuple):
     def of(
         cls,
         requests: Sequence[Request],
+        starts: Sequence[int],
         counts: Sequence[int],
         device: torch.device,
         found: Callable[[], list[Tensor]],
         seconds: Callable[[], float],
     ) -> "Flight":
-        """One of these texts, each with its own number of steps."""
-        texts = {one: Row(i, one.pages, count) for i, (one, count) in enumerate(zip(requests, counts))}
-        return cls(texts, device, found, seconds)
+        """One of these texts, each from its own slot on and with its own number of steps."""
+        rows = [Row(i, each.pages, *given) for i, (each, *given) in enumerate(zip(requests, starts, counts))]
+        return cls(WeakKeyDictionary(zip(requests, rows)), len(rows), device, found, seconds)
 
     @property
     def steps(self) -> int:
@@ -58,14 +66,16 @@ class Flight(NamedTuple):
         return max(each.steps for each in self.texts.values())
 
     def serves(self, chunks: Sequence[Chunk]) -> bool:
-        """Whether it is what comes next for these texts: they have kept their pages. (Others of it may have ended.)"""
+        """Whether it is what comes next for these texts. (Others of it may have ended.)"""
         rows = [self.texts.get(each.request) for each in chunks]
-        return all(row and row.pages is each.request.pages for row, each in zip(rows, chunks))
+        return all(
+            row and row.pages is each.request.pages and row.start == each.start for row, each in zip(rows, chunks)
+        )
 
-    def rows(self, requests: Sequence[Request]) -> list[int]:
+    def places(self, requests: Sequence[Request]) -> list[int]:
         """Where these texts are."""
         return [self.texts[each].row for each in requests]
 
     def on_device(self, requests: Sequence[Request]) -> Int[Tensor, "texts"]:
         """The same, for the device."""
-        return sent(torch.tensor(self.rows(requests)), self.device)
+        return sent(torch.tensor(self.places(requests)), self.device)

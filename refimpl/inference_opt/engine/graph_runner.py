@@ -67,6 +67,7 @@ if TYPE_CHECKING:
 
 
 PARTS = 3  # of the steps in a row, if others are launched ahead: a text that arrives then waits no longer
+LEAST = 4  # steps of such a part: a look should not take longer
 IDLE = 4  # replays for nobody that show the price of a step
 PLAIN = Shape(0)
 
@@ -92,6 +93,7 @@ class GraphRunner:
         self.eager, self.model, self.cache, self.max_steps = eager, eager.model, cache, max_steps
         self.flight: Flight | None = None  # launched ahead, and not looked at
         self.decided = 0  # plain steps that were decided on, and not launched
+        self.part = max_steps // PARTS if max_steps >= PARTS * LEAST else 0
         self.most_steps = max_steps + round(SPREAD * max_steps**0.5)  # with drafts: a few more may end the texts
         config = self.model.config
         self.fused = can_fuse(self.model)
@@ -114,8 +116,10 @@ class GraphRunner:
             trees = self.network is not None and eager.speculation.branching
             tried = LENGTHS[-2] if trees else TRIED
             capture = CAPTURE if cache.device.type == "cuda" else 0.0
+            if self.clock.shared:
+                self.part = 0  # to agree on a price, ranks would wait for what runs ahead
             eager.speculation.choice = Choice(
-                self.drafter.reviewed, tried=tried, trees=trees, capture=capture, ahead=max_steps >= PARTS
+                self.drafter.reviewed, tried=tried, trees=trees, capture=capture, ahead=self.part > 0
             )
             layers = (*cache.keys, *(cache.values or ()))
             apart = [each.data_ptr() - layers[0].data_ptr() for each in layers]
@@ -135,13 +139,14 @@ class GraphRunner:
 
         The eager runner decides if a recording wants to see every step, or a request's rule is not that of captured
         steps. Plain steps that are under way come first. If no drafts are wanted, nor a look after few steps, others
-        are launched ahead, in parts.
+        are launched ahead, in parts. But where others wait for a place, whoever ends makes room, and a run ahead would
+        be useless.
         """
         if not self._replays(chunks):
             return self.eager.choose(chunks)
-        part = self.max_steps // PARTS
+        part = 0 if any(each.queue for each in chunks) else self.part
         under_way = self.flight.steps if self.flight and self.flight.serves(chunks) else 0
-        if not under_way or self.decided < part:
+        if not under_way or not part or self.decided < part:
             drafts, steps = self._wanted(chunks)
             self.decided = self.max_steps
             if drafts or steps < self.max_steps or not part:
@@ -153,6 +158,8 @@ class GraphRunner:
 
     def _wanted(self, chunks: Sequence[Chunk]) -> tuple[int, int]:
         """Drafts and steps: by name, or what pays for this batch."""
+        if choice := self.eager.speculation.choice:
+            choice.missing = 0.0  # until it is asked
         named = max((each.drafts for each in chunks if each.request.acceptance is None), default=0)
         return (min(named, self.eager.speculation.max_gamma), self.max_steps) if named else self._best(chunks)
 
@@ -245,7 +252,7 @@ class GraphRunner:
         chosen, tops, scores = (each[:steps, :n] for each in (self.steps.chosen, self.steps.tops, self.steps.scores))
         scored = any(each.params.logprobs for each in requests)
         found = read_back([chosen, tops, scores if scored else tops])
-        return Flight.of(requests, counts, self.cache.device, found, seconds)
+        return Flight.of(requests, starts, counts, self.cache.device, found, seconds)
 
     def _decode(self, chunks: Sequence[Chunk]) -> list[Result]:
         """A token a step."""
@@ -262,18 +269,19 @@ class GraphRunner:
             self.drafts.append(texts, steps, self.steps.chosen[:run, flight.on_device(requests)])
         reviewed = self._review(n)
         if self.network:
-            self.network.follow(requests, starts, steps, self.steps.chosen, flight.rows(requests))
+            self.network.follow(requests, starts, steps, self.steps.chosen, flight.places(requests))
         if rest := [each for each in chunks if each.ahead]:
             ends, ahead = [each.start + each.grant for each in rest], [each.ahead for each in rest]
             self.flight = self._launch([each.request for each in rest], ends, ahead, flight)
         # Look once, at all steps. A request keeps the tokens before its first broken step.
-        rows = flight.rows(requests)
+        rows = flight.places(requests)
         chosen, tops, scores = (each[:run, rows] for each in flight.found())
         sound = tops.isfinite().long().cumprod(dim=0).sum(dim=0).tolist()
         if choice := self.eager.speculation.choice:
             each_step = flight.seconds()
             look = self.clock.look(run * each_step)
-            choice.learn(steps, lefts(chunks), 0, run, self.max_steps, each_step, None if ran_ahead else look)
+            price = each_step if rounded_up(flight.rows) == rounded_up(n) else None  # of a larger batch
+            choice.learn(steps, lefts(chunks), 0, run, self.max_steps, price, None if ran_ahead else look)
         results, emitted = [], [row[:count] for row, count in zip(chosen.T.tolist(), steps)]
         if self.drafter and self.drafter.reviewed:
             self.drafts.keep(texts, emitted)
