@@ -44,7 +44,7 @@ from inference_opt.speculative.step_costs import UNTRIED, StepCosts, size_of
 SPARE = 0.01  # of the time of plain steps, for trials that fail
 CAP = 12.0  # plain steps: the most that speculation may lose before it pays again, and that is held against it
 WORST = 24.0  # plain steps: the most that one run may lose, besides two looks
-FEW_TEXTS = 8
+FEW_TEXTS = 8  # at most, show too little in few steps
 FORGIVEN = 5.0  # plain steps of so few texts: of the look of a trial
 TRIAL = 6.0  # plain steps: the most that such a trial may lose besides
 BEGIN = 4.0  # plain steps of credit at first
