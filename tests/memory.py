@@ -6,7 +6,7 @@ import gc
 import re
 from pathlib import Path
 
-MOST_MEMORY = 3 * 10**9  # a worker comes to hold 1.0, a test of a real model takes 0.8 more, and some more than that
+MOST_MEMORY = 2 * 10**9  # a worker comes to hold 1.0, and a test of a real model takes 0.8 more
 
 if set_option := getattr(ctypes.CDLL(None), "mallopt", None):
     # Blocks from a megabyte on go back when they are freed. glibc would come to keep those below 32 MB, between others.

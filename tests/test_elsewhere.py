@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import pytest
 
-from inference_opt import Engine, SamplingParams
+from inference_opt import Engine, SamplingParams, load_model
 from inference_opt.elsewhere import Elsewhere, elsewhere
 from inference_opt.engine.arguments import ARGUMENTS, METHODS
 from inference_opt.sampling.params import ELSEWHERE
@@ -98,9 +98,13 @@ def test_a_base_with_attributes_of_its_own_is_asked_next():
         _ = Both().a
 
 
-def test_as_users_of_other_libraries_would_type_it(smollm2, untyped):
+def test_as_users_of_other_libraries_would_type_it(apart, smollm2_path):
+    apart(as_users_of_other_libraries_would_type_it, smollm2_path)
+
+
+def as_users_of_other_libraries_would_type_it(path):
     """vLLM's, transformers' and llama-cpp-python's ways: what is the same here works, all else leads on."""
-    model, tokenizer = smollm2  # load_model("smollm2-135m")
+    both = model, tokenizer = load_model(path)  # load_model("smollm2-135m")
 
     def leads_to(hint, error, call):
         with pytest.raises(error, match=re.escape(hint)):
@@ -108,7 +112,7 @@ def test_as_users_of_other_libraries_would_type_it(smollm2, untyped):
 
     # vLLM: LLM(model="…"), generate(prompts, sampling_params), chat, outputs[0].text
     leads_to("model must be a Transformer, as load_model returns it first", ValueError, lambda: Engine("smollm2-135m"))
-    leads_to("model, tokenizer = load_model(…)", ValueError, lambda: Engine(smollm2))
+    leads_to("model, tokenizer = load_model(…)", ValueError, lambda: Engine(both))
     leads_to("only model may be given without a name", TypeError, lambda: Engine(model, tokenizer))
     leads_to("write num_pages=", TypeError, lambda: Engine(model, gpu_memory_utilization=0.9))
     leads_to("write drafter=, and gamma=", TypeError, lambda: Engine(model, speculative_config={"method": "ngram"}))

@@ -1,5 +1,9 @@
 """Text in, text out: what a caller may give, and what comes back whole or as it grows."""
 
+from contextlib import redirect_stderr
+from functools import cache
+from io import StringIO
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference_opt import Engine, SamplingParams, naive
+from inference_opt import Engine, SamplingParams, load_model, naive
 from inference_opt.engine import completion
 from inference_opt.engine.completion import Text
 from inference_opt.engine.prompts import is_one
@@ -123,8 +127,15 @@ def test_parameters_by_name_are_those_of_an_object():
     assert engine.generate([1, 2], seed=7).params == SamplingParams(seed=7)
 
 
-def test_a_completion_says_what_was_seen(smollm2):
-    model, tokenizer = smollm2
+real_model = cache(load_model)  # in a process of its own
+
+
+def test_a_completion_says_what_was_seen(apart, smollm2_path):
+    apart(a_completion_says_what_was_seen, smollm2_path)
+
+
+def a_completion_says_what_was_seen(path):
+    model, tokenizer = real_model(path, dtype="float32")
     engine = Engine(model, tokenizer=tokenizer, num_pages=64)
     ids = tokenizer.chat(CHAT)
     asked = {"max_new_tokens": 24, "stop": "light", "logprobs": True}
@@ -154,8 +165,12 @@ def test_a_completion_says_what_was_seen(smollm2):
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS)
-def test_a_drafter_goes_by_its_name(smollm2, drafter):
-    model, tokenizer = smollm2
+def test_a_drafter_goes_by_its_name(apart, smollm2_path, drafter):
+    apart(a_drafter_goes_by_its_name, smollm2_path, drafter)
+
+
+def a_drafter_goes_by_its_name(path, drafter):
+    model, tokenizer = real_model(path, dtype="float32")
     engine = Engine(model, tokenizer=tokenizer, drafter=drafter, num_pages=64)
     assert type(engine.speculation.drafter) is DRAFTERS[drafter]
     text, new = "one two three four, " * 6, SamplingParams(12)
@@ -253,13 +268,18 @@ def test_a_stream_ends_its_requests_with_its_block():
     assert not engine.requests
 
 
-def test_everything_has_a_short_repr(smollm2, capsys):
-    model, tokenizer = smollm2
+def test_everything_has_a_short_repr(apart, smollm2_path):
+    apart(everything_has_a_short_repr, smollm2_path)
+
+
+def everything_has_a_short_repr(path):
+    model, tokenizer = real_model(path, dtype="float32")
     engine = Engine(model, tokenizer=tokenizer, drafter="prompt-lookup", num_pages=64)
     request = engine.add("one two three " * 30, max_new_tokens=3)
     (output,) = engine.step()
-    engine.generate("one two three one two three", max_new_tokens=4, progress=True)
-    assert "requests" in capsys.readouterr().err
+    with redirect_stderr(StringIO()) as said:
+        engine.generate("one two three one two three", max_new_tokens=4, progress=True)
+    assert "requests" in said.getvalue()
     stats = engine.stats
     for thing in (
         engine,

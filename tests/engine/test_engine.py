@@ -1,13 +1,14 @@
 """Continuous batching over paged, shared pages gives each prompt the tokens of `naive.generate` alone."""
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inference_opt import naive
+from inference_opt import load_model, naive
 from inference_opt.engine.engine import Engine
 from inference_opt.lab.agreement import compare
 from inference_opt.loading.prompts import load_prompts
@@ -92,8 +93,15 @@ def test_a_stream_left_early_aborts_its_own_requests_only():
     assert other.output == expected([4, 4], SamplingParams(max_new_tokens=20, ignore_eos=True))
 
 
-def test_stop_strings_end_the_same_tokens(smollm2):
-    model, tokenizer = smollm2
+real_model = cache(load_model)  # in a process of its own
+
+
+def test_stop_strings_end_the_same_tokens(apart, smollm2_path):
+    apart(stop_strings_end_the_same_tokens, smollm2_path)
+
+
+def stop_strings_end_the_same_tokens(path):
+    model, tokenizer = real_model(path, dtype="float32")
     prompt = load_prompts()[0].ids(tokenizer)
     params = SamplingParams(max_new_tokens=40, stop=("light",))
     engine = Engine(model, tokenizer=tokenizer, num_pages=16)
@@ -107,8 +115,12 @@ def test_stop_strings_end_the_same_tokens(smollm2):
         Engine(model, num_pages=16).add(prompt, params)
 
 
-def test_the_real_model_agrees_with_naive_in_a_mixed_batch(smollm2):
-    model, tokenizer = smollm2
+def test_the_real_model_agrees_with_naive_in_a_mixed_batch(apart, smollm2_path):
+    apart(agrees_with_naive_in_a_mixed_batch, smollm2_path)
+
+
+def agrees_with_naive_in_a_mixed_batch(path):
+    model, tokenizer = real_model(path, dtype="float32")
     questions = [p.text for p in load_prompts()[:5]]
     questions += [f"{questions[i][:40]} {word}?" for i in range(2) for word in ("one", "two", "three", "four")]
     prompts = [tokenizer.chat(text) for text in (*questions, *questions[:3])]

@@ -1,19 +1,22 @@
 """Steps that are launched ahead: the same tokens, whatever comes between, and nobody waits longer."""
 
 import gc
+import itertools
 import weakref
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from inference_opt import Engine, SamplingParams, naive
 from inference_opt.cache.paged_kernel import PagedKernelCache
 from inference_opt.engine import graph_runner
 from inference_opt.explain.views.schedule import sound_ownership
+from inference_opt.speculative.eagle import Eagle
 from inference_opt.speculative.lookup import PromptLookup
+from tests.engine.test_captured_head import PROMPT, counting
 from tests.engine.test_graph_runner import DEVICE, MIXED, TEXT, decisive
 from tests.toys import toy
 
@@ -30,6 +33,42 @@ def check(engine, requests, exact):
         right = naive.generate(exact, request.prompt, request.params)
         whole = request.finish_reason in ("length", "stop")
         assert request.output == right[: None if whole else len(request.output)]
+
+
+def play(engine, calls, prompts, params):
+    """Requests arrive, are aborted, lose what was computed; until all have ended."""
+    for pages in (*engine.cache.keys, *(engine.cache.values or ())):
+        pages.fill_(torch.nan)
+    requests = []
+
+    def fail(changes):
+        raise RuntimeError("here")
+
+    with pytest.MonkeyPatch.context() as patch:
+        for i, call in enumerate(["add", *calls, *["step"] * 200]):
+            if call == "add":
+                which = len(requests) % len(prompts)
+                own = replace(params[len(requests) % len(params)], seed=i)
+                requests.append(engine.add(prompts[which], own))
+            elif call == "abort" and engine.requests:
+                engine.abort(next(iter(engine.requests)))
+            elif call == "forget":
+                engine.forget()
+            elif call == "record" and engine.requests:
+                with patch.context() as inner:
+                    inner.setattr(graph_runner, "recording", lambda: True)
+                    engine.step()
+            elif call == "fail" and engine.requests:
+                with patch.context() as inner:
+                    inner.setattr(engine.speculation, "learn", fail)
+                    with pytest.raises(RuntimeError, match="here"):
+                        engine.step()
+            elif call == "step":
+                engine.step()
+            assert all(sound_ownership(engine.scheduler).values())
+    assert not engine.requests
+    assert engine.pool.free + len(engine.tree) == engine.pool.num_pages, "nothing leaks"
+    return requests
 
 
 CALLS = st.lists(st.sampled_from(["add", *["step"] * 4, "abort", "forget", "fail", "record"]), min_size=4, max_size=24)
@@ -56,37 +95,36 @@ def test_whatever_comes_between_two_looks_texts_are_the_oracle_s(
     drafter = PromptLookup(2, 1) if drafts else None
     pages = -(-most // page_size) + 1 + slack
     engine = Engine(model, radix=radix, page_size=page_size, num_pages=pages, decode_steps=steps, drafter=drafter)
-    for pages in (*engine.cache.keys, *(engine.cache.values or ())):
-        pages.fill_(torch.nan)
-    requests = []
+    requests = play(engine, calls, prompts, params)
+    check(engine, requests, model.double())
 
-    def fail(changes):
-        raise RuntimeError("here")
 
-    with pytest.MonkeyPatch.context() as patch:
-        for i, call in enumerate(["add", *calls, *["step"] * 200]):
-            if call == "add":
-                which = len(requests) % len(prompts)
-                own = replace(params[len(requests) % 4], seed=i)
-                requests.append(engine.add(prompts[which], own))
-            elif call == "abort" and engine.requests:
-                engine.abort(next(iter(engine.requests)))
-            elif call == "forget":
-                engine.forget()
-            elif call == "record" and engine.requests:
-                with patch.context() as inner:
-                    inner.setattr(graph_runner, "recording", lambda: True)
-                    engine.step()
-            elif call == "fail" and engine.requests:
-                with patch.context() as inner:
-                    inner.setattr(engine.speculation, "learn", fail)
-                    with pytest.raises(RuntimeError, match="here"):
-                        engine.step()
-            elif call == "step":
-                engine.step()
-            assert all(sound_ownership(engine.scheduler).values())
-    assert not engine.requests
-    assert engine.pool.free + len(engine.tree) == engine.pool.num_pages, "nothing leaks"
+@settings(max_examples=60 if DEVICE == "cuda" else 4)
+@given(
+    CALLS.map(lambda calls: calls[:8]),
+    st.integers(0, 5),
+    st.lists(PROMPT, min_size=1, max_size=2),
+    st.lists(st.integers(3, 14), min_size=3, max_size=3),
+    st.sampled_from([0.0, 0.8]),
+    st.integers(12, 14),
+    st.integers(1, 4),
+    st.integers(0, 8),
+    st.sampled_from(["trees", "a chain", "found", "changing"]),
+)
+def test_steps_with_drafts_run_ahead_too(calls, seed, prompts, lengths, temperature, steps, page_size, slack, kind):
+    """The texts grow by different numbers of tokens, which the host does not know when it launches."""
+    model, head = counting(seed)
+    params = [SamplingParams(n, temperature, ignore_eos=True) for n in lengths]
+    pages = -(-(max(map(len, prompts)) + max(lengths)) // page_size) + 1 + slack
+    size = {"page_size": page_size, "num_pages": pages, "decode_steps": steps}
+    drafter = PromptLookup(2, 1) if kind == "found" else Eagle(head, confidence=0.0)
+    engine = Engine(model, drafter=drafter, gamma=2 if kind in ("a chain", "found") else None, **size)
+    turns = itertools.count()
+    if kind in ("trees", "changing"):
+        engine.runner._best = lambda *given: (2 if kind == "trees" or next(turns) % 5 < 3 else 0, steps)
+    requests = play(engine, calls, prompts, params)
+    for request in requests:
+        event(f"{kind}: {'ended' if request.finish_reason == 'length' else request.finish_reason}")
     check(engine, requests, model.double())
 
 

@@ -135,7 +135,7 @@ def test_many_tokens_a_step_and_fewer_where_a_text_ends(monkeypatch):
 
 def test_a_run_with_drafts_has_no_more_steps_than_were_chosen(monkeypatch):
     """Few are risked where drafts may lose: not more because each might give many tokens."""
-    monkeypatch.setattr(Choice, "best", lambda self, texts, wanted, lefts, most: (min(3, *wanted), 2))
+    monkeypatch.setattr(Choice, "best", lambda self, texts, wanted, *rest: (min(3, *wanted), 2))
     model, runs = toy(dtype=torch.float32).to(DEVICE), []
     engine = Engine(model, page_size=4, decode_steps=8, drafter=PromptLookup(1, 1))
     time = engine.runner.clock.time

@@ -11,7 +11,7 @@ from statistics import mean
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from inference_opt.speculative import choice as module
@@ -328,6 +328,39 @@ def test_what_is_held_against_it_is_bounded():
     for _ in range(int(module.CAP / module.SPARE / 64) + 1):
         choice.learn([64], [9999], 0, 64, STEPS, 1.0, look=1.0)
     assert choice.credit > -1
+
+
+PRICE = st.floats(0.9, 4)
+
+
+@given(st.booleans(), st.sampled_from([1, 8, 64]), st.floats(-12, 12), st.floats(0, 9), PRICE, PRICE)
+@example(False, 1, 2.6, 4.4, 1.68, 1.72)
+def test_who_may_risk_more_may_risk_less(seen, texts, credit, look, one, other):
+    """A run whose steps cost less may have as many steps. (One that lost nothing but its look was once refused.)"""
+    choice = Choice(seen)
+    choice.credit = credit
+    cheap, dear = (
+        choice._steps(texts, module.Expected(7, 35, 2.5, 2.4, price, 1.5), 1.7, STEPS, look)
+        for price in sorted((one, other))
+    )
+    assert cheap >= dear
+
+
+def test_steps_behind_steps_that_are_under_way_take_no_look():
+    """Drafts that would not pay for a look still pay where they go on."""
+    for going, wanted in ((0, 0), (7, 7)):
+        choice, text = Choice(seen=True, ahead=True), Acceptance()
+        for each in (choice.lately, text):
+            each.learn(300.0, steps_at(0.6, 300.0))
+        choice.learn([64], [9999], 0, 64, STEPS, 1.0)
+        for length in LENGTHS[1:]:
+            choice.costs.learn(1, length, 1.6)
+        for _ in range(9):
+            choice.costs.learn_look(1, True, 5.0)
+        assert choice.best([text], [7], [10], STEPS, going)[0] == wanted
+        before = choice.credit
+        choice.learn([20], [99], 7, 10, STEPS, 1.6, ran_ahead=going > 0)
+        assert choice.credit - before == pytest.approx(20 - 10 * 1.6 - (0 if going else 5.0), abs=0.2)
 
 
 def test_what_a_drafter_lost_it_may_win_back():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from inference_opt import Engine, SamplingParams
+from inference_opt import Engine, SamplingParams, load_model
 from inference_opt.cache.contiguous import ContiguousCache
 from inference_opt.lab.training.block_diagonal import BlockDiagonalAttention
 from inference_opt.lab.training.eagle import Unrolled, fit, unroll
@@ -153,8 +153,12 @@ def test_files_that_are_no_head_for_this_target(target, tmp_path):
         DraftHead.load(target)
 
 
-def test_the_packaged_head_is_worth_having(smollm2):
-    model, tokenizer = smollm2
+def test_the_packaged_head_is_worth_having(apart, smollm2_path):
+    apart(the_packaged_head_is_worth_having, smollm2_path)
+
+
+def the_packaged_head_is_worth_having(path):
+    model, tokenizer = load_model(path, dtype="float32")
     prompt = tokenizer.chat("Complete this Python function.\n\n```python\ndef mean(numbers):\n```")
     engine = Engine(model, drafter=Eagle(), gamma=2, num_pages=40)
     [text] = tokens_of(engine.generate([prompt], SamplingParams(max_new_tokens=48)))

@@ -1,4 +1,4 @@
-"""Plain steps that were launched, and that the host has not looked at.
+"""Steps that were launched, and that the host has not looked at.
 
 While they run, the host launches those that come behind them, and only then waits for their tokens:
 
@@ -10,10 +10,14 @@ the pages of both. What comes between two looks may make a run ahead useless: a 
 run, is aborted or loses its pages, or another arrives. That does no harm. The card works in the order in which the host
 launches, so whoever gets a page later writes it later. And what the run would have given is computed once more, or not
 needed.
+
+Steps with drafts can be followed only by steps with as many. How far the first ones get is known on the card alone: the
+text, its length and the drafter's state are there. So the host sends what it knows, that is how long each text may
+become, and learns where the second run began when it looks at the first.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,7 +26,10 @@ from torch import Tensor
 
 from inference_opt.engine.request import Pages, Request
 from inference_opt.engine.scheduler import Chunk
+from inference_opt.kernels.shape import Shape
 from inference_opt.kernels.transfer import sent
+
+UNKNOWN = -1  # a slot
 
 
 class Row(NamedTuple):
@@ -35,16 +42,21 @@ class Row(NamedTuple):
 
 
 class Flight(NamedTuple):
-    """A run. `found` waits for its tokens, largest logits and log-probabilities, `seconds` gives those of a step.
+    """A run with drafts of a shape, or none. `found` waits for what it gives, `seconds` are those of a step.
 
-    It keeps no request alive: the last one may end while a run ahead is never looked at.
+    What a plain run gives: tokens, largest logits, log-probabilities. With drafts: the notes of `commit`
+    (`draft_steps.py`), tokens, log-probabilities; and `reviewed` waits for what the drafter says of them, `states` are
+    those of its network. It keeps no request alive: the last one may end while a run ahead is never looked at.
     """
 
     texts: "WeakKeyDictionary[Request, Row]"
     rows: int
+    shape: Shape
     device: torch.device
     found: Callable[[], list[Tensor]]
     seconds: Callable[[], float]
+    reviewed: Callable[[], list[list[float]]] | None = None
+    states: Tensor | None = None
 
     @classmethod
     def of(
@@ -52,13 +64,12 @@ class Flight(NamedTuple):
         requests: Sequence[Request],
         starts: Sequence[int],
         counts: Sequence[int],
-        device: torch.device,
-        found: Callable[[], list[Tensor]],
-        seconds: Callable[[], float],
+        shape: Shape,
+        *given: Any,
     ) -> "Flight":
         """One of these texts, each from its own slot on and with its own number of steps."""
-        rows = [Row(i, each.pages, *given) for i, (each, *given) in enumerate(zip(requests, starts, counts))]
-        return cls(WeakKeyDictionary(zip(requests, rows)), len(rows), device, found, seconds)
+        rows = [Row(i, each.pages, *its) for i, (each, *its) in enumerate(zip(requests, starts, counts))]
+        return cls(WeakKeyDictionary(zip(requests, rows)), len(rows), shape, *given)
 
     @property
     def steps(self) -> int:
@@ -71,6 +82,11 @@ class Flight(NamedTuple):
         return all(
             row and row.pages is each.request.pages and row.start == each.start for row, each in zip(rows, chunks)
         )
+
+    def began(self, requests: Sequence[Request], starts: Sequence[int]) -> None:
+        """From which slots on it runs is known now."""
+        for request, start in zip(requests, starts):
+            self.texts[request] = self.texts[request]._replace(start=start)
 
     def places(self, requests: Sequence[Request]) -> list[int]:
         """Where these texts are."""

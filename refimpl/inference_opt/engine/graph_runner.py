@@ -42,7 +42,7 @@ from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import PagedKernelBatch, PagedKernelCache, padded_table
 from inference_opt.engine.clock import Clock
 from inference_opt.engine.eager_runner import EagerRunner
-from inference_opt.engine.flight import Flight
+from inference_opt.engine.flight import UNKNOWN, Flight
 from inference_opt.engine.request import Request
 from inference_opt.engine.runner import Judged, Result, Runner, lefts
 from inference_opt.engine.scheduler import Chunk, Repeat
@@ -144,31 +144,43 @@ class GraphRunner:
         """
         if not self._replays(chunks):
             return self.eager.choose(chunks)
-        part = 0 if any(each.queue for each in chunks) else self.part
-        under_way = self.flight.steps if self.flight and self.flight.serves(chunks) else 0
+        part, flight = 0 if any(each.queue for each in chunks) else self.part, self._under_way(chunks)
+        under_way = flight.steps if flight else 0
+        if flight and (going := flight.shape.gamma):
+            drafts, steps = self._wanted(chunks, going)
+            return Repeat(going, under_way, min(part, max(steps - under_way, 0)) if drafts == going else 0)
         if not under_way or not part or self.decided < part:
             drafts, steps = self._wanted(chunks)
             self.decided = self.max_steps
             if drafts or steps < self.max_steps or not part:
                 self.decided = 0
-                return Repeat(0, under_way) if under_way else Repeat(drafts, steps)
+                if under_way:
+                    return Repeat(0, under_way)
+                first = min(steps, part) if drafts and part else steps
+                return Repeat(drafts, first, min(steps - first, part))
             self.decided -= 0 if under_way else part
         self.decided -= part
         return Repeat(0, under_way or part, part)
 
-    def _wanted(self, chunks: Sequence[Chunk]) -> tuple[int, int]:
-        """Drafts and steps: by name, or what pays for this batch."""
+    def _under_way(self, chunks: Sequence[Chunk]) -> Flight | None:
+        """The run ahead, if it is what comes next for these texts."""
+        return self.flight if self.flight and self.flight.serves(chunks) else None
+
+    def _wanted(self, chunks: Sequence[Chunk], going: int = 0) -> tuple[int, int]:
+        """Drafts and steps: by name, or what pays for this batch, if steps with `going` drafts are under way."""
         if choice := self.eager.speculation.choice:
             choice.missing = 0.0  # until it is asked
         named = max((each.drafts for each in chunks if each.request.acceptance is None), default=0)
-        return (min(named, self.eager.speculation.max_gamma), self.max_steps) if named else self._best(chunks)
+        if named:
+            return min(max(named, going), self.eager.speculation.max_gamma), self.max_steps
+        return self._best(chunks, going)
 
-    def _best(self, chunks: Sequence[Chunk]) -> tuple[int, int]:
+    def _best(self, chunks: Sequence[Chunk], going: int = 0) -> tuple[int, int]:
         choice, wanted = self.eager.speculation.choice, [chunk.drafts for chunk in chunks]
         if choice is None or not any(wanted):
             return 0, self.max_steps
         texts = [each.request.acceptance or Acceptance() for each in chunks]
-        return choice.best(texts, wanted, lefts(chunks), self.most_steps)
+        return choice.best(texts, wanted, lefts(chunks), self.most_steps, going)
 
     def forget(self) -> None:
         """Drop the captured graphs, which hold the addresses of the old weights."""
@@ -194,10 +206,11 @@ class GraphRunner:
             return self.eager.run(chunks, drafts)
         requests, starts = [each.request for each in chunks], [each.start for each in chunks]
         grants = [each.grant for each in chunks]
-        most = [grant + each.ahead for grant, each in zip(grants, chunks)]
-        self.cache.check([each.table for each in requests], starts, most)
+        self.cache.check([each.table for each in requests], starts, [each.reach for each in chunks])
         choice, gamma = self.eager.speculation.choice, max(each.drafts for each in chunks)
-        steps = max(each.steps for each in chunks)
+        steps, flight = max(each.steps for each in chunks), self._under_way(chunks)
+        if flight and flight.shape.gamma:
+            return self._speculate(chunks, flight.shape, steps)
         if choice and gamma and self.on_card and not choice.costs.known(len(chunks), gamma):
             self._prepare(requests, starts, grants, self._shape(chunks, gamma))  # captures it: choose by its price
             if all(each.request.acceptance for each in chunks):
@@ -205,7 +218,6 @@ class GraphRunner:
                 gamma = min(best, gamma)
         if not gamma:
             return self._decode(chunks)
-        self.flight = None
         return self._speculate(chunks, self._shape(chunks, gamma), steps)
 
     def _shape(self, chunks: Sequence[Chunk], gamma: int) -> Shape:
@@ -214,9 +226,17 @@ class GraphRunner:
         return shape_of(gamma, branches and all(each.request.acceptance for each in chunks))
 
     def _prepare(
-        self, requests: Sequence[Request], starts: Sequence[int], counts: Sequence[int], shape: Shape
-    ) -> tuple[list[TilePlan], list[TilePlan], Callable[[], None]]:
-        """The plans of the step that would reach furthest, `counts` tokens on; the lists and the replay of a graph."""
+        self,
+        requests: Sequence[Request],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        shape: Shape,
+        captures: bool = True,
+    ) -> tuple[list[TilePlan], list[TilePlan], Callable[[], None]] | None:
+        """The plans of the step that would reach furthest, `counts` tokens on; the lists and the replay of a graph.
+
+        None if it had to be captured, and may not be.
+        """
         tables, gamma = [each.table for each in requests], shape.gamma
         ends = [start + max(count, gamma + 1) for start, count in zip(starts, counts)]
         prefixes = shared_prefixes(tables, starts, self.cache.page_size)
@@ -228,7 +248,8 @@ class GraphRunner:
                 each.plan(shape, ends, [], partial(self.network.plan, one)) for each, one in zip(own, shape.passes)
             ]
         kind = self.kind_of([each.params for each in requests], self.model.config.vocab_size)
-        return plans, *self._graph(len(requests), plans, kind, shape)
+        graph = self._graph(len(requests), plans, kind, shape, captures)
+        return (plans, graph.lists, graph.replay) if graph else None
 
     def _launch(
         self, requests: Sequence[Request], starts: list[int], counts: list[int], behind: Flight | None = None
@@ -238,7 +259,9 @@ class GraphRunner:
         `behind`: they go on where these steps end, whose tokens the host does not know.
         """
         read = self.steps.tokens[behind.on_device(requests)] if behind else None  # capturing overwrites the buffer
-        plans, lists, replay = self._prepare(requests, starts, counts, PLAIN)
+        prepared = self._prepare(requests, starts, counts, PLAIN)
+        assert prepared
+        plans, lists, replay = prepared
         # Each request's own pieces come last. (Those of shared prefixes, before them, see the same keys in every step.)
         last = plans[0].launches[-1].columns
         last.position.copy_(torch.tensor(starts)[last.sequence])
@@ -252,7 +275,7 @@ class GraphRunner:
         chosen, tops, scores = (each[:steps, :n] for each in (self.steps.chosen, self.steps.tops, self.steps.scores))
         scored = any(each.params.logprobs for each in requests)
         found = read_back([chosen, tops, scores if scored else tops])
-        return Flight.of(requests, starts, counts, self.cache.device, found, seconds)
+        return Flight.of(requests, starts, counts, PLAIN, self.cache.device, found, seconds)
 
     def _decode(self, chunks: Sequence[Chunk]) -> list[Result]:
         """A token a step."""
@@ -270,8 +293,8 @@ class GraphRunner:
         reviewed = self._review(n)
         if self.network:
             self.network.follow(requests, starts, steps, self.steps.chosen, flight.places(requests))
-        if rest := [each for each in chunks if each.ahead]:
-            ends, ahead = [each.start + each.grant for each in rest], [each.ahead for each in rest]
+        if rest := [each for each in chunks if each.reach > each.grant and not each.drafts]:
+            ends, ahead = [each.start + each.grant for each in rest], [each.reach - each.grant for each in rest]
             self.flight = self._launch([each.request for each in rest], ends, ahead, flight)
         # Look once, at all steps. A request keeps the tokens before its first broken step.
         rows = flight.places(requests)
@@ -291,53 +314,93 @@ class GraphRunner:
             results.append(Result(kept or None, score[: len(kept)].tolist() if own.logprobs else [], lengths=seen))
         return results
 
-    def _speculate(self, chunks: Sequence[Chunk], shape: Shape, most_steps: int) -> list[Result]:
-        """Drafts of this shape in each step."""
-        gamma = shape.gamma
-        n, params, grants = len(chunks), [each.request.params for each in chunks], [each.grant for each in chunks]
-        requests, drafts = [chunk.request for chunk in chunks], self.drafts
-        plans, lists, replay = self._prepare(requests, [each.start for each in chunks], grants, shape)
-        texts = [request.tokens for request in requests]
-        limits = [len(text) + grant for text, grant in zip(texts, grants)]
+    def _send(self, chunks: Sequence[Chunk], shape: Shape, steps: int, behind: Flight | None = None) -> Flight | None:
+        """Launch up to so many steps with drafts of this shape.
+
+        `behind`: they go on where these steps end, wherever that is. None if they are not needed or not captured.
+        """
+        n, params, requests = len(chunks), [chunk.request.params for chunk in chunks], [each.request for each in chunks]
+        starts, counts = [each.start for each in chunks], [each.reach if behind else each.grant for each in chunks]
+        # As many steps as are expected to be needed, and a few more.
+        needed, choice = max(counts) / self.kept.get(shape, shape.depth + 1.0), self.eager.speculation.choice
+        more = choice.costs.margin(n, shape.gamma, needed) if choice else 0.0
+        replays = min(ceil(needed + more) - (behind.steps if behind else 0), steps)
+        prepared = self._prepare(requests, starts, counts, shape, captures=behind is None) if replays > 0 else None
+        if prepared is None:
+            return None
+        plans, lists, replay = prepared
+        texts, drafts = [request.tokens for request in requests], self.drafts
+        limits = [len(text) + count for text, count in zip(texts, counts)]
+        most = [min(chunk.drafts, shape.gamma) for chunk in chunks]
+        moved = behind.on_device(requests) if behind and behind.places(requests) != list(range(n)) else None
         with self.letter() as letter:
-            drafts.begin(letter, texts, limits, [min(chunk.drafts, gamma) for chunk in chunks], params, gamma)
+            if behind:
+                drafts.go_on(letter, moved, limits, most, params, shape.gamma)
+            else:
+                drafts.begin(letter, texts, limits, most, params, shape.gamma)
             self._put_plans(letter, plans, lists)
             self._put_tables(letter, requests)
-            if self.network:
+            if self.network and behind:
+                self.network.go_on(letter, requests, moved)
+            elif self.network:
                 self.network.start(letter, requests)
-        # As many steps as are expected to be needed, and a few more.
-        needed, choice = max(grants) / self.kept.get(shape, shape.depth + 1.0), self.eager.speculation.choice
-        more = choice.costs.margin(n, gamma, needed) if choice else 0.0
-        replays = min(ceil(needed + more), most_steps)
         seconds = self.clock.time(replay, replays)
         emitted = drafts.emitted[:n]
         scored = drafts.scored[:n] if any(own.logprobs for own in params) else emitted
         found, reviewed = read_back([drafts.notes[:replays, :, :n], emitted, scored]), self._review(n)
+        states = self.network.state[:n].clone() if self.network else None
+        if behind:
+            starts = [UNKNOWN] * n
+        return Flight.of(requests, starts, [replays] * n, shape, self.cache.device, found, seconds, reviewed, states)
+
+    def _speculate(self, chunks: Sequence[Chunk], shape: Shape, steps: int) -> list[Result]:
+        """Drafts of this shape in each step."""
+        gamma, n, requests = shape.gamma, len(chunks), [chunk.request for chunk in chunks]
+        texts, params = [request.tokens for request in requests], [request.params for request in requests]
+        flight, self.flight = self._under_way(chunks), None
+        ran_ahead = flight is not None and flight.shape == shape
+        if flight is None or not ran_ahead:
+            flight = self._send(chunks, shape, steps)
+            assert flight
+        if (ahead := chunks[0].ahead) and steps == chunks[0].steps:
+            self.flight = self._send(chunks, shape, ahead, flight)
         # Look once, at all steps.
-        notes, tokens, scores = found()
-        judged = notes.permute(2, 0, 1).numpy()  # [n, steps, 4]
+        rows = flight.places(requests)
+        in_order = rows == list(range(n))
+        notes, tokens, scores = flight.found()
+        judged = notes.permute(2, 0, 1)[rows].numpy()  # [n, steps, 4]
         made = judged.sum(axis=1)
-        rows = [row[:count].tolist() for row, count in zip(tokens.numpy(), made[:, 2].tolist())]
-        drafts.keep(texts, rows)
-        if self.network:
-            self.network.stop(requests, [len(text) + count for text, count in zip(texts, made[:, 2].tolist())])
+        emitted = [tokens[row, :count].tolist() for row, count in zip(rows, made[:, 2].tolist())]
+        if self.flight or in_order:
+            self.drafts.keep(texts, emitted)
+        known = [len(text) + len(its) for text, its in zip(texts, emitted)]
+        if self.flight:
+            self.flight.began(requests, [count - 1 for count in known])
+        if self.network and flight.states is not None:
+            states = flight.states if in_order else flight.states[flight.on_device(requests)]
+            self.network.stop(requests, known, states)
         kept = float((made[:, 2] / np.maximum((judged[:, :, 2] > 0).sum(axis=1), 1)).mean())
         self.kept[shape] = max((self.kept.get(shape, kept) + kept) / 2, 1.0)
-        if choice:
-            each_step = seconds()
-            look = self.clock.look(replays * each_step)
-            choice.learn(made[:, 2].tolist(), lefts(chunks), gamma, replays, self.max_steps, each_step, look)
-        results = []
-        for i, (chunk, row, steps, taken) in enumerate(zip(chunks, rows, judged, reviewed())):
-            if not row and steps[0, 0]:
+        if choice := self.eager.speculation.choice:
+            each_step = flight.seconds()
+            look = self.clock.look(flight.steps * each_step)
+            price = each_step if rounded_up(flight.rows) == rounded_up(n) else None  # of a larger batch
+            look = None if ran_ahead else look
+            counts = made[:, 2].tolist()
+            choice.learn(counts, lefts(chunks), gamma, flight.steps, self.max_steps, price, look, ran_ahead)
+        results, each_taken = [], flight.reviewed() if flight.reviewed else []
+        for chunk, own, row, its, steps_of in zip(chunks, params, rows, emitted, judged):
+            if not its and steps_of[0, 0]:
                 # A draft that breaks the model spoils the rows before it, too (0 · NaN): read again without it.
                 results += self.eager.run([chunk], [Draft()])
                 continue
-            own = scores[i, : len(row)].tolist() if params[i].logprobs else []
-            steps = steps[steps[:, 2] > 0]
-            each = [judgement(*step) for step in steps[:, :3].tolist()]
-            seen = (taken[0], taken) if taken else of_trees(steps, shape) if shape.branches else of_chains(steps)
-            results.append(Result(row or None, own, judged=each, lengths=seen))
+            logprobs = scores[row, : len(its)].tolist() if own.logprobs else []
+            its_steps, taken = steps_of[steps_of[:, 2] > 0], each_taken[row]
+            each = [judgement(*step) for step in its_steps[:, :3].tolist()]
+            seen = (
+                (taken[0], taken) if taken else of_trees(its_steps, shape) if shape.branches else of_chains(its_steps)
+            )
+            results.append(Result(its or None, logprobs, judged=each, lengths=seen))
         return results
 
     def _review(self, rows: int) -> Callable[[], list[list[float]]]:
@@ -377,13 +440,11 @@ class GraphRunner:
         for each, plan, into in zip(self.plans, plans, lists):
             each.put(letter, plan, into)
 
-    def _graph(
-        self, batch: int, plans: list[TilePlan], kind: "Kind", shape: Shape
-    ) -> tuple[list[TilePlan], Callable[[], None]]:
+    def _graph(self, batch: int, plans: list[TilePlan], kind: "Kind", shape: Shape, captures: bool) -> Graph | None:
         """The lists and the replay of a step for so many texts, rounded up, whose lists can hold these plans.
 
-        It is captured when it is first asked for, and once more for plans that its lists cannot hold. Without CUDA, the
-        replay is the step itself.
+        It is captured when it is first asked for, and once more for plans that its lists cannot hold, or None if it may
+        not be. Without CUDA, the replay is the step itself.
         """
         rows = rounded_up(batch)
         key = (kind, rows, *(each.tile for plan in plans for each in plan.launches), shape)
@@ -391,6 +452,8 @@ class GraphRunner:
         if known:
             sizes = [tuple(map(max, own, its)) for own, its in zip(sizes, known.sizes)]
         if known is None or sizes != known.sizes:
+            if not captures:
+                return None
             # Capturing runs the step. With no row begun, it writes nowhere, and has no states to merge.
             began = perf_counter()
             masks = [shape.seen, *(each.seen if each.branches else None for each in shape.passes)]
@@ -408,7 +471,7 @@ class GraphRunner:
             known = Graph(sizes, lists, run if self.pool is None else capture(run, self.pool).replay)
             self.graphs[key], self.captured = known, self.captured + 1
             self._price(batch, shape.gamma, known.replay, began)
-        return known.lists, known.replay
+        return known
 
     def _begin_nobody(self, gamma: int) -> None:
         with self.letter() as letter:

@@ -47,7 +47,7 @@ class Chunk:
 
     `found`: tokens that the tree saved this step from computing. `drafts`: how many guesses may be
     fed behind the tokens. `grant`: how many tokens may be decoded in a row, before the scheduler is asked again, and
-    `steps`: in how many steps. `ahead`: how many more may be decoded before anyone looks at these. `queue`: whether
+    `steps`: in how many steps. `ahead`: how many more steps may be made before anyone looks at these. `queue`: whether
     other requests wait for a place.
     """
 
@@ -70,6 +70,15 @@ class Chunk:
     def decodes(self) -> bool:
         """Whether the last known token is all that is fed."""
         return self.count == 1 and self.samples
+
+    @property
+    def reach(self) -> int:
+        """How many tokens may be decoded with the steps ahead."""
+        return self.reach_of(self.ahead)
+
+    def reach_of(self, ahead: int) -> int:
+        """The same with so many steps ahead."""
+        return min(self.grant + ahead * (1 + self.drafts), self.request.check.left)
 
 
 class Repeat(NamedTuple):
@@ -183,12 +192,9 @@ class Scheduler:
 
     def _grant_ahead(self, chunks: list[Chunk], steps: int) -> None:
         """Reserve pages for steps ahead too, for all texts or for none."""
-        more = [min(steps, chunk.request.check.left - chunk.grant) for chunk in chunks]
-        for chunk, ahead in zip(chunks, more):
-            if ahead and not self.cache.reserve(chunk.request, chunk.start + chunk.grant + ahead):
-                return
-        for chunk, ahead in zip(chunks, more):
-            chunk.ahead = ahead
+        if all(self.cache.reserve(each.request, each.start + each.reach_of(steps)) for each in chunks):
+            for chunk in chunks:
+                chunk.ahead = steps
 
     def _next(self) -> Request:
         """The next to admit: first, by arrival, those overtaken too often; then the longest cached prefix."""

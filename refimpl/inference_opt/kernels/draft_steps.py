@@ -255,6 +255,26 @@ class DraftSteps:
         lengths = [len(text) for text in texts]
         self._set(letter, texts, lengths, limits, lengths, most, [gamma] * len(texts))
 
+    def go_on(
+        self,
+        letter: Letter,
+        rows: Int[Tensor, "texts"] | None,
+        limits: Sequence[int],
+        most: Sequence[int],
+        params: Sequence[SamplingParams],
+        gamma: int,
+    ) -> None:
+        """As `begin`, for texts that are in these rows (None: in the first ones), wherever the last steps left them."""
+        if rows is not None:
+            self.text[: len(rows)], self.known[: len(rows)] = self.text[rows], self.known[rows]
+        self.began.copy_(self.known)
+        self.rows.sample(letter, params, gamma + 1)
+        self.held = []
+        numbers = np.zeros(self.numbers.shape, dtype=np.int64)
+        numbers[[1, 3, 4], : len(limits)] = limits, most, [gamma] * len(limits)
+        letter.put(self.limit, numbers[1])
+        letter.put(self.numbers[3:], numbers[3:])
+
     def append(self, texts: Sequence[array], counts: Sequence[int], chosen: Int[Tensor, "steps rows"]) -> None:
         """Set texts that were decoded without drafts, and what was chosen behind them: so they can be reviewed."""
         lengths, steps, rows = [len(text) for text in texts], len(chosen), len(texts)

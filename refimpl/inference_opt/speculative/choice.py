@@ -106,18 +106,24 @@ class Choice:
         self.why = "nothing was decided yet"
 
     def best(
-        self, texts: Sequence[Acceptance], wanted: Sequence[int], lefts: Sequence[int] | None, most_steps: int
+        self,
+        texts: Sequence[Acceptance],
+        wanted: Sequence[int],
+        lefts: Sequence[int] | None,
+        most_steps: int,
+        going: int = 0,
     ) -> tuple[int, int]:
         """How many drafts a step, up to those wanted, and at most how many steps.
 
-        `lefts`: how many tokens each text may still have; None if others wait for a place.
+        `lefts`: how many tokens each text may still have; None if others wait for a place. `going`: steps with so many
+        drafts are under way, and more of them can be launched behind them: there is no look in between.
         """
         n, self.missing = len(texts), 0.0
         new = sum(each.tokens < FIRST for each in texts) * 2 > n
         if not self.costs.measured(n, 0):
             self.why = f"plain decoding of {n} texts is measured first"
             return 0, min(FIRST, most_steps)
-        expected = self._expected(texts, wanted, lefts, most_steps)
+        expected = self._expected(texts, wanted, lefts, most_steps, going)
         tried = self._unknown and not self.seen
         most = min(max(wanted), self.tried) if tried else max(wanted)
         lengths = [each for each in expected if 0 < each.length <= most] or expected[:1]
@@ -131,7 +137,8 @@ class Choice:
         ready = self._captured(n, lengths)
         for each in ready:
             self.why = f"{n} texts: {each}"
-            steps = self._steps(n, each, 1.0 if tried else (1 + each.worth) / 2, most_steps)
+            look = self.look(n) if each.length != going else 0.0
+            steps = self._steps(n, each, 1.0 if tried else (1 + each.worth) / 2, most_steps, look)
             if (new and self._unknown) or not self.costs.measured(n, each.length):
                 steps = min(steps, SHORT)
             if each.gain >= BETTER and steps >= min(LEAST, each.steps) and (self.credit >= 0 or not self.seen):
@@ -149,7 +156,12 @@ class Choice:
         return each.length, steps
 
     def _expected(
-        self, texts: Sequence[Acceptance], wanted: Sequence[int], lefts: Sequence[int] | None, most_steps: int
+        self,
+        texts: Sequence[Acceptance],
+        wanted: Sequence[int],
+        lefts: Sequence[int] | None,
+        most_steps: int,
+        going: int,
     ) -> list[Expected]:
         """What a run with each length would give."""
         n, given = len(texts), self._rates(texts, wanted)
@@ -160,7 +172,8 @@ class Choice:
             steps = np.minimum(steps, np.ceil(lefts / given).max(axis=1))
         steps = steps.astype(int)
         saved = self._saved(steps[:, None] * given, lefts, most_steps)
-        gains = saved / (steps * prices + self.look(n))
+        looks = [0.0 if going and length == going else self.look(n) for length in LENGTHS]
+        gains = saved / (steps * prices + looks)
         worths = saved / steps / (1 + self.look(n, False) / most_steps)
         columns = (each.tolist() for each in (steps, given.mean(axis=1), worths, prices, gains))
         return list(map(Expected, LENGTHS, *columns))
@@ -213,15 +226,17 @@ class Choice:
             self.capture = min(self.capture, seconds)  # others compiled kernels, too
             self.missed[size_of(texts)], self.captures = 0.0, self.captures + 1
 
-    def _steps(self, texts: int, each: Expected, hoped: float, most_steps: int) -> int:
+    def _steps(self, texts: int, each: Expected, hoped: float, most_steps: int, look: float) -> int:
         """As many steps as may be risked, if each saves at least the plain steps that are hoped for."""
-        look, risk = self.look(texts), each.price - hoped * (1 + self.look(texts, False) / most_steps)
+        risk = each.price - hoped * (1 + self.look(texts, False) / most_steps)
         if look + each.steps * risk <= self.credit:  # if that is below 0: what was lost is won back
             return each.steps
         # In few steps, few texts do not show what a drafter gives that must be tried. So most of a look is forgiven.
         forgiven = 0.0 if self.seen or texts > FEW_TEXTS else min(look, FORGIVEN)
         left = min(self.credit - look + forgiven, TRIAL if forgiven else CAP)
-        return min(max(int(left / risk), 0), each.steps) if risk > 0 else 0
+        if left < 0:
+            return 0
+        return each.steps if each.steps * risk <= left else int(left / risk)
 
     def shown(self, steps: Sequence[float], drafts: int) -> list[float]:
         """The steps that a text's tokens would have taken with each length, after it had up to so many drafts a step.
@@ -254,11 +269,12 @@ class Choice:
         most_steps: int,
         seconds: float | None,
         look: float | None = None,
+        ran_ahead: bool = False,
     ) -> None:
         """A run of so many steps, of `most_steps` that it might have had: tokens of each text.
 
         `lefts`: as of `best`, before the run. `seconds` of a step, and of a `look`, which is what the run took besides;
-        None: not measured.
+        None: not measured. `ran_ahead`: it was launched before anyone looked at the run in front of it.
         """
         n = len(tokens)
         if look is not None:
@@ -272,7 +288,8 @@ class Choice:
         if not drafts:
             self.credit += SPARE * steps
         elif self.costs.measured(n, 0):  # it may not be, where requests name their lengths
-            self.credit += float(self._saved(np.array([tokens], dtype=float), lefts, most_steps)[0]) - self.look(n)
+            self.credit += float(self._saved(np.array([tokens], dtype=float), lefts, most_steps)[0])
+            self.credit -= 0.0 if ran_ahead else self.look(n)
             self.credit -= steps * self.costs.of(n, drafts) / self.costs.of(n, 0)
         # Of a drafter that only shows in its steps what it gives, little is held against it: one slow look may be why.
         self.credit = min(max(self.credit, -(CAP if self.seen else BEGIN)), CAP)

@@ -98,9 +98,15 @@ class HeadSteps:
         if texts:
             self.state[: len(texts)] = self.eagle.states(texts)
 
-    def stop(self, texts: Sequence[RequestView], known: Sequence[int]) -> None:
-        """They have run; of each text so many tokens are known now."""
-        self.eagle.resume(texts, [count - 1 for count in known], self.state[: len(texts)].clone())
+    def go_on(self, letter: Letter, texts: Sequence[RequestView], rows: Int[Tensor, "texts"] | None) -> None:
+        """The same, of texts that are in these rows (None: in the first ones), wherever the last steps left them."""
+        self.sampling.sample(letter, [text.params for text in texts])
+        if rows is not None:
+            self.state[: len(rows)] = self.state[rows]
+
+    def stop(self, texts: Sequence[RequestView], known: Sequence[int], states: Float[Tensor, "texts dim"]) -> None:
+        """They have run; of each text so many tokens are known now, and this is the state behind the last one read."""
+        self.eagle.resume(texts, [count - 1 for count in known], states)
 
     @torch.inference_mode()
     def follow(

@@ -128,16 +128,17 @@ def test_with_a_temperature_there_are_no_tokens_to_compare_and_gamma_is_what_was
     assert figures["results"][1]["gamma"] <= 2
 
 
-def test_a_drafter_that_does_not_fit_is_left_out_and_said_or_refused_where_it_was_named(smollm2, monkeypatch):
+def test_a_drafter_that_does_not_fit_is_left_out_and_said_or_refused_where_it_was_named(smollm2_path, monkeypatch):
     def refuse(self, target, cache):
         raise ValueError("made for another target")
 
     monkeypatch.setattr(PromptLookup, "bind", refuse)
-    drafters, left_out = speculative.our_drafters(smollm2[0], None)
+    model, _ = load_model(str(smollm2_path), dtype="bfloat16")
+    drafters, left_out = speculative.our_drafters(model, None)
     assert left_out["prompt-lookup"] == "made for another target"
     assert drafters.keys() == DRAFTERS.keys() - left_out.keys()
     with pytest.raises(ValueError, match="another target"):
-        speculative.our_drafters(smollm2[0], ["prompt-lookup"])
+        speculative.our_drafters(model, ["prompt-lookup"])
 
 
 def test_the_chapter_shows_the_command_of_the_committed_figures():
