@@ -79,7 +79,7 @@ CALLS = st.lists(st.sampled_from(["add", *["step"] * 4, "abort", "forget", "fail
     CALLS,
     st.lists(TEXT, min_size=1, max_size=4),
     st.lists(MIXED, min_size=4, max_size=4),
-    st.integers(12, 18),
+    st.integers(8, 14),
     st.integers(1, 4),
     st.integers(0, 8),
     st.booleans(),
@@ -106,7 +106,7 @@ def test_whatever_comes_between_two_looks_texts_are_the_oracle_s(
     st.lists(PROMPT, min_size=1, max_size=2),
     st.lists(st.integers(3, 14), min_size=3, max_size=3),
     st.sampled_from([0.0, 0.8]),
-    st.integers(12, 14),
+    st.integers(8, 10),
     st.integers(1, 4),
     st.integers(0, 8),
     st.sampled_from(["trees", "a chain", "found", "changing"]),
@@ -131,7 +131,7 @@ def test_steps_with_drafts_run_ahead_too(calls, seed, prompts, lengths, temperat
 def test_the_next_steps_are_launched_before_the_host_looks(monkeypatch):
     """And never so many that a text that arrives would wait for more than `decode_steps` of them."""
     model, said = toy(dtype=torch.float32).to(DEVICE), []
-    engine = Engine(model, page_size=4, decode_steps=12)
+    engine = Engine(model, page_size=4, decode_steps=8)
     time, read_back = engine.runner.clock.time, graph_runner.read_back
     monkeypatch.setattr(engine.runner.clock, "time", lambda step, times: said.append(times) or time(step, times))
 
@@ -149,7 +149,7 @@ def test_the_next_steps_are_launched_before_the_host_looks(monkeypatch):
 
 def test_what_ran_ahead_for_texts_that_are_not_alone_any_more_is_dropped():
     model = toy(dtype=torch.float32).to(DEVICE)
-    engine = Engine(model, page_size=4, decode_steps=12)
+    engine = Engine(model, page_size=4, decode_steps=8)
     first = engine.add([1, 2, 3], SamplingParams(max_new_tokens=19, ignore_eos=True))
     engine.step()
     engine.step()
@@ -171,7 +171,7 @@ def test_a_text_that_breaks_in_the_middle_of_a_run_does_not_go_on_from_the_run_a
     """Its first run emits the tokens before the broken step. What ran ahead begins behind it."""
     model = toy(dtype=torch.float32).to(DEVICE)
     right = naive.generate(model.double(), [1, 2, 3], SamplingParams(max_new_tokens=16, ignore_eos=True))
-    for steps in (2, 12):
+    for steps in (2, 8):
         engine = Engine(model.float(), page_size=4, decode_steps=steps)
         inner = engine.runner._logits
 
@@ -189,7 +189,7 @@ def test_a_text_that_breaks_in_the_middle_of_a_run_does_not_go_on_from_the_run_a
 def test_where_others_wait_nothing_runs_ahead():
     """Whoever ends makes room at once."""
     model, launched = toy(dtype=torch.float32).to(DEVICE), []
-    engine = Engine(model, page_size=4, decode_steps=12, max_running=2)
+    engine = Engine(model, page_size=4, decode_steps=8, max_running=2)
     launch = engine.runner._launch
     engine.runner._launch = lambda *given: launched.append(len(given) > 3) or launch(*given)
     requests = [engine.add([1, i], SamplingParams(max_new_tokens=9, ignore_eos=True)) for i in range(5)]
@@ -203,7 +203,7 @@ def test_where_others_wait_nothing_runs_ahead():
 
 
 def test_a_step_of_a_larger_batch_does_not_price_a_smaller_one():
-    engine = Engine(toy(dtype=torch.float32).to(DEVICE), page_size=4, decode_steps=12, drafter=PromptLookup(3, 3))
+    engine = Engine(toy(dtype=torch.float32).to(DEVICE), page_size=4, decode_steps=8, drafter=PromptLookup(3, 3))
     requests = [engine.add([i, 5, 6], SamplingParams(max_new_tokens=19, ignore_eos=True)) for i in range(4)]
     while engine.runner.flight is None:
         engine.step()
@@ -216,7 +216,7 @@ def test_a_step_of_a_larger_batch_does_not_price_a_smaller_one():
 
 
 def test_a_run_that_is_never_looked_at_keeps_no_request_alive():
-    engine = Engine(toy(dtype=torch.float32).to(DEVICE), page_size=4, decode_steps=12)
+    engine = Engine(toy(dtype=torch.float32).to(DEVICE), page_size=4, decode_steps=8)
     request = engine.add([1, 2, 3], SamplingParams(max_new_tokens=19, ignore_eos=True))
     while engine.runner.flight is None:
         engine.step()

@@ -124,7 +124,7 @@ def test_capturing_runs_a_step_of_nobody(monkeypatch):
 
 def test_many_tokens_a_step_and_fewer_where_a_text_ends(monkeypatch):
     model = toy(dtype=torch.float32).to(DEVICE)
-    engine = Engine(model, page_size=4, decode_steps=12)
+    engine = Engine(model, page_size=4, decode_steps=8)
     long, short = (engine.add([1, 2, 3], SamplingParams(max_new_tokens=n, ignore_eos=True)) for n in (8, 3))
     engine.step()  # the prompts: two chunks, and a token each
     outputs = {output.request: output.tokens for output in engine.step()}

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from inference_opt.kernels.steps import Kind
 
 
-PARTS = 3  # of the steps in a row, if others are launched ahead: a text that arrives then waits no longer
+PARTS = 2  # of the steps in a row, if others are launched ahead: a text that arrives then waits for no more than these
 LEAST = 4  # steps of such a part: a look should not take longer
 IDLE = 4  # replays for nobody that show the price of a step
 PLAIN = Shape(0)
@@ -138,9 +138,9 @@ class GraphRunner:
         """As many drafts as the longest that was asked for by name, or what pays for this batch.
 
         The eager runner decides if a recording wants to see every step, or a request's rule is not that of captured
-        steps. Plain steps that are under way come first. If no drafts are wanted, nor a look after few steps, others
-        are launched ahead, in parts. But where others wait for a place, whoever ends makes room, and a run ahead would
-        be useless.
+        steps. Steps that are under way come first. If as many drafts are wanted as these have, and no look after few
+        steps, others are launched ahead, in parts. But where others wait for a place, whoever ends makes room, and a
+        run ahead would be useless.
         """
         if not self._replays(chunks):
             return self.eager.choose(chunks)
@@ -321,10 +321,11 @@ class GraphRunner:
         """
         n, params, requests = len(chunks), [chunk.request.params for chunk in chunks], [each.request for each in chunks]
         starts, counts = [each.start for each in chunks], [each.reach if behind else each.grant for each in chunks]
-        # As many steps as are expected to be needed, and a few more.
+        # As many steps as are expected to be needed, and a few more. (The choice has counted them for those behind.)
         needed, choice = max(counts) / self.kept.get(shape, shape.depth + 1.0), self.eager.speculation.choice
         more = choice.costs.margin(n, shape.gamma, needed) if choice else 0.0
-        replays = min(ceil(needed + more) - (behind.steps if behind else 0), steps)
+        counted = behind and all(each.acceptance for each in requests)
+        replays = steps if counted else min(ceil(needed + more) - (behind.steps if behind else 0), steps)
         prepared = self._prepare(requests, starts, counts, shape, captures=behind is None) if replays > 0 else None
         if prepared is None:
             return None
