@@ -32,9 +32,9 @@ def in_place(monkeypatch):
     monkeypatch.setattr("inference_opt.engine.engine.cache_class", lambda device: PagedKernelCache)
 
 
-def counting(seed, dtype=torch.float32):
+def counting(seed, dtype=torch.float32, eos=()):
     """A model that mostly counts on from the last token, and a head that often knows it and reads all of the text."""
-    model, generator = toy(seed=seed, dtype=dtype, max_context=40), torch.Generator().manual_seed(seed)
+    model, generator = toy(seed=seed, dtype=dtype, max_context=40, eos=eos), torch.Generator().manual_seed(seed)
     head = random_head(model, reduced=11, seed=seed).to(dtype)
     with torch.no_grad():
         for p in model.layers.parameters():

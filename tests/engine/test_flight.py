@@ -113,8 +113,8 @@ def test_whatever_comes_between_two_looks_texts_are_the_oracle_s(
 )
 def test_steps_with_drafts_run_ahead_too(calls, seed, prompts, lengths, temperature, steps, page_size, slack, kind):
     """The texts grow by different numbers of tokens, which the host does not know when it launches."""
-    model, head = counting(seed)
-    params = [SamplingParams(n, temperature, ignore_eos=True) for n in lengths]
+    model, head = counting(seed, eos=(3,))
+    params = [SamplingParams(n, temperature, logprobs=n % 2 > 0, ignore_eos=n % 3 > 0) for n in lengths]
     pages = -(-(max(map(len, prompts)) + max(lengths)) // page_size) + 1 + slack
     size = {"page_size": page_size, "num_pages": pages, "decode_steps": steps}
     drafter = PromptLookup(2, 1) if kind == "found" else Eagle(head, confidence=0.0)
@@ -124,8 +124,26 @@ def test_steps_with_drafts_run_ahead_too(calls, seed, prompts, lengths, temperat
         engine.runner._best = lambda *given: (2 if kind == "trees" or next(turns) % 5 < 3 else 0, steps)
     requests = play(engine, calls, prompts, params)
     for request in requests:
-        event(f"{kind}: {'ended' if request.finish_reason == 'length' else request.finish_reason}")
+        event(f"{kind}: {request.finish_reason}")
     check(engine, requests, model.double())
+
+
+def test_a_run_with_drafts_is_followed_by_one_of_the_length_that_is_wanted_then():
+    """The longest length that was named leaves with its request."""
+    model, head = counting(0)
+    engine = Engine(model, page_size=4, decode_steps=8, drafter=Eagle(head, confidence=0.0))
+    send, sent = engine.runner._send, []
+    engine.runner._send = lambda chunks, shape, *rest: (
+        sent.append((len(chunks), shape.gamma)) or send(chunks, shape, *rest)
+    )
+    for gamma, length in ((3, 6), (1, 24)):
+        engine.add([1, 2, 3 + gamma], SamplingParams(length, gamma=gamma, ignore_eos=True))
+    while engine.requests:
+        engine.step()
+    alone = [gamma for texts, gamma in sent if texts == 1]
+    assert (2, 3) in sent
+    assert len(alone) > 2
+    assert set(alone) == {1}
 
 
 def test_the_next_steps_are_launched_before_the_host_looks(monkeypatch):

@@ -363,6 +363,17 @@ def test_steps_behind_steps_that_are_under_way_take_no_look():
         assert choice.credit - before == pytest.approx(20 - 10 * 1.6 - (0 if going else 5.0), abs=0.2)
 
 
+def test_plain_decoding_is_measured_again_though_steps_with_drafts_go_on():
+    choice, text = Choice(seen=True, ahead=True), Acceptance()
+    for each in (choice.lately, text):
+        each.learn(300.0, steps_at(0.9, 300.0))
+    choice.learn([64], [9999], 0, 64, STEPS, 1.0)
+    chosen = [choice.best([text], [7], [9999], STEPS, 7)[0] for _ in range(module.AGAIN + 3)]
+    assert chosen == [7] * (module.AGAIN - 1) + [0] * 4, "until they have run"
+    choice.learn([8], [9999], 0, 8, STEPS, 1.0)
+    assert choice.best([text], [7], [9999], STEPS)[0] == 7
+
+
 def test_what_a_drafter_lost_it_may_win_back():
     """One that only shows in its steps what it gives would else not be tried again for a long time."""
     for seen in (True, False):

@@ -11,9 +11,9 @@ run, is aborted or loses its pages, or another arrives. That does no harm. The c
 launches, so whoever gets a page later writes it later. And what the run would have given is computed once more, or not
 needed.
 
-Steps with drafts can be followed only by steps with as many. How far the first ones get is known on the card alone: the
-text, its length and the drafter's state are there. So the host sends what it knows, that is how long each text may
-become, and learns where the second run began when it looks at the first.
+Steps with drafts can be followed only by steps with drafts of the same shape. How far the first ones get is known on
+the card alone: the text, its length and the drafter's state are there. So the host sends what it knows, that is how
+long each text may become, and learns where the second run began when it looks at the first.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +42,7 @@ class Row(NamedTuple):
 
 
 class Flight(NamedTuple):
-    """A run with drafts of a shape, or none. `found` waits for what it gives, `seconds` are those of a step.
+    """A run with drafts of a shape, or without. `found` waits for what it gives; then `seconds` gives those of a step.
 
     What a plain run gives: tokens, largest logits, log-probabilities. With drafts: the notes of `commit`
     (`draft_steps.py`), tokens, log-probabilities; and `reviewed` waits for what the drafter says of them, `states` are

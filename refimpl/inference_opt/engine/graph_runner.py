@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from inference_opt.kernels.steps import Kind
 
 
-PARTS = 2  # of the steps in a row, if others are launched ahead: a text that arrives then waits for no more than these
+PARTS = 2  # of the steps in a row, of which one runs and one is launched: a text that arrives waits for these at most
 LEAST = 4  # steps of such a part: a look should not take longer
 IDLE = 4  # replays for nobody that show the price of a step
 PLAIN = Shape(0)
@@ -148,7 +148,8 @@ class GraphRunner:
         under_way = flight.steps if flight else 0
         if flight and (going := flight.shape.gamma):
             drafts, steps = self._wanted(chunks, going)
-            return Repeat(going, under_way, min(part, max(steps - under_way, 0)) if drafts == going else 0)
+            same = drafts == going and self._shape(chunks, going) == flight.shape
+            return Repeat(going, under_way, min(part, max(steps - under_way, 0)) if same else 0)
         if not under_way or not part or self.decided < part:
             drafts, steps = self._wanted(chunks)
             self.decided = self.max_steps
@@ -156,7 +157,7 @@ class GraphRunner:
                 self.decided = 0
                 if under_way:
                     return Repeat(0, under_way)
-                first = min(steps, part) if drafts and part else steps
+                first = part if drafts and part and steps >= part + LEAST else steps
                 return Repeat(drafts, first, min(steps - first, part))
             self.decided -= 0 if under_way else part
         self.decided -= part
@@ -170,10 +171,14 @@ class GraphRunner:
         """Drafts and steps: by name, or what pays for this batch, if steps with `going` drafts are under way."""
         if choice := self.eager.speculation.choice:
             choice.missing = 0.0  # until it is asked
-        named = max((each.drafts for each in chunks if each.request.acceptance is None), default=0)
-        if named:
-            return min(max(named, going), self.eager.speculation.max_gamma), self.max_steps
-        return self._best(chunks, going)
+        asking = [each for each in chunks if each.drafts and each.request.acceptance is None]
+        if not asking:
+            return self._best(chunks, going)
+        # At its end a text has room for fewer drafts than were asked for.
+        named = max(each.drafts for each in asking)
+        if named < going <= max(self.eager.speculation.gamma(each.request) for each in asking):
+            named = going
+        return min(named, self.eager.speculation.max_gamma), self.max_steps
 
     def _best(self, chunks: Sequence[Chunk], going: int = 0) -> tuple[int, int]:
         choice, wanted = self.eager.speculation.choice, [chunk.drafts for chunk in chunks]
@@ -293,7 +298,8 @@ class GraphRunner:
         reviewed = self._review(n)
         if self.network:
             self.network.follow(requests, starts, steps, self.steps.chosen, flight.places(requests))
-        if rest := [each for each in chunks if each.reach > each.grant and not each.drafts]:
+        rest = [each for each in chunks if each.reach > each.grant]
+        if rest and not any(each.drafts for each in chunks):
             ends, ahead = [each.start + each.grant for each in rest], [each.reach - each.grant for each in rest]
             self.flight = self._launch([each.request for each in rest], ends, ahead, flight)
         # Look once, at all steps. A request keeps the tokens before its first broken step.
@@ -320,13 +326,14 @@ class GraphRunner:
         `behind`: they go on where these steps end, wherever that is. None if they are not needed or not captured.
         """
         n, params, requests = len(chunks), [chunk.request.params for chunk in chunks], [each.request for each in chunks]
-        starts, counts = [each.start for each in chunks], [each.reach if behind else each.grant for each in chunks]
-        # As many steps as are expected to be needed, and a few more. (The choice has counted them for those behind.)
+        starts, reach = [each.start for each in chunks], [each.reach for each in chunks]
+        counts = reach if behind else [each.grant for each in chunks]
+        # As many steps as are expected to be needed, and a few more. Behind others the choice has worked this out.
         needed, choice = max(counts) / self.kept.get(shape, shape.depth + 1.0), self.eager.speculation.choice
         more = choice.costs.margin(n, shape.gamma, needed) if choice else 0.0
         counted = behind and all(each.acceptance for each in requests)
         replays = steps if counted else min(ceil(needed + more) - (behind.steps if behind else 0), steps)
-        prepared = self._prepare(requests, starts, counts, shape, captures=behind is None) if replays > 0 else None
+        prepared = self._prepare(requests, starts, reach, shape, captures=behind is None) if replays > 0 else None
         if prepared is None:
             return None
         plans, lists, replay = prepared

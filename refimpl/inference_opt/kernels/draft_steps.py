@@ -265,11 +265,11 @@ class DraftSteps:
         gamma: int,
     ) -> None:
         """As `begin`, for texts that are in these rows (None: in the first ones), wherever the last steps left them."""
+        self.held = []  # as of `_set`
         if rows is not None:
             self.text[: len(rows)], self.known[: len(rows)] = self.text[rows], self.known[rows]
         self.began.copy_(self.known)
         self.rows.sample(letter, params, gamma + 1)
-        self.held = []
         numbers = np.zeros(self.numbers.shape, dtype=np.int64)
         numbers[[1, 3, 4], : len(limits)] = limits, most, [gamma] * len(limits)
         letter.put(self.limit, numbers[1])

@@ -15,7 +15,8 @@ Bandits, 1602.04282):
              added. It never grows, nor falls, beyond some plain steps
     risk     what a step loses if only half of what drafts are expected to gain comes (nothing, before any text has
              shown what to expect)
-    look     what a run takes besides its steps, more with drafts than without: a run of few steps pays it early
+    look     what a run takes besides its steps, more with drafts than without: a run of few steps pays it early. There
+             is none between steps and those that were launched behind them
     steps    as many as the credit pays for
     capture  a step that was never captured must be (`engine/graph_runner.py`), which takes as long as hundreds of
              steps. How often a size of batch comes is not known. So it is done when what such steps would have gained
@@ -131,7 +132,7 @@ class Choice:
         # The first tokens of the first texts show whether drafts pay. Later texts are taken to be like them.
         few = min(FIRST, most_steps) if new and self.seen and self._unknown else most_steps
         if lengths[0].gain < BETTER:
-            self.why, self.since_plain = f"{n} texts: {lengths[0]}: plain decoding", 0
+            self.why = f"{n} texts: {lengths[0]}: plain decoding"
             return 0, few
         # Where the credit does not pay for the best, it may pay for one that risks less.
         ready = self._captured(n, lengths)
@@ -150,8 +151,8 @@ class Choice:
         if steps == each.steps:
             steps = min(steps + ceil(self.costs.margin(n, each.length, float(steps))), most_steps)
         self.since_plain += 1
-        if self.since_plain >= AGAIN:
-            self.since_plain = 0
+        if self.since_plain >= AGAIN:  # until plain steps have run
+            self.why = "plain decoding is measured again"
             return 0, min(SHORT, most_steps)
         return each.length, steps
 
@@ -286,7 +287,7 @@ class Choice:
         if not self.seen and not drafts:
             self.lately.fade(float(steps))  # what was seen long ago may have changed
         if not drafts:
-            self.credit += SPARE * steps
+            self.credit, self.since_plain = self.credit + SPARE * steps, 0
         elif self.costs.measured(n, 0):  # it may not be, where requests name their lengths
             self.credit += float(self._saved(np.array([tokens], dtype=float), lefts, most_steps)[0])
             self.credit -= 0.0 if ran_ahead else self.look(n)

@@ -8,8 +8,8 @@ little more than the longest, unless batches of other sizes show that it costs m
 and then known.
 
 Between two runs of steps the host looks: it takes what the steps gave and says what comes next. With drafts it has more
-to take and to say, so these looks are kept apart. Where plain steps run ahead of the host (`engine/flight.py`), looks
-between them cost nothing. Then only looks at plain steps that did not run ahead tell what a look takes.
+to take and to say, so these looks are kept apart. Where steps run ahead of the host (`engine/flight.py`), looks between
+them cost nothing. Then only looks at steps that did not run ahead tell what a look takes.
 """
 
 from collections import defaultdict, deque
