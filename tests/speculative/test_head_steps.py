@@ -196,7 +196,8 @@ class Both:
         return path
 
     def end(self):
-        self.network.stop(self.views, [text.known for text in self.texts])
+        states = self.network.state[: len(self.texts)].clone()
+        self.network.stop(self.views, [text.known for text in self.texts], states)
 
     def plainly(self, counts):
         """Plain steps, `counts` of each text: their states were noted."""
