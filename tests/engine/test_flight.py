@@ -146,6 +146,22 @@ def test_a_run_with_drafts_is_followed_by_one_of_the_length_that_is_wanted_then(
     assert set(alone) == {1}
 
 
+def test_texts_behind_one_that_ended_move_to_its_row_and_go_on():
+    model, head = counting(0)
+    engine = Engine(model, page_size=4, num_pages=80, decode_steps=8, drafter=Eagle(head, confidence=0.0), gamma=2)
+    go_on, moved = engine.runner.drafts.go_on, []
+    engine.runner.drafts.go_on = lambda letter, rows, *rest: (
+        moved.append(rows is not None) or go_on(letter, rows, *rest)
+    )
+    requests = [
+        engine.add([1, 2, i], SamplingParams(n, ignore_eos=True)) for i, n in ((3, 5), (7, 30), (11, 30), (2, 30))
+    ]
+    while engine.requests:
+        engine.step()
+    assert any(moved)
+    check(engine, requests, model.double())
+
+
 def test_the_next_steps_are_launched_before_the_host_looks(monkeypatch):
     """And never so many that a text that arrives would wait for more than `decode_steps` of them."""
     model, said = toy(dtype=torch.float32).to(DEVICE), []

@@ -210,14 +210,14 @@ class GraphRunner:
             self.flight = None
             return self.eager.run(chunks, drafts)
         requests, starts = [each.request for each in chunks], [each.start for each in chunks]
-        grants = [each.grant for each in chunks]
-        self.cache.check([each.table for each in requests], starts, [each.reach for each in chunks])
+        reach = [each.reach for each in chunks]
+        self.cache.check([each.table for each in requests], starts, reach)
         choice, gamma = self.eager.speculation.choice, max(each.drafts for each in chunks)
         steps, flight = max(each.steps for each in chunks), self._under_way(chunks)
         if flight and flight.shape.gamma:
-            return self._speculate(chunks, flight.shape, steps)
+            return self._speculate(chunks, flight.shape, steps, flight)
         if choice and gamma and self.on_card and not choice.costs.known(len(chunks), gamma):
-            self._prepare(requests, starts, grants, self._shape(chunks, gamma))  # captures it: choose by its price
+            self._prepare(requests, starts, reach, self._shape(chunks, gamma))  # captures it: choose by its price
             if all(each.request.acceptance for each in chunks):
                 best, steps = self._best(chunks)
                 gamma = min(best, gamma)
@@ -361,15 +361,15 @@ class GraphRunner:
             starts = [UNKNOWN] * n
         return Flight.of(requests, starts, [replays] * n, shape, self.cache.device, found, seconds, reviewed, states)
 
-    def _speculate(self, chunks: Sequence[Chunk], shape: Shape, steps: int) -> list[Result]:
-        """Drafts of this shape in each step."""
+    def _speculate(
+        self, chunks: Sequence[Chunk], shape: Shape, steps: int, flight: Flight | None = None
+    ) -> list[Result]:
+        """Drafts of this shape in each step; `flight` is the run, if it was launched ahead."""
         gamma, n, requests = shape.gamma, len(chunks), [chunk.request for chunk in chunks]
         texts, params = [request.tokens for request in requests], [request.params for request in requests]
-        flight, self.flight = self._under_way(chunks), None
-        ran_ahead = flight is not None and flight.shape == shape
-        if flight is None or not ran_ahead:
-            flight = self._send(chunks, shape, steps)
-            assert flight
+        ran_ahead, self.flight = flight is not None, None
+        flight = flight or self._send(chunks, shape, steps)
+        assert flight
         if (ahead := chunks[0].ahead) and steps == chunks[0].steps:
             self.flight = self._send(chunks, shape, ahead, flight)
         # Look once, at all steps.

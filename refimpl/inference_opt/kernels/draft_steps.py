@@ -270,7 +270,7 @@ class DraftSteps:
             self.text[: len(rows)], self.known[: len(rows)] = self.text[rows], self.known[rows]
         self.began.copy_(self.known)
         self.rows.sample(letter, params, gamma + 1)
-        numbers = np.zeros(self.numbers.shape, dtype=np.int64)
+        numbers = np.zeros(self.numbers.shape, dtype=np.int64)  # but for those that the device knows
         numbers[[1, 3, 4], : len(limits)] = limits, most, [gamma] * len(limits)
         letter.put(self.limit, numbers[1])
         letter.put(self.numbers[3:], numbers[3:])
