@@ -99,7 +99,7 @@ def test_tokens_are_the_oracle_s_and_as_many_are_accepted_as_eagerly(seed, promp
     for a, b, prompt, each in zip(mine, its, prompts, params):
         assert a.output == b.output == naive.generate(exact, prompt, each)
         assert a.metrics.accepted_tokens == b.metrics.accepted_tokens
-    assert engines[0].runner.graphs
+    assert engines[0].runner.captured.graphs
 
 
 @settings(max_examples=6)
@@ -123,7 +123,7 @@ def test_with_trees_tokens_are_the_oracle_s_too(seed, prompts, page, steps, gamm
     exact = model.double()
     for request, prompt, each in zip(requests, prompts, params):
         assert request.output == naive.generate(exact, prompt, each)
-    assert any(key[-1] == Shape(gamma, branches=True) for key in engine.runner.graphs)
+    assert any(key[-1] == Shape(gamma, branches=True) for key in engine.runner.captured.graphs)
 
 
 def test_what_a_tree_shows_of_all_numbers_of_drafts():
@@ -156,7 +156,9 @@ def test_texts_that_come_wait_and_go_on_are_read_whole():
     exact = model.double()
     for request, prompt, each in zip(requests, prompts, params):
         assert request.output == naive.generate(exact, prompt, each)
-    assert {key[-1].gamma > 0 for key in engine.runner.graphs} == {True, False}, "graphs of both kinds of steps"
+    assert {key[-1].gamma > 0 for key in engine.runner.captured.graphs} == {True, False}, (
+        "graphs of both kinds of steps"
+    )
     assert requests[0].metrics.accepted_tokens
 
 

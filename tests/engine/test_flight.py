@@ -162,6 +162,45 @@ def test_texts_behind_one_that_ended_move_to_its_row_and_go_on():
     check(engine, requests, model.double())
 
 
+def test_with_drafts_as_many_steps_run_ahead_as_may_be_needed():
+    """Not a part of `decode_steps`: a text that lacks a few tokens after it costs one more look."""
+    model, head = counting(0)
+    engine = Engine(model, page_size=4, decode_steps=8, drafter=Eagle(head, confidence=0.0))
+    time, times = engine.runner.clock.time, []
+    engine.runner.clock.time = lambda step, count: times.append(count) or time(step, count)
+    # Three more than under way the third time, and none after it.
+    wanted = iter([9, 5 + 3, 3, 1, 1, 1])
+    engine.runner._best = lambda chunks, going=0: (1, next(wanted))
+    request = engine.add([1, 2, 3], SamplingParams(40, ignore_eos=True))
+    for _ in range(4):
+        engine.step()
+    assert times[:3] == [4, 5, 3]
+    check(engine, [request], model.double())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "looks"),
+    [
+        ([0, 0, 0, 0, 0], 0),
+        ([0, 2, 0, 0, 0], 1),  # drafts seemed to pay, and then did not: plain steps began anew for nothing
+        ([0, 2, 2, 0, 0], 1),  # they had begun, and the look at their end is one that plain steps had to wait for
+        ([0, 2, 2, 2, 2], 0),  # they go on
+    ],
+)
+def test_a_look_that_plain_steps_had_to_wait_for_counts_against_drafts(wanted, looks):
+    model, head = counting(0)
+    engine = Engine(model, page_size=4, decode_steps=8, drafter=Eagle(head, confidence=0.0))
+    paused = []
+    engine.runner.eager.speculation.choice.paused = paused.append
+    turns = itertools.chain(wanted, itertools.repeat(wanted[-1]))
+    engine.runner._best = lambda chunks, going=0: ((gamma := next(turns)), 2 if gamma else 8)
+    requests = [engine.add([1, 2, i], SamplingParams(60, ignore_eos=True)) for i in (3, 4)]
+    while engine.requests:
+        engine.step()
+    assert paused == [2] * looks
+    check(engine, requests, model.double())
+
+
 def test_the_next_steps_are_launched_before_the_host_looks(monkeypatch):
     """And never so many that a text that arrives would wait for more than `decode_steps` of them."""
     model, said = toy(dtype=torch.float32).to(DEVICE), []
@@ -207,13 +246,13 @@ def test_a_text_that_breaks_in_the_middle_of_a_run_does_not_go_on_from_the_run_a
     right = naive.generate(model.double(), [1, 2, 3], SamplingParams(max_new_tokens=16, ignore_eos=True))
     for steps in (2, 8):
         engine = Engine(model.float(), page_size=4, decode_steps=steps)
-        inner = engine.runner._logits
+        inner = engine.runner.captured.logits
 
         def broken(tokens, positions, *rest, inner=inner):
             logits = inner(tokens, positions, *rest)
             return logits.masked_fill((positions == 5)[:, None], torch.inf)
 
-        engine.runner._logits = broken
+        engine.runner.captured.logits = broken
         request = engine.add([1, 2, 3], SamplingParams(max_new_tokens=16, ignore_eos=True))
         while not request.finished:
             engine.step()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from inference_opt import Engine, SamplingParams, naive
 from inference_opt.cache.fused_forward import fused_logits, fused_states
 from inference_opt.cache.paged_kernel import PagedKernelCache
-from inference_opt.engine import graph_runner
+from inference_opt.engine import captured_steps, graph_runner
 from inference_opt.engine.clock import Clock
 from inference_opt.engine.eager_runner import EagerRunner
 from inference_opt.engine.graph_runner import GraphRunner
@@ -49,7 +49,9 @@ def in_place(monkeypatch):
     """Kernels answer on every machine, and toys' prefixes are short."""
     monkeypatch.setattr("inference_opt.engine.engine.cache_class", lambda device: PagedKernelCache)
     monkeypatch.setattr(
-        graph_runner, "shared_prefixes", lambda tables, cached, page: shared_prefixes(tables, cached, page, min_keys=1)
+        captured_steps,
+        "shared_prefixes",
+        lambda tables, cached, page: shared_prefixes(tables, cached, page, min_keys=1),
     )
 
 
@@ -107,19 +109,19 @@ def test_capturing_runs_a_step_of_nobody(monkeypatch):
 
     def warmed(run, pool):
         assert (runner.steps.place[1] == -1).all()
-        assert (runner.plans[0].offsets.diff() == 0).all()
+        assert (runner.captured.plans[0].offsets.diff() == 0).all()
         run()
         return SimpleNamespace(replay=run)
 
-    monkeypatch.setattr(graph_runner, "capture", warmed)
-    runner.pool = "any"
+    monkeypatch.setattr(captured_steps, "capture", warmed)
+    runner.captured.pool = "any"
     for temperature, top_k in [(0.0, 0), (1.0, 0), (1.0, 3)]:
         stem = [1, 2, 3, 4, 5, 6, 7, 8]
         params = SamplingParams(4, temperature, top_k, seed=1, ignore_eos=True)
         engine.generate([[*stem, 9], [*stem, 10], [*stem, 11]], params)
-        listed.append(int(runner.plans[0].offsets[-1]))
+        listed.append(int(runner.captured.plans[0].offsets[-1]))
     assert all(listed), "there were states to merge"
-    assert len({kind for kind, *_ in runner.graphs}) == 3
+    assert len({kind for kind, *_ in runner.captured.graphs}) == 3
 
 
 def test_many_tokens_a_step_and_fewer_where_a_text_ends(monkeypatch):
@@ -139,7 +141,7 @@ def test_a_run_with_drafts_has_no_more_steps_than_were_chosen(monkeypatch):
     model, runs = toy(dtype=torch.float32).to(DEVICE), []
     engine = Engine(model, page_size=4, decode_steps=8, drafter=PromptLookup(1, 1))
     time = engine.runner.clock.time
-    monkeypatch.setattr(graph_runner, "IDLE", 2)  # steps of nobody, which show what a step costs
+    monkeypatch.setattr(captured_steps, "IDLE", 2)  # steps of nobody, which show what a step costs
     monkeypatch.setattr(engine.runner.clock, "time", lambda step, times: runs.append(times) or time(step, times))
     engine.generate([[1, 2, 3, 1, 2], [3, 4, 5]], SamplingParams(max_new_tokens=20, ignore_eos=True))
     assert max(runs) == 2
@@ -155,8 +157,10 @@ def test_a_look_is_what_a_run_takes_besides_its_steps(monkeypatch):
 
 
 def test_a_plan_serves_several_runs_of_the_same_texts(monkeypatch):
-    model, cuts, cut = toy(dtype=torch.float32).to(DEVICE), [], graph_runner.cut
-    monkeypatch.setattr(graph_runner, "cut", lambda ends, *rest, **more: cuts.append(ends) or cut(ends, *rest, **more))
+    model, cuts, cut = toy(dtype=torch.float32).to(DEVICE), [], captured_steps.cut
+    monkeypatch.setattr(
+        captured_steps, "cut", lambda ends, *rest, **more: cuts.append(ends) or cut(ends, *rest, **more)
+    )
     engine = Engine(model, page_size=4, decode_steps=2, radix=False)
     first = engine.add([1, 2, 3], SamplingParams(max_new_tokens=15, ignore_eos=True))
     while not first.finished:
@@ -182,7 +186,7 @@ def test_every_request_is_decoded_several_steps_in_a_row_unless_each_is_recorded
         assert [len(output.tokens) for output in engine.step()] == [1] * 4
     assert len(engine.requests) == 4
     engine.generate([[1, 2]], SamplingParams(max_new_tokens=5))
-    assert {kind for kind, *_ in engine.runner.graphs} == {"filtered"}, "one graph serves the whole mix"
+    assert {kind for kind, *_ in engine.runner.captured.graphs} == {"filtered"}, "one graph serves the whole mix"
     other = Engine(model, drafter=PromptLookup(), rule=point_mass)  # greedily, all rules emit the same
     for temperature in (0.0, 1.0):
         other.add([1, 2, 1], SamplingParams(max_new_tokens=9, temperature=temperature, ignore_eos=True, seed=1))

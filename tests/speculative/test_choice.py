@@ -330,6 +330,18 @@ def test_what_is_held_against_it_is_bounded():
     assert choice.credit > -1
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_pause_of_plain_steps_costs_a_look(seen):
+    choice = Choice(seen)
+    choice.learn([64], [9999], 0, 64, STEPS, 2.0, look=6.0)
+    before = choice.credit
+    choice.paused(1)
+    assert choice.credit == pytest.approx(before - 3)
+    for _ in range(9):
+        choice.paused(1)
+    assert choice.credit == -(module.CAP if seen else module.BEGIN)
+
+
 PRICE = st.floats(0.9, 4)
 
 

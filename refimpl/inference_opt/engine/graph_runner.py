@@ -3,43 +3,33 @@
 A step of a small model takes the card a millisecond. Python takes as long to launch it, and longer to decide what comes
 next. Three remedies:
 
-    capture   the launches of a step become one CUDA graph for each size of batch. It works on buffers that stay where
-              they are: what a step needs to know is written into them, and the graph is replayed
+    capture   the launches of a step become one CUDA graph for each size of batch, which is replayed
+              (`captured_steps.py`)
     repeat    the token of one step is the input of the next, and the card chooses it itself: the largest logit's, or
               one drawn with the noise of the request's seed (`kernels/race.py`). So the scheduler reserves pages for
               several steps, the graph is replayed as often, and the host looks once
     ahead     the steps that come next are launched before the host looks at those that run (`flight.py`). So while it
               writes down tokens and plans, the card goes on
 
-With a drafter that works on the card, a step reads drafts behind each text, judges them, and commits what it keeps
-(`kernels/draft_steps.py`): texts then grow by different numbers of tokens, and the plan follows them. If the drafter
-is a network that reads the target's states (`speculative/head_steps.py`), the step notes these, and has further plans
-for the network's own attention. Plain steps note them, too, and the network reads those of a run at its end. If the
-engine chooses how many drafts there are, a network's are a tree (`kernels/shape.py`).
+With a drafter that works on the card, its drafts are a part of the captured steps. How many there are, and for how many
+steps, is decided here: by name, or by what pays for this batch (`speculative/choice.py`).
 
-How a row samples lies in a buffer, too, so one graph serves every mix of requests. There are three kinds of graphs:
-for greedy rows only, for rows without filters, and for any rows (`kernels/steps.py`).
-
-The plan of who reads what is made for the last of these steps and serves all of them, and the runs after them
-(`step_plans.py`): each step moves the queries' positions by one. What follows the end of a text is dropped. If a row
-was granted fewer steps than others, it writes nothing in the steps after its own (slot −1).
+What follows the end of a text is dropped. If a row was granted fewer steps than others, it writes nothing in the steps
+after its own (slot −1).
 """
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import cache
 from math import ceil
-from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from inference_opt.cache.fused_forward import can_fuse, fused_logits
+from inference_opt.cache.fused_forward import can_fuse
 from inference_opt.cache.paged import PagedCache
-from inference_opt.cache.paged_kernel import PagedKernelBatch, PagedKernelCache, padded_table
+from inference_opt.cache.paged_kernel import PagedKernelCache
+from inference_opt.engine.captured_steps import CapturedSteps
 from inference_opt.engine.clock import Clock
 from inference_opt.engine.eager_runner import EagerRunner
 from inference_opt.engine.flight import UNKNOWN, Flight
@@ -47,11 +37,8 @@ from inference_opt.engine.request import Request
 from inference_opt.engine.runner import Judged, Result, Runner, lefts
 from inference_opt.engine.scheduler import Chunk, Repeat
 from inference_opt.engine.speculation import Speculation
-from inference_opt.engine.step_plans import Size, StepPlans, rounded_up
-from inference_opt.kernels import Batch, SharedPrefix, shared_prefixes
-from inference_opt.kernels.batch import cut, uses_triton
-from inference_opt.kernels.graph import capture
-from inference_opt.kernels.plan import TilePlan
+from inference_opt.engine.step_plans import rounded_up
+from inference_opt.kernels.batch import uses_triton
 from inference_opt.kernels.shape import Shape
 from inference_opt.kernels.transfer import read_back
 from inference_opt.model.transformer import Transformer
@@ -61,86 +48,52 @@ from inference_opt.speculative.drafter import Draft
 from inference_opt.speculative.step_costs import SPREAD
 from inference_opt.trace import recording
 
-if TYPE_CHECKING:
-    from inference_opt.kernels.letter import Letter
-    from inference_opt.kernels.steps import Kind
-
-
 PARTS = 2  # of the steps in a row, of which one runs and one is launched: a text that arrives waits for these at most
 LEAST = 4  # steps of such a part: a look should not take longer
-IDLE = 4  # replays for nobody that show the price of a step
 PLAIN = Shape(0)
 
 judgement = cache(Judged)  # few differ, and thousands of new tuples a run would set Python looking for garbage
 shape_of = cache(Shape)  # what follows from a shape is worked out once
 
 
-class Graph(NamedTuple):
-    """A captured step: the sizes of its lists, these, and its replay."""
-
-    sizes: list[Size]
-    lists: list[TilePlan]
-    replay: Callable[[], None]
-
-
 class GraphRunner:
     """Replays decode steps, up to `max_steps` in a row for up to `max_rows` requests. Prompts run eagerly."""
 
     def __init__(self, eager: EagerRunner, cache: PagedKernelCache, max_steps: int, max_rows: int) -> None:
-        from inference_opt.kernels.letter import Letter  # imports Triton, which is there where this runs
-        from inference_opt.kernels.steps import Steps, kind_of
-
         self.eager, self.model, self.cache, self.max_steps = eager, eager.model, cache, max_steps
         self.flight: Flight | None = None  # launched ahead, and not looked at
         self.decided = 0  # plain steps that were decided on, and not launched
+        self.paused = False  # no plain steps were launched ahead, because drafts are to come first
         self.part = max_steps // PARTS if max_steps >= PARTS * LEAST else 0
         self.most_steps = max_steps + round(SPREAD * max_steps**0.5)  # with drafts: a few more may end the texts
-        config = self.model.config
-        self.fused = can_fuse(self.model)
-
-        # The buffers of all graphs: what a step reads and chooses, and page tables.
-        rows, pages = rounded_up(max_rows), -(-config.max_context // cache.page_size)
-        self.steps, self.kind_of = Steps(max_steps, rows, cache.device), kind_of
-        self.letter, self.clock = partial(Letter, cache.device), Clock(cache.device, self.model.is_sharded)
-        self.table = torch.zeros(rows, pages, dtype=torch.int32, device=cache.device)
-        fed, self.network = rows, None
-        self.drafter = eager.speculation.drafter
+        self.clock = Clock(cache.device, self.model.is_sharded)
+        self.drafter, self.on_card = eager.speculation.drafter, cache.device.type == "cuda"
+        self.captured = CapturedSteps(
+            self.model, cache, eager.speculation, self.clock, max_steps, self.most_steps, max_rows
+        )
+        self.steps, self.letter, self.network = self.captured.steps, self.captured.letter, self.captured.network
+        self.draft_rows = self.captured.fed
+        self.kept: dict[Shape, float] = {}  # tokens that a step with such drafts gives a text, lately
         if self.drafter is not None:
-            from inference_opt.kernels.draft_steps import DraftSteps  # imports Triton, likewise
-
-            most = eager.speculation.max_gamma
-            self.drafts = DraftSteps(self.most_steps, rows, most, config.max_context, cache.device, LENGTHS)
-            fed = rows * (most + 1)
-            self.network = self.drafter.network(self.drafts, self.table, max_steps)
+            self.drafts = self.captured.drafts
             # A tree also shows what smaller ones would give, so a large one is tried at once.
             trees = self.network is not None and eager.speculation.branching
             tried = LENGTHS[-2] if trees else TRIED
-            capture = CAPTURE if cache.device.type == "cuda" else 0.0
             if self.clock.shared:
                 self.part = 0  # to agree on a price, ranks would wait for what runs ahead
+            capture = CAPTURE if self.on_card else 0.0
             eager.speculation.choice = Choice(
                 self.drafter.reviewed, tried=tried, trees=trees, capture=capture, ahead=self.part > 0
             )
-            layers = (*cache.keys, *(cache.values or ()))
-            apart = [each.data_ptr() - layers[0].data_ptr() for each in layers]
-            self.offsets = torch.tensor(apart, device=cache.device) // layers[0].element_size()
-        self.draft_rows = fed
-        self.kept: dict[Shape, float] = {}  # tokens that a step with such drafts gives a text, lately
-        # Of the target, and of the network's passes.
-        counts = [fed] + [fed] * eager.speculation.max_gamma * (self.network is not None)
-        self.plans = [StepPlans(count, max_steps, cache.device) for count in counts]
-        self.graphs: dict[tuple[object, ...], Graph] = {}
-        self.captured = 0
-        self.on_card = cache.device.type == "cuda"
-        self.pool = torch.cuda.graph_pool_handle() if self.on_card else None
 
     def choose(self, chunks: Sequence[Chunk]) -> Repeat | None:
         """As many drafts as the longest that was asked for by name, or what pays for this batch.
 
         The eager runner decides if a recording wants to see every step, or a request's rule is not that of captured
         steps. Steps that are under way come first. If as many drafts are wanted as these have, and no look after few
-        steps, others are launched ahead, in parts. But where others wait for a place, whoever ends makes room, and a
-        run ahead would be useless.
+        steps, others are launched ahead: plain steps in parts, and with drafts as many as may still be needed, since a
+        text that lacks a few tokens costs another look. But where others wait for a place, whoever ends makes room,
+        and a run ahead would be useless.
         """
         if not self._replays(chunks):
             return self.eager.choose(chunks)
@@ -149,16 +102,19 @@ class GraphRunner:
         if flight and (going := flight.shape.gamma):
             drafts, steps = self._wanted(chunks, going)
             same = drafts == going and self._shape(chunks, going) == flight.shape
-            return Repeat(going, under_way, min(part, max(steps - under_way, 0)) if same else 0)
+            return Repeat(going, under_way, max(steps - under_way, 0) if part and same else 0)
         if not under_way or not part or self.decided < part:
             drafts, steps = self._wanted(chunks)
             self.decided = self.max_steps
+            if self.paused and not under_way and not drafts and (choice := self.eager.speculation.choice):
+                choice.paused(len(chunks))
+            self.paused = drafts > 0 and part > 0
             if drafts or steps < self.max_steps or not part:
                 self.decided = 0
                 if under_way:
                     return Repeat(0, under_way)
                 first = part if drafts and part and steps >= part + LEAST else steps
-                return Repeat(drafts, first, min(steps - first, part))
+                return Repeat(drafts, first, steps - first)
             self.decided -= 0 if under_way else part
         self.decided -= part
         return Repeat(0, under_way or part, part)
@@ -187,9 +143,14 @@ class GraphRunner:
         texts = [each.request.acceptance or Acceptance() for each in chunks]
         return choice.best(texts, wanted, lefts(chunks), self.most_steps, going)
 
+    @property
+    def captures(self) -> int:
+        """How many steps were captured so far."""
+        return self.captured.count
+
     def forget(self) -> None:
         """Drop the captured graphs, which hold the addresses of the old weights."""
-        self.graphs.clear()
+        self.captured.graphs.clear()
         self.flight = None
 
     def _replays(self, chunks: Sequence[Chunk]) -> bool:
@@ -207,7 +168,7 @@ class GraphRunner:
         """
         if not self._replays(chunks):
             self.clock.forget()
-            self.flight = None
+            self.flight, self.paused = None, False
             return self.eager.run(chunks, drafts)
         requests, starts = [each.request for each in chunks], [each.start for each in chunks]
         reach = [each.reach for each in chunks]
@@ -217,7 +178,8 @@ class GraphRunner:
         if flight and flight.shape.gamma:
             return self._speculate(chunks, flight.shape, steps, flight)
         if choice and gamma and self.on_card and not choice.costs.known(len(chunks), gamma):
-            self._prepare(requests, starts, reach, self._shape(chunks, gamma))  # captures it: choose by its price
+            # Captures it: choose by its price.
+            self.captured.prepare(requests, starts, reach, self._shape(chunks, gamma))
             if all(each.request.acceptance for each in chunks):
                 best, steps = self._best(chunks)
                 gamma = min(best, gamma)
@@ -230,32 +192,6 @@ class GraphRunner:
         branches = self.network is not None and self.eager.speculation.branching
         return shape_of(gamma, branches and all(each.request.acceptance for each in chunks))
 
-    def _prepare(
-        self,
-        requests: Sequence[Request],
-        starts: Sequence[int],
-        counts: Sequence[int],
-        shape: Shape,
-        captures: bool = True,
-    ) -> tuple[list[TilePlan], list[TilePlan], Callable[[], None]] | None:
-        """The plans of the step that would reach furthest, `counts` tokens on; the lists and the replay of a graph.
-
-        None if it had to be captured, and may not be.
-        """
-        tables, gamma = [each.table for each in requests], shape.gamma
-        ends = [start + max(count, gamma + 1) for start, count in zip(starts, counts)]
-        prefixes = shared_prefixes(tables, starts, self.cache.page_size)
-        target, *own = self.plans
-        plans = [target.plan(shape, ends, prefixes, partial(self._cut, prefixes, shape))]
-        if gamma and self.network:
-            ends = [start + count for start, count in zip(starts, counts)]
-            plans += [
-                each.plan(shape, ends, [], partial(self.network.plan, one)) for each, one in zip(own, shape.passes)
-            ]
-        kind = self.kind_of([each.params for each in requests], self.model.config.vocab_size)
-        graph = self._graph(len(requests), plans, kind, shape, captures)
-        return (plans, graph.lists, graph.replay) if graph else None
-
     def _launch(
         self, requests: Sequence[Request], starts: list[int], counts: list[int], behind: Flight | None = None
     ) -> Flight:
@@ -264,15 +200,15 @@ class GraphRunner:
         `behind`: they go on where these steps end, whose tokens the host does not know.
         """
         read = self.steps.tokens[behind.on_device(requests)] if behind else None  # capturing overwrites the buffer
-        prepared = self._prepare(requests, starts, counts, PLAIN)
+        prepared = self.captured.prepare(requests, starts, counts, PLAIN)
         assert prepared
         plans, lists, replay = prepared
         # Each request's own pieces come last. (Those of shared prefixes, before them, see the same keys in every step.)
         last = plans[0].launches[-1].columns
         last.position.copy_(torch.tensor(starts)[last.sequence])
         with self.letter() as letter:
-            self._put_steps(letter, requests, starts, counts, behind is None)
-            self._put_plans(letter, plans, lists)
+            self.captured.put_steps(letter, requests, starts, counts, behind is None)
+            self.captured.put_plans(letter, plans, lists)
         if read is not None:
             self.steps.tokens[: len(read)] = read
         steps, n = max(counts), len(requests)
@@ -295,7 +231,7 @@ class GraphRunner:
         texts, run = [request.tokens for request in requests], max(steps)
         if self.drafter and self.drafter.reviewed:
             self.drafts.append(texts, steps, self.steps.chosen[:run, flight.on_device(requests)])
-        reviewed = self._review(n)
+        reviewed = self.captured.review(n)
         if self.network:
             self.network.follow(requests, starts, steps, self.steps.chosen, flight.places(requests))
         rest = [each for each in chunks if each.reach > each.grant]
@@ -333,7 +269,9 @@ class GraphRunner:
         more = choice.costs.margin(n, shape.gamma, needed) if choice else 0.0
         counted = behind and all(each.acceptance for each in requests)
         replays = steps if counted else min(ceil(needed + more) - (behind.steps if behind else 0), steps)
-        prepared = self._prepare(requests, starts, reach, shape, captures=behind is None) if replays > 0 else None
+        if replays <= 0:
+            return None
+        prepared = self.captured.prepare(requests, starts, reach, shape, captures=behind is None)
         if prepared is None:
             return None
         plans, lists, replay = prepared
@@ -346,8 +284,8 @@ class GraphRunner:
                 drafts.go_on(letter, moved, limits, most, params, shape.gamma)
             else:
                 drafts.begin(letter, texts, limits, most, params, shape.gamma)
-            self._put_plans(letter, plans, lists)
-            self._put_tables(letter, requests)
+            self.captured.put_plans(letter, plans, lists)
+            self.captured.put_tables(letter, requests)
             if self.network and behind:
                 self.network.go_on(letter, requests, moved)
             elif self.network:
@@ -355,7 +293,7 @@ class GraphRunner:
         seconds = self.clock.time(replay, replays)
         emitted = drafts.emitted[:n]
         scored = drafts.scored[:n] if any(own.logprobs for own in params) else emitted
-        found, reviewed = read_back([drafts.notes[:replays, :, :n], emitted, scored]), self._review(n)
+        found, reviewed = read_back([drafts.notes[:replays, :, :n], emitted, scored]), self.captured.review(n)
         states = self.network.state[:n].clone() if self.network else None
         if behind:
             starts = [UNKNOWN] * n
@@ -410,141 +348,6 @@ class GraphRunner:
             )
             results.append(Result(its or None, logprobs, judged=each, lengths=seen))
         return results
-
-    def _review(self, rows: int) -> Callable[[], list[list[float]]]:
-        """For each text the steps that its new tokens would have taken with each length; empty if nobody can know.
-
-        What comes back waits for them. Meanwhile the host writes down the tokens.
-        """
-        if self.drafter is None or not self.drafter.reviewed:
-            return lambda: [[]] * rows
-        found = read_back([self.drafter.review(self.drafts, rows)[:, : len(LENGTHS)]])
-        return lambda: found()[0].tolist()
-
-    def _cut(self, prefixes: list[SharedPrefix], shape: Shape, ends: list[int]) -> TilePlan:
-        """The pieces of a step in which a token and its drafts, the last of each text's `ends`, attend."""
-        k_pages, heads, counts = self.cache.keys[0], self.model.config.heads, [shape.gamma + 1] * len(ends)
-        seen = torch.tensor(shape.seen * len(ends)) if shape.seen else None
-        return cut(ends, counts, prefixes, k_pages, heads, self.cache.latent_dim, seen=seen)
-
-    def _put_steps(
-        self, letter: "Letter", requests: Sequence[Request], starts: list[int], steps: list[int], known: bool
-    ) -> None:
-        """Write where each step writes its keys and values, and what the first step reads, if that is `known`."""
-        table, rows, step = self._put_tables(letter, requests), np.arange(len(requests)), np.arange(self.max_steps)
-        step, last = step[:, None], np.array(steps) - 1
-        positions = np.array(starts) + np.minimum(step, last)  # [max_steps, rows]
-        slots = np.where(step <= last, self.cache.slots(table, rows, positions), -1)
-        tokens = np.array([each.tokens[-1] for each in requests]) if known else None
-        self.steps.begin(letter, tokens, np.stack((positions, slots), axis=1), [each.params for each in requests])
-
-    def _put_tables(self, letter: "Letter", requests: Sequence[Request]) -> Int[np.ndarray, "batch width"]:
-        """Write the page tables, and return them."""
-        table = padded_table([each.table for each in requests])
-        letter.put(self.table[: len(table), : table.shape[1]], table)
-        return table
-
-    def _put_plans(self, letter: "Letter", plans: list[TilePlan], lists: list[TilePlan]) -> None:
-        for each, plan, into in zip(self.plans, plans, lists):
-            each.put(letter, plan, into)
-
-    def _graph(self, batch: int, plans: list[TilePlan], kind: "Kind", shape: Shape, captures: bool) -> Graph | None:
-        """The lists and the replay of a step for so many texts, rounded up, whose lists can hold these plans.
-
-        It is captured when it is first asked for, and once more for plans that its lists cannot hold, or None if it may
-        not be. Without CUDA, the replay is the step itself.
-        """
-        rows = rounded_up(batch)
-        key = (kind, rows, *(each.tile for plan in plans for each in plan.launches), shape)
-        sizes, known = [each.size(plan) for each, plan in zip(self.plans, plans)], self.graphs.get(key)
-        if known:
-            sizes = [tuple(map(max, own, its)) for own, its in zip(sizes, known.sizes)]
-        if known is None or sizes != known.sizes:
-            if not captures:
-                return None
-            # Capturing runs the step. With no row begun, it writes nowhere, and has no states to merge.
-            began = perf_counter()
-            masks = [shape.seen, *(each.seen if each.branches else None for each in shape.passes)]
-            counts = [shape.gamma + 1, *(len(each.read) for each in shape.passes)]
-            lists = [
-                each.lists(plan, size, rows * count, mask)
-                for each, plan, size, count, mask in zip(self.plans, plans, sizes, counts, masks)
-            ]
-            if shape.gamma:
-                run = partial(self._draft_step, rows, lists, kind, shape)
-            else:
-                run = partial(self._step, rows, lists[0], kind)
-            self._begin_nobody(shape.gamma)
-            self.clock.forget()  # it took longer than a look, and happens once
-            known = Graph(sizes, lists, run if self.pool is None else capture(run, self.pool).replay)
-            self.graphs[key], self.captured = known, self.captured + 1
-            self._price(batch, shape.gamma, known.replay, began)
-        return known
-
-    def _begin_nobody(self, gamma: int) -> None:
-        with self.letter() as letter:
-            if not gamma:
-                none = np.zeros((self.max_steps, 2, 0), dtype=np.int64)
-                self.steps.begin(letter, none[0, 0], none, [])
-                return
-            self.drafts.begin(letter, [], [], [], [], gamma)
-            if self.network:
-                self.network.start(letter, [])
-
-    def _price(self, batch: int, gamma: int, replay: Callable[[], None], began: float) -> None:
-        """Measure a step of nobody, whose capture began then. Its first replay does not count."""
-        choice = self.eager.speculation.choice
-        if choice is None or not self.on_card:
-            return
-        for count in (1, min(IDLE, self.max_steps)):
-            self._begin_nobody(gamma)
-            seconds = self.clock.time(replay, count)
-            torch.cuda.synchronize()
-        choice.captured(batch, gamma, seconds(), self.clock.agreed(perf_counter() - began))
-        self._review(batch)  # compiles its kernels, if need be
-
-    @torch.inference_mode()
-    def _step(self, rows: int, lists: TilePlan, kind: "Kind") -> None:
-        """One step of `rows` rows, from the buffers to the buffers."""
-        batch, tokens = Batch(self.table, [0] * rows, [1] * rows, lists), self.steps.tokens[:rows]
-        positions, slots = self.steps.place[:, :rows]
-        logits = self._logits(tokens, positions, slots, batch, self.steps.step, "noted")
-        # Note each row's token, make it the next one read, and move every query by one.
-        self.steps.end(logits, kind)
-        for launch in lists.launches:
-            launch.columns.position.add_(1)
-
-    @torch.inference_mode()
-    def _draft_step(self, rows: int, lists: list[TilePlan], kind: "Kind", shape: Shape) -> None:
-        """One step of `rows` texts with drafts of this shape, likewise."""
-        assert self.drafter is not None
-        gamma, drafts, cache = shape.gamma, self.drafts, self.cache
-        if self.network:
-            self.network.guess(rows, shape, kind, lists[1:])
-        else:
-            self.drafter.guess(drafts, rows, gamma)
-        fed = drafts.feed(rows, shape, self.table, cache.page_size)
-        drafts.move(lists[0].launches[-1].pieces)
-        batch = Batch(self.table, [0] * rows, [gamma + 1] * rows, lists[0])
-        drafts.end(self._logits(*fed, batch, drafts.rows.step, "tapped"), kind, shape)
-        if shape.seen:
-            drafts.keep_paths(rows, (*cache.keys, *(cache.values or ())), self.offsets, self.table)
-        if self.network:
-            self.network.read(rows, gamma, lists[1])
-
-    def _logits(
-        self, tokens: Tensor, positions: Tensor, slots: Tensor, batch: Batch, step: Tensor, noted: str
-    ) -> Float[Tensor, "rows vocab"]:
-        """Logits of the rows. What a network wants to know of them is noted in its buffer of this name."""
-        if self.fused:
-            taps = {}
-            if self.network:
-                from inference_opt.kernels.draft_head import tap
-
-                taps = {"taps": self.network.head.taps, "note": partial(tap, step, getattr(self.network, noted))}
-            return fused_logits(self.model, tokens, positions, slots, self.cache, batch, **taps)
-        logits: Tensor = self.model(tokens, positions, PagedKernelBatch(self.cache, positions, slots, lambda _: batch))
-        return logits
 
 
 def runner_for(model: Transformer, cache: PagedCache, speculation: Speculation, max_steps: int, rows: int) -> Runner:

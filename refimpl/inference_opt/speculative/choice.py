@@ -292,5 +292,13 @@ class Choice:
             self.credit += float(self._saved(np.array([tokens], dtype=float), lefts, most_steps)[0])
             self.credit -= 0.0 if ran_ahead else self.look(n)
             self.credit -= steps * self.costs.of(n, drafts) / self.costs.of(n, 0)
+        self._bound()
+
+    def paused(self, texts: int) -> None:
+        """Plain steps had to wait for a look, because drafts came before them, or seemed to pay and then did not."""
+        self.credit -= self.look(texts)
+        self._bound()
+
+    def _bound(self) -> None:
         # Of a drafter that only shows in its steps what it gives, little is held against it: one slow look may be why.
         self.credit = min(max(self.credit, -(CAP if self.seen else BEGIN)), CAP)

@@ -39,10 +39,10 @@ def test_the_target_repeats_and_drafts_are_accepted_as_often_as_they_say(dtype):
 
 @pytest.mark.parametrize(("captures", "runs"), [([1, 0, 1, 0, 0, 1], 5), ([0, 0], 2), ([1] * 99, 20), ([], 0)])
 def test_an_engine_is_warm_when_nothing_was_captured_for_some_runs(captures, runs):
-    made, runner = [], SimpleNamespace(captured=int(bool(captures)))
+    made, runner = [], SimpleNamespace(captures=int(bool(captures)))
 
     def run():
-        runner.captured += captures[len(made)]
+        runner.captures += captures[len(made)]
         made.append(1)
 
     engine = Engine(repeating_model(TINY, torch.float32, torch.device("cpu")))

@@ -44,7 +44,7 @@ from inference_opt.speculative.cost import expected_tokens
 PAGE = 16  # tokens
 PROMPT = 128  # tokens, on a shape
 PLAIN, CHOSEN = "plain", "chosen"
-SETTLED = 2.0  # seconds in which the engine that chooses learns
+SETTLED = 4.0  # seconds in which the engine that chooses learns
 
 
 @dataclass(frozen=True)

@@ -90,11 +90,11 @@ def warm(engine: Engine, run: Callable[[], Any]) -> None:
     """Run until nothing was captured QUIET times in a row, at most WARM times. Without captures: not at all."""
     quiet = 0
     for _ in range(WARM):
-        before = getattr(engine.runner, "captured", 0)
+        before = getattr(engine.runner, "captures", 0)
         if not before or quiet == QUIET:
             return
         run()
-        quiet = quiet + 1 if getattr(engine.runner, "captured", 0) == before else 0
+        quiet = quiet + 1 if getattr(engine.runner, "captures", 0) == before else 0
 
 
 def bench_engine(
