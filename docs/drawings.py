@@ -39,7 +39,7 @@ FILES = (
     ("verdict", "speculative/rules.py", "ops/speculative/reject_sampling.py", "…/rejection_sampler_utils.py",
      "speculative/interface.py"),
     ("kernels", "kernels/attention.py", "layers/attention/", "v1/attention/backends/", "attention/backends/"),
-    ("capture", "engine/graph_runner.py", "runner/decode_cuda_graph_runner.py", "worker/gpu/cudagraph_utils.py",
+    ("capture", "engine/captured_steps.py", "runner/decode_cuda_graph_runner.py", "worker/gpu/cudagraph_utils.py",
      "pyexecutor/cuda_graph_runner.py"),
     ("cards", "model/parallel.py", "layers/linear.py", "layers/linear.py", "modules/linear.py"),
 )  # fmt: skip

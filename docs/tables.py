@@ -1,7 +1,8 @@
 """Writes the tables of the README and the chapters from the benchmarks' figures: python docs/tables.py (`make tables`).
 
 A text says where a table stands, `<!-- TOUR -->` … `<!-- /TOUR -->`, and a function here says what stands there. The
-functions read docs/results and nothing else, so a table changes where its figures do, and nowhere else.
+functions read docs/results and nothing else, so a table changes where its figures do, and nowhere else. (One counts
+lines of the package.)
 """
 
 import json
@@ -13,11 +14,12 @@ from statistics import median
 from typing import Any
 
 import card_tables
+import sizes
 import study_tables
 import survivors
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = [ROOT / "docs" / name for name in ("exercises.md", "samplers.md")]
+DOCS = [ROOT / "docs" / name for name in ("architecture.md", "exercises.md", "samplers.md")]
 PAGES = [ROOT / "README.md", *DOCS, *sorted((ROOT / "chapters").glob("*.md"))]
 WRITERS: dict[str, Callable[[], str]] = {}  # by the marker's name
 
@@ -498,6 +500,7 @@ WRITERS["LOAD_RUN"] = lambda: study_tables.load_run(figures("bench_load"))
 WRITERS["LOAD_TECHNIQUES"] = lambda: grid(
     *study_tables.load(figures("bench_load"), study_tables.COUNTS, *study_tables.TECHNIQUES)
 )
+WRITERS["SIZES"] = lambda: grid(["", "files", "lines", "of them code"], sizes.rows())
 WRITERS["ABLATION_RUN"] = lambda: study_tables.run(figures("ablation"))
 
 

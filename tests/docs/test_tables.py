@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "docs"))
+import sizes
 import tables
 
 TEXTS = {page.name: page.read_text(encoding="utf-8") for page in tables.PAGES}
@@ -49,3 +50,10 @@ def test_markers_that_nobody_writes_or_that_stay_open_are_refused():
 def test_a_row_of_another_length_is_refused():
     with pytest.raises(AssertionError, match="longer or shorter"):
         tables.grid(["a", "b"], [["1"]])
+
+
+def test_lines_of_code_are_those_that_do_something():
+    said = '"""What it is.\n\nAnd more."""\n\nfrom a import (\n    b,\n)\n\n# A remark.\n'
+    done = 'x = (\n    b(),  # called\n)\ny = """\n\n"""\n'
+    assert sizes.code_lines(said) == 0
+    assert sizes.code_lines(said + done) == 6

@@ -114,7 +114,7 @@ def test_with_trees_tokens_are_the_oracle_s_too(seed, prompts, page, steps, gamm
         SamplingParams(9 + i, temperature, top_k=top_k, seed=seed + i, ignore_eos=True) for i in range(len(prompts))
     ]
     engine = engine_of(model, head, rule=None, page_size=page, num_pages=80, decode_steps=steps, radix=False)
-    engine.runner._best = lambda *given: (gamma, steps)
+    engine.runner.eager.speculation.choice.best = lambda *given: (gamma, steps)
     requests = [engine.add(prompt, each) for prompt, each in zip(prompts, params)]
     while engine.requests:
         engine.step()

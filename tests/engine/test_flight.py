@@ -121,7 +121,8 @@ def test_steps_with_drafts_run_ahead_too(calls, seed, prompts, lengths, temperat
     engine = Engine(model, drafter=drafter, gamma=2 if kind in ("a chain", "found") else None, **size)
     turns = itertools.count()
     if kind in ("trees", "changing"):
-        engine.runner._best = lambda *given: (2 if kind == "trees" or next(turns) % 5 < 3 else 0, steps)
+        choice = engine.runner.eager.speculation.choice
+        choice.best = lambda *given: (2 if kind == "trees" or next(turns) % 5 < 3 else 0, steps)
     requests = play(engine, calls, prompts, params)
     for request in requests:
         event(f"{kind}: {request.finish_reason}")
@@ -160,6 +161,20 @@ def test_texts_behind_one_that_ended_move_to_its_row_and_go_on():
         engine.step()
     assert any(moved)
     check(engine, requests, model.double())
+
+
+def test_a_text_of_which_all_but_the_last_token_was_found_has_drafts_from_its_second_token_on():
+    """Before its first token there is nothing to draft from, and no reason to decode many without drafts."""
+    model, head = counting(0)
+    engine = Engine(model, page_size=4, decode_steps=8, drafter=Eagle(head, confidence=0.0))
+    engine.runner.eager.speculation.choice.best = lambda *given: (2, 8)
+    params = SamplingParams(20, ignore_eos=True)
+    engine.generate([[1, 2, 3, 4, 5]], params)  # its first page stays in the tree
+    time, times = engine.runner.clock.time, []
+    engine.runner.clock.time = lambda step, count: times.append(count) or time(step, count)
+    (text,) = engine.generate([[1, 2, 3, 4, 5]], params)
+    assert times[:2] == [1, 4]
+    assert text.tokens == naive.generate(model.double(), [1, 2, 3, 4, 5], params)
 
 
 def test_with_drafts_as_many_steps_run_ahead_as_may_be_needed():

@@ -139,7 +139,8 @@ class GraphRunner:
     def _best(self, chunks: Sequence[Chunk], going: int = 0) -> tuple[int, int]:
         choice, wanted = self.eager.speculation.choice, [chunk.drafts for chunk in chunks]
         if choice is None or not any(wanted):
-            return 0, self.max_steps
+            # Before its first token a text has no drafts. (The radix tree may have had all of its prompt but the end.)
+            return 0, self.max_steps if choice is None or all(each.request.decoding for each in chunks) else 1
         texts = [each.request.acceptance or Acceptance() for each in chunks]
         return choice.best(texts, wanted, lefts(chunks), self.most_steps, going)
 

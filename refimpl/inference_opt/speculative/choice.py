@@ -286,19 +286,16 @@ class Choice:
             self.lived += steps * seconds
         if not self.seen and not drafts:
             self.lately.fade(float(steps))  # what was seen long ago may have changed
+        # Of a drafter that only shows in its steps what it gives, little is held against it: one slow run may be why.
+        least = min(self.credit, -(CAP if self.seen else BEGIN))
         if not drafts:
             self.credit, self.since_plain = self.credit + SPARE * steps, 0
         elif self.costs.measured(n, 0):  # it may not be, where requests name their lengths
             self.credit += float(self._saved(np.array([tokens], dtype=float), lefts, most_steps)[0])
             self.credit -= 0.0 if ran_ahead else self.look(n)
             self.credit -= steps * self.costs.of(n, drafts) / self.costs.of(n, 0)
-        self._bound()
+        self.credit = min(max(self.credit, least), CAP)
 
     def paused(self, texts: int) -> None:
         """Plain steps had to wait for a look, because drafts came before them, or seemed to pay and then did not."""
-        self.credit -= self.look(texts)
-        self._bound()
-
-    def _bound(self) -> None:
-        # Of a drafter that only shows in its steps what it gives, little is held against it: one slow look may be why.
-        self.credit = min(max(self.credit, -(CAP if self.seen else BEGIN)), CAP)
+        self.credit = max(self.credit - self.look(texts), -CAP)
