@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "refimpl" / "inference_opt"
 PARTS = ("sampling", "model", "radix", "cache", "conversion", "speculative", "engine", "kernels")
-APART = {  # what the techniques do without
+APART = {  # what a reader may skip at first
     "how many drafts pay": ("speculative/acceptance", "speculative/choice", "speculative/step_costs", "engine/clock"),
     "steps captured on a card": (
         "cache/fused_forward", "cache/paged_kernel", "speculative/head_steps", "engine/captured_steps",
@@ -33,7 +33,7 @@ def code_lines(text: str) -> int:
 
 def rows() -> list[list[str]]:
     """Parts with their files, lines and lines of code, to the nearest 50; their sum; then what else there is."""
-    paths = {part: set((PACKAGE / part).glob("*.py")) for part in PARTS}
+    paths = {part: set((PACKAGE / part).rglob("*.py")) for part in PARTS}
     apart = {name: {PACKAGE / f"{each}.py" for each in files} for name, files in APART.items()}
     parts = {f"`{part}/`": own.difference(*apart.values()) for part, own in paths.items() if part != "kernels"}
     named = parts | {"**the techniques**": set().union(*parts.values())} | apart | {"`kernels/`": paths["kernels"]}

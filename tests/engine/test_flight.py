@@ -174,6 +174,9 @@ def test_a_text_of_which_all_but_the_last_token_was_found_has_drafts_from_its_se
     engine.runner.clock.time = lambda step, count: times.append(count) or time(step, count)
     (text,) = engine.generate([[1, 2, 3, 4, 5]], params)
     assert times[:2] == [1, 4]
+    times.clear()
+    engine.generate([[1, 2, 3, 4, 5]], SamplingParams(20, ignore_eos=True, gamma=0))
+    assert times[:2] == [4, 4], "one that never drafts"
     assert text.tokens == naive.generate(model.double(), [1, 2, 3, 4, 5], params)
 
 
@@ -181,6 +184,7 @@ def test_with_drafts_as_many_steps_run_ahead_as_may_be_needed():
     """Not a part of `decode_steps`: a text that lacks a few tokens after it costs one more look."""
     model, head = counting(0)
     engine = Engine(model, page_size=4, decode_steps=8, drafter=Eagle(head, confidence=0.0))
+    engine.runner.on_card = engine.runner.captured.on_card = False  # no prices are measured in between
     time, times = engine.runner.clock.time, []
     engine.runner.clock.time = lambda step, count: times.append(count) or time(step, count)
     # Three more than under way the third time, and none after it.
@@ -205,6 +209,7 @@ def test_with_drafts_as_many_steps_run_ahead_as_may_be_needed():
 def test_a_look_that_plain_steps_had_to_wait_for_counts_against_drafts(wanted, looks):
     model, head = counting(0)
     engine = Engine(model, page_size=4, decode_steps=8, drafter=Eagle(head, confidence=0.0))
+    engine.runner.on_card = engine.runner.captured.on_card = False  # no prices are measured in between
     paused = []
     engine.runner.eager.speculation.choice.paused = paused.append
     turns = itertools.chain(wanted, itertools.repeat(wanted[-1]))

@@ -1,12 +1,12 @@
 """Captured steps: the launches of a decode step recorded once, with or without drafts, and replayed without Python.
 
 They work on buffers that stay where they are: what a step needs to know is written into them. A graph serves one kind
-of requests (`kernels/steps.py`), one size of batch, rounded up, and one shape of drafts; and all plans that its lists
+of sampling (`kernels/steps.py`), one size of batch, rounded up, and one shape of drafts; and all plans that its lists
 can hold (`step_plans.py`). It is captured when it is first asked for, and once more for plans that its lists cannot
 hold.
 
-How a row samples lies in a buffer, too, so one graph serves every mix of requests. There are three kinds of graphs:
-for greedy rows only, for rows without filters, and for any rows.
+How a row samples lies in a buffer, too. There are three kinds of graphs: for greedy rows only, for rows without
+filters, and for every mix of rows.
 
 The plan of who reads what is made for the last of the steps in a row and serves all of them, and the runs after them:
 each step moves the queries' positions by one.

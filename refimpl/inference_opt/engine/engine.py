@@ -61,8 +61,8 @@ class Engine(Elsewhere):
     `rules.tree` a step's drafts are a tree of at most 63, with `rules.multi_draft` candidates for the next token.
     Drafts that are found, not drawn, are judged by the target's own draw (`rules.coupled`), unless `rule` is
     `point_mass` or one of these two. On CUDA, requests decode up to `decode_steps` steps in a row (`graph_runner.py`),
-    and with drafts a few more, without a drafter or with one that can draft on the card. The first half of them is
-    looked at while the second half runs. With another rule of chains than `coupled`, only greedy requests draft in
+    and with drafts a few more, without a drafter or with one that can draft on the card. The first of them are
+    looked at while the others run. With another rule of chains than `coupled`, only greedy requests draft in
     such steps. ValueError for values that no engine can have.
     """
 

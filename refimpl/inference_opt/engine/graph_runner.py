@@ -48,7 +48,7 @@ from inference_opt.speculative.drafter import Draft
 from inference_opt.speculative.step_costs import SPREAD
 from inference_opt.trace import recording
 
-PARTS = 2  # of the steps in a row, of which one runs and one is launched: a text that arrives waits for these at most
+PARTS = 2  # of the plain steps in a row, of which one runs and one is launched: who arrives waits for these at most
 LEAST = 4  # steps of such a part: a look should not take longer
 PLAIN = Shape(0)
 
@@ -60,17 +60,15 @@ class GraphRunner:
     """Replays decode steps, up to `max_steps` in a row for up to `max_rows` requests. Prompts run eagerly."""
 
     def __init__(self, eager: EagerRunner, cache: PagedKernelCache, max_steps: int, max_rows: int) -> None:
-        self.eager, self.model, self.cache, self.max_steps = eager, eager.model, cache, max_steps
+        self.eager, self.cache, self.max_steps, model = eager, cache, max_steps, eager.model
         self.flight: Flight | None = None  # launched ahead, and not looked at
         self.decided = 0  # plain steps that were decided on, and not launched
         self.paused = False  # no plain steps were launched ahead, because drafts are to come first
         self.part = max_steps // PARTS if max_steps >= PARTS * LEAST else 0
         self.most_steps = max_steps + round(SPREAD * max_steps**0.5)  # with drafts: a few more may end the texts
-        self.clock = Clock(cache.device, self.model.is_sharded)
+        self.clock = Clock(cache.device, model.is_sharded)
         self.drafter, self.on_card = eager.speculation.drafter, cache.device.type == "cuda"
-        self.captured = CapturedSteps(
-            self.model, cache, eager.speculation, self.clock, max_steps, self.most_steps, max_rows
-        )
+        self.captured = CapturedSteps(model, cache, eager.speculation, self.clock, max_steps, self.most_steps, max_rows)
         self.steps, self.letter, self.network = self.captured.steps, self.captured.letter, self.captured.network
         self.draft_rows = self.captured.fed
         self.kept: dict[Shape, float] = {}  # tokens that a step with such drafts gives a text, lately
@@ -102,11 +100,13 @@ class GraphRunner:
         if flight and (going := flight.shape.gamma):
             drafts, steps = self._wanted(chunks, going)
             same = drafts == going and self._shape(chunks, going) == flight.shape
-            return Repeat(going, under_way, max(steps - under_way, 0) if part and same else 0)
+            ahead = min(max(steps - under_way, 0), self.most_steps - part)  # or the next run would be short again
+            return Repeat(going, under_way, ahead if part and same else 0)
         if not under_way or not part or self.decided < part:
             drafts, steps = self._wanted(chunks)
             self.decided = self.max_steps
-            if self.paused and not under_way and not drafts and (choice := self.eager.speculation.choice):
+            going_on = part and not under_way and all(each.request.decoding for each in chunks)
+            if self.paused and going_on and not drafts and (choice := self.eager.speculation.choice):
                 choice.paused(len(chunks))
             self.paused = drafts > 0 and part > 0
             if drafts or steps < self.max_steps or not part:
@@ -138,10 +138,14 @@ class GraphRunner:
 
     def _best(self, chunks: Sequence[Chunk], going: int = 0) -> tuple[int, int]:
         choice, wanted = self.eager.speculation.choice, [chunk.drafts for chunk in chunks]
-        if choice is None or not any(wanted):
-            # Before its first token a text has no drafts. (The radix tree may have had all of its prompt but the end.)
-            return 0, self.max_steps if choice is None or all(each.request.decoding for each in chunks) else 1
-        texts = [each.request.acceptance or Acceptance() for each in chunks]
+        requests = [each.request for each in chunks]
+        if choice is None:
+            return 0, self.max_steps
+        if any(not each.decoding and self.eager.speculation.gamma(each) for each in requests):
+            return 0, 1  # before its first token, behind a prompt that was found, a text has no drafts
+        if not any(wanted):
+            return 0, self.max_steps
+        texts = [each.acceptance or Acceptance() for each in requests]
         return choice.best(texts, wanted, lefts(chunks), self.most_steps, going)
 
     @property
@@ -246,7 +250,9 @@ class GraphRunner:
         if choice := self.eager.speculation.choice:
             each_step = flight.seconds()
             look = self.clock.look(run * each_step)
-            price = each_step if rounded_up(flight.rows) == rounded_up(n) else None  # of a larger batch
+            # Neither that of a larger batch, nor that of a step or two, which begin late on a card that waits.
+            usual = rounded_up(flight.rows) == rounded_up(n) and run >= min(LEAST, self.max_steps)
+            price = each_step if usual else None
             choice.learn(steps, lefts(chunks), 0, run, self.max_steps, price, None if ran_ahead else look)
         results, emitted = [], [row[:count] for row, count in zip(chosen.T.tolist(), steps)]
         if self.drafter and self.drafter.reviewed:

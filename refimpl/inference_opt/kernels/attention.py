@@ -91,7 +91,7 @@ def attend_piece(
         if not PDL_OVERLAP:
             tl.extra.cuda.gdc_wait()
 
-    # A plan may reach further than the queries see, for steps to come (engine/graph_runner.py).
+    # A plan may reach further than the queries see, for steps to come (engine/step_plans.py).
     end = tl.minimum(end, position0 + queries)
 
     # [rows]

@@ -12,13 +12,14 @@ the most for its time. All of this is estimated, so what it may lose is bounded 
 Bandits, 1602.04282):
 
     credit   what speculation has gained on plain decoding so far, in seconds; a share of the time of plain steps is
-             added. It never grows, nor falls, beyond some plain steps
+             added. A look is taken off where plain steps had to wait for one because of drafts. The credit never
+             grows, nor falls, beyond some plain steps
     risk     what a step loses if only half of what drafts are expected to gain comes (nothing, before any text has
              shown what to expect)
     look     what a run takes besides its steps, more with drafts than without: a run of few steps pays it early. There
              is none between steps and those that were launched behind them
     steps    as many as the credit pays for
-    capture  a step that was never captured must be (`engine/graph_runner.py`), which takes as long as hundreds of
+    capture  a step that was never captured must be (`engine/captured_steps.py`), which takes as long as hundreds of
              steps. How often a size of batch comes is not known. So it is done when what such steps would have gained
              so far has reached what it takes: then at most twice the time is lost that the best plan would have lost
              (as with skis: rent them until the rent has reached their price; Karlin et al. 1988). What they would have
@@ -286,7 +287,8 @@ class Choice:
             self.lived += steps * seconds
         if not self.seen and not drafts:
             self.lately.fade(float(steps))  # what was seen long ago may have changed
-        # Of a drafter that only shows in its steps what it gives, little is held against it: one slow run may be why.
+        # Of a drafter that only shows in its steps what it gives, little of a run is held against it: the run may have
+        # been slow.
         least = min(self.credit, -(CAP if self.seen else BEGIN))
         if not drafts:
             self.credit, self.since_plain = self.credit + SPARE * steps, 0

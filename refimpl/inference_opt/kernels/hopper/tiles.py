@@ -28,7 +28,7 @@ reinterpret = getattr(_descriptor, "reinterpret", None) or _descriptor._reinterp
 def fields_of(piece):
     """The fields of a piece (`plan.Piece`); its keys end with the queries, beyond which a plan may reach.
 
-    Such a plan is one for several steps (`engine/graph_runner.py`).
+    Such a plan is one for several steps (`engine/step_plans.py`).
     """
     sequence, token0, queries, position0 = gl.load(piece), gl.load(piece + 1), gl.load(piece + 2), gl.load(piece + 3)
     row0, first, end, state = gl.load(piece + 4), gl.load(piece + 5), gl.load(piece + 6), gl.load(piece + 7)
