@@ -15,6 +15,7 @@ from inference_opt import Engine, SamplingParams, naive
 from inference_opt.cache.fused_forward import fused_logits, fused_states
 from inference_opt.cache.paged_kernel import PagedKernelCache
 from inference_opt.engine import captured_steps, graph_runner
+from inference_opt.engine.captured_steps import CapturedSteps
 from inference_opt.engine.clock import Clock
 from inference_opt.engine.eager_runner import EagerRunner
 from inference_opt.engine.graph_runner import GraphRunner
@@ -122,6 +123,24 @@ def test_capturing_runs_a_step_of_nobody(monkeypatch):
         listed.append(int(runner.captured.plans[0].offsets[-1]))
     assert all(listed), "there were states to merge"
     assert len({kind for kind, *_ in runner.captured.graphs}) == 3
+
+
+def test_of_the_graphs_that_can_hold_a_plan_the_smallest_is_replayed(monkeypatch):
+    """A long text needs longer lists. Programs of nobody, and merges of nothing, then stay with texts like it."""
+    model = toy(max_context=512, dtype=torch.float32).to(DEVICE)
+    engine, taken = Engine(model, radix=False, page_size=4, decode_steps=2, max_running=2), []
+    inner = CapturedSteps._graph
+    monkeypatch.setattr(CapturedSteps, "_graph", lambda self, *args: taken.append(inner(self, *args)) or taken[-1])
+    params, sizes = SamplingParams(max_new_tokens=4, ignore_eos=True), []
+    for prompt in ([1, 2], [1, 2] * 100, [1, 2], [1, 2] * 100):
+        taken.clear()
+        assert engine.generate([prompt], params)[0].tokens == naive.generate(model.double(), prompt, params)
+        model.float()
+        sizes.append([each.sizes for each in taken])
+    assert sizes[0] == sizes[2]
+    assert sizes[1] == sizes[3]
+    assert sizes[0][0] < sizes[1][0]
+    assert engine.runner.captures == 2, "nothing was captured twice"
 
 
 def test_many_tokens_a_step_and_fewer_where_a_text_ends(monkeypatch):
@@ -273,7 +292,7 @@ def test_of_many_requests_the_one_of_broken_logits_fails_alone(rows):
 
 @given(
     st.integers(1, 3), st.sampled_from([24, 64, 576, 2100]), st.sampled_from([1, 7, 40]), st.booleans(),
-    st.sampled_from(["none", "residual", "gated"]),
+    st.sampled_from(["none", "residual", "apart", "gated"]),
 )  # fmt: skip
 def test_a_projection_is_its_operations(rows, width, out, normed, after):
     g = torch.Generator().manual_seed(rows * width + out)
@@ -287,11 +306,13 @@ def test_a_projection_is_its_operations(rows, width, out, normed, after):
         if after == "gated":
             gate, up = expected.chunk(2, dim=-1)
             expected = torch.nn.functional.silu(gate) * up
-        elif after == "residual":
+        elif after != "none":
             expected = expected + residual
-        into = residual if after == "residual" else None
-        got = fused.project(x, weight, norm if normed else None, into, after == "gated")
+        into, before = residual if after in ("residual", "apart") else None, residual.clone()
+        out = torch.full_like(residual, torch.nan) if after == "apart" else None
+        got = fused.project(x, weight, norm if normed else None, into, after == "gated", out)
     torch.testing.assert_close(got, expected, **CLOSE)
+    assert after == "residual" or residual.equal(before), "it is changed only in place"
 
 
 @given(st.integers(1, 3), st.integers(0, 2), st.integers(1, 3), st.sampled_from([1, 5, 4096, 9000]), st.integers(0, 99))
@@ -355,7 +376,7 @@ def test_fused_layers_give_the_model_s_logits():
             theirs, mine = (cache.batch(tables[:rows], [5] * rows, [1] * rows) for cache in caches)
             expected = model(tokens[:rows], theirs.positions, theirs)
             plan = mine.plan(model.config.heads)
-            got = fused_logits(model, tokens[:rows], mine.positions, mine.slots, caches[1], plan)
+            got, _ = fused_logits(model, tokens[:rows], mine.positions, mine.slots, caches[1], plan)
             torch.testing.assert_close(got, expected, **CLOSE)
 
 

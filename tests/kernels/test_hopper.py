@@ -101,8 +101,10 @@ def test_few_rows_times_a_matrix_is_the_product(rows, width, out, after, normed,
     elif after == "residual":
         expected = expected + residual.double()
     x[-1] = float("nan") if seed % 2 else x[-1]  # a broken row harms no other
-    own = few_rows.project(x, weight, norm if normed else None, residual.clone() if after == "residual" else None,
-                           after == "gated", False)  # fmt: skip
+    added, apart = residual.clone() if after == "residual" else None, torch.empty_like(residual)
+    own = few_rows.project(x, weight, norm if normed else None, added, after == "gated",
+                           apart if seed % 3 else added, False)  # fmt: skip
+    assert added is None or not seed % 3 or added.equal(residual)
     sound = slice(rows - seed % 2)
     assert own[rows - 1 :].isnan().all() == bool(seed % 2)
     # x and norm are rounded once, the result once: 2⁻⁸ each, of terms that add up like their root sum of squares.

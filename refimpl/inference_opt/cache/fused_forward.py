@@ -6,8 +6,7 @@ and else computed by its module. There are kernels for attention of grouped quer
 experts (`kernels/experts.py`).
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -42,11 +41,8 @@ def fused_states(
     batch: Batch,
     taps: Sequence[int] = (),
     explicit: Explicit | None = None,
-    note: Callable[[Tensor, int], Tensor] = lambda h, index: h.clone(),
 ) -> tuple[Float[Tensor, "tokens dim"], list[Float[Tensor, "tokens dim"]]]:
     """`model.hidden_states(tokens, positions, kv, taps=taps)`, in fewer launches; the caller has planned the batch.
-
-    `note(h, i)` keeps the states of tap i: the next layer adds to h in place.
 
     All kernels may start early: weights, positions, slots and plan are there before the lookup of the embeddings, which
     is an ordinary launch (`kernels/pdl.py`). With `explicit`, the batch is that of the sequences in front of these.
@@ -60,12 +56,13 @@ def fused_states(
     tapped: list[Tensor] = []
     for index, layer in enumerate(model.layers):
         assert isinstance(layer, Layer)
+        out = torch.empty_like(h) if index - 1 in taps else h  # layers add in place, but not to what is tapped
         if not known:
             h = h + layer.attention(layer.attention_norm(h), angles, index, kv)
         elif isinstance(layer.attention, LatentAttention):
-            h = _latent_attention(h, layer, layer.attention, cache.latents_of(index), *places, explicit)
+            h = _latent_attention(h, layer, layer.attention, cache.latents_of(index), *places, explicit, out)
         else:
-            h = _grouped_attention(h, layer, layer.attention, cache.keys[index], cache.values_of(index), *places)
+            h = _grouped_attention(h, layer, layer.attention, cache.keys[index], cache.values_of(index), *places, out)
         if isinstance(layer.mlp, MixtureOfExperts):
             h = _mixture(h, layer, layer.mlp)
         elif config.mlp_bias:
@@ -73,11 +70,11 @@ def fused_states(
         else:
             h = _swiglu(h, layer, layer.mlp)
         if index in taps:
-            tapped.append(note(h, len(tapped)))
+            tapped.append(h)
     return h, tapped
 
 
-# The halves of a layer: each returns h and what it adds, in place.
+# The halves of a layer: each returns h and what it adds, in place or in `out`.
 
 
 def _grouped_attention(
@@ -90,13 +87,14 @@ def _grouped_attention(
     positions: Int[Tensor, "tokens"],
     slots: Int[Tensor, "tokens"],
     batch: Batch,
+    out: Float[Tensor, "tokens dim"],
 ) -> Float[Tensor, "tokens dim"]:
     from inference_opt.kernels.fused import project, rotate_write  # needs Triton
 
     qkv = project(h, attention.qkv.weight, norm=layer.attention_norm, pdl=True)
     q = rotate_write(qkv, rope.cos, rope.sin, positions, slots, k_pages, v_pages, pdl=True)
     mixed, _ = paged_attention(q, k_pages, v_pages, batch, attention.scale, pdl=True)
-    return project(mixed.flatten(1), attention.out.weight, residual=h, pdl=True)
+    return project(mixed.flatten(1), attention.out.weight, residual=h, out=out, pdl=True)
 
 
 def _latent_attention(
@@ -109,6 +107,7 @@ def _latent_attention(
     slots: Int[Tensor, "tokens"],
     batch: Batch,
     explicit: Explicit | None,
+    out: Float[Tensor, "tokens dim"],
 ) -> Float[Tensor, "tokens dim"]:
     from inference_opt.kernels.fused import normed, project  # needs Triton
     from inference_opt.kernels.latents import absorb, expand, rotate, values
@@ -139,7 +138,7 @@ def _latent_attention(
         own, _ = paged_attention(turned, k, v, explicit.batch, attention.scale, pdl=True)
         mixed.append(own.flatten(1))
     both = mixed[0] if len(mixed) == 1 else torch.cat(mixed)
-    return project(both, attention.out.weight, residual=h, pdl=True)
+    return project(both, attention.out.weight, residual=h, out=out, pdl=True)
 
 
 def _swiglu(h: Float[Tensor, "tokens dim"], layer: Layer, mlp: SwiGLU) -> Float[Tensor, "tokens dim"]:
@@ -171,10 +170,10 @@ def fused_logits(
     slots: Int[Tensor, "tokens"],
     cache: PagedKernelCache,
     batch: Batch,
-    **noted: Any,
-) -> Float[Tensor, "tokens vocab"]:
-    """`model(tokens, positions, kv)`, likewise. `noted`: the taps of `fused_states`, and what keeps them."""
+    taps: Sequence[int] = (),
+) -> tuple[Float[Tensor, "tokens vocab"], list[Float[Tensor, "tokens dim"]]]:
+    """`model(tokens, positions, kv)`, likewise, and the states behind the tapped layers."""
     from inference_opt.kernels.fused import project  # needs Triton
 
-    h, _ = fused_states(model, tokens, positions, slots, cache, batch, **noted)
-    return project(h, model.head.weight, norm=model.norm, pdl=True)
+    h, tapped = fused_states(model, tokens, positions, slots, cache, batch, taps)
+    return project(h, model.head.weight, norm=model.norm, pdl=True), tapped

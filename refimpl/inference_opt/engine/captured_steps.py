@@ -2,8 +2,8 @@
 
 They work on buffers that stay where they are: what a step needs to know is written into them. A graph serves one kind
 of sampling (`kernels/steps.py`), one size of batch, rounded up, and one shape of drafts; and all plans that its lists
-can hold (`step_plans.py`). It is captured when it is first asked for, and once more for plans that its lists cannot
-hold.
+can hold (`step_plans.py`). It is captured when it is first asked for, and once more, with longer lists, for plans that
+its lists cannot hold.
 
 How a row samples lies in a buffer, too. There are three kinds of graphs: for greedy rows only, for rows without
 filters, and for every mix of rows.
@@ -100,7 +100,7 @@ class CapturedSteps:
         # Of the target, and of the network's passes.
         passes = speculation.max_gamma if self.network else 0
         self.plans = [StepPlans(self.fed, max_steps, cache.device) for _ in range(1 + passes)]
-        self.graphs: dict[tuple[object, ...], Graph] = {}
+        self.graphs: dict[tuple[object, ...], list[Graph]] = {}  # of each kind, by the sizes of their lists
         self.count = 0  # captures
         self.on_card = cache.device.type == "cuda"
         self.pool = torch.cuda.graph_pool_handle() if self.on_card else None
@@ -172,17 +172,18 @@ class CapturedSteps:
     def _graph(self, batch: int, plans: list[TilePlan], kind: "Kind", shape: Shape, captures: bool) -> Graph | None:
         """The lists and the replay of a step for so many texts, rounded up, whose lists can hold these plans.
 
-        It is captured when it is first asked for, and once more for plans that its lists cannot hold, or None if it may
-        not be. Without CUDA, the replay is the step itself.
+        It is captured when it is first asked for, and once more, with longer lists, for a plan that none can hold; or
+        None if it may not be. The first that serves has the fewest idle programs. Without CUDA, the replay is the step
+        itself.
         """
         rows = rounded_up(batch)
         key = (kind, rows, *(each.tile for plan in plans for each in plan.launches), shape)
-        sizes, known = [each.size(plan) for each, plan in zip(self.plans, plans)], self.graphs.get(key)
-        if known:
-            sizes = [tuple(map(max, own, its)) for own, its in zip(sizes, known.sizes)]
-        if known is None or sizes != known.sizes:
+        sizes, graphs = [each.size(plan) for each, plan in zip(self.plans, plans)], self.graphs.setdefault(key, [])
+        known = next((each for each in graphs if _longest(sizes, each.sizes) == each.sizes), None)
+        if known is None:
             if not captures:
                 return None
+            sizes = _longest(sizes, graphs[-1].sizes) if graphs else sizes
             # Capturing runs the step. With no row begun, it writes nowhere, and has no states to merge.
             began = perf_counter()
             masks = [shape.seen, *(each.seen if each.branches else None for each in shape.passes)]
@@ -198,7 +199,8 @@ class CapturedSteps:
             self._begin_nobody(shape.gamma)
             self.clock.forget()  # it took longer than a look, and happens once
             known = Graph(sizes, lists, run if self.pool is None else capture(run, self.pool).replay)
-            self.graphs[key], self.count = known, self.count + 1
+            self.count += 1
+            graphs.append(known)
             self._price(batch, shape.gamma, known.replay, began)
         return known
 
@@ -258,11 +260,17 @@ class CapturedSteps:
     ) -> Float[Tensor, "rows vocab"]:
         """Logits of the rows. What a network wants to know of them is noted in its buffer of this name."""
         if self.fused:
-            taps = {}
+            taps = self.network.head.taps if self.network else ()
+            logits, tapped = fused_logits(self.model, tokens, positions, slots, self.cache, batch, taps)
             if self.network:
                 from inference_opt.kernels.draft_head import tap
 
-                taps = {"taps": self.network.head.taps, "note": partial(tap, step, getattr(self.network, noted))}
-            return fused_logits(self.model, tokens, positions, slots, self.cache, batch, **taps)
-        logits: Tensor = self.model(tokens, positions, PagedKernelBatch(self.cache, positions, slots, lambda _: batch))
-        return logits
+                tap(step, getattr(self.network, noted), tapped)
+            return logits
+        own: Tensor = self.model(tokens, positions, PagedKernelBatch(self.cache, positions, slots, lambda _: batch))
+        return own
+
+
+def _longest(one: Sequence[Size], other: Sequence[Size]) -> list[Size]:
+    """The sizes of lists that can hold both."""
+    return [tuple(map(max, own, its)) for own, its in zip(one, other)]

@@ -1,6 +1,6 @@
 """What surrounds a drafter's network in captured steps. The network itself is made of the kernels of any layer.
 
-tap_row      notes the target's state behind a layer, from which the network's features are made
+tap_row      notes the target's states behind some layers, from which the network's features are made
 enter_slot   the input of a slot: the norms of the next token's embedding and of the feature, side by side; and its
              place. A slot that does not count (rejected, or behind the end of the text) writes nowhere
 take_row     the row of each text's last slot that counts
@@ -12,6 +12,7 @@ gives at this place (`sampling/noise.py`). So the network takes those with the l
 may be any token: float32 is good enough for its noise.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,12 +30,10 @@ from inference_opt.kernels.steps import Kind, Steps, keep_least
 
 @triton.jit
 def tap_row(
-    h,  # [rows, DIM]
+    states,  # of each tap [rows, DIM]
     step,  # [max_rows]: how many steps each row has made
-    noted,  # [steps, max_rows, TAPS, DIM]
-    tap,
+    noted,  # [steps, max_rows, taps, DIM]
     max_rows,
-    TAPS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK: tl.constexpr,  # DIM, as a power of two
     PDL: tl.constexpr,
@@ -44,9 +43,10 @@ def tap_row(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    x = tl.load(h + row * DIM + d, mask=d < DIM)
-    at = (tl.load(step + row) * max_rows + row) * TAPS + tap
-    tl.store(noted + at * DIM + d, x, mask=d < DIM)
+    at = (tl.load(step + row) * max_rows + row) * len(states)
+    for tap in tl.static_range(len(states)):
+        h = tl.load(states[tap] + row * DIM + d, mask=d < DIM)
+        tl.store(noted + (at + tap) * DIM + d, h, mask=d < DIM)
 
 
 @triton.jit
@@ -237,15 +237,12 @@ def place_few(
 def tap(
     step: Int[Tensor, "max_rows"],
     noted: Float[Tensor, "steps max_rows taps dim"],
-    h: Float[Tensor, "rows dim"],
-    index: int,
-) -> Tensor:
-    """Note the states of a step as those of tap `index`, and return them."""
-    _, max_rows, taps, dim = noted.shape
-    tap_row[(len(h),)](
-        h, step, noted, index, max_rows, taps, dim, triton.next_power_of_2(dim), **launch_options(pdl=True)
-    )
-    return h
+    states: Sequence[Float[Tensor, "rows dim"]],
+) -> None:
+    """Note the states of a step, one for each tap."""
+    _, max_rows, _, dim = noted.shape
+    options: Any = launch_options(pdl=True)
+    tap_row[(len(states[0]),)](tuple(states), step, noted, max_rows, dim, triton.next_power_of_2(dim), **options)
 
 
 def enter(

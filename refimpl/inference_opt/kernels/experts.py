@@ -454,8 +454,8 @@ def score(
     logits = x.new_empty(tokens, experts, dtype=torch.float32)
     if tokens == 1:
         project_row[(triton.cdiv(experts, 2),)](
-            x, weight, x if norm is None else norm.weight, logits, 0.0 if norm is None else norm.eps, experts, dim,
-            norm is not None, False, False, 2, 1024, num_warps=4, **launch_options(pdl),
+            x, weight, x if norm is None else norm.weight, logits, logits, 0.0 if norm is None else norm.eps,
+            experts, dim, norm is not None, False, False, 2, 1024, num_warps=4, **launch_options(pdl),
         )  # fmt: skip
         return logits
     assert norm is None

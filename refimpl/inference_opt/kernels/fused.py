@@ -29,7 +29,8 @@ def project_row(
     x,  # [K]
     weight,  # [N, K]; with GATED [2 N, K]: the gates, then what they are multiplied with
     norm,  # [K], with NORM
-    out,  # [N]; with RESIDUAL the result is added to it
+    residual,  # [N], with RESIDUAL: the result is added to it
+    out,  # [N]; may be the residual
     eps,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -52,7 +53,7 @@ def project_row(
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
-    added = tl.load(out + n, mask=n < N).to(tl.float32) if RESIDUAL else 0.0
+    added = tl.load(residual + n, mask=n < N).to(tl.float32) if RESIDUAL else 0.0
     # [/early]
 
     # Products and squares, block by block; the sums over a block's columns are left for the end.
@@ -87,33 +88,37 @@ def project(
     norm: nn.RMSNorm | None = None,
     residual: Float[Tensor, "tokens rows"] | None = None,
     gated: bool = False,
+    out: Float[Tensor, "tokens rows"] | None = None,
     pdl: bool = False,
 ) -> Float[Tensor, "tokens out_features"]:
-    """norm(x) · weightᵀ. With `gated`, silu of its first half times the second half. Added to `residual`, in place.
+    """norm(x) · weightᵀ. With `gated`, silu of its first half times the second half. Added to `residual`.
 
+    The sum is written to `out`; None: to the residual itself.
     The norm and the gate of few rows are not rounded on the way. `pdl`: the weight was there before the last
     ordinary launch before this call (`pdl.py`).
     """
+    out = residual if out is None else out
     if few(x, weight):
         own = importlib.import_module("inference_opt.kernels.hopper.few_rows")  # only such cards have it
-        result: Tensor = own.project(x, weight, norm, residual, gated, pdl)
+        result: Tensor = own.project(x, weight, norm, residual, gated, out, pdl)
         return result
     if len(x) > 1:
         x = x if norm is None else normed(x, norm, pdl)
         if residual is not None:
-            return residual.addmm_(x, weight.T)
+            return torch.addmm(residual, x, weight.T, out=out)
         y = nn.functional.linear(x, weight)
         return swiglu(y) if gated else y
 
     # One row: our own kernel. The sizes were found by trying, on an H100.
     n, k = len(weight) // (1 + gated), x.shape[1]
-    out = x.new_empty(1, n) if residual is None else residual
+    out = x.new_empty(1, n) if out is None else out
     if gated:
         rows, block = (2, 1024) if k <= 1024 else (4, 512)
     else:
         rows, block = 8, 1024 if residual is None or k < 2048 else 2048
     project_row[(triton.cdiv(n, rows),)](
-        x, weight, x if norm is None else norm.weight, out, 0.0 if norm is None else norm.eps, n, k,
+        x, weight, x if norm is None else norm.weight, out if residual is None else residual, out,
+        0.0 if norm is None else norm.eps, n, k,
         norm is not None, residual is not None, gated, rows, block, num_warps=block // 256, **launch_options(pdl),
     )  # fmt: skip
     return out

@@ -37,7 +37,8 @@ def project_few(
     x,  # [tokens, K], a token each `stride`
     weight,  # [N, K]; with GATED [2 N, K]: the gates, then what they are multiplied with
     norm,  # [K], with NORM
-    out,  # [tokens, N]; with RESIDUAL the result is added to it
+    residual,  # [tokens, N], with RESIDUAL: the result is added to it
+    out,  # [tokens, N]; may be the residual
     eps,
     tokens,
     stride,
@@ -100,7 +101,7 @@ def project_few(
     n = begin + gl.arange(0, COLUMNS, gl.SliceLayout(1, y.type.layout))[:, None]
     token = first + gl.arange(0, ROWS, gl.SliceLayout(0, y.type.layout))[None, :]
     if RESIDUAL:
-        y += gl.load(out + token * N + n, mask=(token < tokens) & (n < N), other=0.0).to(gl.float32)
+        y += gl.load(residual + token * N + n, mask=(token < tokens) & (n < N), other=0.0).to(gl.float32)
     gl.store(out + token * N + n, y.to(out.dtype.element_ty), mask=(token < tokens) & (n < N))
 
 
@@ -110,16 +111,17 @@ def project(
     norm: nn.RMSNorm | None,
     residual: Float[Tensor, "tokens rows"] | None,
     gated: bool,
+    out: Float[Tensor, "tokens rows"] | None,
     pdl: bool,
 ) -> Float[Tensor, "tokens out_features"]:
     """`fused.project` of two rows or more in bfloat16. The sizes were found by trying, on an H100."""
     (tokens, k), n = x.shape, len(weight) // (1 + gated)
-    out = x.new_empty(tokens, n) if residual is None else residual
+    out = x.new_empty(tokens, n) if out is None else out
     warps, block = (4, 256) if k <= 1024 else (4, 512) if k <= 2048 else (8, 256)
     rows = min(max(8, triton.next_power_of_2(tokens)), 16)
     project_few[(triton.cdiv(n, 8 if gated else 16) * triton.cdiv(tokens, rows),)](
-        x, weight, x if norm is None else norm.weight, out, 0.0 if norm is None else norm.eps, tokens, x.stride(0),
-        n, k, norm is not None, residual is not None, gated, rows, block,
-        num_warps=warps, **launch_options(pdl),
+        x, weight, x if norm is None else norm.weight, out if residual is None else residual, out,
+        0.0 if norm is None else norm.eps, tokens, x.stride(0), n, k, norm is not None,
+        residual is not None, gated, rows, block, num_warps=warps, **launch_options(pdl),
     )  # fmt: skip
     return out
