@@ -181,7 +181,7 @@ def bench_tasks(
     """
     if unknown := {*tasks} - {*TASKS} or {name} - {*DRAFTERS}:
         raise ValueError(f"unknown {sorted(unknown)}: tasks are {', '.join(TASKS)}, drafters {', '.join(DRAFTERS)}")
-    peers = vllm_decoders(source, lengths) if peer else {}
+    peers = vllm_decoders(source, lengths, max(batches)) if peer else {}
     model, tokenizer = load_model(source, dtype=dtype, device=device)
     bar = progress.add_task("bench drafts", total=len(tasks) * len(batches) * len(temperatures) * repeats)
     results = []

@@ -23,23 +23,24 @@ SHARE = 0.15  # of the card's memory, for each engine
 Decoder = Callable[[list[list[int]], list[int], float], tuple[list[list[int]], float]]
 
 
-def vllm_decoders(source: str, lengths: Sequence[int]) -> dict[str, Decoder]:
-    """By name: plain, and with each number of drafts. ValueError if vLLM is not installed."""
+def vllm_decoders(source: str, lengths: Sequence[int], most: int) -> dict[str, Decoder]:
+    """By name: plain, and with each number of drafts, for batches of up to `most`. ValueError if vLLM is not installed."""
     if importlib.util.find_spec("vllm") is None:
         raise ValueError("--peer needs vLLM, which is not installed: pip install vllm, or leave --peer out")
     ours = PromptLookup()
     ngrams = {"method": "ngram", "prompt_lookup_max": ours.max_ngram, "prompt_lookup_min": ours.min_ngram}
     with tempfile.TemporaryDirectory() as folder:
         transformers_model(source, parse_dtype("bfloat16")).save_pretrained(folder)
-        decoders = {VLLM: _decoder(folder)}
+        sizes = {"max_num_seqs": most, "gpu_memory_utilization": SHARE}
+        decoders = {VLLM: _decoder(folder, **sizes)}
         for gamma in lengths:
-            options = {"speculative_config": ngrams | {"num_speculative_tokens": gamma}}
-            decoders[f"{VLLM}, γ = {gamma}"] = _decoder(folder, **options)
+            drafts = ngrams | {"num_speculative_tokens": gamma}
+            decoders[f"{VLLM}, γ = {gamma}"] = _decoder(folder, speculative_config=drafts, **sizes)
     return decoders
 
 
 def _decoder(folder: str, **options: Any) -> Decoder:
-    library, llm = vllm_engine(folder, gpu_memory_utilization=SHARE, **options)
+    library, llm = vllm_engine(folder, **options)
 
     def run(prompts: list[list[int]], new: list[int], temperature: float) -> tuple[list[list[int]], float]:
         fixed = {"temperature": temperature, "ignore_eos": True, "detokenize": False}

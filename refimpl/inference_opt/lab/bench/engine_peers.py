@@ -141,7 +141,7 @@ def vllm_engine(folder: str, **options: Any) -> tuple[Any, Any]:
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     library: Any = importlib.import_module("vllm")
     fixed = {"skip_tokenizer_init": True, "max_model_len": 4_096, "max_num_seqs": 256, "enable_prefix_caching": False}
-    return library, library.LLM(folder, dtype="bfloat16", disable_log_stats=True, **fixed, **options)
+    return library, library.LLM(folder, dtype="bfloat16", disable_log_stats=True, **(fixed | options))
 
 
 @cache
