@@ -1,11 +1,14 @@
 """A drafter of known acceptance is accepted as often as it says, and what it gives is plain decoding's text."""
 
+import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.progress import Progress
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from inference_opt import Engine
 from inference_opt.lab.bench import drafts, drafts_peer, shapes
@@ -96,7 +99,7 @@ class StandIn:
 
     class LLM:
         def __init__(self, folder, **options):
-            MADE.append(options)
+            MADE.append(options | {"config": json.loads((Path(folder) / "config.json").read_text())})
             self.speed = 2 if "speculative_config" in options else 1
 
         def generate(self, prompts, params, use_tqdm):
@@ -109,16 +112,20 @@ class StandIn:
 
 
 def test_vllm_stands_beside_with_its_own_plain_decoding(monkeypatch):
-    saved = []
-    source = SimpleNamespace(save_pretrained=saved.append)
+    tiny = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+    source = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=8, **tiny))
+    # As `transformers` leaves a model that it has read from GGUF, and refuses to save.
+    source.hf_quantizer, source.config.quantization_config = SimpleNamespace(), {"quant_method": "gguf"}
     monkeypatch.setattr(drafts_peer, "transformers_model", lambda name, dtype: source)
     monkeypatch.setitem(sys.modules, "vllm", StandIn)
     monkeypatch.setattr(drafts_peer.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(drafts_peer.time, "perf_counter", lambda: CLOCK[0])
     monkeypatch.setattr(drafts_peer, "elapsed", lambda began: CLOCK[0] - began)
-    peers = drafts_peer.vllm_decoders("any", [3])
-    assert len(saved) == 1
+    peers = drafts_peer.vllm_decoders("any", [3], 2)
     plain, drafting = MADE
+    assert plain["config"]["hidden_size"] == 16
+    assert "quantization_config" not in plain["config"], "its weights are dense"
+    assert plain["max_num_seqs"] == drafting["max_num_seqs"] == 2
     assert "speculative_config" not in plain
     assert drafting["speculative_config"]["num_speculative_tokens"] == 3
     texts, seconds = peers["vLLM"]([[5], [7]], [3, 2], 0.0)
@@ -138,4 +145,4 @@ def test_vllm_stands_beside_with_its_own_plain_decoding(monkeypatch):
 
 def test_vllm_that_is_not_there():
     with pytest.raises(ValueError, match="needs vLLM"):
-        drafts_peer.vllm_decoders("any", [3])
+        drafts_peer.vllm_decoders("any", [3], 2)

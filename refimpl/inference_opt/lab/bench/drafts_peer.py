@@ -24,13 +24,17 @@ Decoder = Callable[[list[list[int]], list[int], float], tuple[list[list[int]], f
 
 
 def vllm_decoders(source: str, lengths: Sequence[int], most: int) -> dict[str, Decoder]:
-    """By name: plain, and with each number of drafts, for batches of up to `most`. ValueError if vLLM is not installed."""
+    """By name: plain, and with each number of drafts, for `most` requests at once. ValueError if vLLM is not there."""
     if importlib.util.find_spec("vllm") is None:
         raise ValueError("--peer needs vLLM, which is not installed: pip install vllm, or leave --peer out")
     ours = PromptLookup()
     ngrams = {"method": "ngram", "prompt_lookup_max": ours.max_ngram, "prompt_lookup_min": ours.min_ngram}
     with tempfile.TemporaryDirectory() as folder:
-        transformers_model(source, parse_dtype("bfloat16")).save_pretrained(folder)
+        model = transformers_model(source, parse_dtype("bfloat16"))
+        # Its weights are dense now. What they were read from is not to be saved.
+        model.hf_quantizer = None
+        vars(model.config).pop("quantization_config", None)
+        model.save_pretrained(folder)
         sizes = {"max_num_seqs": most, "gpu_memory_utilization": SHARE}
         decoders = {VLLM: _decoder(folder, **sizes)}
         for gamma in lengths:
