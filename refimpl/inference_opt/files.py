@@ -5,13 +5,14 @@ And what is a file that it reads.
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import secrets
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -82,6 +83,19 @@ def write_json(path: str | Path | None, figures: Any) -> None:
     """Write figures whole or not at all; with no path, nothing."""
     if path is not None:
         write_whole(path, json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def growing(path: str | Path | None) -> Iterator[Callable[[Any], None]]:
+    """What writes the figures so far of a long work beside `path`: what is interrupted leaves PATH.partial.
+
+    When the block has ended well, it is gone. With no path, or one that is not replaced, nothing is written.
+    """
+    path = None if path is None else home(path)
+    part = Path(f"{path}.partial") if path is not None and _is_replaced(path) else None
+    yield functools.partial(write_json, part)
+    if part is not None:
+        part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import torch
 from rich.progress import Progress
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from inference_opt import Engine
+from inference_opt import Engine, files
 from inference_opt.lab.bench import drafts, drafts_peer, shapes
 from inference_opt.lab.bench.drafts import CHOSEN, PLAIN, Requests, bench_shape, bench_tasks
 from inference_opt.lab.bench.engine import warm
@@ -111,17 +111,44 @@ class StandIn:
             return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=tuple(text))]) for text in texts]
 
 
+def test_an_interrupted_run_leaves_the_cases_that_are_done(tiny, tmp_path, monkeypatch):
+    """A signal ends it after the first of two batches. The figures of an earlier run stay as they were."""
+    path, inner = tmp_path / "figures.json", drafts.measure
+    path.write_text("earlier")
+    monkeypatch.setattr(drafts, "SETTLED", 0.0)
+
+    def interrupted(model, work, *args):
+        if len(work.prompts) == 2:
+            raise KeyboardInterrupt
+        return inner(model, work, *args)
+
+    monkeypatch.setattr(drafts, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt), files.growing(path) as keep, Progress(disable=True) as progress:
+        bench_shape("tiny", "float32", "cpu", [0.5], [1, 2], [1], 6, 1, progress, keep)
+    assert path.read_text() == "earlier"
+    (case,) = json.loads((tmp_path / "figures.json.partial").read_text())["results"]
+    assert case["batch"] == 1
+    monkeypatch.setattr(drafts, "measure", inner)
+    with files.growing(path) as keep, Progress(disable=True) as progress:
+        bench_shape("tiny", "float32", "cpu", [0.5], [1, 2], [1], 6, 1, progress, keep)
+    assert not (tmp_path / "figures.json.partial").exists()
+
+
 def test_vllm_stands_beside_with_its_own_plain_decoding(monkeypatch):
     tiny = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
     source = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=8, **tiny))
     # As `transformers` leaves a model that it has read from GGUF, and refuses to save.
     source.hf_quantizer, source.config.quantization_config = SimpleNamespace(), {"quant_method": "gguf"}
     monkeypatch.setattr(drafts_peer, "transformers_model", lambda name, dtype: source)
+    allowed = []
     monkeypatch.setitem(sys.modules, "vllm", StandIn)
+    monitor = SimpleNamespace(set_cudagraph_capturing_enabled=allowed.append)
+    monkeypatch.setitem(sys.modules, "vllm.compilation.monitor", monitor)
     monkeypatch.setattr(drafts_peer.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(drafts_peer.time, "perf_counter", lambda: CLOCK[0])
     monkeypatch.setattr(drafts_peer, "elapsed", lambda began: CLOCK[0] - began)
     peers = drafts_peer.vllm_decoders("any", [3], 2)
+    assert allowed == [True]
     plain, drafting = MADE
     assert plain["config"]["hidden_size"] == 16
     assert "quantization_config" not in plain["config"], "its weights are dense"

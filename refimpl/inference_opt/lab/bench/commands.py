@@ -9,6 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
 
+from inference_opt.files import growing
 from inference_opt.options import (
     INPUT,
     DrafterName,
@@ -365,9 +366,9 @@ def drafts(
         no_effect("with --shape, where drafts of known acceptance are greedy", given | {"--peer": peer})
     else:
         no_effect("without --shape", {"--alpha": bool(alpha)})
-    with Progress(console=console(stderr=True)) as progress:
+    with Progress(console=console(stderr=True)) as progress, growing(json_file) as keep:
         if shape:
-            figures = bench_shape(shape.value, dtype.value, device, alpha or [0.8], *common, progress)
+            figures = bench_shape(shape.value, dtype.value, device, alpha or [0.8], *common, progress, keep)
         else:
             tasks = [each.value for each in task] if task else list(TASKS)
             name = (drafter or DrafterName("prompt-lookup")).value
@@ -385,8 +386,9 @@ def drafts(
                 times,
                 progress,
                 peer,
+                keep,
             )
-    write_json(json_file, figures)
+        write_json(json_file, figures)
     columns = ("tokens/s", "× plain", "lowest to highest", "predicted", "accepted", "same texts")
     title = f"{figures['model']}, {dtype.value}, {device}"
     table = Table(title=title, title_style="bold", box=SIMPLE_HEAD, padding=0, collapse_padding=True, pad_edge=False)

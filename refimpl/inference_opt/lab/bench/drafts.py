@@ -16,7 +16,7 @@ several cost:
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -174,17 +174,20 @@ def bench_tasks(
     repeats: int,
     progress: Progress,
     peer: bool = False,
+    keep: Callable[[dict[str, Any]], None] = lambda figures: None,
 ) -> dict[str, Any]:
     """Real prompts of each task, several times over where the batch is larger than their number.
 
-    `peer`: by vLLM, too. ValueError for an unknown task or drafter, and where vLLM is asked for and not installed.
+    `peer`: by vLLM, too. `keep` is called with the figures so far. ValueError for an unknown task or drafter, and where
+    vLLM is asked for and not installed.
     """
     if unknown := {*tasks} - {*TASKS} or {name} - {*DRAFTERS}:
         raise ValueError(f"unknown {sorted(unknown)}: tasks are {', '.join(TASKS)}, drafters {', '.join(DRAFTERS)}")
     peers = vllm_decoders(source, lengths, max(batches)) if peer else {}
     model, tokenizer = load_model(source, dtype=dtype, device=device)
     bar = progress.add_task("bench drafts", total=len(tasks) * len(batches) * len(temperatures) * repeats)
-    results = []
+    results: list[dict[str, Any]] = []
+    figures = _head(source, dtype, device, repeats) | {"drafter": name, "results": results}
     for task in tasks:
         own = [p.ids(needed(tokenizer)) for p in load_prompts("speculative") if p.name.startswith(f"{task}: ")]
         for temperature in temperatures:
@@ -199,7 +202,8 @@ def bench_tasks(
                 rows = measure(model, work, DRAFTERS[name](), lengths, repeats, progress, bar, peers)
                 case = {"task": task, "temperature": temperature, "batch": batch, "prompts": min(batch, len(own))}
                 results.append(case | {"rows": rows})
-    return _head(source, dtype, device, repeats) | {"drafter": name, "results": results}
+                keep(figures)
+    return figures
 
 
 def bench_shape(
@@ -212,8 +216,12 @@ def bench_shape(
     new: int,
     repeats: int,
     progress: Progress,
+    keep: Callable[[dict[str, Any]], None] = lambda figures: None,
 ) -> dict[str, Any]:
-    """A model of this shape, and a drafter of each acceptance. ValueError for an unknown shape or device."""
+    """A model of this shape, and a drafter of each acceptance. ValueError for an unknown shape or device.
+
+    `keep` is called with the figures so far.
+    """
     if shape not in SHAPES:
         raise ValueError(f"unknown shape {shape!r}: expected one of {', '.join(SHAPES)}")
     config = SHAPES[shape]
@@ -233,15 +241,17 @@ def bench_shape(
         engine = plain.engine(model, None, None)
         seconds[size] = size / median(plain.run(engine).tokens_per_second for _ in range(4))
         progress.advance(bar)
-    results = []
+    steps = [{"rows": size, "seconds": each} for size, each in seconds.items()]
+    results: list[dict[str, Any]] = []
+    figures = _head(shape, dtype, device, repeats) | {"plain_steps": steps, "results": results}
     for alpha in alphas:
         for batch in batches:
             rows = measure(model, work(batch), Known(alpha), lengths, repeats, progress, bar)
             for gamma, row in zip(lengths, rows[2:]):
                 row["predicted"] = expected_tokens(alpha, gamma) * seconds[batch] / seconds[batch * (gamma + 1)]
             results.append({"alpha": alpha, "batch": batch, "rows": rows})
-    steps = [{"rows": size, "seconds": each} for size, each in seconds.items()]
-    return _head(shape, dtype, device, repeats) | {"plain_steps": steps, "results": results}
+            keep(figures)
+    return figures
 
 
 def _head(model: str, dtype: str, device: str, repeats: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Its n-grams are as long as those of our prompt lookup. It does not say when a re
 of a run with one token each is subtracted.
 """
 
+import importlib
 import importlib.util
 import tempfile
 import time
@@ -40,6 +41,8 @@ def vllm_decoders(source: str, lengths: Sequence[int], most: int) -> dict[str, D
         for gamma in lengths:
             drafts = ngrams | {"num_speculative_tokens": gamma}
             decoders[f"{VLLM}, γ = {gamma}"] = _decoder(folder, speculative_config=drafts, **sizes)
+    # Its older runner, which drafts, forbids captures in the process from then on; the newer one makes some later.
+    importlib.import_module("vllm.compilation.monitor").set_cudagraph_capturing_enabled(True)
     return decoders
 
 
