@@ -92,7 +92,7 @@ def growing(path: str | Path | None) -> Iterator[Callable[[Any], None]]:
     When the block has ended well, it is gone. With no path, or one that is not replaced, nothing is written.
     """
     path = None if path is None else home(path)
-    part = Path(f"{path}.partial") if path is not None and _is_replaced(path) else None
+    part = Path(f"{_target(path)}.partial") if path is not None and _is_replaced(path) else None
     yield functools.partial(write_json, part)
     if part is not None:
         part.unlink(missing_ok=True)
