@@ -56,7 +56,7 @@ def fused_states(
     tapped: list[Tensor] = []
     for index, layer in enumerate(model.layers):
         assert isinstance(layer, Layer)
-        out = torch.empty_like(h) if index - 1 in taps else h  # layers add in place, but not to what is tapped
+        out = torch.empty_like(h) if known and index - 1 in taps else h  # what is tapped stays as it is
         if not known:
             h = h + layer.attention(layer.attention_norm(h), angles, index, kv)
         elif isinstance(layer.attention, LatentAttention):

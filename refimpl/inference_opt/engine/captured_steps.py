@@ -178,7 +178,7 @@ class CapturedSteps:
         """
         rows = rounded_up(batch)
         key = (kind, rows, *(each.tile for plan in plans for each in plan.launches), shape)
-        sizes, graphs = [each.size(plan) for each, plan in zip(self.plans, plans)], self.graphs.setdefault(key, [])
+        sizes, graphs = [each.size(plan) for each, plan in zip(self.plans, plans)], self.graphs.get(key, [])
         known = next((each for each in graphs if _longest(sizes, each.sizes) == each.sizes), None)
         if known is None:
             if not captures:
@@ -199,8 +199,7 @@ class CapturedSteps:
             self._begin_nobody(shape.gamma)
             self.clock.forget()  # it took longer than a look, and happens once
             known = Graph(sizes, lists, run if self.pool is None else capture(run, self.pool).replay)
-            self.count += 1
-            graphs.append(known)
+            self.graphs[key], self.count = [*graphs, known], self.count + 1
             self._price(batch, shape.gamma, known.replay, began)
         return known
 

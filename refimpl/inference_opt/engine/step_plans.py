@@ -3,8 +3,8 @@
 reach   A piece may reach further than its query can see; it stops at the query's position
         (`kernels/attention.py`). So one plan serves texts until they are as long as it was made for
 lists   A graph has lists of its own, with room for more pieces and states than a plan has. Programs of pieces of
-        nobody, on processors that are free, and room for states cost nothing; a capture does. So a graph serves all
-        plans that its lists can hold
+        nobody, on processors that are free, and a merge of no states cost little; a capture costs much. So a graph
+        serves all plans that its lists can hold. Where several graphs could, the one with the shortest lists does
 """
 
 from collections.abc import Callable

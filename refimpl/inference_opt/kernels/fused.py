@@ -97,6 +97,7 @@ def project(
     The norm and the gate of few rows are not rounded on the way. `pdl`: the weight was there before the last
     ordinary launch before this call (`pdl.py`).
     """
+    assert out is None or residual is not None
     out = residual if out is None else out
     if few(x, weight):
         own = importlib.import_module("inference_opt.kernels.hopper.few_rows")  # only such cards have it

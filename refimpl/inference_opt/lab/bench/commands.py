@@ -356,7 +356,10 @@ def drafts(
     peer: Annotated[bool, typer.Option("--peer", help="Run vLLM as well, plain and with its n-gram drafts.")] = False,
     json_file: Json = None,
 ) -> None:
-    """What drafts gain by batch: on real tasks, or at a known acceptance, predicted and measured."""
+    """What drafts gain by batch: on real tasks, or at a known acceptance, predicted and measured.
+
+    Until it ends, the cases that are done lie beside the JSON file, in FILE.partial.
+    """
     from inference_opt.lab.bench.drafts import bench_shape, bench_tasks
     from inference_opt.lab.bench.speculative import TASKS
 
@@ -366,28 +369,29 @@ def drafts(
         no_effect("with --shape, where drafts of known acceptance are greedy", given | {"--peer": peer})
     else:
         no_effect("without --shape", {"--alpha": bool(alpha)})
-    with Progress(console=console(stderr=True)) as progress, growing(json_file) as keep:
-        if shape:
-            figures = bench_shape(shape.value, dtype.value, device, alpha or [0.8], *common, progress, keep)
-        else:
-            tasks = [each.value for each in task] if task else list(TASKS)
-            name = (drafter or DrafterName("prompt-lookup")).value
-            batches, lengths, new, times = common
-            figures = bench_tasks(
-                model,
-                dtype.value,
-                device,
-                tasks,
-                name,
-                batches,
-                temperature or [0.0],
-                lengths,
-                new,
-                times,
-                progress,
-                peer,
-                keep,
-            )
+    with growing(json_file) as keep:
+        with Progress(console=console(stderr=True)) as progress:
+            if shape:
+                figures = bench_shape(shape.value, dtype.value, device, alpha or [0.8], *common, progress, keep)
+            else:
+                tasks = [each.value for each in task] if task else list(TASKS)
+                name = (drafter or DrafterName("prompt-lookup")).value
+                batches, lengths, new, times = common
+                figures = bench_tasks(
+                    model,
+                    dtype.value,
+                    device,
+                    tasks,
+                    name,
+                    batches,
+                    temperature or [0.0],
+                    lengths,
+                    new,
+                    times,
+                    progress,
+                    peer,
+                    keep,
+                )
         write_json(json_file, figures)
     columns = ("tokens/s", "× plain", "lowest to highest", "predicted", "accepted", "same texts")
     title = f"{figures['model']}, {dtype.value}, {device}"

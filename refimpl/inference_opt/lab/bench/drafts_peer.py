@@ -32,9 +32,10 @@ def vllm_decoders(source: str, lengths: Sequence[int], most: int) -> dict[str, D
     ngrams = {"method": "ngram", "prompt_lookup_max": ours.max_ngram, "prompt_lookup_min": ours.min_ngram}
     with tempfile.TemporaryDirectory() as folder:
         model = transformers_model(source, parse_dtype("bfloat16"))
-        # Its weights are dense now. What they were read from is not to be saved.
-        model.hf_quantizer = None
-        vars(model.config).pop("quantization_config", None)
+        # It refuses to save what was read from GGUF. Where the weights are dense by now, nothing of that is left.
+        if all(each.is_floating_point() for each in model.state_dict().values()):
+            model.hf_quantizer = None
+            vars(model.config).pop("quantization_config", None)
         model.save_pretrained(folder)
         sizes = {"max_num_seqs": most, "gpu_memory_utilization": SHARE}
         decoders = {VLLM: _decoder(folder, **sizes)}
