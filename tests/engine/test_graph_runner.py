@@ -290,11 +290,9 @@ def test_of_many_requests_the_one_of_broken_logits_fails_alone(rows):
         assert len(request.logprobs) == len(request.output) * own.logprobs
 
 
-@given(
-    st.integers(1, 3), st.sampled_from([24, 64, 576, 2100]), st.sampled_from([1, 7, 40]), st.booleans(),
-    st.sampled_from(["none", "residual", "apart", "gated"]),
-)  # fmt: skip
-def test_a_projection_is_its_operations(rows, width, out, normed, after):
+@pytest.mark.parametrize("after", ["none", "residual", "apart", "gated"])
+@given(st.integers(1, 3), st.sampled_from([24, 64, 576, 2100]), st.sampled_from([1, 7, 40]), st.booleans())
+def test_a_projection_is_its_operations(after, rows, width, out, normed):
     g = torch.Generator().manual_seed(rows * width + out)
     x, residual = torch.randn(rows, width, generator=g), torch.randn(rows, out, generator=g)
     weight = torch.randn(out * (1 + (after == "gated")), width, generator=g) / width**0.5
