@@ -127,10 +127,10 @@ def project(
 
 def few(x: Float[Tensor, "tokens width"], weight: Float[Tensor, "rows width"]) -> bool:
     """Whether so many rows have a kernel of their own for this matrix."""
-    # More than eight rows take several programs for the same weights. The library is faster where these are more than
-    # two for each processor, as found on an H100.
+    # The library is faster for matrices of more than 2²⁵ numbers; and where more than eight rows, which take several
+    # programs for the same weights, need more than two programs for each processor. Found on an H100 and an H200.
     programs = triton.cdiv(len(weight), 16) * triton.cdiv(len(x), 16)
-    fits = 1 < len(x) <= 8 or (8 < len(x) <= 64 and programs <= 256)
+    fits = 1 < len(x) <= 64 and weight.numel() <= 1 << 25 and (len(x) <= 8 or programs <= 256)
     return fits and x.dtype == torch.bfloat16 and x.is_cuda and torch.cuda.get_device_capability() >= (9, 0)
 
 

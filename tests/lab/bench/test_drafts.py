@@ -2,11 +2,18 @@
 
 import json
 import sys
+from collections import Counter
+from fractions import Fraction
+from itertools import product
+from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.progress import Progress
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -14,7 +21,7 @@ from inference_opt import Engine, files
 from inference_opt.lab.bench import drafts, drafts_peer, shapes
 from inference_opt.lab.bench.drafts import CHOSEN, PLAIN, Requests, bench_shape, bench_tasks
 from inference_opt.lab.bench.engine import warm
-from inference_opt.lab.bench.known import Known, repeating_model
+from inference_opt.lab.bench.known import Known, expected_seconds, repeating_model
 from inference_opt.model.config import ModelConfig
 
 TINY = ModelConfig(300, 32, 2, 4, 2, 8, 48, 512, tied_embeddings=True)
@@ -38,6 +45,29 @@ def test_the_target_repeats_and_drafts_are_accepted_as_often_as_they_say(dtype):
         assert least <= timed.accepted / timed.drafted <= most
     with pytest.raises(ValueError, match="alpha is a probability"):
         Known(1.5)
+
+
+@given(st.fractions(0, 1, max_denominator=5), st.integers(0, 3), st.integers(1, 6), st.integers(1, 3))
+def test_how_long_a_batch_takes_is_the_mean_over_all_outcomes(alpha, gamma, tokens, batch):
+    """Every outcome of every step of each text, by exact rationals; each number of texts has a price of its own."""
+
+    def steps(left):
+        """The probability of each number of steps until no token is left."""
+        if left <= 0:
+            return {0: Fraction(1)}
+        found = Counter()
+        for accepted in range(gamma + 1):
+            chance = alpha**accepted * (1 - alpha if accepted < gamma else 1)
+            for more, each in steps(left - accepted - 1).items() if chance else ():
+                found[1 + more] += chance * each
+        return found
+
+    price, expected = [0, 3, 5, 11], Fraction(0)
+    for drawn in product(steps(tokens).items(), repeat=batch):
+        time = sum(price[sum(last > k for last, _ in drawn)] for k in range(tokens))
+        expected += time * prod(chance for _, chance in drawn)
+    found = expected_seconds(float(alpha), gamma, tokens, batch, lambda texts: np.array(price)[texts])
+    assert found == pytest.approx(float(expected), rel=1e-9)
 
 
 @pytest.mark.parametrize(("captures", "runs"), [([1, 0, 1, 0, 0, 1], 5), ([0, 0], 2), ([1] * 99, 20), ([], 0)])
@@ -69,7 +99,7 @@ def test_prediction_and_measurement_stand_side_by_side(tiny, monkeypatch):
     monkeypatch.setattr(Engine, "step", timed)
     with Progress(disable=True) as progress:
         figures = bench_shape("tiny", "float32", "cpu", [1.0], [1, 2], [1, 3], 25, 1, progress)
-    assert [each["rows"] for each in figures["plain_steps"]] == [1, 2, 4, 8]
+    assert [each["rows"] for each in figures["plain_steps"]] == [1, 2, 2, 4, 4, 8]
     for case in figures["results"]:
         plain, chosen, *fixed = case["rows"]
         assert (plain["name"], chosen["name"]) == (PLAIN, CHOSEN)
@@ -117,10 +147,10 @@ def test_an_interrupted_run_leaves_the_cases_that_are_done(tiny, tmp_path, monke
     path.write_text("earlier")
     monkeypatch.setattr(drafts, "SETTLED", 0.0)
 
-    def interrupted(model, work, *args):
-        if len(work.prompts) == 2:
+    def interrupted(model, works, *args):
+        if len(works[0].prompts) == 2:
             raise KeyboardInterrupt
-        return inner(model, work, *args)
+        return inner(model, works, *args)
 
     monkeypatch.setattr(drafts, "measure", interrupted)
     with pytest.raises(KeyboardInterrupt), files.growing(path) as keep, Progress(disable=True) as progress:
@@ -161,9 +191,10 @@ def test_vllm_stands_beside_with_its_own_plain_decoding(monkeypatch):
 
     monkeypatch.undo()
     monkeypatch.setattr(drafts_peer, "elapsed", lambda began: 1.0)
+    monkeypatch.setattr(drafts, "SETTLED", 0.0)
     model, work = repeating_model(TINY, torch.float32, torch.device("cpu")), Requests([[5], [7]], [9, 9], 0.0)
     with Progress(disable=True) as progress:
-        rows = drafts.measure(model, work, Known(1.0), [3], 1, progress, progress.add_task("", total=1), peers)
+        rows = drafts.measure(model, [work], Known(1.0), [3], 1, progress, progress.add_task("", total=1), peers)
     assert [row["name"] for row in rows] == [PLAIN, CHOSEN, "γ = 3", "vLLM", "vLLM, γ = 3"]
     assert rows[3]["over_plain"] == 1
     assert rows[4]["same_texts"] == 0

@@ -9,10 +9,16 @@ The first run of each engine is reported apart: in it steps are captured, and th
 acceptance. Then it runs for some seconds that do not count, so the other runs find what it has learned, as in a server.
 
 On a shape the drafter's acceptance α is known (`known.py`), and the speed-up is predicted before it is measured, from
-plain decoding alone. A step of n texts with γ drafts each reads n (γ + 1) rows. If rows of one text cost what rows of
-several cost:
+plain decoding alone. A step of n texts with γ drafts each has n (γ + 1) rows. It is taken to cost what a plain step of
+as many rows costs whose texts are together as long: then the weights, the rows and the keys and values are as many.
 
-    speed-up = (1 + α + … + α^γ) · t(n) / t(n (γ + 1))        t(n): seconds of a plain step of n texts
+    speed-up = T t(n, 0) / E[Σ_k t(n_k, γ)]
+
+    t(n, γ)   seconds of a plain step of n (γ + 1) texts, each as long as 1 / (γ + 1) of one of the n
+    T         tokens of a text after its first one
+    n_k       texts that still lack tokens after k steps
+
+Every repeat has prompts of its own, since one text alone may have luck with its drafts.
 """
 
 import time
@@ -23,6 +29,7 @@ from statistics import median
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from rich.progress import Progress
 
@@ -30,7 +37,7 @@ from inference_opt.engine.engine import Engine
 from inference_opt.environment import command_line, describe, elapsed
 from inference_opt.lab.bench.drafts_peer import VLLM, Decoder, vllm_decoders
 from inference_opt.lab.bench.engine import warm
-from inference_opt.lab.bench.known import Known, repeating_model
+from inference_opt.lab.bench.known import Known, expected_seconds, repeating_model
 from inference_opt.lab.bench.shapes import SHAPES
 from inference_opt.lab.bench.speculative import TASKS
 from inference_opt.loading.load import load_model, parse_device, parse_dtype
@@ -39,7 +46,6 @@ from inference_opt.loading.tokenizer import needed
 from inference_opt.model.transformer import Transformer
 from inference_opt.sampling import SamplingParams
 from inference_opt.speculative import DRAFTERS, Drafter
-from inference_opt.speculative.cost import expected_tokens
 
 PAGE = 16  # tokens
 PROMPT = 128  # tokens, on a shape
@@ -109,7 +115,7 @@ class Requests:
 
 def measure(
     model: Transformer,
-    work: Requests,
+    works: Sequence[Requests],
     drafter: Drafter,
     lengths: Sequence[int],
     repeats: int,
@@ -119,8 +125,9 @@ def measure(
 ) -> list[dict[str, Any]]:
     """A row for plain decoding, for the engine's choice, and for each fixed length: medians of interleaved repeats.
 
-    A peer's rows follow, beside its own plain decoding.
+    Each repeat takes the next of `works`, which are alike. A peer's rows follow, beside its own plain decoding.
     """
+    work = works[0]
     engines = {PLAIN: work.engine(model, None, None), CHOSEN: work.engine(model, drafter, None)}
     engines |= {f"γ = {gamma}": work.engine(model, drafter, gamma) for gamma in lengths}
     first = {name: work.run(engine) for name, engine in engines.items()}  # captures steps, and learns what they cost
@@ -131,7 +138,8 @@ def measure(
         work.run(engines[CHOSEN])
     first |= {name: work.by_peer(decode) for name, decode in peers.items()}
     runs: dict[str, list[Timed]] = {name: [] for name in first}
-    for _ in range(repeats):
+    for i in range(repeats):
+        work = works[i % len(works)]
         for name, engine in engines.items():
             runs[name].append(work.run(engine))
         for name, decode in peers.items():
@@ -199,7 +207,7 @@ def bench_tasks(
             for batch in batches:
                 which = [i % len(own) for i in range(batch)]
                 work = Requests([own[i] for i in which], [plain[i] for i in which], temperature)
-                rows = measure(model, work, DRAFTERS[name](), lengths, repeats, progress, bar, peers)
+                rows = measure(model, [work], DRAFTERS[name](), lengths, repeats, progress, bar, peers)
                 case = {"task": task, "temperature": temperature, "batch": batch, "prompts": min(batch, len(own))}
                 results.append(case | {"rows": rows})
                 keep(figures)
@@ -226,30 +234,36 @@ def bench_shape(
         raise ValueError(f"unknown shape {shape!r}: expected one of {', '.join(SHAPES)}")
     config = SHAPES[shape]
     model = repeating_model(config, parse_dtype(dtype), parse_device(device))
-    sizes = sorted({batch * (gamma + 1) for batch in batches for gamma in (0, *lengths)})
-    bar = progress.add_task("bench drafts", total=len(sizes) + len(batches) * len(alphas) * repeats)
+    lengths, batches = sorted({*lengths}), sorted({*batches})
+    bar = progress.add_task("bench drafts", total=len(batches) * (1 + len(lengths) + len(alphas) * repeats))
 
-    def work(batch: int) -> Requests:
-        generator = torch.Generator().manual_seed(batch)
-        prompts = torch.randint(config.vocab_size, (batch, PROMPT), generator=generator).tolist()
-        return Requests(prompts, [new] * batch, 0.0)
+    def work(seed: int, batch: int, parts: int = 1) -> Requests:
+        """As many texts for each of the batch as `parts`, which together are as long."""
+        generator = torch.Generator().manual_seed(seed)
+        prompts = torch.randint(config.vocab_size, (batch * parts, max(PROMPT // parts, 1)), generator=generator)
+        return Requests(prompts.tolist(), [max(new // parts, 2)] * len(prompts), 0.0)
 
-    # The only thing that is fitted: seconds of a plain step, by the number of rows.
-    seconds = {}
-    for size in sizes:
-        plain = work(size)
-        engine = plain.engine(model, None, None)
-        seconds[size] = size / median(plain.run(engine).tokens_per_second for _ in range(4))
-        progress.advance(bar)
-    steps = [{"rows": size, "seconds": each} for size, each in seconds.items()]
-    results: list[dict[str, Any]] = []
-    figures = _head(shape, dtype, device, repeats) | {"plain_steps": steps, "results": results}
-    for alpha in alphas:
+    # The only thing that is fitted: seconds of a plain step. By number of drafts, then by number of texts.
+    seconds: dict[int, list[float]] = {}
+    priced = []
+    for gamma in (0, *lengths):
         for batch in batches:
-            rows = measure(model, work(batch), Known(alpha), lengths, repeats, progress, bar)
-            for gamma, row in zip(lengths, rows[2:]):
-                row["predicted"] = expected_tokens(alpha, gamma) * seconds[batch] / seconds[batch * (gamma + 1)]
-            results.append({"alpha": alpha, "batch": batch, "rows": rows})
+            plain = work(0, batch, gamma + 1)
+            engine, rows = plain.engine(model, None, None), batch * (gamma + 1)
+            took = rows / median(plain.run(engine).tokens_per_second for _ in range(4))
+            seconds.setdefault(gamma, []).append(took)
+            priced.append({"batch": batch, "gamma": gamma, "rows": rows, "seconds": took})
+            progress.advance(bar)
+    results: list[dict[str, Any]] = []
+    figures = _head(shape, dtype, device, repeats) | {"new_tokens": new, "plain_steps": priced, "results": results}
+    for alpha in alphas:
+        for batch, once in zip(batches, seconds[0]):
+            works = [work(seed, batch) for seed in range(repeats)]
+            found = measure(model, works, Known(alpha), lengths, repeats, progress, bar)
+            for gamma, row in zip(lengths, found[2:]):
+                price = partial(np.interp, xp=batches, fp=seconds[gamma])
+                row["predicted"] = (new - 1) * once / expected_seconds(alpha, gamma, new - 1, batch, price)
+            results.append({"alpha": alpha, "batch": batch, "rows": found})
             keep(figures)
     return figures
 

@@ -9,12 +9,14 @@ With a `stride` the target adds it to its last token. So the tokens of a text di
 choose different ones: a text that repeats a token would need only the experts of one, however many drafts are read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import comb
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from inference_opt.cache.paged import PagedCache
@@ -80,3 +82,30 @@ class Known(Drafter):
         drafts = (last + self.stride * (1 + ahead) + spoiled) % self.vocab
         steps.draft.view(-1)[: rows * gamma] = drafts.flatten().int()
         steps.drafted[:rows] = gamma
+
+
+def unfinished(alpha: float, gamma: int, tokens: int) -> Float[np.ndarray, "steps"]:
+    """By number of steps done, from none on: the probability that a text still lacks some of its `tokens` tokens.
+
+    A step gives j + 1 tokens with probability (1 − α) α^j for j < γ, and γ + 1 with probability α^γ: the drafts before
+    the first wrong one, and one more.
+    """
+    given = np.array([0, *((1 - alpha) * alpha**j for j in range(gamma)), alpha**gamma])
+    have, lacking = (
+        np.eye(1, tokens)[0],
+        [],
+    )  # the probability of each number of tokens; a text that has all is left out
+    while (left := have.sum()) > 1e-12:
+        lacking.append(left)
+        have = np.convolve(have, given)[:tokens]
+    return np.array(lacking)
+
+
+def expected_seconds(alpha: float, gamma: int, tokens: int, batch: int, price: Callable[[np.ndarray], Any]) -> float:
+    """How long a batch of texts takes until each has `tokens` tokens, where none takes the place of one that ends.
+
+    `price`: seconds of a step by the number of texts that still lack tokens. They are independent, so it is binomial.
+    """
+    lacking, texts = unfinished(alpha, gamma, tokens)[:, None], np.arange(1, batch + 1)
+    ways = np.array([float(comb(batch, n)) for n in texts])
+    return float((ways * lacking**texts * (1 - lacking) ** (batch - texts)).sum(0) @ price(texts))
