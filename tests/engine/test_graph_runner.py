@@ -3,10 +3,9 @@
 Under Triton's interpreter the steps are run; on CUDA the same tests capture and replay them.
 """
 
+from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
-
-from copy import deepcopy
 
 import pytest
 import torch
