@@ -139,6 +139,18 @@ def drafts(*runs: dict[str, Any]) -> Table:
     return head, rows
 
 
+def beside_vllm(run: dict[str, Any]) -> Table:
+    """Prompt lookup and vLLM's n-grams: tokens a second, and times plain decoding of the same engine."""
+    names = ("plain", "chosen", "γ = 3", "vLLM", "vLLM, γ = 3")
+    rows = []
+    for each in run["results"]:
+        found = [_by_name(each)[name] for name in names]
+        speeds = [f"{row['tokens_per_second']:,.0f}" for row in found]
+        times = ["", *(f" ({row['over_plain']:.2f}×)" for row in found[1:3]), "", f" ({found[4]['over_plain']:.2f}×)"]
+        rows.append([each["task"], str(each["batch"]), *map("".join, zip(speeds, times))])
+    return ["T = 0", "batch", "ours, plain", "ours, chosen", "ours, γ = 3", "vLLM, plain", "vLLM, γ = 3"], rows
+
+
 def together(run: dict[str, Any]) -> Table:
     """Three techniques, each on and off, for the same requests."""
     rows = []

@@ -1,6 +1,7 @@
 """Draws figures of cards: memory, two states, a pipeline, the roofline (08, docs/gpu.md), what drafts gain (06)."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from drawings import ACCENT, FILL, INK, SOFT, arrow
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from inference_opt.speculative.cost import expected_tokens
+from inference_opt.lab.bench.known import expected_seconds
 
 RESULTS = Path(__file__).resolve().parent / "results"
 BLUE, ORANGE, GREEN, RED = "#a9c1e8", "#e8b48a", "#9fcfad", "#c44e52"
@@ -189,17 +190,21 @@ SHADES = ("#eeb9b4", "#f7dfdc", "#e9f0fa", "#d5e2f5", "#bfd3ef", "#a9c4e9", "#93
 def gains_figure() -> Figure:
     """What drafts gain by batch and acceptance: the map is predicted from plain steps, the circles were measured."""
     run = json.loads((RESULTS / "bench_drafts_8b.json").read_text(encoding="utf-8"))
-    rows, seconds = np.array([(each["rows"], each["seconds"]) for each in run["plain_steps"]]).T
-    batches = np.geomspace(1, max(each["batch"] for each in run["results"]), 65)
-    alphas = np.linspace(0, 1, 101)
+    sizes = [each["batch"] for each in run["results"]]
+    seconds: dict[int, list[float]] = {}
+    for each in run["plain_steps"]:
+        seconds.setdefault(each["gamma"], []).append(each["seconds"])
+    batches, alphas = np.array([1, 2, 3, 4, 6, 8, 11, 16, 23, 32]), np.linspace(0, 1, 26)
+    tokens = run["new_tokens"] - 1
 
-    def step(n: np.ndarray) -> np.ndarray:
-        return np.interp(np.log(n), np.log(rows), seconds)
+    def predicted(alpha: float, batch: int, gamma: int) -> float:
+        price = partial(np.interp, xp=sizes, fp=seconds[gamma])
+        plain = tokens * np.interp(batch, sizes, seconds[0])
+        return float(plain / expected_seconds(alpha, gamma, tokens, batch, price))
 
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     for axes, gamma in zip(figure.subplots(1, 2, sharey=True), (3, 7)):
-        tokens = np.array([[expected_tokens(alpha, gamma)] for alpha in alphas])
-        gain = tokens * step(batches) / step(batches * (gamma + 1))
+        gain = np.array([[predicted(alpha, int(batch), gamma) for batch in batches] for alpha in alphas])
         axes.contourf(batches, alphas, gain, GAINS, colors=SHADES)
         axes.contour(batches, alphas, gain, GAINS, colors=SOFT, linewidths=[0.7 + (level == 1) for level in GAINS])
         for level in GAINS[1:]:

@@ -18,7 +18,7 @@ from inference_opt.loading.load import parse_dtype
 from inference_opt.speculative.lookup import PromptLookup
 
 VLLM = "vLLM"
-SHARE = 0.15  # of the card's memory, for each engine
+KEPT = 4 << 30  # bytes for keys and values, for each engine
 
 # Prompts, new tokens of each, temperature → the texts, and seconds of decoding.
 Decoder = Callable[[list[list[int]], list[int], float], tuple[list[list[int]], float]]
@@ -37,13 +37,12 @@ def vllm_decoders(source: str, lengths: Sequence[int], most: int) -> dict[str, D
             model.hf_quantizer = None
             vars(model.config).pop("quantization_config", None)
         model.save_pretrained(folder)
-        sizes = {"max_num_seqs": most, "gpu_memory_utilization": SHARE}
+        # Where an engine is to find out by itself how many bytes there are, it drops the graphs of those made before.
+        sizes = {"max_num_seqs": most, "kv_cache_memory_bytes": KEPT}
         decoders = {VLLM: _decoder(folder, **sizes)}
         for gamma in lengths:
             drafts = ngrams | {"num_speculative_tokens": gamma}
             decoders[f"{VLLM}, γ = {gamma}"] = _decoder(folder, speculative_config=drafts, **sizes)
-    # Its older runner, which drafts, forbids captures in the process from then on; the newer one makes some later.
-    importlib.import_module("vllm.compilation.monitor").set_cudagraph_capturing_enabled(True)
     return decoders
 
 
