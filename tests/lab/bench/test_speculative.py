@@ -18,7 +18,7 @@ from inference_opt.speculative import DRAFTERS, PromptLookup
 def run(names=None, **changes):
     arguments = {
         "source": "smollm2-135m",
-        "dtype": "bfloat16",
+        "dtype": "float32",
         "tasks": ["editing"],
         "names": names,
         "gamma": None,
