@@ -144,6 +144,7 @@ def beside_vllm(run: dict[str, Any]) -> Table:
     names = ("plain", "chosen", "γ = 3", "vLLM", "vLLM, γ = 3")
     rows = []
     for each in run["results"]:
+        assert each["temperature"] == 0
         found = [_by_name(each)[name] for name in names]
         speeds = [f"{row['tokens_per_second']:,.0f}" for row in found]
         times = ["", *(f" ({row['over_plain']:.2f}×)" for row in found[1:3]), "", f" ({found[4]['over_plain']:.2f}×)"]

@@ -190,11 +190,11 @@ SHADES = ("#eeb9b4", "#f7dfdc", "#e9f0fa", "#d5e2f5", "#bfd3ef", "#a9c4e9", "#93
 def gains_figure() -> Figure:
     """What drafts gain by batch and acceptance: the map is predicted from plain steps, the circles were measured."""
     run = json.loads((RESULTS / "bench_drafts_8b.json").read_text(encoding="utf-8"))
-    sizes = [each["batch"] for each in run["results"]]
+    sizes = sorted({each["batch"] for each in run["results"]})
     seconds: dict[int, list[float]] = {}
     for each in run["plain_steps"]:
         seconds.setdefault(each["gamma"], []).append(each["seconds"])
-    batches, alphas = np.array([1, 2, 3, 4, 6, 8, 11, 16, 23, 32]), np.linspace(0, 1, 26)
+    batches, alphas = np.unique(np.geomspace(1, sizes[-1], 12).round().astype(int)), np.linspace(0, 1, 26)
     tokens = run["new_tokens"] - 1
 
     def predicted(alpha: float, batch: int, gamma: int) -> float:

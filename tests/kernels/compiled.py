@@ -134,6 +134,8 @@ def few_rows_memory(_: str, rows: int, dtype: str) -> int:
     added = joined | {"NORM": False, "RESIDUAL": True, "GATED": False}
     return max(
         compiled(few_rows.project_few, joined | {"N": 1536, "K": 576, "BLOCK": 256}, dtype, {"num_warps": 4}),
+        compiled(few_rows.project_few, joined | {"N": 8192, "K": 2048, "BLOCK": 512}, dtype, {"num_warps": 4}),
+        compiled(few_rows.project_few, added | {"N": 4096, "K": 4096, "BLOCK": 256}, dtype, {"num_warps": 4}),
         compiled(few_rows.project_few, added | {"N": 2048, "K": 8192, "BLOCK": 256}, dtype, {"num_warps": 8}),
     )
 

@@ -72,7 +72,7 @@ def test_many_rows_equal_the_reference(s):
 @on_hopper
 @given(
     rows=st.integers(2, 64),
-    width=st.sampled_from([16, 72, 576, 1536, 2048, 8192]),
+    width=st.sampled_from([16, 72, 576, 1536, 2048, 4096, 8192]),
     out=st.sampled_from([1, 8, 40, 960]),
     after=st.sampled_from(["none", "residual", "gated"]),
     normed=st.booleans(),
@@ -116,6 +116,8 @@ def test_few_rows_times_a_matrix_is_the_product(rows, width, out, after, normed,
 @pytest.mark.parametrize(
     ("rows", "out", "own"),
     [
+        (8, 2**25 // 64, 1),
+        (8, 2**25 // 64 + 1, 0),
         (1, 960, 0),
         (2, 49152, 1),
         (8, 49152, 1),

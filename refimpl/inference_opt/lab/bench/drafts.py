@@ -18,6 +18,10 @@ as many rows costs whose texts are together as long: then the weights, the rows 
     T         tokens of a text after its first one
     n_k       texts that still lack tokens after k steps
 
+t(n, γ) was measured for the batches that were asked for. It is interpolated between these, and fewer texts than in the
+smallest cost as much as it. Rows of one text meet more keys than those of several that are together as long: attention
+computes γ + 1 times as much, which hardly counts as long as reading is the limit.
+
 Every repeat has prompts of its own, since one text alone may have luck with its drafts.
 """
 
@@ -25,6 +29,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from statistics import median
 from types import MappingProxyType
 from typing import Any
@@ -198,6 +203,8 @@ def bench_tasks(
     bar = progress.add_task("bench drafts", total=len(tasks) * len(batches) * len(temperatures) * repeats)
     results: list[dict[str, Any]] = []
     figures = _head(source, dtype, device, repeats) | {"drafter": name, "results": results}
+    if peer:
+        figures["machine"]["vllm"] = version("vllm")
     for task in tasks:
         own = [p.ids(needed(tokenizer)) for p in load_prompts("speculative") if p.name.startswith(f"{task}: ")]
         for temperature in temperatures:

@@ -19,6 +19,7 @@ from inference_opt.speculative.lookup import PromptLookup
 
 VLLM = "vLLM"
 KEPT = 4 << 30  # bytes for keys and values, for each engine
+SHARE = 0.15  # of the card's memory, which must be free when an engine is made
 
 # Prompts, new tokens of each, temperature → the texts, and seconds of decoding.
 Decoder = Callable[[list[list[int]], list[int], float], tuple[list[list[int]], float]]
@@ -38,7 +39,7 @@ def vllm_decoders(source: str, lengths: Sequence[int], most: int) -> dict[str, D
             vars(model.config).pop("quantization_config", None)
         model.save_pretrained(folder)
         # Where an engine is to find out by itself how many bytes there are, it drops the graphs of those made before.
-        sizes = {"max_num_seqs": most, "kv_cache_memory_bytes": KEPT}
+        sizes = {"max_num_seqs": most, "kv_cache_memory_bytes": KEPT, "gpu_memory_utilization": SHARE}
         decoders = {VLLM: _decoder(folder, **sizes)}
         for gamma in lengths:
             drafts = ngrams | {"num_speculative_tokens": gamma}

@@ -11,7 +11,7 @@ choose different ones: a text that repeats a token would need only the experts o
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import comb
+from math import lgamma
 from typing import Any
 
 import numpy as np
@@ -91,10 +91,8 @@ def unfinished(alpha: float, gamma: int, tokens: int) -> Float[np.ndarray, "step
     the first wrong one, and one more.
     """
     given = np.array([0, *((1 - alpha) * alpha**j for j in range(gamma)), alpha**gamma])
-    have, lacking = (
-        np.eye(1, tokens)[0],
-        [],
-    )  # the probability of each number of tokens; a text that has all is left out
+    have = np.eye(1, tokens)[0]  # the probability of each number of tokens that is too small
+    lacking = []
     while (left := have.sum()) > 1e-12:
         lacking.append(left)
         have = np.convolve(have, given)[:tokens]
@@ -106,6 +104,8 @@ def expected_seconds(alpha: float, gamma: int, tokens: int, batch: int, price: C
 
     `price`: seconds of a step by the number of texts that still lack tokens. They are independent, so it is binomial.
     """
-    lacking, texts = unfinished(alpha, gamma, tokens)[:, None], np.arange(1, batch + 1)
-    ways = np.array([float(comb(batch, n)) for n in texts])
-    return float((ways * lacking**texts * (1 - lacking) ** (batch - texts)).sum(0) @ price(texts))
+    lacking, texts = unfinished(alpha, gamma, tokens)[:, None].clip(1e-16, 1 - 1e-16), np.arange(1, batch + 1)
+    # In logarithms: the number of ways to choose n of many texts is too large for a float.
+    ways = np.array([lgamma(batch + 1) - lgamma(n + 1) - lgamma(batch - n + 1) for n in texts])
+    chance = np.exp(ways + texts * np.log(lacking) + (batch - texts) * np.log1p(-lacking))
+    return float(chance.sum(0) @ price(texts))
