@@ -1,7 +1,6 @@
 """Draws figures of cards: memory, two states, a pipeline, the roofline (08, docs/gpu.md), what drafts gain (06)."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ from drawings import ACCENT, FILL, INK, SOFT, arrow
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from inference_opt.lab.bench.known import expected_seconds
+from inference_opt.lab.bench.known import predicted_speedup
 
 RESULTS = Path(__file__).resolve().parent / "results"
 BLUE, ORANGE, GREEN, RED = "#a9c1e8", "#e8b48a", "#9fcfad", "#c44e52"
@@ -197,14 +196,11 @@ def gains_figure() -> Figure:
     batches, alphas = np.unique(np.geomspace(1, sizes[-1], 12).round().astype(int)), np.linspace(0, 1, 26)
     tokens = run["new_tokens"] - 1
 
-    def predicted(alpha: float, batch: int, gamma: int) -> float:
-        price = partial(np.interp, xp=sizes, fp=seconds[gamma])
-        plain = tokens * np.interp(batch, sizes, seconds[0])
-        return float(plain / expected_seconds(alpha, gamma, tokens, batch, price))
-
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     for axes, gamma in zip(figure.subplots(1, 2, sharey=True), (3, 7)):
-        gain = np.array([[predicted(alpha, int(batch), gamma) for batch in batches] for alpha in alphas])
+        gain = np.array(
+            [[predicted_speedup(alpha, gamma, tokens, int(n), sizes, seconds) for n in batches] for alpha in alphas]
+        )
         axes.contourf(batches, alphas, gain, GAINS, colors=SHADES)
         axes.contour(batches, alphas, gain, GAINS, colors=SOFT, linewidths=[0.7 + (level == 1) for level in GAINS])
         for level in GAINS[1:]:

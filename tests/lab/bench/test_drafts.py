@@ -70,6 +70,11 @@ def test_how_long_a_batch_takes_is_the_mean_over_all_outcomes(alpha, gamma, toke
     assert found == pytest.approx(float(expected), rel=1e-9)
 
 
+def test_many_texts_end_within_the_longest_that_a_text_can_take():
+    """Of 3,000 texts some take a step for each token; more ways to choose them than a float holds."""
+    assert expected_seconds(0.5, 1, 3, 3000, np.ones_like) == pytest.approx(3)
+
+
 @pytest.mark.parametrize(("captures", "runs"), [([1, 0, 1, 0, 0, 1], 5), ([0, 0], 2), ([1] * 99, 20), ([], 0)])
 def test_an_engine_is_warm_when_nothing_was_captured_for_some_runs(captures, runs):
     made, runner = [], SimpleNamespace(captures=int(bool(captures)))

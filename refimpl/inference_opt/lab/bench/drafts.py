@@ -34,7 +34,6 @@ from statistics import median
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import torch
 from rich.progress import Progress
 
@@ -42,7 +41,7 @@ from inference_opt.engine.engine import Engine
 from inference_opt.environment import command_line, describe, elapsed
 from inference_opt.lab.bench.drafts_peer import VLLM, Decoder, vllm_decoders
 from inference_opt.lab.bench.engine import warm
-from inference_opt.lab.bench.known import Known, expected_seconds, repeating_model
+from inference_opt.lab.bench.known import Known, predicted_speedup, repeating_model
 from inference_opt.lab.bench.shapes import SHAPES
 from inference_opt.lab.bench.speculative import TASKS
 from inference_opt.loading.load import load_model, parse_device, parse_dtype
@@ -266,12 +265,11 @@ def bench_shape(
     results: list[dict[str, Any]] = []
     figures = _head(shape, dtype, device, repeats) | {"new_tokens": new, "plain_steps": priced, "results": results}
     for alpha in alphas:
-        for batch, once in zip(batches, seconds[0]):
+        for batch in batches:
             works = [work(seed, batch) for seed in range(repeats)]
             found = measure(model, works, Known(alpha), lengths, repeats, progress, bar)
             for gamma, row in zip(lengths, found[2:]):
-                price = partial(np.interp, xp=batches, fp=seconds[gamma])
-                row["predicted"] = (new - 1) * once / expected_seconds(alpha, gamma, new - 1, batch, price)
+                row["predicted"] = predicted_speedup(alpha, gamma, new - 1, batch, batches, seconds)
             results.append({"alpha": alpha, "batch": batch, "rows": found})
             keep(figures)
     return figures

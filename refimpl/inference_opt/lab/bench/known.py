@@ -9,8 +9,9 @@ With a `stride` the target adds it to its last token. So the tokens of a text di
 choose different ones: a text that repeats a token would need only the experts of one, however many drafts are read.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import lgamma
 from typing import Any
 
@@ -109,3 +110,15 @@ def expected_seconds(alpha: float, gamma: int, tokens: int, batch: int, price: C
     ways = np.array([lgamma(batch + 1) - lgamma(n + 1) - lgamma(batch - n + 1) for n in texts])
     chance = np.exp(ways + texts * np.log(lacking) + (batch - texts) * np.log1p(-lacking))
     return float(chance.sum(0) @ price(texts))
+
+
+def predicted_speedup(
+    alpha: float, gamma: int, tokens: int, batch: int, sizes: Sequence[int], seconds: Mapping[int, Sequence[float]]
+) -> float:
+    """How many times as fast as plain decoding such a batch is.
+
+    `seconds`: of a step with each number of drafts, 0 too, for each of `sizes`, numbers of texts in ascending order;
+    interpolated between them.
+    """
+    plain = tokens * float(np.interp(batch, sizes, seconds[0]))
+    return plain / expected_seconds(alpha, gamma, tokens, batch, partial(np.interp, xp=sizes, fp=seconds[gamma]))
