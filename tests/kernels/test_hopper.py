@@ -114,25 +114,28 @@ def test_few_rows_times_a_matrix_is_the_product(rows, width, out, after, normed,
 
 @on_hopper
 @pytest.mark.parametrize(
-    ("rows", "out", "own"),
+    ("rows", "out", "width", "own"),
     [
-        (8, 2**25 // 64, 1),
-        (8, 2**25 // 64 + 1, 0),
-        (1, 960, 0),
-        (2, 49152, 1),
-        (8, 49152, 1),
-        (9, 49152, 0),
-        (16, 3072, 1),
-        (64, 960, 1),
-        (65, 960, 0),
-        (64, 3072, 0),
+        (8, 2**25 // 64, 64, 1),
+        (8, 2**25 // 64 + 1, 64, 0),
+        (1, 960, 64, 0),
+        (2, 49152, 64, 1),
+        (8, 49152, 64, 1),
+        (9, 49152, 64, 0),
+        (16, 3072, 64, 1),
+        (64, 960, 64, 1),
+        (65, 960, 64, 0),
+        (64, 3072, 64, 0),
+        (16, 2048, 8192, 1),
+        (17, 2048, 2048, 1),
+        (17, 2048, 2056, 0),
     ],
 )
-def test_the_kernel_for_few_rows_takes_those_it_is_faster_for(rows, out, own, monkeypatch):
+def test_the_kernel_for_few_rows_takes_those_it_is_faster_for(rows, out, width, own, monkeypatch):
     taken = []
     monkeypatch.setattr(few_rows, "project", lambda *args: taken.append(1) or args[0])
-    x = torch.zeros(rows, 64, device="cuda", dtype=torch.bfloat16)
-    fused.project(x, x[:1].expand(out, 64).contiguous())
+    x = torch.zeros(rows, width, device="cuda", dtype=torch.bfloat16)
+    fused.project(x, x[:1].expand(out, width).contiguous())
     assert len(taken) == own
 
 

@@ -12,7 +12,7 @@ from inference_opt.explain.record import record
 from inference_opt.explain.scenarios import play
 from inference_opt.kernels import batch as planning
 from inference_opt.kernels import reference, shared_prefixes
-from inference_opt.kernels.plan import PIECE_OVERHEAD, STATE_OVERHEAD, chunk_size
+from inference_opt.kernels.plan import MERGE_TIME, PIECE_TIME, STATE_TIME, TURN_TIME, Tile, chunk_size
 
 
 @st.composite
@@ -85,35 +85,35 @@ def test_bad_input_of_the_scenario_is_named(changes, says):
         play("pieces-of-attention", **changes)
 
 
-def ends_at(keys, size, heads, programs, rows):
-    """When the last piece ends, if each program takes the longest one that is left (in keys)."""
-    split = max(PIECE_OVERHEAD, STATE_OVERHEAD * rows)
-    pieces = []
-    for n in keys:
-        alone = n <= size
-        each = [min(size, n - i) + (PIECE_OVERHEAD if alone else split) for i in range(0, max(n, 1), size)]
+def ends_at(keys, rows, merged, size, heads, processors, tile):
+    """When the merge ends, if each program takes the longest piece that is left (in keys)."""
+    pieces, states, most = [], 0, 0
+    for n, its_rows, anyway in zip(keys, rows, merged):
+        each = [min(size, n - i) + PIECE_TIME for i in range(0, max(n, 1), size)]
         pieces += each * heads
-    ends = [0] * programs
+        states += its_rows * len(each) * heads if len(each) > 1 or anyway else 0
+        most = max(most, len(each))
+    ends = [0] * (processors * tile.resident)
     for piece in sorted(pieces, reverse=True):
         heapq.heapreplace(ends, ends[0] + piece)
-    return max(ends)
+    return max(ends) + (MERGE_TIME + TURN_TIME * most + STATE_TIME * states / processors if states else 0)
 
 
 @given(
-    keys=st.lists(st.integers(1, 5000), min_size=1, max_size=40),
+    tiles=st.lists(st.tuples(st.integers(1, 5000), st.integers(1, 16), st.booleans()), min_size=1, max_size=40),
     alike=st.booleans(),
     heads=st.sampled_from([1, 2, 8]),
-    programs=st.sampled_from([4, 8, 132]),
-    block=st.sampled_from([32, 64, 128]),
-    rows=st.sampled_from([16, 64, 128]),
+    processors=st.sampled_from([4, 8, 132]),
+    tile=st.builds(Tile, st.just(16), st.sampled_from([32, 64, 128]), st.just(4), st.just(3), st.sampled_from([1, 2])),
 )
-def test_the_length_of_pieces_is_near_the_best(keys, alike, heads, programs, block, rows):
+def test_the_length_of_pieces_is_near_the_best(tiles, alike, heads, processors, tile):
     """Against the end that is worked out piece by piece, for every length that comes into question."""
-    keys = [keys[0]] * len(keys) if alike else keys
-    chosen = chunk_size(np.array(keys), heads, programs, block, rows)
-    sizes = {block * -(-max(keys) // (n * block)) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)}
-    best = min(ends_at(keys, size, heads, programs, rows) for size in sizes | {max(keys)})
-    assert ends_at(keys, chosen, heads, programs, rows) <= 1.6 * best
+    keys, rows, merged = map(np.array, zip(*([tiles[0]] * len(tiles) if alike else tiles)))
+    chosen = chunk_size(keys, rows, merged, heads, processors, tile)
+    sizes = {tile.block * -(-keys.max() // (n * tile.block)) for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128)}
+    given_sizes = (keys.tolist(), rows.tolist(), merged.tolist())
+    best = min(ends_at(*given_sizes, int(size), heads, processors, tile) for size in sizes | {keys.max()})
+    assert ends_at(*given_sizes, chosen, heads, processors, tile) <= 1.6 * best
 
 
 @given(queries=st.integers(1000, 9000), cached=st.sampled_from([0, 2048]))

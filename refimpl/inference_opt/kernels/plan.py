@@ -30,8 +30,11 @@ from inference_opt.kernels.transfer import sent
 Array = NDArray[np.int64]
 Field = Any  # an int32 of one piece, or a column of them: a tensor, or an array
 
-PIECE_OVERHEAD = 64  # what starting a piece costs, in keys read
-STATE_OVERHEAD = 4  # what writing and merging the state of one row costs, likewise
+# Times, in those that a program takes to read a key. Found by trying, on an H200.
+PIECE_TIME = 128  # to start a piece
+MERGE_TIME = 64  # to merge states, however few
+TURN_TIME = 4  # to take in one more state of the same row
+STATE_TIME = 6  # to write and read the state of one row, of those that a multiprocessor has
 GQA_WIDTHS = ((64, 64), (128, 128), (192, 128))  # of keys and values, for the Gluon kernel of many rows
 SHARED_MEMORY = 220 * 1024  # bytes a program may use: 227 KiB on an H100, less what the kernel needs for itself
 
@@ -159,7 +162,8 @@ def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -
     # Blocks are as long as shared memory allows with two programs on a multiprocessor, so that one loads while the
     # other computes. Latents are wide: a program has the multiprocessor to itself.
     if key_bytes <= 512:  # keys and values of 128 numbers in half precision
-        tile = Tile(height, 32 if height == 16 else 64, 4, 3, 2)
+        resident = 2 * (1 + (height == 16)) * (1 + (key_bytes <= 256))
+        tile = Tile(height, 32 if height == 16 else 64, 4, 3, resident)
     elif key_bytes == 640 and height == 64:  # keys of 192 and values of 128: a prompt's, made of latents
         tile = Tile(64, 64, 4, 2, 2)
     elif 1024 < key_bytes <= 1280:  # latents in half precision
@@ -178,15 +182,17 @@ def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -
     return tile
 
 
-def chunk_size(keys: Array, heads: int, programs: int, block: int, rows: int) -> int:
-    """The number of keys a piece with which the last piece ends soonest.
+def chunk_size(keys: Array, rows: Array, merged: NDArray[np.bool_], heads: int, processors: int, tile: Tile) -> int:
+    """The number of keys a piece with which all ends soonest.
 
-    `keys`: of each tile of `rows` rows, to be cut for each of `heads`. The machine runs `programs` at a time, and
-    begins the longest pieces first. So all programs are busy until the last round, which consists of the shortest
-    pieces and may be partly empty:
+    `keys` and `rows`: of each tile, to be cut for each of `heads`. `merged`: whether its rows have states anyway,
+    since they meet other keys elsewhere. The machine begins the longest pieces first. So all programs are busy until
+    the last round, which consists of the shortest pieces and may be partly empty. But no program ends before its pieces
+    of full length do. Then states are merged:
 
-        time = max(longest piece, work / programs + empty part of the last round · shortest piece)
+        time = max(rounds of full pieces, work / programs + empty part of the last round · shortest piece) + merge
     """
+    block, programs = tile.block, processors * tile.resident
     if not len(keys):
         return block
     # Candidates: the longest divided by 1, 2, … 128, rounded up to whole blocks.
@@ -194,14 +200,17 @@ def chunk_size(keys: Array, heads: int, programs: int, block: int, rows: int) ->
     sizes = np.unique(-(-longest // np.arange(1, 129)) + block - 1) // block * block
 
     # [chunk]
-    # A piece costs its keys, and its start or the merge of its states, whichever is more. Alone, it has no state.
     pieces = np.maximum(-(-keys[:, None] // sizes), 1)
-    overhead = np.where(pieces > 1, max(PIECE_OVERHEAD, STATE_OVERHEAD * rows), PIECE_OVERHEAD)
-    work = (keys[:, None] + pieces * overhead).sum(0) * heads
-    shortest = (keys[:, None] - (pieces - 1) * sizes + overhead).min(0)
+    work = (keys[:, None] + pieces * PIECE_TIME).sum(0) * heads
+    shortest = (keys[:, None] - (pieces - 1) * sizes + PIECE_TIME).min(0)
     rounds = pieces.sum(0) * heads / programs
     time = work / programs + (np.ceil(rounds) - rounds) * shortest
-    return int(sizes[np.maximum(time, np.minimum(sizes, longest) + overhead.max(0)).argmin()])
+    full = np.maximum(np.ceil((keys[:, None] // sizes).sum(0) * heads / programs), 1)
+    time = np.maximum(time, full * (np.minimum(sizes, longest) + PIECE_TIME))
+    # A tile that is one piece has no states, unless its rows meet other keys elsewhere.
+    states = np.where((pieces > 1) | merged[:, None], pieces * rows[:, None], 0).sum(0) * heads
+    time += np.where(states > 0, MERGE_TIME + TURN_TIME * pieces.max(0), 0) + STATE_TIME * states / processors
+    return int(sizes[time.argmin()])
     # [/chunk]
 
 
@@ -253,13 +262,15 @@ def plan(
 
         # Cut the keys of each block into chunks of one size.
         keys = np.maximum(blocks.end - blocks.first, 0)
-        size = chunk_size(keys, kv_heads * tiles, processors * tile.resident, tile.block, tile.rows)
+        rows = np.minimum(blocks.queries * group_size, tile.rows)
+        merged = segments_of[blocks.token0] > 1
+        size = chunk_size(keys, rows, merged, kv_heads * tiles, processors, tile)
         chunks = np.maximum(-(-keys // size), 1)
         block, c = spread(chunks)
         first = blocks.first[block] + c * size
 
         # Number the states: a piece writes one for each query, unless it alone has all keys of its tokens.
-        partial = np.where((chunks > 1) | (segments_of[blocks.token0] > 1), blocks.queries, 0)[block]
+        partial = np.where((chunks > 1) | merged, blocks.queries, 0)[block]
         state = np.where(partial > 0, num_states + np.cumsum(partial) - partial, -1)
         num_states += int(partial.sum())
 
