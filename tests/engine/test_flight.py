@@ -221,6 +221,30 @@ def test_a_look_that_plain_steps_had_to_wait_for_counts_against_drafts(wanted, l
     check(engine, requests, model.double())
 
 
+def test_texts_begin_with_plain_steps_unasked_a_few_times_after_these_were_best():
+    """Then the card does not wait for the choice, which is made while they run."""
+    model, head = counting(0)
+    engine = Engine(model, page_size=4, decode_steps=8, drafter=Eagle(head, confidence=0.0))
+    runner, asked, drafts, requests = engine.runner, [], [0], []
+    assert runner.part
+    runner._best = lambda chunks, going=0: asked.append(runner._under_way(chunks) is None) or (drafts[0], 8)
+
+    def begins(tokens):
+        asked.clear()
+        requests.append(engine.add([1, 2, 3], SamplingParams(tokens, ignore_eos=True)))
+        while engine.requests:
+            engine.step()
+        return asked[0] if asked else None
+
+    assert [begins(3) for _ in range(graph_runner.TRUSTED + 2)] == [True, *[None] * graph_runner.TRUSTED, True]
+    assert begins(12) is False, "the choice is made while the first steps run"
+    drafts[0] = 2  # they pay now: this is found while plain steps run, and the next text begins with them
+    assert begins(14) is False
+    assert begins(4) is True
+    assert engine.stats.steps_by_drafts[2] > 0
+    check(engine, requests, model.double())
+
+
 def test_the_next_steps_are_launched_before_the_host_looks(monkeypatch):
     """And never so many that a text that arrives would wait for more than `decode_steps` of them."""
     model, said = toy(dtype=torch.float32).to(DEVICE), []

@@ -50,6 +50,7 @@ from inference_opt.trace import recording
 
 PARTS = 2  # of the plain steps in a row, of which one runs and one is launched: who arrives waits for these at most
 LEAST = 4  # steps of such a part: a look should not take longer
+TRUSTED = 3  # times that texts begin with plain steps unasked, after those before them were best decoded so
 PLAIN = Shape(0)
 
 judgement = cache(Judged)  # few differ, and thousands of new tuples a run would set Python looking for garbage
@@ -64,6 +65,7 @@ class GraphRunner:
         self.flight: Flight | None = None  # launched ahead, and not looked at
         self.decided = 0  # plain steps that were decided on, and not launched
         self.paused = False  # no plain steps were launched ahead, because drafts are to come first
+        self.trusted = dict[int, int]()  # by how many texts, rounded up: times that plain steps may begin unasked
         self.part = max_steps // PARTS if max_steps >= PARTS * LEAST else 0
         self.most_steps = max_steps + round(SPREAD * max_steps**0.5)  # with drafts: a few more may end the texts
         self.clock = Clock(cache.device, model.is_sharded)
@@ -92,6 +94,10 @@ class GraphRunner:
         steps, others are launched ahead: plain steps in parts, and with drafts as many as may still be needed, since a
         text that lacks a few tokens costs another look. But where others wait for a place, whoever ends makes room,
         and a run ahead would be useless.
+
+        Where nothing is under way, the card waits for the choice, which takes the host longer than a step. If so many
+        texts were best decoded plainly when they began, the next ones begin with plain steps, and the choice is made
+        while these run.
         """
         if not self._replays(chunks):
             return self.eager.choose(chunks)
@@ -102,9 +108,17 @@ class GraphRunner:
             same = drafts == going and self._shape(chunks, going) == flight.shape
             ahead = min(max(steps - under_way, 0), self.most_steps - part)  # or the next run would be short again
             return Repeat(going, under_way, ahead if part and same else 0)
-        if not under_way or not part or self.decided < part:
+        begins, size = part > 0 and not under_way and not self.paused, rounded_up(len(chunks))
+        if begins and self.trusted.get(size) and all(each.request.acceptance for each in chunks):
+            self.trusted[size] -= 1
+            self.decided = self.max_steps
+        elif not under_way or not part or self.decided < part:
             drafts, steps = self._wanted(chunks)
             self.decided = self.max_steps
+            if drafts:
+                self.trusted.pop(size, None)
+            elif begins and steps >= self.max_steps and any(each.drafts for each in chunks):
+                self.trusted[size] = TRUSTED
             going_on = part and not under_way and all(each.request.decoding for each in chunks)
             if self.paused and going_on and not drafts and (choice := self.eager.speculation.choice):
                 choice.paused(len(chunks))

@@ -167,16 +167,17 @@ class Choice:
     ) -> list[Expected]:
         """What a run with each length would give."""
         n, given = len(texts), self._rates(texts, wanted)
-        prices, worst = np.array(self.costs.all(n)) / self.costs.of(n, 0), WORST + 2 * self.look(n)
+        look, plain_look = self.look(n), self.look(n, False)
+        prices, worst = np.array(self.costs.all(n)) / self.costs.of(n, 0), WORST + 2 * look
         # Texts change: no draft may be accepted any more.
         steps = np.clip(worst / np.maximum(prices - 1, 1e-9), LEAST, most_steps)
         if lefts is not None:
             steps = np.minimum(steps, np.ceil(lefts / given).max(axis=1))
         steps = steps.astype(int)
         saved = self._saved(steps[:, None] * given, lefts, most_steps)
-        looks = [0.0 if going and length == going else self.look(n) for length in LENGTHS]
+        looks = [0.0 if going and length == going else look for length in LENGTHS]
         gains = saved / (steps * prices + looks)
-        worths = saved / steps / (1 + self.look(n, False) / most_steps)
+        worths = saved / steps / (1 + plain_look / most_steps)
         columns = (each.tolist() for each in (steps, given.mean(axis=1), worths, prices, gains))
         return list(map(Expected, LENGTHS, *columns))
 

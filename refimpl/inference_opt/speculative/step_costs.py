@@ -128,8 +128,9 @@ class StepCosts:
             fewer = size_of(texts) // 2  # so many, and those below, are of another size
             prices += [self.of(texts, 0) if self.measured(texts, 0) else prices[-1]] * (texts - fewer)
             texts = fewer
-        phases = np.diff(np.sort(lefts), prepend=0)  # their steps
-        longest = lefts.max(axis=1)
+        ends = np.sort(lefts)
+        longest, phases = ends[:, -1], ends.copy()  # steps from one end to the next
+        phases[:, 1:] -= ends[:, :-1]
         looks = np.where(longest > 0, np.maximum(longest / most_steps, 1), 0)
         return phases @ prices[1:] + looks * self.look(n, False)
 
