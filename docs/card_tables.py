@@ -139,6 +139,24 @@ def drafts(*runs: dict[str, Any]) -> Table:
     return head, rows
 
 
+def drafts_by_batch(*runs: dict[str, Any]) -> Table:
+    """The least and the most that the engine's choice gives at a batch on any task, times plain decoding."""
+    names = {"prompt-lookup": "prompt lookup"}
+    head, columns = ["batch"], []
+    for run in runs:
+        for temperature in dict.fromkeys(each["temperature"] for each in run["results"]):
+            head.append(f"{names.get(run['drafter'], run['drafter'])}, T = {temperature:g}")
+            columns.append([each for each in run["results"] if each["temperature"] == temperature])
+    rows = []
+    for batch in dict.fromkeys(each["batch"] for each in columns[0]):
+        cells = []
+        for column in columns:
+            found = [_by_name(each)["chosen"]["over_plain"] for each in column if each["batch"] == batch]
+            cells.append(f"{min(found):.2f} to {max(found):.2f}×")
+        rows.append([str(batch), *cells])
+    return head, rows
+
+
 def beside_vllm(run: dict[str, Any]) -> Table:
     """Prompt lookup and vLLM's n-grams: tokens a second, and times plain decoding of the same engine."""
     names = ("plain", "chosen", "γ = 3", "vLLM", "vLLM, γ = 3")

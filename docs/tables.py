@@ -484,6 +484,7 @@ WRITERS["CONTEXTS_TABLE"] = partial(made, card_tables.contexts, "bench_contexts"
 WRITERS["PROMPTS_TABLE"] = partial(made, card_tables.forms, "bench_mla_prompts_h100")
 WRITERS["PROMPTS_SAYS"] = lambda: card_tables.forms_say(figures("bench_mla_prompts_h100"))
 WRITERS["DRAFTS_TABLE"] = partial(made, card_tables.drafts, "bench_drafts_lookup", "bench_drafts_trained")
+WRITERS["BATCHES_TABLE"] = partial(made, card_tables.drafts_by_batch, "bench_drafts_lookup", "bench_drafts_trained")
 WRITERS["TOGETHER_TABLE"] = partial(made, card_tables.together, "bench_together")
 WRITERS["PEER_DRAFTS_TABLE"] = partial(made, card_tables.beside_vllm, "bench_drafts_vllm")
 WRITERS["KNOWN_TABLE"] = partial(made, card_tables.known, "bench_drafts_8b")
