@@ -173,6 +173,13 @@ def test_it_wins_where_it_can(seen, batch):
     assert best > 3
 
 
+def test_a_trial_is_long_enough_to_show_what_drafts_give():
+    """One of a few steps costs a look, cannot make up for it, and is soon forgotten: then drafts would never pay."""
+    speed, best = over_plain(Choice(seen=False, ahead=True), "0.3", "by row", 1, 128, 60, 0, -4.0)
+    assert speed > 1.04
+    assert best < 1.09
+
+
 @pytest.mark.parametrize("seen", [True, False])
 def test_a_step_is_captured_when_it_would_have_gained_what_that_takes(seen):
     """At 0.8, drafts save two thirds of the steps. A capture takes more than two texts of 100 tokens would gain."""

@@ -18,7 +18,8 @@ Bandits, 1602.04282):
              shown what to expect)
     look     what a run takes besides its steps, more with drafts than without: a run of few steps pays it early. There
              is none between steps and those that were launched behind them
-    steps    as many as the credit pays for
+    steps    as many as the credit pays for. If only they show what a drafter gives, but are too few to make up for
+             their look even where that is what is expected, the credit is kept until it pays for more
     capture  a step that was never captured must be (`engine/captured_steps.py`), which takes as long as hundreds of
              steps. How often a size of batch comes is not known. So it is done when what such steps would have gained
              so far has reached what it takes: then at most twice the time is lost that the best plan would have lost
@@ -48,7 +49,6 @@ CAP = 12.0  # plain steps: the most that speculation may lose before it pays aga
 WORST = 24.0  # plain steps: the most that one run may lose, besides two looks
 FEW_TEXTS = 8  # at most, show too little in few steps
 FORGIVEN = 5.0  # plain steps of so few texts: of the look of a trial
-TRIAL = 6.0  # plain steps: the most that such a trial may lose besides
 BEGIN = 4.0  # plain steps of credit at first
 FIRST = 16  # plain steps until a text's first choice
 SHORT = 8  # steps of a trial, and those that measure plain decoding again
@@ -58,7 +58,7 @@ AGAIN = 32  # choices until plain decoding is measured again
 BETTER = 1.05  # times plain: estimates are rough
 WEIGHT = 24.0  # tokens that the other texts' acceptance counts for in a text's own
 ENDED = 64  # texts that tell how different texts are
-KNOWN = 128  # tokens of earlier texts that tell what texts are like
+KNOWN = 32  # tokens of earlier texts that tell what texts are like
 LATELY = 2048.0  # tokens of other texts that count
 AT_ONCE = 6  # captures that take no share of the time
 CAPTURE = 0.05  # seconds: what a capture is assumed to take before one was measured
@@ -231,15 +231,19 @@ class Choice:
 
     def _steps(self, texts: int, each: Expected, hoped: float, most_steps: int, look: float) -> int:
         """As many steps as may be risked, if each saves at least the plain steps that are hoped for."""
-        risk = each.price - hoped * (1 + self.look(texts, False) / most_steps)
+        plain = 1 + self.look(texts, False) / most_steps
+        risk = each.price - hoped * plain
         if look + each.steps * risk <= self.credit:  # if that is below 0: what was lost is won back
             return each.steps
         # In few steps, few texts do not show what a drafter gives that must be tried. So most of a look is forgiven.
         forgiven = 0.0 if self.seen or texts > FEW_TEXTS else min(look, FORGIVEN)
-        left = min(self.credit - look + forgiven, TRIAL if forgiven else CAP)
+        left = min(self.credit - look + forgiven, CAP)
         if left < 0:
             return 0
-        return each.steps if each.steps * risk <= left else int(left / risk)
+        if each.steps * risk <= left:
+            return each.steps
+        steps = int(left / risk)
+        return steps if self.seen or steps * (each.worth * plain - each.price) >= look else 0
 
     def shown(self, steps: Sequence[float], drafts: int) -> list[float]:
         """The steps that a text's tokens would have taken with each length, after it had up to so many drafts a step.
