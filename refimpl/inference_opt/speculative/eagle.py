@@ -27,8 +27,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from inference_opt.cache.fused_forward import can_fuse
+from inference_opt.cache.fused_forward import can_fuse, fused_layer
 from inference_opt.cache.paged import PagedCache
+from inference_opt.cache.paged_kernel import PagedKernelBatch
 from inference_opt.kernels.batch import uses_triton
 from inference_opt.kernels.transfer import sent
 from inference_opt.model.experts import SwiGLU
@@ -203,8 +204,10 @@ class Eagle(Autoregressive):
         self, tables: Sequence[list[int]], slots: list[int], counts: list[int], features: Tensor, following: Tokens
     ) -> Float[Tensor, "slots dim"]:
         batch = self.cache.batch(tables, slots, counts)
-        tokens = torch.as_tensor(following, device=self.target.device)
-        return self.head(features, self.target.embed(tokens), batch.positions, batch)
+        embeds = self.target.embed(torch.as_tensor(following, device=self.target.device))
+        if self.captured and isinstance(batch, PagedKernelBatch):
+            return fused_layer(self.head.joined(features, embeds), self.head.layer, self.head.rope(features), batch)
+        return self.head(features, embeds, batch.positions, batch)
 
 
 def _fusible(head: DraftHead) -> bool:

@@ -63,6 +63,12 @@ class DraftHead(nn.Module):
         """One feature a token from the target's residual stream behind each layer of `taps`."""
         return self.fuse_taps(torch.cat(list(tapped), dim=-1).to(self.dtype))
 
+    def joined(
+        self, features: Float[Tensor, "slots dim"], embeds: Float[Tensor, "slots dim"]
+    ) -> Float[Tensor, "slots dim"]:
+        """What the layer reads: of each slot the feature of token t, and the embedding of token t + 1."""
+        return self.join(torch.cat((self.embed_norm(embeds.to(self.dtype)), self.feature_norm(features)), dim=-1))
+
     def forward(
         self,
         features: Float[Tensor, "slots dim"],
@@ -71,9 +77,7 @@ class DraftHead(nn.Module):
         kv: KV,
     ) -> Float[Tensor, "slots dim"]:
         """The state of each slot: feature of token t, embedding of token t + 1, position t."""
-        embeds = embeds.to(self.dtype)
-        x = self.join(torch.cat((self.embed_norm(embeds), self.feature_norm(features)), dim=-1))
-        return self.layer(x, self.rope(features).at(positions), 0, kv)
+        return self.layer(self.joined(features, embeds), self.rope(features).at(positions), 0, kv)
 
     def logits(self, states: Float[Tensor, "slots dim"]) -> Float[Tensor, "slots reduced"]:
         """Scores of the tokens in `token_ids`."""
