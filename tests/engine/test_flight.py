@@ -227,7 +227,7 @@ def test_texts_begin_with_plain_steps_unasked_a_few_times_after_these_were_best(
     engine = Engine(model, page_size=4, decode_steps=8, drafter=Eagle(head, confidence=0.0))
     runner, asked, drafts, requests = engine.runner, [], [0], []
     assert runner.part
-    runner._best = lambda chunks, going=0: asked.append(runner._under_way(chunks) is None) or (drafts[0], 8)
+    runner._best = lambda chunks, going=0: asked.append(len(chunks[0].request.output)) or (drafts[0], 8)
 
     def begins(tokens):
         asked.clear()
@@ -236,11 +236,11 @@ def test_texts_begin_with_plain_steps_unasked_a_few_times_after_these_were_best(
             engine.step()
         return asked[0] if asked else None
 
-    assert [begins(3) for _ in range(graph_runner.TRUSTED + 2)] == [True, *[None] * graph_runner.TRUSTED, True]
-    assert begins(12) is False, "the choice is made while the first steps run"
+    assert [begins(3) for _ in range(graph_runner.TRUSTED + 2)] == [1, *[None] * graph_runner.TRUSTED, 1]
+    assert begins(12) == 1 + runner.part, "the choice is made while the next part runs"
     drafts[0] = 2  # they pay now: this is found while plain steps run, and the next text begins with them
-    assert begins(14) is False
-    assert begins(4) is True
+    assert begins(14) == 1 + runner.part
+    assert begins(4) == 1
     assert engine.stats.steps_by_drafts[2] > 0
     check(engine, requests, model.double())
 

@@ -75,9 +75,10 @@ def fused_states(
 
 
 def fused_layer(h: Float[Tensor, "tokens dim"], layer: Layer, rope: RopeTable, kv: PagedKernelBatch) -> Tensor:
-    """`layer(h, rope.at(kv.positions), 0, kv)`, in fewer launches and in place; an ordinary launch has made h.
+    """`layer(h, rope.at(kv.positions), 0, kv)`, in fewer launches and in place.
 
-    For grouped queries and SwiGLU, without biases and norms of heads.
+    For grouped queries and SwiGLU, without biases and norms of heads. An ordinary launch has made h, and the batch was
+    planned before it (`kernels/pdl.py`).
     """
     assert isinstance(layer.attention, GroupedQueryAttention)
     assert isinstance(layer.mlp, SwiGLU)

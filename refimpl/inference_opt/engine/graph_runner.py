@@ -50,7 +50,7 @@ from inference_opt.trace import recording
 
 PARTS = 2  # of the plain steps in a row, of which one runs and one is launched: who arrives waits for these at most
 LEAST = 4  # steps of such a part: a look should not take longer
-TRUSTED = 3  # times that texts begin with plain steps unasked, after those before them were best decoded so
+TRUSTED = 3  # times that texts begin with plain steps unasked, after those before them were decoded so
 PLAIN = Shape(0)
 
 judgement = cache(Judged)  # few differ, and thousands of new tuples a run would set Python looking for garbage
@@ -96,31 +96,33 @@ class GraphRunner:
         and a run ahead would be useless.
 
         Where nothing is under way, the card waits for the choice, which takes the host longer than a step. If so many
-        texts were best decoded plainly when they began, the next ones begin with plain steps, and the choice is made
+        texts were to be decoded plainly when they began, the next ones begin with plain steps, and the choice is made
         while these run.
         """
         if not self._replays(chunks):
             return self.eager.choose(chunks)
         part, flight = 0 if any(each.queue for each in chunks) else self.part, self._under_way(chunks)
-        under_way = flight.steps if flight else 0
+        under_way, size = flight.steps if flight else 0, rounded_up(len(chunks))
         if flight and (going := flight.shape.gamma):
+            self.trusted.pop(size, None)
             drafts, steps = self._wanted(chunks, going)
             same = drafts == going and self._shape(chunks, going) == flight.shape
             ahead = min(max(steps - under_way, 0), self.most_steps - part)  # or the next run would be short again
             return Repeat(going, under_way, ahead if part and same else 0)
-        begins, size = part > 0 and not under_way and not self.paused, rounded_up(len(chunks))
-        if begins and self.trusted.get(size) and all(each.request.acceptance for each in chunks):
+        begins, choice = part > 0 and not under_way and not self.paused, self.eager.speculation.choice
+        free = all(each.request.acceptance and each.request.decoding for each in chunks)
+        if begins and choice and free and self.trusted.get(size):
             self.trusted[size] -= 1
-            self.decided = self.max_steps
+            choice.missing, self.decided = 0.0, self.max_steps - part
         elif not under_way or not part or self.decided < part:
             drafts, steps = self._wanted(chunks)
             self.decided = self.max_steps
             if drafts:
                 self.trusted.pop(size, None)
-            elif begins and steps >= self.max_steps and any(each.drafts for each in chunks):
+            elif begins and free and steps >= self.max_steps and any(each.drafts for each in chunks):
                 self.trusted[size] = TRUSTED
             going_on = part and not under_way and all(each.request.decoding for each in chunks)
-            if self.paused and going_on and not drafts and (choice := self.eager.speculation.choice):
+            if self.paused and going_on and not drafts and choice:
                 choice.paused(len(chunks))
             self.paused = drafts > 0 and part > 0
             if drafts or steps < self.max_steps or not part:
@@ -170,6 +172,7 @@ class GraphRunner:
     def forget(self) -> None:
         """Drop the captured graphs, which hold the addresses of the old weights."""
         self.captured.graphs.clear()
+        self.trusted.clear()
         self.flight = None
 
     def _replays(self, chunks: Sequence[Chunk]) -> bool:

@@ -127,9 +127,9 @@ def project(
 
 def few(x: Float[Tensor, "tokens width"], weight: Float[Tensor, "rows width"]) -> bool:
     """Whether so many rows have a kernel of their own for this matrix."""
-    # The library is faster for matrices of more than 2²⁵ numbers; where more than eight rows need more than two
-    # programs for each processor; and where several programs read the same weights, of more than 2²² numbers. Found on
-    # an H100 and an H200.
+    # The library is faster for matrices of more than 2²⁵ numbers; for those of more than 2²² where several programs
+    # read the same weights, with more than sixteen rows; and where more than eight rows need more than two programs for
+    # each processor. Found on an H100 and an H200.
     parts = triton.cdiv(len(x), 16)
     programs, most = triton.cdiv(len(weight), 16) * parts, 1 << (25 if parts == 1 else 22)
     fits = 1 < len(x) <= 64 and weight.numel() <= most and (len(x) <= 8 or programs <= 256)

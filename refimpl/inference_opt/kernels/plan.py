@@ -34,7 +34,7 @@ Field = Any  # an int32 of one piece, or a column of them: a tensor, or an array
 PIECE_TIME = 128  # to start a piece
 MERGE_TIME = 64  # to merge states, however few
 TURN_TIME = 4  # to take in one more state of the same row
-STATE_TIME = 6  # to write and read the state of one row, of those that a multiprocessor has
+STATE_TIME = 6  # to write and read the state of one row; states are shared out among the multiprocessors
 GQA_WIDTHS = ((64, 64), (128, 128), (192, 128))  # of keys and values, for the Gluon kernel of many rows
 SHARED_MEMORY = 220 * 1024  # bytes a program may use: 227 KiB on an H100, less what the kernel needs for itself
 
@@ -159,8 +159,8 @@ def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -
     if hopper == "gqa" and rows > 64:
         return Tile(128, 128, 8, 2, 1, hopper)
 
-    # Blocks are as long as shared memory allows with two programs on a multiprocessor, so that one loads while the
-    # other computes. Latents are wide: a program has the multiprocessor to itself.
+    # Blocks are as long as shared memory allows with two programs on a multiprocessor, or more if these are small, so
+    # that one loads while another computes. Latents are wide: a program has the multiprocessor to itself.
     if key_bytes <= 512:  # keys and values of 128 numbers in half precision
         resident = 2 * (1 + (height == 16)) * (1 + (key_bytes <= 256))
         tile = Tile(height, 32 if height == 16 else 64, 4, 3, resident)
@@ -183,7 +183,7 @@ def choose_tile(rows: int, key_bytes: int, query_bytes: int, hopper: str = "") -
 
 
 def chunk_size(keys: Array, rows: Array, merged: NDArray[np.bool_], heads: int, processors: int, tile: Tile) -> int:
-    """The number of keys a piece with which all ends soonest.
+    """The number of keys a piece with which everything ends soonest.
 
     `keys` and `rows`: of each tile, to be cut for each of `heads`. `merged`: whether its rows have states anyway,
     since they meet other keys elsewhere. The machine begins the longest pieces first. So all programs are busy until

@@ -18,8 +18,8 @@ Bandits, 1602.04282):
              shown what to expect)
     look     what a run takes besides its steps, more with drafts than without: a run of few steps pays it early. There
              is none between steps and those that were launched behind them
-    steps    as many as the credit pays for. If only they show what a drafter gives, but are too few to make up for
-             their look even where that is what is expected, the credit is kept until it pays for more
+    steps    as many as the credit pays for. Where only drafting shows what a drafter gives, and so few steps would not
+             make up for their look even if they gave what is expected, the credit is kept until it pays for more
     capture  a step that was never captured must be (`engine/captured_steps.py`), which takes as long as hundreds of
              steps. How often a size of batch comes is not known. So it is done when what such steps would have gained
              so far has reached what it takes: then at most twice the time is lost that the best plan would have lost
@@ -51,7 +51,7 @@ FEW_TEXTS = 8  # at most, show too little in few steps
 FORGIVEN = 5.0  # plain steps of so few texts: of the look of a trial
 BEGIN = 4.0  # plain steps of credit at first
 FIRST = 16  # plain steps until a text's first choice
-SHORT = 8  # steps of a trial, and those that measure plain decoding again
+SHORT = 8  # steps of a first trial, and those that measure plain decoding again
 LEAST = 4  # steps that are worth a trial
 TRIED = 3  # drafts of a chain, at most, while nothing is known: α shows in few drafts as well
 AGAIN = 32  # choices until plain decoding is measured again

@@ -32,6 +32,7 @@ from inference_opt.cache.paged import PagedCache
 from inference_opt.cache.paged_kernel import PagedKernelBatch
 from inference_opt.kernels.batch import uses_triton
 from inference_opt.kernels.transfer import sent
+from inference_opt.model.attention import CacheBatch
 from inference_opt.model.experts import SwiGLU
 from inference_opt.model.gqa import GroupedQueryAttention
 from inference_opt.model.transformer import Transformer
@@ -205,9 +206,14 @@ class Eagle(Autoregressive):
     ) -> Float[Tensor, "slots dim"]:
         batch = self.cache.batch(tables, slots, counts)
         embeds = self.target.embed(torch.as_tensor(following, device=self.target.device))
-        if self.captured and isinstance(batch, PagedKernelBatch):
-            return fused_layer(self.head.joined(features, embeds), self.head.layer, self.head.rope(features), batch)
-        return self.head(features, embeds, batch.positions, batch)
+        return self._read(features, embeds, batch)
+
+    def _read(self, features: Tensor, embeds: Tensor, batch: CacheBatch) -> Float[Tensor, "slots dim"]:
+        """The states of these slots: by fewer launches where kernels run."""
+        if not (self.captured and isinstance(batch, PagedKernelBatch)):
+            return self.head(features, embeds, batch.positions, batch)
+        batch.plan(self.head.layer.attention.heads)  # before `joined`, which is an ordinary launch
+        return fused_layer(self.head.joined(features, embeds), self.head.layer, self.head.rope(features), batch)
 
 
 def _fusible(head: DraftHead) -> bool:
