@@ -1,5 +1,6 @@
 """What each drafter says, against the plainest way to say it; and how long a draft should be."""
 
+import sys
 from array import array
 from collections import Counter
 from dataclasses import dataclass
@@ -39,6 +40,18 @@ def request(tokens, gamma, **params):
     return DraftRequest(
         Page(array("i", tokens), len(tokens) - 1, [], SamplingParams(**params)), gamma, Noise(1, len(tokens))
     )
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_text_may_grow_while_a_profiler_keeps_the_frames_that_looked_it_up(depth):
+    asked, frames = request([1, 2, 3, 1, 2, 4, 1, 2], 3), []
+    sys.setprofile(lambda frame, *_: frames.append(frame))
+    try:
+        drafter = PromptLookup(2, 1)
+        drafter._chain(asked) if depth == 1 else drafter._tree(asked, depth)
+    finally:
+        sys.setprofile(None)
+    asked.text.tokens.append(3)
 
 
 def copied(tokens, most, least, gamma):

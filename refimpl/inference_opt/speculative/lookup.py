@@ -72,7 +72,8 @@ class PromptLookup(Drafter):
         """
         tokens = request.text.tokens
         votes: Counter[tuple[int, ...]] = Counter()
-        for start in self._occurrences(np.asarray(tokens, dtype=np.int32)):
+        # A copy: the text cannot grow while anyone looks at its own memory, be it a profiler that keeps this frame.
+        for start in self._occurrences(np.array(tokens, dtype=np.int32)):
             copied = self._copy(tokens, start, depth)
             votes.update(tuple(copied[:level]) for level in range(1, depth + 1))
         # Sorting is stable: of equal ones the latest occurrence's comes first.
