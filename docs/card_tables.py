@@ -118,11 +118,10 @@ def drafts(*runs: dict[str, Any]) -> Table:
 
     Of the cases that were run these are the ones in SHOWN.
     """
-    names = {"prompt-lookup": "prompt lookup"}
     head, columns = ["", "batch", "plain, tokens/s"], []
     for run in runs:
         for row in run["results"][0]["rows"][1:]:
-            head.append(f"{names.get(run['drafter'], run['drafter'])}, {row['name']}")
+            head.append(f"{run['drafter'].replace('-', ' ')}, {row['name']}")
             columns.append((run["drafter"], row["name"]))
     cases: dict[tuple[str, float, int], dict[tuple[str, str], Any]] = {}
     for run in runs:
@@ -141,11 +140,10 @@ def drafts(*runs: dict[str, Any]) -> Table:
 
 def drafts_by_batch(*runs: dict[str, Any]) -> Table:
     """The least and the most that the engine's choice gives at a batch on any task, times plain decoding."""
-    names = {"prompt-lookup": "prompt lookup"}
     head, columns = ["batch"], []
     for run in runs:
         for temperature in dict.fromkeys(each["temperature"] for each in run["results"]):
-            head.append(f"{names.get(run['drafter'], run['drafter'])}, T = {temperature:g}")
+            head.append(f"{run['drafter'].replace('-', ' ')}, T = {temperature:g}")
             columns.append([each for each in run["results"] if each["temperature"] == temperature])
     rows = []
     for batch in dict.fromkeys(each["batch"] for each in columns[0]):

@@ -187,8 +187,8 @@ def chunk_size(keys: Array, rows: Array, merged: NDArray[np.bool_], heads: int, 
 
     `keys` and `rows`: of each tile, to be cut for each of `heads`. `merged`: whether its rows have states anyway,
     since they meet other keys elsewhere. The machine begins the longest pieces first. So all programs are busy until
-    the last round, which consists of the shortest pieces and may be partly empty. But no program ends before its pieces
-    of full length do. Then states are merged:
+    the last round, which consists of the shortest pieces and may be partly empty. The end cannot come before all rounds
+    of full pieces have ended. Then states are merged:
 
         time = max(rounds of full pieces, work / programs + empty part of the last round · shortest piece) + merge
     """
